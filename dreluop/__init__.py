@@ -1,0 +1,20 @@
+"""Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
+
+from dreluop import ops
+from dreluop.autograd import CappedReLUFunction
+from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
+from dreluop.modules import DReLU, LazyDReLU, SReLU
+from dreluop.version import __version__
+
+__all__ = [
+    "CappedReLUFunction",
+    "DReLU",
+    "LazyDReLU",
+    "SReLU",
+    "Saturation",
+    "__version__",
+    "cap_penalty",
+    "capped_relu",
+    "ops",
+    "saturation",
+]

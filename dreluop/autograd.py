@@ -1,0 +1,379 @@
+"""The activation as torch.autograd.Functions: first and second order, forward and reverse mode, vmap.
+
+``CappedReLUFunction`` is differentiated by ``CappedReLUBackwardFunction``, whose derivative with respect to the incoming
+gradient is ``CappedReLUTangentFunction``, whose derivative is again the backward: the three are closed, so every order
+is exact. Derivatives of the region masks are zero almost everywhere and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from dreluop import batching
+from dreluop.backends.reference import accumulation_dtype, memory_order
+from dreluop.ops import calls
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+class _Function(torch.autograd.Function):
+    """autograd.Function whose apply skips the 50 us that torch spends on binding default arguments."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return cls.apply_at_this_level(*args)
+
+    @classmethod
+    def apply_at_this_level(cls, *args: Any) -> Any:
+        """Apply without asking functorch, as the dispatcher's Autograd kernels must: it has asked already."""
+        if not torch._C._are_functorch_transforms_active():
+            return super(torch.autograd.Function, cls).apply(*args)
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, cls).apply(*args)
+
+
+def derivative_may_be_asked(*tensors: Tensor) -> bool:
+    """Whether calling an operator on these tensors must go through an autograd.Function."""
+    return (
+        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+class CappedReLUFunction(_Function):
+    """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
+
+    ``apply(x, cap, dim, inplace, save, balancer)``; all six positionally. Returns y, or a tuple: y, then the 2-bit code
+    if ``save="code"``, then the penalty if ``balancer`` is a number. Shapes, dtypes and granularities are those of
+    ``dreluop.capped_relu``. Saved for backward: the cap, and y or the code (N/4 bytes); nothing when neither x nor cap
+    needs a gradient.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
+    ) -> Tensor | tuple[Tensor, ...]:
+        with _below_autograd():
+            if save == "output" and balancer is None:
+                if not inplace:
+                    return calls.forward(x, cap, dim)
+                calls.forward_(x, cap, dim)
+                return x
+            if inplace:
+                y, (code, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer)
+            else:
+                y, code, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
+        outputs = (y, code) if save == "code" else (y,)
+        return outputs if balancer is None else (*outputs, penalty)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, cap, dim, inplace, save, balancer = inputs
+        outputs = output if isinstance(output, tuple) else (output,)
+        y = outputs[0]
+        ctx.set_materialize_grads(False)
+        ctx.inplace = inplace
+        ctx.dim, ctx.balancer, ctx.arity = dim, balancer, len(outputs)
+        if inplace:
+            ctx.mark_dirty(x)
+        saved, ctx.order = y, ()
+        if save == "code":
+            saved = outputs[1]
+            ctx.mark_non_differentiable(saved)
+            if saved.dtype == torch.uint8:
+                ctx.order = memory_order(y)
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            ctx.save_for_backward(saved, cap)
+        ctx.save_for_forward(y, cap)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, cap = ctx.saved_tensors
+        need_x, need_cap = ctx.needs_input_grad[:2]
+        grad = grads[0]
+        grad_penalty = grads[-1] if ctx.balancer is not None else None
+        dx: Tensor | None = None
+        dcap: Tensor | None = None
+        if grad is not None:
+            dx, dcap = _backward(
+                grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, ctx.balancer, grad_penalty
+            )
+        elif grad_penalty is not None and need_cap:
+            dcap = penalty_gradient(grad_penalty, (cap,), ctx.balancer)[0]
+        return dx if need_x else None, dcap if need_cap else None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        x_tangent, cap_tangent = tangents[:2]
+        y, cap = ctx.saved_for_forward
+        u = x_tangent if x_tangent is not None else y.new_zeros(()).expand(y.shape)
+        y_tangent = _tangent(u, cap_tangent, y, cap, ctx.dim, ())
+        if ctx.inplace:
+            # autograd requires the tangent of an in-place function to be written in place too.
+            y_tangent = x_tangent.copy_(y_tangent) if x_tangent is not None else y_tangent
+        if ctx.arity == 1:
+            return y_tangent
+        extras: list[Tensor | None] = [None] * (ctx.arity - 1)
+        if ctx.balancer is not None:
+            extras[-1] = _penalty_tangent((cap,), (cap_tangent,), ctx.balancer)
+        return (y_tangent, *extras)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        x, cap, dim, inplace, save, balancer = args
+        if inplace:
+            raise RuntimeError("capped_relu: inplace=True does not work under torch.vmap; use inplace=False")
+        fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
+        y = CappedReLUFunction.apply(fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None)
+        y, y_dim = fold.restore_x(y)
+        outputs, out_dims = [y], [y_dim]
+        if save == "code":
+            # A packed code has no batch dimension, so the output is saved in its place.
+            outputs.append(y.detach())
+            out_dims.append(y_dim)
+        if balancer is not None:
+            batched = in_dims[1] is not None
+            caps = cap.movedim(in_dims[1], 0) if batched else cap.unsqueeze(0)
+            caps = caps.to(accumulation_dtype(cap))
+            penalty = balancer * caps.square().reshape(caps.shape[0], -1).sum(1)
+            outputs.append(penalty if batched else penalty.squeeze(0))
+            out_dims.append(0 if batched else None)
+        return (tuple(outputs), tuple(out_dims)) if len(outputs) > 1 else (y, y_dim)
+
+
+class CappedReLUBackwardFunction(_Function):
+    """(dx, dcap) from (grad, saved, cap); linear in grad and, through the penalty, bilinear in (grad_penalty, cap)."""
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        saved: Tensor,
+        cap: Tensor,
+        dim: int,
+        order: Sequence[int],
+        need_x: bool,
+        need_cap: bool,
+        balancer: float | None,
+        grad_penalty: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        with _below_autograd():
+            return calls.backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(
+            *(t for t, needed in zip(output, (ctx.need_x, ctx.need_cap), strict=True) if not needed)
+        )
+        ctx.has_penalty = ctx.balancer is not None and grad_penalty is not None and ctx.need_cap
+        ctx.shape, ctx.dtype, ctx.device = grad.shape, grad.dtype, grad.device
+        kept = (saved, cap, grad_penalty) if ctx.has_penalty else (saved, cap)
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, cap, *rest = ctx.saved_tensors
+        grad_dx, grad_dcap = grads
+        dgrad: Tensor | None = None
+        dcap: Tensor | None = None
+        dpenalty: Tensor | None = None
+        if ctx.needs_input_grad[0] and (grad_dx is not None or grad_dcap is not None):
+            dgrad = _tangent(_or_zeros(grad_dx, ctx), grad_dcap, saved, cap, ctx.dim, ctx.order)
+        if ctx.has_penalty and grad_dcap is not None:
+            if ctx.needs_input_grad[2]:
+                dcap = penalty_gradient(rest[0], (grad_dcap,), ctx.balancer)[0].to(cap.dtype)
+            if ctx.needs_input_grad[8]:
+                dpenalty = _penalty_tangent((cap,), (grad_dcap,), ctx.balancer).to(rest[0].dtype)
+        return dgrad, None, dcap, None, None, None, None, None, dpenalty
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None]:
+        grad_tangent, _, cap_tangent, *_, penalty_tangent = tangents
+        saved, cap, *rest = ctx.saved_for_forward
+        dx, dcap = _backward(
+            _or_zeros(grad_tangent, ctx), saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None
+        )
+        if ctx.has_penalty:
+            if cap_tangent is not None:
+                dcap = dcap + penalty_gradient(rest[0], (cap_tangent,), ctx.balancer)[0]
+            if penalty_tangent is not None:
+                dcap = dcap + penalty_gradient(penalty_tangent, (cap,), ctx.balancer)[0]
+        return dx if ctx.need_x else None, dcap if ctx.need_cap else None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty = args
+        _refuse_code_under_vmap(saved)
+        fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
+        dx, dcap = CappedReLUBackwardFunction.apply(
+            fold.like_x(grad, in_dims[0]),
+            fold.like_x(saved, in_dims[1]),
+            fold.cap(cap, in_dims[2]),
+            fold.dim,
+            (),
+            need_x,
+            need_cap,
+            None,
+            None,
+        )
+        dx, dx_dim = fold.restore_x(dx) if need_x else (dx, None)
+        dcap, dcap_dim = fold.restore_cap(dcap) if need_cap else (dcap, None)
+        if need_cap and balancer is not None and grad_penalty is not None:
+            caps = batching.with_batch_first(cap, in_dims[2], info.batch_size)
+            scale = batching.with_batch_first(grad_penalty, in_dims[8], info.batch_size)
+            scale = scale.reshape(-1, *[1] * (caps.ndim - 1))
+            dcap = (dcap.movedim(dcap_dim, 0).to(scale.dtype) + 2 * balancer * scale * caps).to(cap.dtype)
+            dcap_dim = 0
+        return (dx, dcap), (dx_dim, dcap_dim)
+
+
+class CappedReLUTangentFunction(_Function):
+    """u where the element is inside, v (cast to u's dtype) where it is capped, 0 elsewhere; linear in (u, v)."""
+
+    @staticmethod
+    def forward(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+        with _below_autograd():
+            return calls.tangent(u, v, saved, cap, dim, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        u, v, saved, cap, ctx.dim, ctx.order = inputs
+        ctx.has_v = v is not None
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype, ctx.device = u.shape, u.dtype, u.device
+        ctx.save_for_backward(saved, cap)
+        ctx.save_for_forward(saved, cap)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return None, None, None, None, None, None
+        saved, cap = ctx.saved_tensors
+        need_u, need_v = ctx.needs_input_grad[:2]
+        du, dv = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
+        return du if need_u else None, dv if need_v else None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        saved, cap = ctx.saved_for_forward
+        return _tangent(_or_zeros(tangents[0], ctx), tangents[1], saved, cap, ctx.dim, ctx.order)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        u, v, saved, cap, dim, _ = args
+        _refuse_code_under_vmap(saved)
+        per_sample = v is not None and in_dims[1] is not None
+        fold = batching.Fold(info.batch_size, in_dims[0], u, in_dims[3], cap, dim, per_sample_cap=per_sample)
+        out = CappedReLUTangentFunction.apply(
+            fold.like_x(u, in_dims[0]),
+            None if v is None else fold.cap(v, in_dims[1]),
+            fold.like_x(saved, in_dims[2]),
+            fold.cap(cap, in_dims[3]),
+            fold.dim,
+            (),
+        )
+        return fold.restore_x(out)
+
+
+class CapPenaltyFunction(_Function):
+    """``balancer * sum over all caps of sum(m^2)``, equation (1) of the paper; ``apply(balancer, *caps)``."""
+
+    @staticmethod
+    def forward(balancer: float, *caps: Tensor) -> Tensor:
+        with _below_autograd():
+            return calls.penalty(caps, balancer)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.balancer, *caps = inputs
+        ctx.save_for_backward(*caps)
+        ctx.save_for_forward(*caps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *penalty_gradient(grads[0], ctx.saved_tensors, ctx.balancer))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], balancer: float, *caps: Tensor) -> tuple[Any, Any]:
+        dtype = accumulation_dtype(*caps)
+        batched = [
+            batching.with_batch_first(cap, cap_dim, info.batch_size).to(dtype).square().reshape(info.batch_size, -1).sum(1)
+            for cap, cap_dim in zip(caps, in_dims[1:], strict=True)
+        ]
+        return balancer * torch.stack(batched).sum(0), 0
+
+
+def _backward(
+    grad: Tensor,
+    saved: Tensor,
+    cap: Tensor,
+    dim: int,
+    order: Sequence[int],
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    args = (grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
+    result: tuple[Tensor, Tensor]
+    if derivative_may_be_asked(grad, cap):
+        result = CappedReLUBackwardFunction.apply(*args)
+        return result
+    with _below_autograd():
+        result = calls.backward(*args)
+    return result
+
+
+def _tangent(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]
+) -> Tensor:
+    out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
+    return out
+
+
+def _or_zeros(t: Tensor | None, ctx: Any) -> Tensor:
+    # Expanded from one element: an absent gradient costs no memory.
+    return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
+
+
+def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+    """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
+    # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
+    if derivative_may_be_asked(grad, *caps) or torch._C._functorch.is_legacy_batchedtensor(grad):
+        dtype = accumulation_dtype(grad, *caps)
+        return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
+    with _below_autograd():
+        result: list[Tensor] = calls.penalty_backward(grad, list(caps), balancer)
+    return result
+
+
+def _penalty_tangent(caps: Sequence[Tensor], tangents: Sequence[Tensor | None], balancer: float) -> Tensor:
+    dtype = accumulation_dtype(*caps)
+    total = torch.zeros((), dtype=dtype, device=caps[0].device)
+    for cap, cap_tangent in zip(caps, tangents, strict=True):
+        if cap_tangent is not None:
+            total = total + (cap.to(dtype) * cap_tangent.to(dtype)).sum()
+    return 2 * balancer * total
+
+
+def _refuse_code_under_vmap(saved: Tensor) -> None:
+    if saved.dtype == torch.uint8:
+        raise RuntimeError(
+            'capped_relu: a 2-bit code saved outside torch.vmap cannot be split inside it; use save="output"'
+        )

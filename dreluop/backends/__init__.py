@@ -1,0 +1,1 @@
+"""Implementations of the operators: `reference` (pure PyTorch) and `native` (compiled)."""

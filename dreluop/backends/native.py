@@ -1,0 +1,44 @@
+"""The compiled operators: loads `_ops.abi3.so`, which adds kernels to the schemas of `dreluop.ops.schemas`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
+ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
+
+# Why the compiled operators do not serve, in the words of whatever failed; None when they do.
+load_error: str | None
+
+
+def _load() -> str | None:
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if wanted == "reference":
+        return f"not loaded: {ENVIRONMENT_VARIABLE}=reference asks for the reference"
+    if wanted not in ("", "native"):
+        raise ValueError(f'{ENVIRONMENT_VARIABLE}: got "{wanted}"; expected "native" or "reference"')
+    error = _load_library()
+    if error is not None and wanted == "native":
+        raise ImportError(f"{ENVIRONMENT_VARIABLE}=native, but the compiled operators do not load: {error}")
+    return error
+
+
+def _load_library() -> str | None:
+    if not LIBRARY.exists():
+        return f"{LIBRARY} does not exist: installed with DRELUOP_BUILD=none, or run from a source folder without a build"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+load_error = _load()
+
+
+def is_loaded() -> bool:
+    """Whether CPU tensors are served by the compiled kernels."""
+    return load_error is None

@@ -1,0 +1,168 @@
+"""Pure PyTorch implementation of every operator: works on any device, and is what all other backends are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dreluop.granularity import broadcast_shape
+
+OFF, INSIDE, CAPPED = 0, 1, 2
+CODES_PER_BYTE = 4
+_SHIFTS = (0, 2, 4, 6)
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """dtype of sums and penalties as seen from outside: fp64 if any tensor is, else fp32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def memory_order(t: Tensor) -> list[int]:
+    """Dimensions of t from the outermost to the innermost in memory."""
+    return sorted(range(t.ndim), key=lambda d: -t.stride(d))
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    # MPS has no fp64; torch sums fp32 in cascade there.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _effective_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
+    return cap.to(x.dtype).reshape(broadcast_shape(x.shape, cap.shape, dim))
+
+
+def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    y = torch.empty_like(x)
+    torch.minimum(x, _effective_cap(cap, x, dim), out=y)
+    # `<=` is false for NaN, which stays, and true for -0.0, which becomes +0.0.
+    return y.masked_fill_(y <= 0, 0)
+
+
+def forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
+    x.copy_(forward(x, cap, dim))
+
+
+def forward_extra(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = forward(x, cap, dim)
+    packed = pack(*_regions_of_output(y, cap, dim), memory_order(y)) if code else _nothing(x, torch.uint8)
+    return y, packed, _penalty_or_nothing(cap, balancer)
+
+
+def forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    forward_(x, cap, dim)
+    packed = pack(*_regions_of_output(x, cap, dim), memory_order(x)) if code else _nothing(x, torch.uint8)
+    return packed, _penalty_or_nothing(cap, balancer)
+
+
+def backward(
+    grad: Tensor,
+    saved: Tensor,
+    cap: Tensor,
+    dim: int,
+    order: Sequence[int],
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    inside, capped = _regions_of_saved(saved, cap, dim, order, grad.shape)
+    dx = _nothing(grad, grad.dtype)
+    if need_x:
+        dx = empty_as_saved(grad, saved, order)
+        torch.where(inside, grad, grad.new_zeros(()), out=dx)
+    dcap = _nothing(cap, cap.dtype)
+    if need_cap:
+        total = torch.where(capped, grad, 0).to(_sum_dtype(grad.device))
+        total = total.sum_to_size(broadcast_shape(grad.shape, cap.shape, dim)).reshape(cap.shape)
+        total = total.to(accumulation_dtype(grad, cap))
+        if balancer is not None and grad_penalty is not None:
+            total = total + 2 * balancer * grad_penalty * cap.to(total.dtype)
+        dcap = total.to(cap.dtype)
+    return dx, dcap
+
+
+def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    inside, capped = _regions_of_saved(saved, cap, dim, order, u.shape)
+    out = empty_as_saved(u, saved, order)
+    torch.where(inside, u, u.new_zeros(()), out=out)
+    if v is not None:
+        # Inside and capped exclude each other, so this never overwrites a tangent of x.
+        torch.where(capped, _effective_cap(v, u, dim), out, out=out)
+    return out
+
+
+def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    inside, capped = _regions_of_output(forward(x, cap, dim), cap, dim)
+    view = broadcast_shape(x.shape, cap.shape, dim)
+    per_cap = [mask.to(torch.int64).sum_to_size(view).reshape(cap.shape) for mask in (inside, capped)]
+    shared = x.numel() // cap.numel() if cap.numel() else 0
+    counts = torch.stack([shared - per_cap[0] - per_cap[1], *per_cap])
+    return counts, inside.reshape(x.shape[0], -1).any(1) if x.numel() else inside.new_zeros(x.shape[0])
+
+
+def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
+    dtype = accumulation_dtype(*caps)
+    total = torch.zeros((), dtype=_sum_dtype(caps[0].device), device=caps[0].device)
+    for cap in caps:
+        total = total + cap.to(total.dtype).square().sum()
+    return (balancer * total).to(dtype)
+
+
+def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+    dtype = accumulation_dtype(grad, *caps)
+    return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype).contiguous() for cap in caps]
+
+
+def pack(inside: Tensor, capped: Tensor, order: Sequence[int]) -> Tensor:
+    """2-bit codes, four to a byte from the low bits up, in memory order."""
+    regions = inside.to(torch.uint8) * INSIDE + capped.to(torch.uint8) * CAPPED
+    flat = regions.permute(*order).reshape(-1)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_BYTE))
+    shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=flat.device)
+    return (flat.reshape(-1, CODES_PER_BYTE) << shifts).sum(1, dtype=torch.uint8)
+
+
+def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The masks (inside, capped) that `pack` was given."""
+    shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=code.device)
+    flat = ((code.unsqueeze(1) >> shifts) & 3).reshape(-1)
+    numel = 1
+    for size in shape:
+        numel *= size
+    regions = flat[:numel].reshape([shape[d] for d in order])
+    inverse = [0] * len(order)
+    for position, d in enumerate(order):
+        inverse[d] = position
+    regions = regions.permute(*inverse)
+    return regions == INSIDE, regions == CAPPED
+
+
+def _regions_of_output(y: Tensor, cap: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    m = _effective_cap(cap, y, dim)
+    return ((y > 0) & (y < m)) | y.isnan(), (y == m) & (m > 0)
+
+
+def _regions_of_saved(
+    saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    if saved.dtype == torch.uint8:
+        return unpack(saved, shape, order)
+    return _regions_of_output(saved, cap, dim)
+
+
+def empty_as_saved(like: Tensor, saved: Tensor, order: Sequence[int]) -> Tensor:
+    if saved.dtype == torch.uint8:
+        return torch.empty_permuted(like.shape, tuple(order), dtype=like.dtype, device=like.device)
+    return torch.empty_like(saved)
+
+
+def _penalty_or_nothing(cap: Tensor, balancer: float | None) -> Tensor:
+    return penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
+
+
+def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype, device=like.device)

@@ -1,0 +1,190 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor, nn
+
+from dreluop import validation
+from dreluop.autograd import CappedReLUFunction, CapPenaltyFunction, derivative_may_be_asked
+from dreluop.ops import calls
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+SaveMode = Literal["output", "code"]
+
+
+@overload
+def capped_relu(
+    x: Tensor, cap: Tensor | float, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output", balancer: None = None
+) -> Tensor: ...
+@overload
+def capped_relu(
+    x: Tensor, cap: Tensor | float, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output", balancer: float
+) -> tuple[Tensor, Tensor]: ...
+def capped_relu(
+    x: Tensor,
+    cap: Tensor | float,
+    *,
+    dim: int = 1,
+    inplace: bool = False,
+    save: SaveMode = "output",
+    balancer: float | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``y = max(0, min(x, cap))``: D-ReLU with a cap that learns, S-ReLU with one that does not.
+
+    Differentiable to any order in x and cap. Where ``0 < x < cap`` the gradient goes to x, where ``x >= cap > 0`` to
+    the cap, elsewhere it is 0; NaN in x or cap gives NaN. Source: Sooksatra & Rivas, Mathematics 2024, section 4.
+
+    Args:
+        x: activations, any shape and strides; float32, float64, float16 or bfloat16.
+        cap: the largest output, on x's device, of any of these dtypes (rounded to x's dtype before it is compared):
+            shape ``()`` or ``(1,)`` for one cap, ``(x.shape[dim],)`` for one per channel, ``x.shape[1:]`` for one per
+            neuron; or a number.
+        dim: the channel dimension; read only for a channel cap.
+        inplace: write y over x and return x.
+        save: what is kept for backward: ``"output"`` keeps y, which the next layer mostly keeps anyway; ``"code"``
+            keeps 2 bits per element, for where nothing else keeps y.
+        balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
+            the paper, computed in the same pass and differentiated in the same backward.
+
+    Returns:
+        y with x's shape and dtype and the strides of ``torch.empty_like(x)``; with ``balancer`` also the penalty,
+        0-dimensional, float32 (float64 for a float64 cap).
+
+    Raises:
+        TypeError: x or cap is no float tensor, dim no int, balancer no number.
+        ValueError: the cap's shape or device does not fit x, dim is out of range, save is unknown, balancer is
+            negative or not finite, or x cannot be written in place.
+    """
+    validation.float_tensor("x", x)
+    cap = validation.cap_for(x, cap, dim)
+    validation.save_mode(save)
+    if balancer is not None:
+        balancer = validation.penalty_weight(balancer)
+    if torch.compiler.is_compiling():
+        return _traced(x, cap, dim, inplace, save, balancer)
+    if inplace:
+        validation.writable_in_place(x, cap)
+    if not derivative_may_be_asked(x, cap):
+        with _below_autograd():
+            return _without_derivative(x, cap, dim, inplace, balancer)
+    result: Any = CappedReLUFunction.apply(x, cap, dim, inplace, save, balancer)
+    if save == "output" or balancer is None:
+        return result[0] if isinstance(result, tuple) and balancer is None else result
+    return result[0], result[2]
+
+
+def _without_derivative(
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, balancer: float | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    if balancer is None:
+        if not inplace:
+            y: Tensor = calls.forward(x, cap, dim)
+            return y
+        calls.forward_(x, cap, dim)
+        return x
+    if inplace:
+        return x, calls.forward_extra_(x, cap, dim, False, balancer)[1]
+    y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer)
+    return y, penalty
+
+
+def _traced(
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives. The copy of the in-place
+    # form is removed by functionalization.
+    if save == "output" and balancer is None:
+        y, penalty = calls.forward(x, cap, dim), None
+    else:
+        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
+    y = x.copy_(y) if inplace else y
+    return y if balancer is None else (y, penalty)
+
+
+def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
+    """``balancer * sum over all caps of sum(m^2)``, equation (1) of the paper, in one operator call.
+
+    Args:
+        caps: a tensor, several tensors of any shapes and float dtypes on one device, or a module, whose
+            ``DReLU`` caps are taken (each once).
+        balancer: weight of the penalty, finite and >= 0.
+
+    Returns:
+        0-dimensional tensor: float64 if any cap is, else float32. Its gradient to a cap is ``2 * balancer * m``.
+
+    Raises:
+        TypeError: caps holds something that is no float tensor, or balancer is no number.
+        ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
+    """
+    balancer = validation.penalty_weight(balancer)
+    tensors = _caps_of(caps)
+    for index, cap in enumerate(tensors):
+        validation.float_tensor(f"caps[{index}]", cap)
+        if cap.device != tensors[0].device:
+            raise ValueError(
+                f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
+            )
+    if torch.compiler.is_compiling():
+        total: Tensor = calls.penalty(tensors, balancer)
+    else:
+        total = CapPenaltyFunction.apply(balancer, *tensors)
+    return total
+
+
+def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
+    if isinstance(caps, nn.Module):
+        from dreluop.modules import DReLU
+
+        unique = {id(m.cap): m.cap for m in caps.modules() if isinstance(m, DReLU)}
+        if not unique:
+            raise ValueError(f"caps: got a {type(caps).__name__} without any DReLU; expected at least one")
+        return list(unique.values())
+    if isinstance(caps, Tensor):
+        return [caps]
+    if not isinstance(caps, Iterable):
+        raise TypeError(f"caps: got {type(caps).__name__}; expected a tensor, tensors or a module")
+    tensors = list(caps)
+    if not tensors:
+        raise ValueError("caps: got no tensor; expected at least one")
+    return tensors
+
+
+class Saturation(NamedTuple):
+    """Where the elements of an activation lie.
+
+    Attributes:
+        off: per cap, the number of elements with x <= 0 or cap <= 0; int64, the cap's shape.
+        inside: per cap, the number with 0 < x < cap, or with a NaN result: the gradient goes to x.
+        capped: per cap, the number with x >= cap > 0: the gradient goes to the cap.
+        live: per sample (dim 0), whether any element is inside; bool, shape ``(x.shape[0],)``. A sample without one has
+            an input gradient of exactly zero through this layer.
+    """
+
+    off: Tensor
+    inside: Tensor
+    capped: Tensor
+    live: Tensor
+
+
+def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
+    """Count the elements off, inside and capped, per cap, and find the samples without a live unit. No gradient.
+
+    Args:
+        x: pre-activations, or outputs of the activation (both give the same counts), with at least one dimension; the
+            first is the sample.
+        cap, dim: as in ``capped_relu``.
+
+    Raises:
+        TypeError, ValueError: as ``capped_relu``; ValueError also for a 0-dimensional x.
+    """
+    validation.float_tensor("x", x)
+    cap = validation.cap_for(x, cap, dim)
+    if x.ndim == 0:
+        raise ValueError("x: got 0 dimensions; expected at least one, the sample")
+    counts, live = calls.saturation(x.detach(), cap.detach(), dim)
+    return Saturation(counts[0], counts[1], counts[2], live)

@@ -1,0 +1,43 @@
+"""The shape rule of a cap: which elements of x share which cap (layer, channel or neuron)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def broadcast_shape(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Shape that makes a cap broadcast against x, and to which a gradient of x's shape is summed.
+
+    ===========  ========================  ============================
+    granularity  cap shape                 result
+    ===========  ========================  ============================
+    layer        ``()`` or ``(1,)``        ``()``
+    channel      ``(x.shape[dim],)``       ``(1, .., x.shape[dim], .., 1)``
+    neuron       ``x.shape[1:]``           ``x.shape[1:]``
+    ===========  ========================  ============================
+
+    ``dim`` counts only for a channel cap: a one-dimensional cap with other than one element.
+
+    Raises:
+        ValueError: if the cap fits none of the three.
+    """
+    ndim = len(x_shape)
+    if len(cap_shape) == 0 or (len(cap_shape) == 1 and cap_shape[0] == 1):
+        return ()
+    if len(cap_shape) > 1:
+        if tuple(cap_shape) == tuple(x_shape[1:]):
+            return tuple(cap_shape)
+        raise ValueError(
+            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)}; a cap of more than one dimension "
+            f"is a neuron cap and must have shape x.shape[1:] = {tuple(x_shape[1:])}"
+        )
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
+    if cap_shape[0] != x_shape[dim]:
+        raise ValueError(
+            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)} and dim={dim}; expected () or (1,) for "
+            f"one cap, ({x_shape[dim]},) for one per channel of dim {dim}, or {tuple(x_shape[1:])} for one per neuron"
+        )
+    view = [1] * ndim
+    view[dim] = cap_shape[0]
+    return tuple(view)

@@ -1,0 +1,170 @@
+"""nn.Modules: a fixed cap (SReLU), a cap that learns (DReLU), and one that takes its shape from the first input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter
+
+from dreluop import validation
+from dreluop.functional import SaveMode, cap_penalty, capped_relu
+
+Granularity = Literal["layer", "channel", "neuron"]
+GRANULARITIES = ("layer", "channel", "neuron")
+
+
+class _CappedActivation(nn.Module):
+    cap: Tensor
+
+    def __init__(self, dim: int, inplace: bool, save: SaveMode) -> None:
+        super().__init__()
+        self.dim = dim
+        self.inplace = inplace
+        self.save: SaveMode = "code" if validation.save_mode(save) == "code" else "output"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return capped_relu(x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save)
+
+    def _options_repr(self) -> str:
+        options = [f"dim={self.dim}"] if self.cap.ndim == 1 and self.cap.numel() != 1 else []
+        options += ["inplace=True"] if self.inplace else []
+        options += ['save="code"'] if self.save == "code" else []
+        return "".join(f", {option}" for option in options)
+
+
+class SReLU(_CappedActivation):
+    """S-ReLU: ``y = max(0, min(x, cap))`` with a cap that is not trained (section 3 of the paper).
+
+    Args:
+        cap: a number, or a tensor of one of the shapes of ``capped_relu``; kept as the buffer ``cap``.
+        dim, inplace, save: as in ``capped_relu``.
+    """
+
+    def __init__(
+        self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output"
+    ) -> None:
+        super().__init__(dim, inplace, save)
+        value = cap.detach().clone() if isinstance(cap, Tensor) else torch.full((1,), float(cap))
+        self.register_buffer("cap", validation.float_tensor("cap", value))
+
+    def extra_repr(self) -> str:
+        value = f"{self.cap.item():g}" if self.cap.numel() == 1 and not self.cap.is_meta else f"{tuple(self.cap.shape)}"
+        return f"cap={value}{self._options_repr()}"
+
+
+class DReLU(_CappedActivation):
+    """D-ReLU: ``y = max(0, min(x, cap))`` with a learnable cap (section 4 of the paper).
+
+    Train the cap under ``loss + cap_penalty(model, balancer)``, in a parameter group of its own: its best learning rate
+    is about ten times that of the weights, and weight decay is the penalty's business.
+
+    Args:
+        num_parameters: 1 for one cap (the layer), C for one per channel of ``dim``, or a shape, ``x.shape[1:]``, for one
+            per neuron (the paper's case).
+        init: initial value of every cap.
+        dim, inplace, save: as in ``capped_relu``.
+        device, dtype: of the parameter ``cap``, which always has at least one dimension.
+
+    Raises:
+        TypeError, ValueError: num_parameters is no positive int or shape of positive ints; save is unknown.
+    """
+
+    cap: nn.Parameter
+
+    def __init__(
+        self,
+        num_parameters: int | Sequence[int] = 1,
+        init: float = 100.0,
+        dim: int = 1,
+        inplace: bool = False,
+        *,
+        save: SaveMode = "output",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, inplace, save)
+        self.init = float(init)
+        self.cap = nn.Parameter(torch.empty(_cap_shape(num_parameters), device=device, dtype=dtype))
+        validation.float_tensor("dtype", self.cap)
+        self.reset_parameters()
+
+    @property
+    def num_parameters(self) -> int | tuple[int, ...]:
+        """The constructor's argument: an int, or a shape for neuron caps."""
+        return self.cap.shape[0] if self.cap.ndim == 1 else tuple(self.cap.shape)
+
+    def reset_parameters(self) -> None:
+        """Set every cap to ``init``."""
+        nn.init.constant_(self.cap, self.init)
+
+    def penalty(self, balancer: float) -> Tensor:
+        """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""
+        return cap_penalty(self.cap, balancer)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_parameters}, init={self.init:g}{self._options_repr()}"
+
+
+class LazyDReLU(LazyModuleMixin, DReLU):  # type: ignore[misc]
+    """A DReLU that takes the shape of its cap from the first input, and then is one.
+
+    Args:
+        granularity: ``"layer"``: one cap; ``"channel"``: ``x.shape[dim]``; ``"neuron"``: ``x.shape[1:]``.
+        init, dim, inplace, save, device, dtype: as in ``DReLU``.
+    """
+
+    cls_to_become = DReLU
+    cap: UninitializedParameter
+
+    def __init__(
+        self,
+        granularity: Granularity = "layer",
+        init: float = 100.0,
+        dim: int = 1,
+        inplace: bool = False,
+        *,
+        save: SaveMode = "output",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if granularity not in GRANULARITIES:
+            raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
+        super().__init__(1, init, dim, inplace, save=save, device="meta", dtype=dtype)
+        self.granularity = granularity
+        self.cap = UninitializedParameter(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        if not self.has_uninitialized_params():
+            super().reset_parameters()
+
+    def initialize_parameters(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Give the cap its shape; called before the first forward."""
+        if not self.has_uninitialized_params():
+            return
+        validation.float_tensor("x", x)
+        if self.granularity == "channel" and not -x.ndim <= self.dim < x.ndim:
+            raise ValueError(f"dim: got {self.dim} for x of shape {tuple(x.shape)}")
+        if self.granularity == "neuron" and x.ndim < 2:
+            raise ValueError(f"x: got shape {tuple(x.shape)}; neuron caps need a batch dimension before the neurons")
+        shapes = {"layer": lambda: (1,), "channel": lambda: (x.shape[self.dim],), "neuron": lambda: tuple(x.shape[1:])}
+        self.cap.materialize(shapes[self.granularity](), device=x.device)
+        with torch.no_grad():
+            self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        if self.has_uninitialized_params():
+            return f'"{self.granularity}", init={self.init:g}'
+        return super().extra_repr()
+
+
+def _cap_shape(num_parameters: Any) -> tuple[int, ...]:
+    if isinstance(num_parameters, bool) or not isinstance(num_parameters, int | Sequence):
+        raise TypeError(f"num_parameters: got {type(num_parameters).__name__}; expected an int or a shape")
+    shape = (num_parameters,) if isinstance(num_parameters, int) else tuple(num_parameters)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"num_parameters: got {num_parameters}; expected a positive int or a shape of positive ints")
+    return shape

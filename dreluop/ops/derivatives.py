@@ -1,0 +1,91 @@
+"""What the dispatcher does with the operators above the backends: derivatives, and version counters of in-place forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop import autograd
+from dreluop.ops import calls
+from dreluop.ops.schemas import IN_PLACE, library
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_below_view = torch._C._AutoDispatchBelowADInplaceOrView
+
+
+def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    y: Tensor = autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None)
+    return y
+
+
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
+    autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None)
+
+
+def _extra(x: Tensor, cap: Tensor, dim: int, inplace: bool, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
+    save = "code" if code else "output"
+    result = autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, inplace, save, balancer)
+    outputs = list(result) if isinstance(result, tuple) else [result]
+    if not code:
+        outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
+    if balancer is None:
+        outputs.append(cap.new_empty((0,), dtype=autograd.accumulation_dtype(cap)))
+    return tuple(outputs)
+
+
+def _forward_extra(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
+    return _extra(x, cap, dim, False, code, balancer)
+
+
+def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
+    return _extra(x, cap, dim, True, code, balancer)[1:]
+
+
+def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
+    total: Tensor = autograd.CapPenaltyFunction.apply_at_this_level(balancer, *caps)
+    return total
+
+
+DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
+    "forward": _forward,
+    "forward_": _forward_,
+    "forward_extra": _forward_extra,
+    "forward_extra_": _forward_extra_,
+    "backward": autograd.CappedReLUBackwardFunction.apply_at_this_level,
+    "tangent": autograd.CappedReLUTangentFunction.apply_at_this_level,
+    "penalty": _penalty,
+    "penalty_backward": autograd.penalty_gradient,
+}
+
+
+def _register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
+    op = getattr(calls, name)
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args) or autograd.forward_ad._current_level >= 0:
+            return differentiable(*args)
+        with _below_autograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def _register_version_bump(name: str) -> None:
+    op = getattr(calls, name)
+
+    def kernel(keyset: torch._C.DispatchKeySet, x: Tensor, *args: Any) -> Any:
+        with _below_view():
+            result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, x, *args)
+        torch.autograd.graph.increment_version(x)
+        return result
+
+    library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
+
+
+for _name, _differentiable in DIFFERENTIABLE.items():
+    _register_autograd(_name, _differentiable)
+for _name in IN_PLACE:
+    _register_version_bump(_name)

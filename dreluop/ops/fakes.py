@@ -1,0 +1,83 @@
+"""Shapes, dtypes and strides of every operator's results, for torch.compile, export and the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop.backends.reference import CODES_PER_BYTE, accumulation_dtype, empty_as_saved
+from dreluop.ops.schemas import NAMESPACE, library
+
+
+def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
+    return None
+
+
+def _extras(x: Tensor, cap: Tensor, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    size = (x.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE if code else 0
+    shape = () if balancer is not None else (0,)
+    return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
+
+
+def _forward_extra(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *_extras(x, cap, code, balancer)
+
+
+def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    return _extras(x, cap, code, balancer)
+
+
+def _backward(
+    grad: Tensor,
+    saved: Tensor,
+    cap: Tensor,
+    dim: int,
+    order: Sequence[int],
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
+    return dx, cap.new_empty(cap.shape if need_cap else (0,))
+
+
+def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    return empty_as_saved(u, saved, order)
+
+
+def _saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    return x.new_empty((3, *cap.shape), dtype=torch.int64), x.new_empty((x.shape[0],), dtype=torch.bool)
+
+
+def _penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
+    return caps[0].new_empty((), dtype=accumulation_dtype(*caps))
+
+
+def _penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+    return [cap.new_empty(cap.shape) for cap in caps]
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "forward": _forward,
+    "forward_": _forward_,
+    "forward_extra": _forward_extra,
+    "forward_extra_": _forward_extra_,
+    "backward": _backward,
+    "tangent": _tangent,
+    "saturation": _saturation,
+    "penalty": _penalty,
+    "penalty_backward": _penalty_backward,
+}
+
+for _name, _fake in FAKES.items():
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake, lib=library)

@@ -1,0 +1,51 @@
+"""The one list of operator schemas. Backends, in Python or C++, only add implementations to it.
+
+==================  =====================================================================================
+operator            what it computes (csrc/include/dreluop/semantics.h holds the scalar rule)
+==================  =====================================================================================
+forward             y = max(0, min(x, cap))
+forward_           the same, written over x
+forward_extra       y, with a 2-bit code per element and the penalty, each an empty tensor when not asked for
+forward_extra_     the same, written over x
+backward            gradients to x and cap from the gradient of y and what forward saved (y, or the code)
+tangent             u where x is inside, v where it is capped: the forward-mode derivative, and the derivative
+                    of ``backward`` with respect to ``grad``
+saturation          counts of off, inside, capped per cap, and whether each sample has an element inside
+penalty             balancer * sum of squares over a list of caps
+penalty_backward    its gradients, 2 * balancer * grad * cap
+==================  =====================================================================================
+
+``saved`` is y (any strides) or the code (uint8, one dimension). ``order`` lists the dimensions of y from the outermost
+to the innermost in memory; it is read only with a code, whose elements lie in that order. A result that is not asked
+for (``need_x``, ``need_cap``, ``code``, ``balancer``) is a tensor with zero elements.
+"""
+
+from __future__ import annotations
+
+import torch
+
+NAMESPACE = "dreluop"
+
+SCHEMAS: dict[str, str] = {
+    "forward": "(Tensor x, Tensor cap, int dim=1) -> Tensor",
+    "forward_": "(Tensor(a!) x, Tensor cap, int dim=1) -> ()",
+    "forward_extra": "(Tensor x, Tensor cap, int dim, bool code, float? balancer)"
+    " -> (Tensor y, Tensor code, Tensor penalty)",
+    "forward_extra_": "(Tensor(a!) x, Tensor cap, int dim, bool code, float? balancer)"
+    " -> (Tensor code, Tensor penalty)",
+    "backward": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order, bool need_x, bool need_cap,"
+    " float? balancer, Tensor? grad_penalty) -> (Tensor dx, Tensor dcap)",
+    "tangent": "(Tensor u, Tensor? v, Tensor saved, Tensor cap, int dim, int[] order) -> Tensor",
+    "saturation": "(Tensor x, Tensor cap, int dim=1) -> (Tensor counts, Tensor live)",
+    "penalty": "(Tensor[] caps, float balancer) -> Tensor",
+    "penalty_backward": "(Tensor grad, Tensor[] caps, float balancer) -> Tensor[]",
+}
+
+IN_PLACE = ("forward_", "forward_extra_")
+
+# Results have the strides that the fakes promise only if inductor hands over the strides it traced.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _signature in SCHEMAS.items():
+    library.define(_name + _signature, tags=TAGS)

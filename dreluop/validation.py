@@ -1,0 +1,109 @@
+"""Argument checks of the public functions: every message names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop.granularity import broadcast_shape
+
+FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+SAVE_MODES = ("output", "code")
+_DTYPE_NAMES = "float32, float64, float16 or bfloat16"
+
+
+def float_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: got dtype {value.dtype}; expected {_DTYPE_NAMES}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}; expected torch.strided")
+    return value
+
+
+def cap_for(x: Tensor, cap: Any, dim: Any) -> Tensor:
+    """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype."""
+    if isinstance(cap, Real) and not isinstance(cap, bool):
+        cap = torch.full((), float(cap), dtype=x.dtype, device=x.device)
+    float_tensor("cap", cap)
+    if cap.device != x.device:
+        raise ValueError(f"cap: got a tensor on {cap.device}; expected x's device, {x.device}")
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"dim: got {type(dim).__name__}; expected an int")
+    broadcast_shape(x.shape, cap.shape, dim)
+    result: Tensor = cap
+    return result
+
+
+def save_mode(save: Any) -> str:
+    if save not in SAVE_MODES:
+        raise ValueError(f'save: got {save!r}; expected "output" or "code"')
+    return str(save)
+
+
+def penalty_weight(balancer: Any) -> float:
+    if not isinstance(balancer, Real) or isinstance(balancer, bool):
+        raise TypeError(f"balancer: got {type(balancer).__name__}; expected a number")
+    value = float(balancer)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"balancer: got {balancer}; expected a finite number >= 0")
+    return value
+
+
+def writable_in_place(x: Tensor, cap: Tensor) -> None:
+    """Raise where writing y over x would be wrong: autograd leaves, self-overlap, a cap in x's memory."""
+    if x.requires_grad and torch.is_grad_enabled():
+        if x.is_leaf:
+            raise ValueError(
+                "inplace: x is a leaf tensor that requires grad, and autograd cannot record a write over it; "
+                "use inplace=False"
+            )
+        if x._is_view() and x._base is not None and x._base.is_leaf:
+            raise ValueError(
+                "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
+                "use inplace=False"
+            )
+    if overlaps_itself(x):
+        raise ValueError(
+            f"inplace: x of shape {tuple(x.shape)} and strides {x.stride()} has several elements at one address; "
+            "use inplace=False"
+        )
+    if _share_memory(x, cap):
+        raise ValueError("inplace: cap lies in the memory of x, which would be overwritten; pass a copy of the cap")
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x have one address."""
+    if x.numel() < 2 or x.is_contiguous():
+        return False
+    span = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
+        if stride < span:
+            break
+        span += stride * (size - 1)
+    else:
+        return False
+    # Strides that interleave without a clear nesting are rare: count the addresses.
+    offsets = torch.zeros((), dtype=torch.int64)
+    for stride, size in zip(x.stride(), x.shape, strict=True):
+        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
+    return offsets.unique().numel() < x.numel()
+
+
+def _share_memory(x: Tensor, cap: Tensor) -> bool:
+    if x.numel() == 0 or cap.numel() == 0 or x.device.type == "meta":
+        return False
+    if x.untyped_storage().data_ptr() != cap.untyped_storage().data_ptr():
+        return False
+    (x_first, x_last), (cap_first, cap_last) = _addresses(x), _addresses(cap)
+    return x_first <= cap_last and cap_first <= x_last
+
+
+def _addresses(t: Tensor) -> tuple[int, int]:
+    last = sum(stride * (size - 1) for stride, size in zip(t.stride(), t.shape, strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size() - 1
