@@ -16,7 +16,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from dreluop import batching
-from dreluop.backends.reference import accumulation_dtype, memory_order
+from dreluop.backends.reference import accumulation_dtype, code_order
 from dreluop.ops import calls
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -90,7 +90,7 @@ class CappedReLUFunction(_Function):
             saved = outputs[1]
             ctx.mark_non_differentiable(saved)
             if saved.dtype == torch.uint8:
-                ctx.order = memory_order(y)
+                ctx.order = code_order(y, cap)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             ctx.save_for_backward(saved, cap)
         ctx.save_for_forward(y, cap)

@@ -56,7 +56,7 @@ def penalty_weight(balancer: Any) -> float:
 
 
 def writable_in_place(x: Tensor, cap: Tensor) -> None:
-    """Raise where writing y over x would be wrong: autograd leaves, self-overlap, a cap in x's memory."""
+    """Raise where autograd or the cap forbid writing over x; the operators refuse an x that overlaps itself."""
     if x.requires_grad and torch.is_grad_enabled():
         if x.is_leaf:
             raise ValueError(
@@ -68,31 +68,8 @@ def writable_in_place(x: Tensor, cap: Tensor) -> None:
                 "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
                 "use inplace=False"
             )
-    if overlaps_itself(x):
-        raise ValueError(
-            f"inplace: x of shape {tuple(x.shape)} and strides {x.stride()} has several elements at one address; "
-            "use inplace=False"
-        )
     if _share_memory(x, cap):
         raise ValueError("inplace: cap lies in the memory of x, which would be overwritten; pass a copy of the cap")
-
-
-def overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements of x have one address."""
-    if x.numel() < 2 or x.is_contiguous():
-        return False
-    span = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1):
-        if stride < span:
-            break
-        span += stride * (size - 1)
-    else:
-        return False
-    # Strides that interleave without a clear nesting are rare: count the addresses.
-    offsets = torch.zeros((), dtype=torch.int64)
-    for stride, size in zip(x.stride(), x.shape, strict=True):
-        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
-    return offsets.unique().numel() < x.numel()
 
 
 def _share_memory(x: Tensor, cap: Tensor) -> bool:

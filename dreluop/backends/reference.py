@@ -24,6 +24,20 @@ def memory_order(t: Tensor) -> list[int]:
     return sorted(range(t.ndim), key=lambda d: -t.stride(d))
 
 
+def code_order(y: Tensor, cap: Tensor) -> list[int]:
+    """Dimensions in which the codes of y lie, outermost first: y's memory order.
+
+    With a neuron cap the batch is moved to the front if it lies between other dimensions: no single run over memory
+    would meet the caps in order there.
+    """
+    order = memory_order(y)
+    if cap.ndim > 1:
+        real = [d for d in order if y.shape[d] != 1 or d == 0]
+        if real[0] != 0 and (real[-1] != 0 or y.shape[0] == 1):
+            order = [0, *(d for d in order if d != 0)]
+    return order
+
+
 def _sum_dtype(device: torch.device) -> torch.dtype:
     # MPS has no fp64; torch sums fp32 in cascade there.
     return torch.float32 if device.type == "mps" else torch.float64
@@ -41,6 +55,7 @@ def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
 
 
 def forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
+    _check_writable(x)
     x.copy_(forward(x, cap, dim))
 
 
@@ -48,13 +63,13 @@ def forward_extra(
     x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = forward(x, cap, dim)
-    packed = pack(*_regions_of_output(y, cap, dim), memory_order(y)) if code else _nothing(x, torch.uint8)
+    packed = pack(*_regions_of_output(y, cap, dim), code_order(y, cap)) if code else _nothing(x, torch.uint8)
     return y, packed, _penalty_or_nothing(cap, balancer)
 
 
 def forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
     forward_(x, cap, dim)
-    packed = pack(*_regions_of_output(x, cap, dim), memory_order(x)) if code else _nothing(x, torch.uint8)
+    packed = pack(*_regions_of_output(x, cap, dim), code_order(x, cap)) if code else _nothing(x, torch.uint8)
     return packed, _penalty_or_nothing(cap, balancer)
 
 
@@ -118,7 +133,7 @@ def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
 
 
 def pack(inside: Tensor, capped: Tensor, order: Sequence[int]) -> Tensor:
-    """2-bit codes, four to a byte from the low bits up, in memory order."""
+    """2-bit codes, four to a byte from the low bits up, with the dimensions in `order`."""
     regions = inside.to(torch.uint8) * INSIDE + capped.to(torch.uint8) * CAPPED
     flat = regions.permute(*order).reshape(-1)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_BYTE))
@@ -158,6 +173,33 @@ def empty_as_saved(like: Tensor, saved: Tensor, order: Sequence[int]) -> Tensor:
     if saved.dtype == torch.uint8:
         return torch.empty_permuted(like.shape, tuple(order), dtype=like.dtype, device=like.device)
     return torch.empty_like(saved)
+
+
+def _check_writable(x: Tensor) -> None:
+    if overlaps_itself(x):
+        raise ValueError(
+            f"inplace: x of shape {tuple(x.shape)} and strides {x.stride()} has several elements at one address; "
+            "use inplace=False"
+        )
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x have one address."""
+    dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
+    span = 1
+    for stride, size in dims:
+        if stride < span:
+            break
+        span += stride * (size - 1)
+    else:
+        return False
+    if x.numel() == 0:
+        return False
+    # Strides that interleave without nesting are rare: look at every address.
+    offsets = torch.zeros((), dtype=torch.int64)
+    for stride, size in dims:
+        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
+    return offsets.unique().numel() < x.numel()
 
 
 def _penalty_or_nothing(cap: Tensor, balancer: float | None) -> Tensor:

@@ -15,8 +15,8 @@ penalty             balancer * sum of squares over a list of caps
 penalty_backward    its gradients, 2 * balancer * grad * cap
 ==================  =====================================================================================
 
-``saved`` is y (any strides) or the code (uint8, one dimension). ``order`` lists the dimensions of y from the outermost
-to the innermost in memory; it is read only with a code, whose elements lie in that order. A result that is not asked
+``saved`` is y (any strides) or the code (uint8, one dimension). ``order`` lists the dimensions of y in which the codes
+lie, outermost first (``reference.code_order``); it is read only with a code. A result that is not asked
 for (``need_x``, ``need_cap``, ``code``, ``balancer``) is a tensor with zero elements.
 """
 

@@ -1,0 +1,1 @@
+"""Speed of the activation alone: `python -m benchmarks.kernels`."""

@@ -1,0 +1,235 @@
+"""The timing harness: contenders take turns in one process, and medians are compared.
+
+- Interleaved: every round calls each contender once, in a shuffled order, so that a slow second of the machine falls on
+  all of them. Contenders too slow for every round sit some out, evenly spread.
+- One call is one or more steps (forward, then backward), each timed by its own lap. Results live until the last lap has
+  ended: freeing them is not timed. Whatever a contender frees inside a step is.
+- Steps shorter than a clock can judge are repeated within a sample, and the sample is their mean.
+- A large fresh tensor costs page faults (the system zeroes its memory on first touch), often more than its arithmetic.
+  The floors allocate and pay likewise, so ratios to them are fair, but they are no measure of memory bandwidth. Which
+  tensor finds a hole in the heap and pays nothing depends on everything allocated before: ``release_free_memory`` as
+  ``prepare`` takes that luck away from all alike. The page faults of every step are counted.
+- The garbage collector is off while timing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is timed under one name.
+
+    Attributes:
+        name: the contender's name, unique within one ``interleave``.
+        steps: called one after another, each with the result of the one before (the first with None).
+        prepare: called before the first step of every call, not timed.
+    """
+
+    name: str
+    steps: tuple[Callable[[Any], Any], ...]
+    prepare: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        seconds: time to spend on each contender, roughly; one that is slow still gets ``min_samples``.
+        min_samples, max_samples: bounds on the number of samples of each contender.
+        warmup: calls of each contender before the first sample; at least 1.
+        sample_seconds: a sample repeats its call until it takes about this long.
+    """
+
+    seconds: float = 1.0
+    min_samples: int = 5
+    max_samples: int = 30
+    warmup: int = 2
+    sample_seconds: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "sample_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected a number >= 0")
+        if self.warmup < 1:
+            raise ValueError(f"warmup: got {self.warmup}; expected at least 1, which also sets the number of repeats")
+        if not 1 <= self.min_samples <= self.max_samples:
+            raise ValueError(
+                f"min_samples, max_samples: got {self.min_samples} and {self.max_samples}; "
+                "expected 1 <= min_samples <= max_samples"
+            )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Means over the ``number`` calls of a sample: ``laps[i][k]`` is step k of sample i.
+
+    Attributes:
+        laps: seconds.
+        faults: page faults that needed no disk.
+        number: calls in a sample.
+    """
+
+    laps: list[tuple[float, ...]]
+    faults: list[tuple[float, ...]]
+    number: int
+
+    def steps(self, which: slice) -> Samples:
+        """The same samples with only some of the steps."""
+        return Samples([laps[which] for laps in self.laps], [faults[which] for faults in self.faults], self.number)
+
+    def seconds(self) -> Statistics:
+        return summarize([sum(laps) for laps in self.laps])
+
+    def page_faults(self) -> float:
+        return statistics.median(sum(faults) for faults in self.faults)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Median, quartiles and minimum of some samples, in the samples' unit."""
+
+    median: float
+    q1: float
+    q3: float
+    minimum: float
+    samples: int
+
+
+def summarize(samples: Sequence[float]) -> Statistics:
+    """Statistics of at least one sample.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not samples:
+        raise ValueError("samples: got none; expected at least one")
+    if len(samples) == 1:
+        q1 = median = q3 = samples[0]
+    else:
+        q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+    return Statistics(median, q1, q3, min(samples), len(samples))
+
+
+def interleave(contenders: Sequence[Timed], effort: Effort, *, seed: int = 0) -> dict[str, Samples]:
+    """Measure all contenders against each other.
+
+    Args:
+        contenders: what to time, each with a name of its own.
+        effort: how long to measure.
+        seed: of the order within the rounds.
+
+    Returns:
+        The samples by the contender's name.
+
+    Raises:
+        ValueError: two contenders have one name, or one has no steps.
+    """
+    if len({c.name for c in contenders}) < len(contenders):
+        raise ValueError(f"contenders: got the names {[c.name for c in contenders]}; expected each once")
+    for contender in contenders:
+        if not contender.steps:
+            raise ValueError(f"contenders: {contender.name!r} has no steps; expected at least one")
+    with _without_garbage_collection():
+        numbers: dict[str, int] = {}
+        counts: dict[str, int] = {}
+        for contender in contenders:
+            for _ in range(effort.warmup):
+                started = time.perf_counter()
+                laps, _ = _sample(contender, 1)
+                elapsed = time.perf_counter() - started
+            numbers[contender.name] = max(1, math.ceil(effort.sample_seconds / max(sum(laps), 1e-9)))
+            affordable = effort.seconds / max(elapsed * numbers[contender.name], 1e-9)
+            counts[contender.name] = round(min(max(affordable, effort.min_samples), effort.max_samples))
+        rounds = max(counts.values(), default=0)
+        found = {c.name: Samples([], [], numbers[c.name]) for c in contenders}
+        order = list(contenders)
+        shuffle = random.Random(seed).shuffle
+        for index in range(rounds):
+            shuffle(order)
+            for contender in order:
+                count = counts[contender.name]
+                if (index + 1) * count // rounds > index * count // rounds:
+                    laps, faults = _sample(contender, numbers[contender.name])
+                    found[contender.name].laps.append(laps)
+                    found[contender.name].faults.append(faults)
+    return found
+
+
+def _sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    clock, faults = time.perf_counter_ns, _page_faults
+    elapsed = [0] * len(contender.steps)
+    faulted = [0] * len(contender.steps)
+    for _ in range(number):
+        if contender.prepare is not None:
+            contender.prepare()
+        kept = []
+        value = None
+        for index, step in enumerate(contender.steps):
+            faults_before = faults()
+            before = clock()
+            value = step(value)
+            elapsed[index] += clock() - before
+            faulted[index] += faults() - faults_before
+            kept.append(value)
+        del kept, value
+    return tuple(total / number * 1e-9 for total in elapsed), tuple(total / number for total in faulted)
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def release_free_memory() -> None:
+    """Give the heap's free pages back to the system, so that the next large tensors are fresh (glibc; else a no-op)."""
+    if _malloc_trim is not None:
+        _malloc_trim(ctypes.c_size_t(0))
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Run torch's CPU kernels on this many threads, and restore the number afterwards.
+
+    Raises:
+        TypeError: number is no int.
+        ValueError: number is below 1.
+    """
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise TypeError(f"threads: got {type(number).__name__}; expected an int")
+    if number < 1:
+        raise ValueError(f"threads: got {number}; expected at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,278 @@
+"""The cases, and how each is timed.
+
+========================  ========================================  ===================  =========================
+pass                      timed                                     bytes per element    floor
+========================  ========================================  ===================  =========================
+forward                   ``y = f(x, cap)``, with a graph recorded  2s: read x, write y  ``x.clone()``
+in-place                  ``f_(x, cap)``, without gradients         2s: read x, write x  ``y.copy_(x)``
+backward                  ``autograd.grad(y, (x, cap), g)``         3s: read g and y,    ``g.clone()``
+                                                                    write dx
+forward+backward          the two, one after the other              5s                   both clones
+========================  ========================================  ===================  =========================
+
+s is the size of an element; caps are negligible. The bytes are the fewest that any implementation keeping y can move;
+GB/s is those bytes over the time, so an implementation that moves more shows fewer GB/s. Forward and backward are laps
+of the same calls, and every call builds its own graph. In all passes but in-place the result is a fresh tensor, whose
+page faults are part of the time, the floor's too. Before each in-place call x is restored, untimed, so that the data
+stay random: values off, inside and capped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.measure import Effort, Samples, Timed, interleave, release_free_memory, threads
+
+FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+backward"
+LARGE = 64 * 2**20  # bytes of x
+BYTES_PER_ELEMENT = {FORWARD: 2, IN_PLACE: 2, BACKWARD: 3, BOTH: 5}  # in units of s
+FLOORS = {FORWARD: c.CLONE, IN_PLACE: c.COPY, BACKWARD: c.CLONE, BOTH: c.CLONE}
+
+FP32_BATCH = 32
+IMAGE = (64, 92, 92)
+DENSE = (4096, 4096)
+SMALL = (64, 512)
+
+FULL = Effort()
+QUICK = Effort(seconds=0.3, min_samples=3, max_samples=8)
+DEMO = Effort(seconds=0.3, min_samples=3, max_samples=8, warmup=1)
+
+Row = TypedDict(
+    "Row",
+    {
+        "case": str,
+        "granularity": str,
+        "memory_format": str,
+        "shape": list[int],
+        "dtype": str,
+        "x_bytes": int,
+        "pass": str,
+        "contender": str,
+        "ms": float,
+        "q1_ms": float,
+        "q3_ms": float,
+        "min_ms": float,
+        "samples": int,
+        "calls_per_sample": int,
+        "page_faults": float,
+        "floor": str,
+        "floor_ms": float,
+        "ratio_to_floor": float,
+        "min_bytes": int,
+        "gb_per_s": float,
+    },
+)
+
+
+Step = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input and who runs on it.
+
+    Attributes:
+        name: what tables call the input, without its dtype.
+        granularity: "layer", "channel" or "neuron".
+        shape: of x; the channels are dimension 1.
+        dtype: of x, the cap and the gradient of y.
+        contenders: names from ``contenders.CONTENDERS``.
+        channels_last: the memory format of x and of the gradient of y.
+        in_place: whether the in-place forms are timed as well.
+    """
+
+    name: str
+    granularity: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    contenders: tuple[str, ...]
+    channels_last: bool = False
+    in_place: bool = True
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def x_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    @property
+    def cap_shape(self) -> tuple[int, ...]:
+        shapes = {"layer": (1,), "channel": self.shape[1:2], "neuron": self.shape[1:]}
+        if self.granularity not in shapes:
+            raise ValueError(f'granularity: got {self.granularity!r}; expected "layer", "channel" or "neuron"')
+        return shapes[self.granularity]
+
+
+EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name)
+EVERYONE = (*EAGER, c.COMPILED.name)
+
+
+def cases(*, quick: bool = False, compiled: bool = True) -> list[Case]:
+    """The cases of a run: tensors of 64 MiB and more, and one of 64 x 512.
+
+    Args:
+        quick: only channel caps on NCHW and the small case, in fp32 and bf16.
+        compiled: whether torch.compile takes part.
+    """
+    found = []
+    for name, granularity, rest, channels_last in (
+        ("channel caps, NCHW", "channel", IMAGE, False),
+        ("channel caps, channels-last", "channel", IMAGE, True),
+        ("layer cap, NCHW", "layer", IMAGE, False),
+        ("neuron caps, dense", "neuron", DENSE[1:], False),
+    ):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            main = name == "channel caps, NCHW"
+            compared = dtype in (torch.float32, torch.bfloat16)
+            if quick and not (main and compared):
+                continue
+            # Eager takes a second a call in half types: elsewhere only what the targets ask for is compared.
+            who = EVERYONE if compared else EAGER if main else (c.OURS.name,)
+            batch = (FP32_BATCH if rest is IMAGE else DENSE[0]) * 4 // dtype.itemsize
+            found.append(Case(name, granularity, (batch, *rest), dtype, who, channels_last))
+    found += [
+        Case("neuron caps, dense, small", "neuron", SMALL, dtype, EVERYONE, in_place=False)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    return found if compiled else [_without_compiled(case) for case in found]
+
+
+def _without_compiled(case: Case) -> Case:
+    eager = tuple(name for name in case.contenders if not c.CONTENDERS[name].compiled)
+    return replace(case, contenders=eager)
+
+
+@dataclass(frozen=True)
+class Data:
+    x: Tensor
+    cap: Tensor
+    grad: Tensor
+
+
+def make_data(case: Case, seed: int = 0) -> Data:
+    """Standard normal x and gradient, caps uniform in [0.5, 1.5): about half the elements are off, a sixth capped."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    x, grad = (
+        torch.randn(case.shape, generator=generator, dtype=case.dtype).contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    cap = torch.rand(case.cap_shape, generator=generator, dtype=case.dtype) + 0.5
+    return Data(x, cap, grad)
+
+
+def run_case(case: Case, effort: Effort) -> list[Row]:
+    """Time every contender of a case in all its passes."""
+    data = make_data(case)
+    rows = _training_rows(case, data, effort)
+    return rows + _in_place_rows(case, data, effort) if case.in_place else rows
+
+
+def _training_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
+    x, cap = data.x.clone().requires_grad_(), data.cap.clone().requires_grad_()
+    # A small tensor never leaves the heap: trimming would only add faults that no user sees.
+    prepare = release_free_memory if case.x_bytes >= LARGE else None
+    timed = [Timed(c.CLONE, (lambda _: data.x.clone(), lambda _: data.grad.clone()), prepare)]
+    for name in case.contenders:
+        activation = c.CONTENDERS[name].ready()
+        timed.append(Timed(name, training_steps(activation, x, cap, data.grad), prepare))
+    samples = interleave(timed, effort)
+    return [
+        row
+        for name, which in ((FORWARD, slice(0, 1)), (BACKWARD, slice(1, 2)), (BOTH, slice(0, 2)))
+        for row in _rows(case, name, {who: of.steps(which) for who, of in samples.items()})
+    ]
+
+
+def training_steps(activation: c.Activation, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[Step, Step]:
+    return lambda _: activation(x, cap, 1), lambda y: torch.autograd.grad(y, (x, cap), grad)
+
+
+@torch.no_grad()
+def _in_place_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
+    x, y = torch.empty_like(data.x), torch.empty_like(data.x)
+
+    def restore() -> Tensor:
+        return x.copy_(data.x)
+
+    timed = [Timed(c.COPY, (lambda _: y.copy_(x),), restore)]
+    for name in case.contenders:
+        inplace = c.CONTENDERS[name].inplace
+        if inplace is not None:
+            timed.append(Timed(name, (_in_place_step(inplace, x, data.cap),), restore))
+    return _rows(case, IN_PLACE, interleave(timed, effort))
+
+
+def _in_place_step(activation: c.Activation, x: Tensor, cap: Tensor) -> Step:
+    return lambda _: activation(x, cap, 1)
+
+
+def _rows(case: Case, pass_: str, samples: dict[str, Samples]) -> list[Row]:
+    min_bytes = BYTES_PER_ELEMENT[pass_] * case.x_bytes
+    floor = FLOORS[pass_]
+    floor_ms = samples[floor].seconds().median * 1e3
+    rows: list[Row] = []
+    for name, found in samples.items():
+        seconds = found.seconds()
+        rows.append(
+            {
+                "case": case.name,
+                "granularity": case.granularity,
+                "memory_format": "channels-last" if case.channels_last else "contiguous",
+                "shape": list(case.shape),
+                "dtype": case.dtype_name,
+                "x_bytes": case.x_bytes,
+                "pass": pass_,
+                "contender": name,
+                "ms": seconds.median * 1e3,
+                "q1_ms": seconds.q1 * 1e3,
+                "q3_ms": seconds.q3 * 1e3,
+                "min_ms": seconds.minimum * 1e3,
+                "samples": seconds.samples,
+                "calls_per_sample": found.number,
+                "page_faults": found.page_faults(),
+                "floor": floor,
+                "floor_ms": floor_ms,
+                "ratio_to_floor": seconds.median * 1e3 / floor_ms,
+                "min_bytes": min_bytes,
+                "gb_per_s": min_bytes / seconds.median * 1e-9,
+            }
+        )
+    return rows
+
+
+def run(selected: Sequence[Case], effort: Effort, number_of_threads: int) -> Iterator[tuple[Case, list[Row]]]:
+    """Time the cases one after another, on this many threads; yields each case with its rows as soon as it is done."""
+    for case in selected:
+        with threads(number_of_threads):
+            rows = run_case(case, effort)
+        yield case, rows
+
+
+def demo_rows(threads: int = 2) -> list[dict[str, Any]]:
+    """A quick look for the demo, about 20 s on 2 cores: channel caps on NCHW tensors of 64 MiB, fp32 and bf16.
+
+    Args:
+        threads: number of CPU threads.
+
+    Returns:
+        One dict per contender, dtype and pass, in this order of importance: ``contender`` ("relu(minimum)", "clamp" or
+        "dreluop"), ``dtype`` ("float32", "bfloat16"), ``pass`` ("forward", "backward" or "forward+backward"), ``ms``
+        (median), ``floor_ms`` (a clone of x, for the two passes together two clones) and ``ratio_to_floor``.
+    """
+    keys = ("contender", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor")
+    selected = [replace(case, in_place=False) for case in cases(quick=True, compiled=False) if case.in_place]
+    return [
+        {key: row[key] for key in keys}  # type: ignore[literal-required]
+        for _, rows in run(selected, DEMO, threads)
+        for row in rows
+        if row["contender"] != row["floor"]
+    ]

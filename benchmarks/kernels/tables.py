@@ -1,0 +1,144 @@
+"""A result file as tables of text, for the terminal and for documents alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.results import Document
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
+from benchmarks.kernels.targets import TARGETS, THREADS, Target, Verdict, best, judge, ratio_against, worst
+
+DTYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
+MISSING = "-"
+COMPARISONS = (
+    (FORWARD, c.CLONE),
+    (IN_PLACE, c.COPY),
+    (BACKWARD, c.CLONE),
+    (BOTH, c.RELU_MINIMUM.name),
+    (BOTH, c.CLAMP.name),
+    (BOTH, c.COMPILED.name),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def headline(document: Document) -> str:
+    """One sentence: what measured this, when, and whether all of it."""
+    device, versions, backend, commit = (document[key] for key in ("device", "versions", "backend", "commit"))
+    capability = f" ({backend['cpu_capability']})" if backend["cpu_capability"] else ""
+    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    parts = [
+        f"{device['name']}, {device['cores']} cores, {document['threads']} threads",
+        f"{backend['serves']} kernels{capability}",
+        f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})",
+        document["date"][:10],
+    ]
+    if document["quick"]:
+        parts.append("quick run: few samples")
+    if not document["complete"]:
+        parts.append("interrupted: not all cases")
+    return "; ".join(parts)
+
+
+def noise(document: Document) -> str:
+    """How far the machine's own speed moved, seen on the floors."""
+    floors = [row for row in document["rows"] if row["contender"] == row["floor"]]
+    spreads = sorted((row["q3_ms"] - row["q1_ms"]) / row["ms"] for row in floors)
+    if not spreads:
+        return "nothing measured"
+    return f"noise (distance of a floor's quartiles): {spreads[len(spreads) // 2]:.0%}, at most {spreads[-1]:.0%}"
+
+
+def target_table(document: Document) -> Table:
+    """Each target beside what was measured, at worst and at best."""
+    rows = []
+    for target in TARGETS:
+        limit = f"<= {target.limit:g} x" if target.is_floor else f">= {target.limit:g} x faster"
+        subject = (f"{target.pass_} against {target.against}", _where(target), limit)
+        verdicts = judge(target, document["rows"])
+        if not verdicts:
+            rows.append((*subject, MISSING, MISSING, "not measured"))
+            continue
+        low, high = worst(verdicts), best(verdicts)
+        missed = sum(not verdict.met for verdict in verdicts)
+        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
+        if document["threads"] != THREADS:
+            met += f" (meant for {THREADS} threads)"
+        rows.append((*subject, _measured(low), _measured(high), met))
+    return Table("Targets", ("time of", "x", "target", "worst", "best", "met"), rows)
+
+
+def _where(target: Target) -> str:
+    size = " x ".join(map(str, SMALL)) if target.small else f">= {LARGE // 2**20} MiB"
+    return ", ".join([size, *(DTYPES[dtype] for dtype in target.dtypes or ())])
+
+
+def _measured(verdict: Verdict) -> str:
+    return f"{verdict.measured:.2f} ({verdict.row['case']}, {DTYPES[verdict.row['dtype']]})"
+
+
+def case_table(document: Document) -> Table:
+    """Our times per input, and their ratios: to the floors (smaller is better), and of the others' times to ours."""
+    ours = [row for row in document["rows"] if row["contender"] == c.OURS.name]
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in ours:
+        found.setdefault((row["case"], row["dtype"]), {})[row["pass"]] = row
+    rows = []
+    for (case, dtype), passes in found.items():
+        shape = "x".join(map(str, next(iter(passes.values()))["shape"]))
+        times = [_milliseconds(passes.get(pass_)) for pass_ in (FORWARD, IN_PLACE, BACKWARD, BOTH)]
+        ratios = [_ratio(passes.get(pass_), against, document["rows"]) for pass_, against in COMPARISONS]
+        rows.append((case, shape, DTYPES[dtype], *times, *ratios))
+    header = (
+        *("x", "shape", "dtype"),
+        *(f"{pass_}, ms" for pass_ in (FORWARD, IN_PLACE, BACKWARD, BOTH)),
+        *(_comparison_header(pass_, against) for pass_, against in COMPARISONS),
+    )
+    return Table("dreluop", header, rows)
+
+
+def _comparison_header(pass_: str, against: str) -> str:
+    return f"{pass_} / {against}" if against in (c.CLONE, c.COPY) else f"{against} / ours"
+
+
+def _milliseconds(row: Row | None) -> str:
+    return MISSING if row is None else f"{row['ms']:.3g}"
+
+
+def _ratio(row: Row | None, against: str, rows: Sequence[Row]) -> str:
+    ratio = None if row is None else ratio_against(row, against, rows)
+    return MISSING if ratio is None else f"{ratio:.2f}"
+
+
+def row_tables(document: Document) -> list[Table]:
+    """Every row of the file, in one table per input."""
+    header = ("pass", "who", "ms", "quartiles", "/ floor", "GB/s", "page faults", "samples")
+    found: dict[str, Table] = {}
+    for row in document["rows"]:
+        title = f"{row['case']}: {'x'.join(map(str, row['shape']))}, {DTYPES[row['dtype']]}"
+        found.setdefault(title, Table(title, header, [])).rows.append(
+            (
+                row["pass"],
+                row["contender"],
+                f"{row['ms']:.4g}",
+                f"{row['q1_ms']:.4g} to {row['q3_ms']:.4g}",
+                f"{row['ratio_to_floor']:.2f}",
+                f"{row['gb_per_s']:.1f}",
+                f"{row['page_faults']:.0f}",
+                f"{row['samples']} x {row['calls_per_sample']}",
+            )
+        )
+    return list(found.values())
+
+
+def markdown(table: Table) -> str:
+    """A GitHub-flavoured table."""
+    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,101 @@
+"""The speeds to reach on a CPU with 2 threads, as data, and how measured rows stand against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
+
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit on our time relative to another's.
+
+    Attributes:
+        pass_: the pass of ``suite`` that is meant.
+        against: whose time ours is compared with: a floor or a contender.
+        limit: of our time over a floor's (at most), or of a contender's time over ours (at least).
+        dtypes: to which it applies; None for all.
+        small: whether it is meant for the small case rather than for x of 64 MiB and more.
+    """
+
+    pass_: str
+    against: str
+    limit: float
+    dtypes: tuple[str, ...] | None = None
+    small: bool = False
+
+    @property
+    def is_floor(self) -> bool:
+        return self.against in (c.CLONE, c.COPY)
+
+    def applies_to(self, row: Row) -> bool:
+        """Whether a row is one of ours that has to reach this target."""
+        sized = tuple(row["shape"]) == SMALL if self.small else row["x_bytes"] >= LARGE
+        of_dtype = self.dtypes is None or row["dtype"] in self.dtypes
+        return row["contender"] == c.OURS.name and row["pass"] == self.pass_ and sized and of_dtype
+
+    def met_by(self, measured: float) -> bool:
+        return measured <= self.limit if self.is_floor else measured >= self.limit
+
+
+TARGETS = (
+    Target(FORWARD, c.CLONE, 1.05),
+    Target(IN_PLACE, c.COPY, 1.15),
+    Target(BACKWARD, c.CLONE, 1.25),
+    Target(BOTH, c.RELU_MINIMUM.name, 5, ("float32",)),
+    Target(BOTH, c.RELU_MINIMUM.name, 8, ("bfloat16",)),
+    Target(BOTH, c.COMPILED.name, 4),
+    Target(BOTH, c.RELU_MINIMUM.name, 5, small=True),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one row stands against one target: ``measured`` is the ratio that the target limits."""
+
+    target: Target
+    row: Row
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.target.met_by(self.measured)
+
+
+def ratio_against(row: Row, against: str, rows: Sequence[Row]) -> float | None:
+    """Our time over a floor's, or a contender's time over ours; None if the other was not measured on this input."""
+    if against == row["floor"]:
+        return row["ratio_to_floor"]
+    for other in rows:
+        if other["contender"] == against and all(other[key] == row[key] for key in ("case", "dtype", "pass")):
+            return other["ms"] / row["ms"]
+    return None
+
+
+def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on every row that has to reach the target and can be judged."""
+    found = []
+    for row in rows:
+        if target.applies_to(row):
+            measured = ratio_against(row, target.against, rows)
+            if measured is not None:
+                found.append(Verdict(target, row, measured))
+    return found
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict nearest to missing its limit, or furthest beyond; all are of one target."""
+    return _ranked(verdicts)[0]
+
+
+def best(verdicts: Sequence[Verdict]) -> Verdict:
+    return _ranked(verdicts)[-1]
+
+
+def _ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return sorted(verdicts, key=lambda verdict: verdict.measured, reverse=verdicts[0].target.is_floor)

@@ -1,0 +1,96 @@
+"""Write the measured tables into a document, from the result files only: `python -m benchmarks.report`.
+
+The document marks where each report goes, and what stands between the marks is replaced:
+
+    <!-- report:kernels:begin -->
+    <!-- report:kernels:end -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.kernels import results, tables
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def kernels(folder: Path) -> str:
+    """The kernels report: for each device, the targets and our times per input."""
+    paths = sorted(folder.glob(f"*/{results.FILE_NAME}"))
+    if not paths:
+        return "Nothing has been measured yet."
+    parts = [_device_report(results.load(path)) for path in paths]
+    return "\n\n".join([*parts, KERNELS_LEGEND])
+
+
+KERNELS_LEGEND = (
+    "Times are medians; the contenders take turns in one process, on random data. Much of the time of a fresh large "
+    "tensor is page faults, for the floor too. Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. The "
+    "fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
+    "backward (read y and its gradient, write the gradient of x). Ratios to a floor: smaller is better. "
+    "Ratios to ours: the other's forward + backward over ours, larger is better."
+)
+
+
+def _device_report(document: results.Document) -> str:
+    return "\n\n".join(
+        [
+            f"{tables.headline(document)}; {tables.noise(document)}.",
+            tables.markdown(tables.target_table(document)),
+            tables.markdown(tables.case_table(document)),
+        ]
+    )
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels}
+
+
+def updated(text: str, folder: Path) -> str:
+    """The text with every marked report replaced by what the result files give.
+
+    Raises:
+        ValueError: the text marks no report, or has a begin without its end, or a result file is not valid.
+    """
+    found = False
+    for name, report in REPORTS.items():
+        begin, end = f"<!-- report:{name}:begin -->", f"<!-- report:{name}:end -->"
+        counts = text.count(begin), text.count(end)
+        if counts == (0, 0):
+            continue
+        if counts != (1, 1) or text.index(begin) > text.index(end):
+            raise ValueError(f"document: expected one {begin!r} before one {end!r}; got {counts[0]} and {counts[1]}")
+        found = True
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n\n{report(folder)}\n\n{end}{rest.split(end)[1]}"
+    if not found:
+        raise ValueError(f"document: marks none of the reports {', '.join(REPORTS)}: <!-- report:NAME:begin -->")
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("document", type=Path, nargs="?", default=README, help="default: README.md")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="default: benchmarks/results")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the document is not up to date")
+    options = parser.parse_args(arguments)
+    try:
+        old = options.document.read_text()
+        new = updated(old, options.results)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if old == new:
+        return 0
+    if options.check:
+        print(f"{options.document}: not what the result files give; run python -m benchmarks.report", file=sys.stderr)
+        return 1
+    options.document.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

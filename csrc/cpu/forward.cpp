@@ -1,0 +1,52 @@
+#include "cpu/walk.h"
+
+namespace dreluop::cpu {
+namespace {
+
+template <class Format>
+void forward_as(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code) {
+  using T = typename Format::Storage;
+  const Primitives<Format>& loops = primitives<Format>();
+  const Plan plan = plan_for(problem.numel, problem.layout);
+  const CapValues<T> caps(plan, problem.layout, static_cast<const T*>(problem.caps));
+  const bool direct = x.is_linear() && y.is_linear() && code == nullptr;
+
+  parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
+    T x_buffer[kBlock], y_buffer[kBlock];
+    uint8_t regions[kBlock];
+    const auto stretch = [&](int64_t i, int64_t n, int64_t cap, int64_t column) {
+      const T* from = x.read(i, n, x_buffer);
+      T* to = y.target(i, n, y_buffer);
+      if (plan.variant == Variant::kRuns)
+        loops.forward_one(from, caps[cap], to, n);
+      else
+        loops.forward_each(from, caps.at(column), to, n);
+      if (code != nullptr) {
+        uint8_t* const region = regions + i % kBlock;
+        if (plan.variant == Variant::kRuns)
+          loops.regions_one(to, caps[cap], region, n);
+        else
+          loops.regions_each(to, caps.at(column), region, n);
+      }
+      y.write(i, n, to, y_buffer);
+    };
+    if (direct) {
+      for_each_stretch(plan, problem.layout, begin, end, kUnbounded, stretch);
+      return;
+    }
+    for (int64_t block = begin; block < end; block += kBlock) {
+      const int64_t block_end = std::min(end, block + kBlock);
+      for_each_stretch(plan, problem.layout, block, block_end, kBlock, stretch);
+      if (code != nullptr) loops.pack(regions, block_end - block, code + block / kCodesPerByte);
+    }
+  });
+}
+
+}  // namespace
+
+void forward(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code) {
+  if (problem.numel == 0) return;
+  with_format(problem.dtype, [&](auto format) { forward_as<decltype(format)>(problem, x, y, code); });
+}
+
+}  // namespace dreluop::cpu

@@ -1,0 +1,53 @@
+// The passes over an activation on the CPU. Torch-free: pointers, sizes, strides, and a way to run a loop in parallel.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "cpu/operand.h"
+#include "dreluop/formats.h"
+#include "dreluop/layout.h"
+#include "dreluop/plan.h"
+
+namespace dreluop::cpu {
+
+// Runs body(begin, end) over [0, n) in pieces of at least `grain`, in any order, on any threads. Bodies do not throw.
+using Body = std::function<void(int64_t begin, int64_t end)>;
+using ParallelFor = void (*)(int64_t n, int64_t grain, const Body& body);
+
+struct Problem {
+  DType dtype;  // of x, y and gradients
+  int64_t numel;
+  CapLayout layout;
+  const void* caps;  // layout.caps values of dtype, in walking order
+  ParallelFor parallel_for;
+};
+
+// What forward left for backward: y, or a code in walking order.
+struct Saved {
+  std::optional<Operand> y;
+  const uint8_t* code = nullptr;
+};
+
+// y may be x. The code, if wanted, has ceil(numel / 4) bytes.
+void forward(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code);
+
+// dx and dcap (layout.caps sums, in walking order) are each left out if null.
+void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap);
+
+// v: layout.caps values of dtype in walking order, or null for zero.
+void tangent(const Problem& problem, const Operand& u, const void* v, const Saved& saved, const Operand& out);
+
+// Which sample an element belongs to: (i / inner) % samples.
+struct SampleLayout {
+  int64_t samples;
+  int64_t inner;
+};
+
+// inside and capped: layout.caps counts in walking order, zeroed by the caller; live: one byte per sample, zeroed.
+void saturation(const Problem& problem, const Operand& x, const SampleLayout& sample, int64_t* inside, int64_t* capped,
+                uint8_t* live);
+
+}  // namespace dreluop::cpu

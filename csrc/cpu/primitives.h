@@ -1,0 +1,78 @@
+// The inner loops over contiguous elements, compiled once per instruction set and chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/capability.h"
+#include "dreluop/semantics.h"
+
+namespace dreluop::cpu {
+
+// A running sum in double; for double terms with the rounding errors kept apart (a plain sum of doubles would miss the
+// bound of 8 eps). Lane i takes every kLanes-th term, so the order does not depend on the instruction set.
+constexpr int kLanes = 16;
+struct Lanes {
+  double sum[kLanes] = {};
+  double error[kLanes] = {};
+};
+
+// `_one`: all elements share the cap m. `_each`: element i has cap m[i].
+template <class Format>
+struct Primitives {
+  using T = typename Format::Storage;
+
+  void (*forward_one)(const T* x, T m, T* y, int64_t n);
+  void (*forward_each)(const T* x, const T* m, T* y, int64_t n);
+  void (*regions_one)(const T* y, T m, uint8_t* regions, int64_t n);
+  void (*regions_each)(const T* y, const T* m, uint8_t* regions, int64_t n);
+  // dx = g where inside, to_cap = g where capped, else 0. Either may be null.
+  void (*route_one)(const T* g, const T* y, T m, T* dx, T* to_cap, int64_t n);
+  void (*route_each)(const T* g, const T* y, const T* m, T* dx, T* to_cap, int64_t n);
+  void (*route_regions)(const T* g, const uint8_t* regions, T* dx, T* to_cap, int64_t n);
+  void (*tangent_one)(const T* u, T v, const uint8_t* regions, T* out, int64_t n);
+  void (*tangent_each)(const T* u, const T* v, const uint8_t* regions, T* out, int64_t n);
+  void (*add_run)(const T* terms, int64_t n, Lanes* lanes);
+  // sum[i] += terms[i]; error is read and written for double only.
+  void (*add_columns)(const T* terms, int64_t n, double* sum, double* error);
+  void (*pack)(const uint8_t* regions, int64_t n, uint8_t* code);
+  void (*unpack)(const uint8_t* code, int64_t first, int64_t n, uint8_t* regions);
+  void (*count)(const uint8_t* regions, int64_t n, int64_t* inside, int64_t* capped);
+};
+
+// s + t, and the rounding error of that in `error`.
+DRELUOP_INLINE double two_sum(double s, double t, double* error) {
+  const double sum = s + t;
+  const double back = sum - s;
+  *error += (s - (sum - back)) + (t - back);
+  return sum;
+}
+
+// An infinite or NaN sum has a meaningless error term.
+DRELUOP_INLINE double with_error(double sum, double error) { return sum - sum == 0 ? sum + error : sum; }
+
+#define DRELUOP_DECLARE_PRIMITIVES(isa)                \
+  namespace isa {                                      \
+  template <class Format>                              \
+  const Primitives<Format>& primitives();              \
+  extern template const Primitives<Float32>& primitives<Float32>();   \
+  extern template const Primitives<Float64>& primitives<Float64>();   \
+  extern template const Primitives<Float16>& primitives<Float16>();   \
+  extern template const Primitives<BFloat16>& primitives<BFloat16>(); \
+  }
+DRELUOP_DECLARE_PRIMITIVES(baseline)
+#if defined(__x86_64__)
+DRELUOP_DECLARE_PRIMITIVES(avx2)
+DRELUOP_DECLARE_PRIMITIVES(avx512)
+#endif
+#undef DRELUOP_DECLARE_PRIMITIVES
+
+template <class Format>
+const Primitives<Format>& primitives() {
+#if defined(__x86_64__)
+  if (capability() == Capability::kAvx512) return avx512::primitives<Format>();
+  if (capability() == Capability::kAvx2) return avx2::primitives<Format>();
+#endif
+  return baseline::primitives<Format>();
+}
+
+}  // namespace dreluop::cpu

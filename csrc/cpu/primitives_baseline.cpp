@@ -1,0 +1,2 @@
+#define DRELUOP_ISA baseline
+#include "cpu/primitives.inc"

@@ -1,0 +1,106 @@
+// How each dtype is stored, compared and converted. 16-bit formats are compared on their bits: the same code vectorises
+// on any CPU and needs no conversion on a GPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define DRELUOP_INLINE __host__ __device__ __forceinline__
+#else
+// Forced, so that no copy built for one instruction set is ever linked into code built for another.
+#define DRELUOP_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace dreluop {
+
+enum class DType : uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
+
+template <class To, class From>
+DRELUOP_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class Real>
+struct Native {
+  using Storage = Real;
+  static DRELUOP_INLINE Real zero() { return Real(0); }
+  static DRELUOP_INLINE bool is_nan(Real a) { return a != a; }
+  static DRELUOP_INLINE bool less(Real a, Real b) { return a < b; }
+  static DRELUOP_INLINE bool equal(Real a, Real b) { return a == b; }
+  static DRELUOP_INLINE bool positive(Real a) { return a > Real(0); }
+  static DRELUOP_INLINE double widen(Real a) { return static_cast<double>(a); }
+  static DRELUOP_INLINE Real round(double a) { return static_cast<Real>(a); }
+};
+
+// A 16-bit float is its sign, then its magnitude; magnitudes above infinity are NaN.
+template <class Self, uint16_t kInfinity>
+struct Bits16 {
+  using Storage = uint16_t;
+  static DRELUOP_INLINE uint16_t zero() { return 0; }
+  static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<uint16_t>(a & 0x7fff) > kInfinity; }
+  // Ascends with the value; -0 lies just below +0.
+  static DRELUOP_INLINE int16_t key(uint16_t a) {
+    const int16_t s = static_cast<int16_t>(a);
+    return static_cast<int16_t>(s ^ ((s >> 15) & 0x7fff));
+  }
+  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) {
+    return (key(a) < key(b)) & !is_nan(a) & !is_nan(b);
+  }
+  // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
+  static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
+  static DRELUOP_INLINE bool positive(uint16_t a) { return (key(a) > 0) & !is_nan(a); }
+  static DRELUOP_INLINE double widen(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
+  static DRELUOP_INLINE uint16_t round(double a) { return Self::from_float(static_cast<float>(a)); }
+};
+
+using Float32 = Native<float>;
+using Float64 = Native<double>;
+
+struct BFloat16 : Bits16<BFloat16, 0x7f80> {
+  static DRELUOP_INLINE float to_float(uint16_t a) { return bit_cast<float>(static_cast<uint32_t>(a) << 16); }
+  static DRELUOP_INLINE uint16_t from_float(float a) {
+    const uint32_t u = bit_cast<uint32_t>(a);
+    if (a != a) return static_cast<uint16_t>((u >> 16) | 0x40);
+    return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  }
+};
+
+struct Float16 : Bits16<Float16, 0x7c00> {
+  // Integer only: neither rounding modes nor a flush of subnormals may change the result.
+  static DRELUOP_INLINE float to_float(uint16_t a) {
+    const uint32_t sign = static_cast<uint32_t>(a & 0x8000) << 16;
+    uint32_t magnitude = a & 0x7fff;
+    if (magnitude >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
+    if (magnitude >= 0x0400) return bit_cast<float>(sign | ((magnitude << 13) + (112u << 23)));
+    if (magnitude == 0) return bit_cast<float>(sign);
+    uint32_t exponent = 113;
+    while ((magnitude & 0x0400) == 0) {
+      magnitude <<= 1;
+      --exponent;
+    }
+    return bit_cast<float>(sign | (exponent << 23) | ((magnitude & 0x3ff) << 13));
+  }
+  static DRELUOP_INLINE uint16_t from_float(float a) {
+    const uint32_t u = bit_cast<uint32_t>(a);
+    const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000);
+    const uint32_t magnitude = u & 0x7fffffff;
+    if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 65536 or more
+    if (magnitude >= 0x38800000) {                                             // normal in fp16
+      const uint32_t rebased = magnitude - (112u << 23);
+      return static_cast<uint16_t>(sign | ((rebased + 0xfff + ((rebased >> 13) & 1)) >> 13));
+    }
+    if (magnitude <= 0x33000000) return sign;  // at most half of the smallest subnormal: ties to even, to zero
+    const uint32_t exponent = magnitude >> 23;
+    const uint32_t mantissa = (magnitude & 0x7fffff) | 0x800000;
+    const uint32_t shift = 126 - exponent;  // 14 for the largest subnormal, 24 for the smallest
+    const uint32_t half = (1u << (shift - 1)) - 1;
+    return static_cast<uint16_t>(sign | ((mantissa + half + ((mantissa >> shift) & 1)) >> shift));
+  }
+};
+
+}  // namespace dreluop

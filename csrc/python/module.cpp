@@ -1,0 +1,52 @@
+// dreluop._C: what was built, and the plans, for people and tests. The operators are in _ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/capability.h"
+#include "dreluop/layout.h"
+#include "dreluop/plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = DRELUOP_VERSION;
+  info["compiler"] = __VERSION__;
+  info["torch_headers"] = DRELUOP_TORCH_HEADERS;
+  info["torch_target"] = DRELUOP_TORCH_TARGET;
+  info["cuda"] = py::none();
+  return info;
+}
+
+py::dict layout_plan(const dreluop::Sizes& shape, const dreluop::Sizes& strides, const dreluop::Sizes& cap_shape,
+                     int64_t dim) {
+  if (shape.size() != strides.size()) throw std::invalid_argument("strides: expected one per dimension of shape");
+  const dreluop::Walk walk = dreluop::walk_of(shape, dreluop::memory_order(strides), cap_shape, dim);
+  const dreluop::cpu::Plan plan = dreluop::cpu::plan_for(dreluop::product(shape), walk.layout);
+  py::dict result;
+  result["order"] = walk.order;
+  result["outer"] = walk.layout.outer;
+  result["caps"] = walk.layout.caps;
+  result["inner"] = walk.layout.inner;
+  result["variant"] = plan.variant == dreluop::cpu::Variant::kRuns ? "runs" : "columns";
+  result["row"] = plan.row;
+  result["rows"] = plan.rows;
+  result["tile_rows"] = plan.tile_rows;
+  result["tile_columns"] = plan.tile_columns;
+  result["tiles"] = plan.tiles();
+  result["partials"] = plan.partials();
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build information and launch plans of the compiled part of dreluop.";
+  m.def("build_info", &build_info, "What this was built with: version, compiler, torch headers and lowest torch, CUDA.");
+  m.def("cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
+        "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");
+  m.def("cpu_plan", &layout_plan, py::arg("shape"), py::arg("strides"), py::arg("cap_shape"), py::arg("dim") = 1,
+        "How the CPU kernels walk and cut an activation.");
+}

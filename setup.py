@@ -1,0 +1,189 @@
+"""Builds dreluop's compiled part with plain setuptools.
+
+DRELUOP_BUILD chooses what is built:
+    auto  (default) the CPU operators; with nvcc also the CUDA operators
+    cuda  as auto, but a missing nvcc is an error
+    cpu   the CPU operators only
+    none  nothing: a pure Python package served by the reference
+What is built depends on this choice and on the compilers found, never on whether a GPU is present.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import setuptools
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+SETUPTOOLS = 77
+CHOICES = ("auto", "cuda", "cpu", "none")
+TORCH_TARGET = "2.10"
+TORCH_TARGET_VERSION = "0x020a000000000000"
+X86_FLAGS = {"primitives_avx2.cpp": ["-march=x86-64-v3"], "primitives_avx512.cpp": ["-march=x86-64-v4"]}
+CUDA_ARCHS = "80;90;100+PTX"
+
+
+def stop(sentence: str) -> None:
+    raise SystemExit(f"\ndreluop: {sentence}\n")
+
+
+def build_choice() -> str:
+    choice = os.environ.get("DRELUOP_BUILD", "auto")
+    if choice not in CHOICES:
+        stop(f"DRELUOP_BUILD={choice} is not one of {', '.join(CHOICES)}.")
+    return choice
+
+
+def cxx_compiler() -> str | None:
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    return shutil.which(shlex.split(command)[0])
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit, from CUDA_HOME, CUDA_PATH, or nvcc on PATH (asked, as it may be a wrapper script)."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        home = os.environ.get(variable)
+        if home and (Path(home) / "bin" / "nvcc").exists():
+            return Path(home)
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+        for line in subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines():
+            if line.startswith("#$ TOP="):
+                return Path(line.removeprefix("#$ TOP=")).resolve()
+    return Path("/usr/local/cuda") if Path("/usr/local/cuda/bin/nvcc").exists() else None
+
+
+def torch_module():
+    try:
+        import torch  # noqa: PLC0415 (absent in an isolated build, which is told apart here)
+    except ImportError:
+        stop(
+            "torch is not visible to this build (pip isolates builds from installed packages). Install torch first, "
+            "then run: pip install --no-build-isolation .   (or DRELUOP_BUILD=none pip install . for a pure Python "
+            "install)."
+        )
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        stop(f"torch {torch.__version__} is too old: dreluop needs torch 2.10 or newer.")
+    return torch
+
+
+def gencode(archs: str) -> list[str]:
+    flags = []
+    for arch in archs.split(";"):
+        number = arch.removesuffix("+PTX")
+        if not number.isdigit():
+            stop(f'DRELUOP_CUDA_ARCHS={archs}: expected numbers such as "80;90;100+PTX".')
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+class BuildExt(build_ext):
+    """Adds to build_ext: flags per source file, .cu files through nvcc, several files at once."""
+
+    def build_extension(self, ext: Extension) -> None:
+        objects = Path(self.build_temp).resolve() / ext.name
+        objects.mkdir(parents=True, exist_ok=True)
+        jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+        with ThreadPoolExecutor(jobs) as pool:
+            ext.extra_objects = list(pool.map(lambda source: self.compile_one(ext, source, objects), ext.sources))
+        ext.sources = []
+        super().build_extension(ext)
+
+    def compile_one(self, ext: Extension, source: str, objects: Path) -> str:
+        target = objects / (Path(source).name + ".o")
+        include = [f"-I{d}" for d in (*ext.include_dirs, *self.include_dirs)]
+        if source.endswith(".cu"):
+            archs = os.environ.get("DRELUOP_CUDA_ARCHS", CUDA_ARCHS)
+            command = [str(cuda_home() / "bin" / "nvcc"), "-O3", "-std=c++17", "--threads", "2", "-lineinfo"]
+            command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings", *gencode(archs)]
+        else:
+            command = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args, *X86_FLAGS.get(Path(source).name, [])]
+        define = [f"-D{name}={value}" for name, value in ext.define_macros]
+        command += [*define, *include, "-c", str(ROOT / source), "-o", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            stop(f"compiling {source} failed:\n{shlex.join(command)}\n{done.stdout}{done.stderr}")
+        return str(target)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        # The operators are no Python module: there is no PyInit to export.
+        return ext.export_symbols
+
+
+def check_build_tools() -> None:
+    if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
+        stop(
+            f"setuptools {setuptools.__version__} is too old: run pip install 'setuptools>={SETUPTOOLS}' first "
+            "(a build without isolation uses the one you have)."
+        )
+
+
+def extensions() -> list[Extension]:
+    check_build_tools()
+    choice = build_choice()
+    if choice == "none":
+        return []
+    if sys.platform != "linux":
+        stop(f"the compiled part builds on Linux only, not on {sys.platform}; use DRELUOP_BUILD=none.")
+    if cxx_compiler() is None:
+        stop(
+            "no C++ compiler was found (set CXX or install g++); DRELUOP_BUILD=none installs without the compiled "
+            "part, served by the slower reference."
+        )
+    if choice == "cuda" and cuda_home() is None:
+        stop("DRELUOP_BUILD=cuda, but nvcc was not found: set CUDA_HOME, or use DRELUOP_BUILD=cpu.")
+    torch = torch_module()
+    try:
+        from pybind11.setup_helpers import Pybind11Extension  # noqa: PLC0415 (not needed by a pure build)
+    except ImportError:
+        stop("pybind11 is missing: run pip install 'pybind11>=3.0' first (a build without isolation uses what you have).")
+    from torch.utils.cpp_extension import include_paths  # noqa: PLC0415
+
+    version: dict[str, str] = {}
+    exec((ROOT / "dreluop" / "version.py").read_text(), version)
+    warnings = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("CI") else ["-Wall", "-Wextra"]
+    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
+    include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
+    headers = sorted(str(p.relative_to(ROOT)) for ending in ("h", "inc", "cuh") for p in ROOT.glob(f"csrc/**/*.{ending}"))
+    torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
+    operators = Extension(
+        "dreluop._ops",
+        sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")) + ["csrc/torch/ops_cpu.cpp"],
+        depends=headers,
+        include_dirs=include,
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+        library_dirs=[str(Path(torch.__file__).parent / "lib")],
+        extra_compile_args=[*flags, *torch_include],
+        # libtorch alone brings the CPU shims, and under a CUDA torch the CUDA ones too.
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-s"],
+        language="c++",
+        py_limited_api=True,
+    )
+    information = Pybind11Extension(
+        "dreluop._C",
+        ["csrc/python/module.cpp"],
+        depends=headers,
+        include_dirs=include,
+        define_macros=[
+            ("DRELUOP_VERSION", f'"{version["__version__"]}"'),
+            ("DRELUOP_TORCH_HEADERS", f'"{torch.__version__}"'),
+            ("DRELUOP_TORCH_TARGET", f'"{TORCH_TARGET}"'),
+        ],
+        extra_compile_args=warnings,
+        cxx_std=20,
+    )
+    return [operators, information]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

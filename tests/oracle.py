@@ -1,0 +1,161 @@
+"""What the operators must give, written anew from the semantics page: plain fp64 rules on logical elements.
+
+Nothing here comes from ``dreluop``, so that the package's reference is tested too. A region is found from x and the
+cap; the package finds it from y: that the two agree is one of the things tested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+OFF, INSIDE, CAPPED = 0, 1, 2
+# The bound that the project promises for every sum: this many eps of the accumulator times the sum of magnitudes.
+SUM_BOUND = 8
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def accumulator(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def spread(per_cap: Tensor, x: Tensor, dim: int) -> Tensor:
+    """A value per cap, at every element of x that has this cap."""
+    if per_cap.ndim > 1:
+        assert per_cap.shape == x.shape[1:], "neuron cap"
+        return per_cap.unsqueeze(0).expand(x.shape)
+    if per_cap.ndim == 0 or per_cap.shape[0] == 1:
+        return per_cap.reshape([1] * x.ndim).expand(x.shape)
+    assert per_cap.shape[0] == x.shape[dim], "channel cap"
+    return per_cap.reshape([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)]).expand(x.shape)
+
+
+def regions(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    """OFF, INSIDE or CAPPED for every element; NaN counts as inside."""
+    value, m = x.double(), spread(cap.to(x.dtype).double(), x, dim)
+    region = torch.full(x.shape, OFF)
+    region[(value > 0) & (value < m)] = INSIDE
+    region[(m > 0) & (value >= m)] = CAPPED
+    region[value.isnan() | m.isnan()] = INSIDE
+    return region
+
+
+def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    value, m = x.double(), spread(cap.to(x.dtype).double(), x, dim)
+    region = regions(x, cap, dim)
+    y = torch.zeros(x.shape, dtype=torch.float64)
+    y[region == INSIDE] = value[region == INSIDE]
+    y[region == CAPPED] = m[region == CAPPED]
+    y[value.isnan() | m.isnan()] = math.nan
+    return y.to(x.dtype)
+
+
+def grad_x(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    dx = torch.zeros(x.shape, dtype=grad.dtype)
+    inside = regions(x, cap, dim) == INSIDE
+    dx[inside] = grad[inside]
+    return dx
+
+
+def tangent(u: Tensor, v: Tensor | None, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    out = grad_x(u, x, cap, dim)
+    if v is not None:
+        capped = regions(x, cap, dim) == CAPPED
+        out[capped] = spread(v.to(u.dtype), x, dim)[capped]
+    return out
+
+
+def grad_cap(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """The gradient of every cap in fp64, and the sum of magnitudes that its bound is relative to."""
+    capped = regions(x, cap, dim) == CAPPED
+    owner = spread(torch.arange(cap.numel()).reshape(cap.shape), x, dim)[capped]
+    terms = grad[capped].double()
+    if accumulator(grad, cap) != torch.float64 or not bool(terms.isfinite().all()):
+        zeros = torch.zeros(cap.numel(), dtype=torch.float64)
+        total, magnitude = zeros.index_add(0, owner, terms), zeros.index_add(0, owner, terms.abs())
+    else:
+        groups: list[list[float]] = [[] for _ in range(cap.numel())]
+        for index, term in zip(owner.tolist(), terms.tolist(), strict=True):
+            groups[index].append(term)
+        total = torch.tensor([math.fsum(group) for group in groups], dtype=torch.float64)
+        magnitude = torch.tensor([math.fsum(map(abs, group)) for group in groups], dtype=torch.float64)
+    return total.reshape(cap.shape), magnitude.reshape(cap.shape)
+
+
+def penalty(caps: Sequence[Tensor], balancer: float) -> float:
+    return balancer * math.fsum(value * value for cap in caps for value in cap.double().flatten().tolist())
+
+
+def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    region = regions(x, cap, dim)
+    owner = spread(torch.arange(cap.numel()).reshape(cap.shape), x, dim)
+    counts = [
+        torch.bincount(owner[region == r], minlength=cap.numel()).reshape(cap.shape) for r in (OFF, INSIDE, CAPPED)
+    ]
+    live = torch.tensor([bool((sample == INSIDE).any()) for sample in region], dtype=torch.bool)
+    return torch.stack(counts), live
+
+
+def code_order(y: Tensor, cap: Tensor) -> list[int]:
+    """Dimensions from the outermost in memory to the innermost; a batch between neurons moves to the front."""
+    order = sorted(range(y.ndim), key=y.stride, reverse=True)
+    if cap.ndim > 1:
+        real = [d for d in order if d == 0 or y.shape[d] > 1]
+        if 0 < real.index(0) < len(real) - 1 or y.shape[0] == 1:
+            order = [0, *(d for d in order if d != 0)]
+    return order
+
+
+def code(x: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    """Two bits per element in this order, four to a byte from the low bits up, the rest of the last byte zero."""
+    in_memory = regions(x, cap, dim).permute(tuple(order)).flatten().tolist()
+    packed = [0] * -(-len(in_memory) // 4)
+    for i, region in enumerate(in_memory):
+        packed[i // 4] |= region << 2 * (i % 4)
+    return torch.tensor(packed, dtype=torch.uint8)
+
+
+def assert_same_bits(got: Tensor, want: Tensor) -> None:
+    """Equal shape, dtype, NaN positions, and bits everywhere else (so that +0.0 is not -0.0)."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    got, want = got.detach(), want.detach()
+    if got.dtype.is_floating_point:
+        bits = [t.contiguous().view(_BITS[t.element_size()]) for t in (got, want)]
+        wrong = (bits[0] != bits[1]) & ~(got.isnan() & want.isnan())
+    else:
+        wrong = got != want
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements differ, first at {where}: "
+            f"got {got[where].item()!r}, want {want[where].item()!r}"
+        )
+
+
+def assert_sum(got: Tensor, total: Tensor, magnitude: Tensor, accumulated_in: torch.dtype) -> None:
+    """|got - total| <= 8 eps(accumulator) * magnitude, plus one rounding to got's dtype."""
+    assert got.shape == total.shape
+    unbounded = ~total.isfinite()
+    slack = torch.where(unbounded, 0, SUM_BOUND * torch.finfo(accumulated_in).eps * magnitude)
+    low, high = total - slack, total + slack
+    if torch.finfo(got.dtype).eps > torch.finfo(accumulated_in).eps:
+        # Rounding keeps the order, so the rounded ends bound the rounded sum, also where it overflows.
+        low, high = (t.to(accumulated_in).to(got.dtype).double() for t in (low, high))
+    value = got.detach().double()
+    right = ((low <= value) & (value <= high)) | (total.isnan() & value.isnan())
+    if not bool(right.all()):
+        where = tuple((~right).nonzero()[0].tolist())
+        raise AssertionError(
+            f"{int((~right).sum())} of {right.numel()} sums are off, first at {where}: got {value[where].item()!r}, "
+            f"want {total[where].item()!r} +- {slack[where].item():.3g}"
+        )
+
+
+def assert_grad_cap(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> None:
+    assert got.dtype == cap.dtype
+    total, magnitude = grad_cap(grad, x, cap, dim)
+    assert_sum(got, total, magnitude, accumulator(grad, cap))
