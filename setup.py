@@ -88,6 +88,10 @@ def gencode(archs: str) -> list[str]:
     return flags
 
 
+def files(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
 class BuildExt(build_ext):
     """Adds to build_ext: flags per source file, .cu files through nvcc, several files at once."""
 
@@ -147,7 +151,7 @@ def extensions() -> list[Extension]:
     try:
         from pybind11.setup_helpers import Pybind11Extension  # noqa: PLC0415 (not needed by a pure build)
     except ImportError:
-        stop("pybind11 is missing: run pip install 'pybind11>=3.0' first (a build without isolation uses what you have).")
+        stop("pybind11 is missing: run pip install 'pybind11>=3.0' first (a build without isolation uses yours).")
     from torch.utils.cpp_extension import include_paths  # noqa: PLC0415
 
     version: dict[str, str] = {}
@@ -155,11 +159,11 @@ def extensions() -> list[Extension]:
     warnings = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("CI") else ["-Wall", "-Wextra"]
     flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
-    headers = sorted(str(p.relative_to(ROOT)) for ending in ("h", "inc", "cuh") for p in ROOT.glob(f"csrc/**/*.{ending}"))
+    headers = [file for ending in ("h", "inc", "cuh") for file in files(f"csrc/**/*.{ending}")]
     torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
     operators = Extension(
         "dreluop._ops",
-        sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")) + ["csrc/torch/ops_cpu.cpp"],
+        [*files("csrc/cpu/*.cpp"), "csrc/torch/ops_cpu.cpp"],
         depends=headers,
         include_dirs=include,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],

@@ -1,7 +1,7 @@
 """The activation as torch.autograd.Functions: first and second order, forward and reverse mode, vmap.
 
-``CappedReLUFunction`` is differentiated by ``CappedReLUBackwardFunction``, whose derivative with respect to the incoming
-gradient is ``CappedReLUTangentFunction``, whose derivative is again the backward: the three are closed, so every order
+``CappedReLUFunction`` is differentiated by ``CappedReLUBackwardFunction``, whose derivative with respect to the
+incoming gradient is ``CappedReLUTangentFunction``, whose derivative is again the backward: the three are closed, so every order
 is exact. Derivatives of the region masks are zero almost everywhere and left out.
 """
 
@@ -12,44 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 
 from dreluop import batching
 from dreluop.backends.reference import accumulation_dtype, code_order
+from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
-
-_below_autograd = torch._C._AutoDispatchBelowAutograd
-
-
-class _Function(torch.autograd.Function):
-    """autograd.Function whose apply skips the 50 us that torch spends on binding default arguments."""
-
-    @classmethod
-    def apply(cls, *args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)
-        return cls.apply_at_this_level(*args)
-
-    @classmethod
-    def apply_at_this_level(cls, *args: Any) -> Any:
-        """Apply without asking functorch, as the dispatcher's Autograd kernels must: it has asked already."""
-        if not torch._C._are_functorch_transforms_active():
-            return super(torch.autograd.Function, cls).apply(*args)
-        with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, cls).apply(*args)
+from dreluop.penalty import penalty_gradient, penalty_tangent
 
 
-def derivative_may_be_asked(*tensors: Tensor) -> bool:
-    """Whether calling an operator on these tensors must go through an autograd.Function."""
-    return (
-        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    )
-
-
-class CappedReLUFunction(_Function):
+class CappedReLUFunction(Function):
     """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
 
     ``apply(x, cap, dim, inplace, save, balancer)``; all six positionally. Returns y, or a tuple: y, then the 2-bit code
@@ -62,7 +33,7 @@ class CappedReLUFunction(_Function):
     def forward(
         x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
     ) -> Tensor | tuple[Tensor, ...]:
-        with _below_autograd():
+        with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:
                     return calls.forward(x, cap, dim)
@@ -104,9 +75,7 @@ class CappedReLUFunction(_Function):
         dx: Tensor | None = None
         dcap: Tensor | None = None
         if grad is not None:
-            dx, dcap = _backward(
-                grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, ctx.balancer, grad_penalty
-            )
+            dx, dcap = _backward(grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, ctx.balancer, grad_penalty)
         elif grad_penalty is not None and need_cap:
             dcap = penalty_gradient(grad_penalty, (cap,), ctx.balancer)[0]
         return dx if need_x else None, dcap if need_cap else None, None, None, None, None
@@ -124,7 +93,7 @@ class CappedReLUFunction(_Function):
             return y_tangent
         extras: list[Tensor | None] = [None] * (ctx.arity - 1)
         if ctx.balancer is not None:
-            extras[-1] = _penalty_tangent((cap,), (cap_tangent,), ctx.balancer)
+            extras[-1] = penalty_tangent((cap,), (cap_tangent,), ctx.balancer)
         return (y_tangent, *extras)
 
     @staticmethod
@@ -133,9 +102,12 @@ class CappedReLUFunction(_Function):
         if inplace:
             raise RuntimeError("capped_relu: inplace=True does not work under torch.vmap; use inplace=False")
         fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
-        y = CappedReLUFunction.apply(fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None)
+        y = CappedReLUFunction.apply(
+            fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None
+        )
         y, y_dim = fold.restore_x(y)
-        outputs, out_dims = [y], [y_dim]
+        outputs: list[Tensor] = [y]
+        out_dims: list[int | None] = [y_dim]
         if save == "code":
             # A packed code has no batch dimension, so the output is saved in its place.
             outputs.append(y.detach())
@@ -150,7 +122,7 @@ class CappedReLUFunction(_Function):
         return (tuple(outputs), tuple(out_dims)) if len(outputs) > 1 else (y, y_dim)
 
 
-class CappedReLUBackwardFunction(_Function):
+class CappedReLUBackwardFunction(Function):
     """(dx, dcap) from (grad, saved, cap); linear in grad and, through the penalty, bilinear in (grad_penalty, cap)."""
 
     @staticmethod
@@ -165,7 +137,7 @@ class CappedReLUBackwardFunction(_Function):
         balancer: float | None,
         grad_penalty: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        with _below_autograd():
+        with below_autograd():
             return calls.backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
 
     @staticmethod
@@ -194,7 +166,7 @@ class CappedReLUBackwardFunction(_Function):
             if ctx.needs_input_grad[2]:
                 dcap = penalty_gradient(rest[0], (grad_dcap,), ctx.balancer)[0].to(cap.dtype)
             if ctx.needs_input_grad[8]:
-                dpenalty = _penalty_tangent((cap,), (grad_dcap,), ctx.balancer).to(rest[0].dtype)
+                dpenalty = penalty_tangent((cap,), (grad_dcap,), ctx.balancer).to(rest[0].dtype)
         return dgrad, None, dcap, None, None, None, None, None, dpenalty
 
     @staticmethod
@@ -213,7 +185,7 @@ class CappedReLUBackwardFunction(_Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty = args
+        grad, saved, cap, dim, _, need_x, need_cap, balancer, grad_penalty = args
         _refuse_code_under_vmap(saved)
         fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
         dx, dcap = CappedReLUBackwardFunction.apply(
@@ -229,7 +201,7 @@ class CappedReLUBackwardFunction(_Function):
         )
         dx, dx_dim = fold.restore_x(dx) if need_x else (dx, None)
         dcap, dcap_dim = fold.restore_cap(dcap) if need_cap else (dcap, None)
-        if need_cap and balancer is not None and grad_penalty is not None:
+        if dcap_dim is not None and balancer is not None and grad_penalty is not None:
             caps = batching.with_batch_first(cap, in_dims[2], info.batch_size)
             scale = batching.with_batch_first(grad_penalty, in_dims[8], info.batch_size)
             scale = scale.reshape(-1, *[1] * (caps.ndim - 1))
@@ -238,12 +210,12 @@ class CappedReLUBackwardFunction(_Function):
         return (dx, dcap), (dx_dim, dcap_dim)
 
 
-class CappedReLUTangentFunction(_Function):
+class CappedReLUTangentFunction(Function):
     """u where the element is inside, v (cast to u's dtype) where it is capped, 0 elsewhere; linear in (u, v)."""
 
     @staticmethod
     def forward(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-        with _below_autograd():
+        with below_autograd():
             return calls.tangent(u, v, saved, cap, dim, order)
 
     @staticmethod
@@ -287,38 +259,6 @@ class CappedReLUTangentFunction(_Function):
         return fold.restore_x(out)
 
 
-class CapPenaltyFunction(_Function):
-    """``balancer * sum over all caps of sum(m^2)``, equation (1) of the paper; ``apply(balancer, *caps)``."""
-
-    @staticmethod
-    def forward(balancer: float, *caps: Tensor) -> Tensor:
-        with _below_autograd():
-            return calls.penalty(caps, balancer)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.balancer, *caps = inputs
-        ctx.save_for_backward(*caps)
-        ctx.save_for_forward(*caps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *penalty_gradient(grads[0], ctx.saved_tensors, ctx.balancer))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return _penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], balancer: float, *caps: Tensor) -> tuple[Any, Any]:
-        dtype = accumulation_dtype(*caps)
-        batched = [
-            batching.with_batch_first(cap, cap_dim, info.batch_size).to(dtype).square().reshape(info.batch_size, -1).sum(1)
-            for cap, cap_dim in zip(caps, in_dims[1:], strict=True)
-        ]
-        return balancer * torch.stack(batched).sum(0), 0
-
-
 def _backward(
     grad: Tensor,
     saved: Tensor,
@@ -335,14 +275,12 @@ def _backward(
     if derivative_may_be_asked(grad, cap):
         result = CappedReLUBackwardFunction.apply(*args)
         return result
-    with _below_autograd():
+    with below_autograd():
         result = calls.backward(*args)
     return result
 
 
-def _tangent(
-    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]
-) -> Tensor:
+def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
     return out
 
@@ -350,26 +288,6 @@ def _tangent(
 def _or_zeros(t: Tensor | None, ctx: Any) -> Tensor:
     # Expanded from one element: an absent gradient costs no memory.
     return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
-
-
-def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
-    """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
-    # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
-    if derivative_may_be_asked(grad, *caps) or torch._C._functorch.is_legacy_batchedtensor(grad):
-        dtype = accumulation_dtype(grad, *caps)
-        return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
-    with _below_autograd():
-        result: list[Tensor] = calls.penalty_backward(grad, list(caps), balancer)
-    return result
-
-
-def _penalty_tangent(caps: Sequence[Tensor], tangents: Sequence[Tensor | None], balancer: float) -> Tensor:
-    dtype = accumulation_dtype(*caps)
-    total = torch.zeros((), dtype=dtype, device=caps[0].device)
-    for cap, cap_tangent in zip(caps, tangents, strict=True):
-        if cap_tangent is not None:
-            total = total + (cap.to(dtype) * cap_tangent.to(dtype)).sum()
-    return 2 * balancer * total
 
 
 def _refuse_code_under_vmap(saved: Tensor) -> None:

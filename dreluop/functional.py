@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from dreluop import validation
-from dreluop.autograd import CappedReLUFunction, CapPenaltyFunction, derivative_may_be_asked
+from dreluop.autograd import CappedReLUFunction
+from dreluop.function import below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
-
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+from dreluop.penalty import CapPenaltyFunction
 
 SaveMode = Literal["output", "code"]
 
 
 @overload
 def capped_relu(
-    x: Tensor, cap: Tensor | float, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output", balancer: None = None
+    x: Tensor,
+    cap: Tensor | float,
+    *,
+    dim: int = 1,
+    inplace: bool = False,
+    save: SaveMode = "output",
+    balancer: None = None,
 ) -> Tensor: ...
 @overload
 def capped_relu(
@@ -70,12 +76,11 @@ def capped_relu(
     if inplace:
         validation.writable_in_place(x, cap)
     if not derivative_may_be_asked(x, cap):
-        with _below_autograd():
+        with below_autograd():
             return _without_derivative(x, cap, dim, inplace, balancer)
-    result: Any = CappedReLUFunction.apply(x, cap, dim, inplace, save, balancer)
-    if save == "output" or balancer is None:
-        return result[0] if isinstance(result, tuple) and balancer is None else result
-    return result[0], result[2]
+    result = CappedReLUFunction.apply(x, cap, dim, inplace, save, balancer)
+    outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
+    return outputs[0] if balancer is None else (outputs[0], outputs[-1])
 
 
 def _without_derivative(
@@ -83,8 +88,7 @@ def _without_derivative(
 ) -> Tensor | tuple[Tensor, Tensor]:
     if balancer is None:
         if not inplace:
-            y: Tensor = calls.forward(x, cap, dim)
-            return y
+            return calls.forward(x, cap, dim)
         calls.forward_(x, cap, dim)
         return x
     if inplace:
@@ -99,9 +103,9 @@ def _traced(
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives. The copy of the in-place
     # form is removed by functionalization.
     if save == "output" and balancer is None:
-        y, penalty = calls.forward(x, cap, dim), None
-    else:
-        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
+        y = calls.forward(x, cap, dim)
+        return x.copy_(y) if inplace else y
+    y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
     y = x.copy_(y) if inplace else y
     return y if balancer is None else (y, penalty)
 
@@ -130,15 +134,14 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
             )
     if torch.compiler.is_compiling():
-        total: Tensor = calls.penalty(tensors, balancer)
-    else:
-        total = CapPenaltyFunction.apply(balancer, *tensors)
+        return calls.penalty(tensors, balancer)
+    total: Tensor = CapPenaltyFunction.apply(balancer, *tensors)
     return total
 
 
 def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
     if isinstance(caps, nn.Module):
-        from dreluop.modules import DReLU
+        from dreluop.modules import DReLU  # noqa: PLC0415 (modules imports this file)
 
         unique = {id(m.cap): m.cap for m in caps.modules() if isinstance(m, DReLU)}
         if not unique:

@@ -44,9 +44,7 @@ class SReLU(_CappedActivation):
         dim, inplace, save: as in ``capped_relu``.
     """
 
-    def __init__(
-        self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output"
-    ) -> None:
+    def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
         super().__init__(dim, inplace, save)
         value = cap.detach().clone() if isinstance(cap, Tensor) else torch.full((1,), float(cap))
         self.register_buffer("cap", validation.float_tensor("cap", value))
@@ -63,8 +61,8 @@ class DReLU(_CappedActivation):
     is about ten times that of the weights, and weight decay is the penalty's business.
 
     Args:
-        num_parameters: 1 for one cap (the layer), C for one per channel of ``dim``, or a shape, ``x.shape[1:]``, for one
-            per neuron (the paper's case).
+        num_parameters: 1 for one cap (the layer), C for one per channel of ``dim``, or a shape, ``x.shape[1:]``, for
+            one per neuron (the paper's case).
         init: initial value of every cap.
         dim, inplace, save: as in ``capped_relu``.
         device, dtype: of the parameter ``cap``, which always has at least one dimension.
@@ -109,7 +107,7 @@ class DReLU(_CappedActivation):
         return f"{self.num_parameters}, init={self.init:g}{self._options_repr()}"
 
 
-class LazyDReLU(LazyModuleMixin, DReLU):  # type: ignore[misc]
+class LazyDReLU(LazyModuleMixin, DReLU):
     """A DReLU that takes the shape of its cap from the first input, and then is one.
 
     Args:
@@ -118,7 +116,7 @@ class LazyDReLU(LazyModuleMixin, DReLU):  # type: ignore[misc]
     """
 
     cls_to_become = DReLU
-    cap: UninitializedParameter
+    cap: UninitializedParameter  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -135,7 +133,7 @@ class LazyDReLU(LazyModuleMixin, DReLU):  # type: ignore[misc]
             raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
         super().__init__(1, init, dim, inplace, save=save, device="meta", dtype=dtype)
         self.granularity = granularity
-        self.cap = UninitializedParameter(device=device, dtype=dtype)
+        self.cap = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
 
     def reset_parameters(self) -> None:
         if not self.has_uninitialized_params():

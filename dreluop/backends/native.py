@@ -28,7 +28,9 @@ def _load() -> str | None:
 
 def _load_library() -> str | None:
     if not LIBRARY.exists():
-        return f"{LIBRARY} does not exist: installed with DRELUOP_BUILD=none, or run from a source folder without a build"
+        return (
+            f"{LIBRARY} does not exist: installed with DRELUOP_BUILD=none, or run from a source folder without a build"
+        )
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Pure PyTorch implementation of every operator: works on any device, and is what all other backends are tested against."""
+"""Every operator in pure PyTorch: works on any device, and is what all other backends are tested against."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def memory_order(t: Tensor) -> list[int]:
     """Dimensions of t from the outermost to the innermost in memory."""
-    return sorted(range(t.ndim), key=lambda d: -t.stride(d))
+    return sorted(range(t.ndim), key=t.stride, reverse=True)
 
 
 def code_order(y: Tensor, cap: Tensor) -> list[int]:
@@ -199,7 +199,7 @@ def overlaps_itself(x: Tensor) -> bool:
     offsets = torch.zeros((), dtype=torch.int64)
     for stride, size in dims:
         offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
-    return offsets.unique().numel() < x.numel()
+    return len(torch.unique(offsets)) < x.numel()
 
 
 def _penalty_or_nothing(cap: Tensor, balancer: float | None) -> Tensor:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 from dreluop.ops import schemas
 
 _namespace = getattr(torch.ops, schemas.NAMESPACE)
 
-forward = _namespace.forward.default
-forward_ = _namespace.forward_.default
-forward_extra = _namespace.forward_extra.default
-forward_extra_ = _namespace.forward_extra_.default
-backward = _namespace.backward.default
-tangent = _namespace.tangent.default
-saturation = _namespace.saturation.default
-penalty = _namespace.penalty.default
-penalty_backward = _namespace.penalty_backward.default
+forward: Callable[[Tensor, Tensor, int], Tensor] = _namespace.forward.default
+forward_: Callable[[Tensor, Tensor, int], None] = _namespace.forward_.default
+forward_extra: Callable[[Tensor, Tensor, int, bool, float | None], tuple[Tensor, Tensor, Tensor]] = (
+    _namespace.forward_extra.default
+)
+forward_extra_: Callable[[Tensor, Tensor, int, bool, float | None], tuple[Tensor, Tensor]] = (
+    _namespace.forward_extra_.default
+)
+backward: Callable[
+    [Tensor, Tensor, Tensor, int, Sequence[int], bool, bool, float | None, Tensor | None], tuple[Tensor, Tensor]
+] = _namespace.backward.default
+tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor] = _namespace.tangent.default
+saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = _namespace.saturation.default
+penalty: Callable[[Sequence[Tensor], float], Tensor] = _namespace.penalty.default
+penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]] = _namespace.penalty_backward.default

@@ -1,4 +1,4 @@
-"""What the dispatcher does with the operators above the backends: derivatives, and version counters of in-place forms."""
+"""What the dispatcher does above the backends: derivatives, and the version counters of in-place operators."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from dreluop import autograd
+from dreluop.autograd import CappedReLUBackwardFunction, CappedReLUFunction, CappedReLUTangentFunction
+from dreluop.backends.reference import accumulation_dtype
+from dreluop.function import below_autograd
 from dreluop.ops import calls
 from dreluop.ops.schemas import IN_PLACE, library
+from dreluop.penalty import CapPenaltyFunction, penalty_gradient
 
-_below_autograd = torch._C._AutoDispatchBelowAutograd
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
 
 
 def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    y: Tensor = autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None)
+    y: Tensor = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None)
     return y
 
 
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
-    autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None)
+    CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None)
 
 
 def _extra(x: Tensor, cap: Tensor, dim: int, inplace: bool, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
     save = "code" if code else "output"
-    result = autograd.CappedReLUFunction.apply_at_this_level(x, cap, dim, inplace, save, balancer)
+    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, inplace, save, balancer)
     outputs = list(result) if isinstance(result, tuple) else [result]
     if not code:
         outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
     if balancer is None:
-        outputs.append(cap.new_empty((0,), dtype=autograd.accumulation_dtype(cap)))
+        outputs.append(cap.new_empty((0,), dtype=accumulation_dtype(cap)))
     return tuple(outputs)
 
 
@@ -45,7 +48,7 @@ def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: floa
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
-    total: Tensor = autograd.CapPenaltyFunction.apply_at_this_level(balancer, *caps)
+    total: Tensor = CapPenaltyFunction.apply_at_this_level(balancer, *caps)
     return total
 
 
@@ -54,10 +57,10 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "forward_": _forward_,
     "forward_extra": _forward_extra,
     "forward_extra_": _forward_extra_,
-    "backward": autograd.CappedReLUBackwardFunction.apply_at_this_level,
-    "tangent": autograd.CappedReLUTangentFunction.apply_at_this_level,
+    "backward": CappedReLUBackwardFunction.apply_at_this_level,
+    "tangent": CappedReLUTangentFunction.apply_at_this_level,
     "penalty": _penalty,
-    "penalty_backward": autograd.penalty_gradient,
+    "penalty_backward": penalty_gradient,
 }
 
 
@@ -65,9 +68,9 @@ def _register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
     op = getattr(calls, name)
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args) or autograd.forward_ad._current_level >= 0:
+        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
             return differentiable(*args)
-        with _below_autograd():
+        with below_autograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     library.impl(name, kernel, "Autograd", with_keyset=True)

@@ -1,0 +1,50 @@
+"""`python -m dreluop`: versions, build options, backends with reasons, and a self-check. Exit code 1 on a mismatch."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+from dreluop import selfcheck
+from dreluop.version import __version__
+
+
+def _build_lines() -> list[str]:
+    try:
+        from dreluop import _C  # noqa: PLC0415 (absent in a pure Python install)
+    except ImportError as error:
+        return [f"build        no dreluop._C: {error}"]
+    info = _C.build_info()
+    lines = [
+        f"build        {info['version']}, {info['compiler']}, headers of torch {info['torch_headers']}, "
+        f"runs on torch >= {info['torch_target']}, CUDA: {info['cuda'] or 'no'}",
+        f"CPU          {_C.cpu_capability()} (DRELUOP_CPU_CAPABILITY), {torch.get_num_threads()} threads",
+    ]
+    if info["version"] != __version__:
+        lines.append(f"warning      the compiled part is of version {info['version']}: build it again")
+    return lines
+
+
+def main() -> int:
+    print(f"dreluop      {__version__}")
+    print(f"torch        {torch.__version__}")
+    print(f"python       {platform.python_version()}, {platform.platform()}")
+    print(*_build_lines(), sep="\n")
+    for backend in selfcheck.backends():
+        state = "available" if backend.reason is None else f"not available: {backend.reason}"
+        print(f"{backend.name:12} {state} ({', '.join(backend.devices)})")
+    results = selfcheck.run()
+    wrong = [result for result in results if not result.agrees]
+    for result in wrong:
+        print(f"MISMATCH     {result.backend} {result.operator}: {result.case}")
+    if not results:
+        print("self-check   nothing to compare: only the reference serves")
+    else:
+        print(f"self-check   {len(results) - len(wrong)} of {len(results)} comparisons with the reference agree")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The base of our autograd.Functions, and the question whether one is needed at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+class Function(torch.autograd.Function):
+    """autograd.Function whose apply skips the 50 us that torch spends on binding default arguments."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return cls.apply_at_this_level(*args)
+
+    @classmethod
+    def apply_at_this_level(cls, *args: Any) -> Any:
+        """Apply without asking functorch, as the dispatcher's Autograd kernels must: it has asked already."""
+        if not torch._C._are_functorch_transforms_active():
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+
+
+def derivative_may_be_asked(*tensors: Tensor) -> bool:
+    """Whether calling an operator on these tensors must go through an autograd.Function."""
+    return (
+        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )

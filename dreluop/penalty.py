@@ -1,0 +1,70 @@
+"""The penalty on the caps, `balancer * sum(m^2)`, and its derivatives (equation (1) of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop import batching
+from dreluop.backends.reference import accumulation_dtype
+from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.ops import calls
+
+
+class CapPenaltyFunction(Function):
+    """``balancer * sum over all caps of sum(m^2)``, equation (1) of the paper; ``apply(balancer, *caps)``."""
+
+    @staticmethod
+    def forward(balancer: float, *caps: Tensor) -> Tensor:
+        with below_autograd():
+            return calls.penalty(caps, balancer)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.balancer, *caps = inputs
+        ctx.save_for_backward(*caps)
+        ctx.save_for_forward(*caps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *penalty_gradient(grads[0], ctx.saved_tensors, ctx.balancer))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], balancer: float, *caps: Tensor) -> tuple[Any, Any]:
+        dtype = accumulation_dtype(*caps)
+        batched = [
+            batching.with_batch_first(cap, cap_dim, info.batch_size)
+            .to(dtype)
+            .square()
+            .reshape(info.batch_size, -1)
+            .sum(1)
+            for cap, cap_dim in zip(caps, in_dims[1:], strict=True)
+        ]
+        return balancer * torch.stack(batched).sum(0), 0
+
+
+def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+    """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
+    # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
+    if derivative_may_be_asked(grad, *caps) or torch._C._functorch.is_legacy_batchedtensor(grad):
+        dtype = accumulation_dtype(grad, *caps)
+        return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
+    with below_autograd():
+        result: list[Tensor] = calls.penalty_backward(grad, list(caps), balancer)
+    return result
+
+
+def penalty_tangent(caps: Sequence[Tensor], tangents: Sequence[Tensor | None], balancer: float) -> Tensor:
+    dtype = accumulation_dtype(*caps)
+    total = torch.zeros((), dtype=dtype, device=caps[0].device)
+    for cap, cap_tangent in zip(caps, tangents, strict=True):
+        if cap_tangent is not None:
+            total = total + (cap.to(dtype) * cap_tangent.to(dtype)).sum()
+    return 2 * balancer * total

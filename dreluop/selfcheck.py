@@ -1,0 +1,114 @@
+"""Compares every available backend with the reference on small inputs: the check behind `python -m dreluop`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dreluop.backends import native, reference
+from dreluop.ops import calls
+from dreluop.validation import FLOAT_DTYPES
+
+_SPECIAL_VALUES = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, -1.0)
+
+
+class Backend(NamedTuple):
+    """A backend and, if it does not serve, why."""
+
+    name: str
+    devices: tuple[str, ...]
+    reason: str | None
+
+
+class Result(NamedTuple):
+    """One comparison: the backend, the operator, the input in words, and whether it agreed."""
+
+    backend: str
+    operator: str
+    case: str
+    agrees: bool
+
+
+def backends() -> list[Backend]:
+    """Every backend, in the order in which they are preferred."""
+    return [Backend("native", ("cpu",), native.load_error), Backend("reference", ("every device",), None)]
+
+
+def run() -> list[Result]:
+    """Compare all operators of all backends that serve; empty if only the reference does."""
+    return list(_compare_native()) if native.is_loaded() else []
+
+
+def _compare_native() -> Iterator[Result]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in sorted(FLOAT_DTYPES, key=str):
+        for case, x, cap in _inputs(dtype, generator):
+            text = f"{str(dtype).removeprefix('torch.')}, {case}"
+            grad = torch.randn(x.shape, generator=generator).to(dtype)
+            weight = torch.tensor(0.5)
+            expected = reference.forward_extra(x, cap, 1, True, 0.1)
+            got = calls.forward_extra(x, cap, 1, True, 0.1)
+            yield Result("native", "forward_extra", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2]))
+            yield Result("native", "forward", text, _same(calls.forward(x, cap, 1), expected[0]))
+            y, code = expected[:2]
+            for saved, order in ((y, []), (code, reference.code_order(y, cap))):
+                arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)
+                dx, dcap = calls.backward(*arguments)
+                dx_expected, dcap_expected = reference.backward(*arguments)
+                yield Result("native", "backward", text, _same(dx, dx_expected) and _near(dcap, dcap_expected))
+                tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
+                yield Result("native", "tangent", text, _same(*tangents))
+            counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]
+            yield Result("native", "saturation", text, _same(*counts))
+            in_place = x.clone()
+            calls.forward_(in_place, cap, 1)
+            yield Result("native", "forward_", text, _same(in_place, y))
+            overwritten = x.clone()
+            extras = calls.forward_extra_(overwritten, cap, 1, True, 0.1)
+            agrees = _same((overwritten, extras[0]), (y, code)) and _near(extras[1], expected[2])
+            yield Result("native", "forward_extra_", text, agrees)
+            penalties = [f([cap, cap], 0.1) for f in (calls.penalty, reference.penalty)]
+            yield Result("native", "penalty", text, _near(*penalties))
+            gradients = [f(weight, [cap, cap], 0.1) for f in (calls.penalty_backward, reference.penalty_backward)]
+            yield Result("native", "penalty_backward", text, all(map(_near, *gradients)))
+
+
+def _inputs(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
+    x = torch.randn(3, 5, 7, 9, generator=generator)
+    x.view(-1)[:: x.numel() // len(_SPECIAL_VALUES)][: len(_SPECIAL_VALUES)] = torch.tensor(_SPECIAL_VALUES)
+    x = x.to(dtype)
+    formats = {
+        "contiguous": x,
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "sliced": x[:, :, 1:, ::2],
+    }
+    for layout, view in formats.items():
+        shapes = {"layer": (1,), "channel": (5,), "neuron": tuple(view.shape[1:])}
+        for granularity, shape in shapes.items():
+            cap = torch.randn(shape, generator=generator).abs()
+            yield f"{granularity} cap, {layout}", view, cap.to(dtype)
+    yield "float32 cap, contiguous", x, torch.rand(5, generator=generator)
+
+
+def _same(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:
+    if isinstance(got, Tensor) and isinstance(expected, Tensor):
+        if got.shape != expected.shape or got.dtype != expected.dtype or got.stride() != expected.stride():
+            return False
+        if not got.dtype.is_floating_point:
+            return torch.equal(got, expected)
+        # NaN payloads are free; the sign of zero is not.
+        nan = got.isnan()
+        got, expected = got.masked_fill(nan, 1), expected.masked_fill(expected.isnan(), 2).masked_fill(nan, 1)
+        return torch.equal(got, expected) and torch.equal(got.signbit(), expected.signbit())
+    return all(map(_same, got, expected))
+
+
+def _near(got: Tensor, expected: Tensor) -> bool:
+    try:
+        torch.testing.assert_close(got, expected, equal_nan=True)
+    except AssertionError:
+        return False
+    return True
