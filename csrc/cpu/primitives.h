@@ -50,10 +50,10 @@ DRELUOP_INLINE double two_sum(double s, double t, double* error) {
 // An infinite or NaN sum has a meaningless error term.
 DRELUOP_INLINE double with_error(double sum, double error) { return sum - sum == 0 ? sum + error : sum; }
 
-#define DRELUOP_DECLARE_PRIMITIVES(isa)                \
-  namespace isa {                                      \
-  template <class Format>                              \
-  const Primitives<Format>& primitives();              \
+#define DRELUOP_DECLARE_PRIMITIVES(isa)                               \
+  namespace isa {                                                     \
+  template <class Format>                                             \
+  const Primitives<Format>& primitives();                             \
   extern template const Primitives<Float32>& primitives<Float32>();   \
   extern template const Primitives<Float64>& primitives<Float64>();   \
   extern template const Primitives<Float16>& primitives<Float16>();   \

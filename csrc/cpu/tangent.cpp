@@ -14,17 +14,16 @@ void tangent_as(const Problem& problem, const Operand& u, const void* v, const S
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
     T u_buffer[kBlock], out_buffer[kBlock];
     uint8_t regions[kBlock];
-    for_each_stretch(
-        plan, problem.layout, begin, end, kBlock, [&](int64_t i, int64_t n, int64_t cap, int64_t column) {
-          regions_of<Format>(plan, caps, saved, i, n, cap, column, regions);
-          const T* from = u.read(i, n, u_buffer);
-          T* to = out.target(i, n, out_buffer);
-          if (v != nullptr && plan.variant == Variant::kColumns)
-            loops.tangent_each(from, at_cap.at(column), regions, to, n);
-          else
-            loops.tangent_one(from, v != nullptr ? at_cap[cap] : Format::zero(), regions, to, n);
-          out.write(i, n, to, out_buffer);
-        });
+    for_each_stretch(plan, problem.layout, begin, end, kBlock, [&](int64_t i, int64_t n, int64_t cap, int64_t column) {
+      regions_of<Format>(plan, caps, saved, i, n, cap, column, regions);
+      const T* from = u.read(i, n, u_buffer);
+      T* to = out.target(i, n, out_buffer);
+      if (v != nullptr && plan.variant == Variant::kColumns)
+        loops.tangent_each(from, at_cap.at(column), regions, to, n);
+      else
+        loops.tangent_one(from, v != nullptr ? at_cap[cap] : Format::zero(), regions, to, n);
+      out.write(i, n, to, out_buffer);
+    });
   });
 }
 

@@ -44,9 +44,11 @@ py::dict layout_plan(const dreluop::Sizes& shape, const dreluop::Sizes& strides,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information and launch plans of the compiled part of dreluop.";
-  m.def("build_info", &build_info, "What this was built with: version, compiler, torch headers and lowest torch, CUDA.");
-  m.def("cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
-        "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");
+  m.def("build_info", &build_info,
+        "What this was built with: version, compiler, torch headers and lowest torch, CUDA.");
+  m.def(
+      "cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
+      "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");
   m.def("cpu_plan", &layout_plan, py::arg("shape"), py::arg("strides"), py::arg("cap_shape"), py::arg("dim") = 1,
         "How the CPU kernels walk and cut an activation.");
 }

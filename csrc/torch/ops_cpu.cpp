@@ -187,8 +187,8 @@ void forward_(const Tensor& x, const Tensor& cap, int64_t dim) {
 std::tuple<Tensor, Tensor> run_extra(const Tensor& x, const Tensor& y, const Tensor& cap, int64_t dim, bool code,
                                      std::optional<double> balancer) {
   const Call call(x, cap, dim, memory_order(strides_of(y)));
-  const Tensor packed = code ? empty_contiguous({code_size(product(call.sizes))}, ScalarType::Byte, x)
-                             : nothing(ScalarType::Byte, x);
+  const Tensor packed =
+      code ? empty_contiguous({code_size(product(call.sizes))}, ScalarType::Byte, x) : nothing(ScalarType::Byte, x);
   const Tensor penalty = penalty_or_nothing(cap, balancer);
   const EffectiveCaps caps(cap, call.walk, call.dtype);
   cpu::forward(call.problem(caps), call.operand(x), call.output(y),
@@ -309,7 +309,8 @@ std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_
   if (x.dim() == 0) fail("x: got 0 dimensions; expected at least one, the sample");
   const Call call(x, cap, dim, memory_order(strides_of(x)));
   cpu::SampleLayout sample{call.sizes[0], 1};
-  for (size_t i = call.walk.order.size(); i-- > 0 && call.walk.order[i] != 0;) sample.inner *= call.sizes[call.walk.order[i]];
+  for (size_t i = call.walk.order.size(); i-- > 0 && call.walk.order[i] != 0;)
+    sample.inner *= call.sizes[call.walk.order[i]];
 
   Sizes counts_shape = sizes_of(cap);
   counts_shape.insert(counts_shape.begin(), 3);

@@ -82,7 +82,8 @@ inline void check_order(const Sizes& order, size_t rank) {
   std::sort(sorted.begin(), sorted.end());
   bool permutation = sorted.size() == rank;
   for (size_t d = 0; permutation && d < rank; ++d) permutation = sorted[d] == static_cast<int64_t>(d);
-  if (!permutation) fail("order: got " + to_string(order) + "; expected each of " + std::to_string(rank) + " dimensions once");
+  if (!permutation)
+    fail("order: got " + to_string(order) + "; expected each of " + std::to_string(rank) + " dimensions once");
 }
 
 }  // namespace dreluop

@@ -47,9 +47,7 @@ struct Bits16 {
     const int16_t s = static_cast<int16_t>(a);
     return static_cast<int16_t>(s ^ ((s >> 15) & 0x7fff));
   }
-  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) {
-    return (key(a) < key(b)) & !is_nan(a) & !is_nan(b);
-  }
+  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return (key(a) < key(b)) & !is_nan(a) & !is_nan(b); }
   // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return (key(a) > 0) & !is_nan(a); }

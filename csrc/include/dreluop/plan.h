@@ -1,4 +1,5 @@
-// How a pass over an activation is cut into pieces: pure arithmetic, no device calls, the same for any number of threads.
+// How a pass over an activation is cut into pieces: pure arithmetic, no device calls, the same for any number of
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +9,8 @@
 
 namespace dreluop::cpu {
 
-// Elements handled between two looks at the layout; a multiple of the four codes of a byte. Buffers of this size stay in L1.
+// Elements handled between two looks at the layout; a multiple of the four codes of a byte. Buffers of this size stay
+// in L1.
 constexpr int64_t kBlock = 1024;
 // Runs of one cap shorter than this are walked as columns with a cap each.
 constexpr int64_t kShortestRun = 32;

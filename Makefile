@@ -1,0 +1,79 @@
+# Everything runs in a virtual environment of its own, from pinned versions.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= 2.11
+CONSTRAINTS := constraints/torch-$(TORCH).txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
+TORCH_PACKAGES := $(if $(filter 2.11,$(TORCH)),torch torchvision triton,torch)
+CPP_BUILD := build/cpp
+SANITIZED_BUILD := build/sanitized
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: help install demo test test-python test-cpp test-sanitized bench report lint format wheel clean
+
+help:
+	@echo "make demo            install, train a capped network on real digits, attack it, time the kernels"
+	@echo "make test            all tests, Python and C++"
+	@echo "make test-sanitized  the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make bench           time the kernels; writes benchmarks/results/"
+	@echo "make report          write the tables of README.md from benchmarks/results/"
+	@echo "make lint            ruff, clang-format, mypy"
+	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) (2.11 or 2.13)"
+
+$(VENV)/.dependencies: $(wildcard constraints/*.txt)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools wheel pybind11 ninja $(TORCH_PACKAGES)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(PIP) --no-build-isolation -e '.[demo,test,lint]'
+	touch $@
+
+install: $(VENV)/.installed
+	$(BIN)/python -m dreluop
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.demo
+
+test: test-python test-cpp
+
+test-python: $(VENV)/.installed
+	DRELUOP_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-cpp: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD)
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
+	$(BIN)/ctest --test-dir $(CPP_BUILD) --output-on-failure
+
+test-sanitized: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) -DDRELUOP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
+	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.kernels
+
+report: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.report
+
+CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.report --check
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+wheel: $(VENV)/.installed
+	$(BIN)/python -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps -w dist .
+
+clean:
+	rm -rf build dist *.egg-info dreluop/*.so demo-output

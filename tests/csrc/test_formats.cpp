@@ -1,0 +1,96 @@
+// Storage formats against the compiler's own half and the definition of rounding; the scalar rule on special values.
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "dreluop/semantics.h"
+
+using namespace dreluop;
+
+namespace {
+
+template <class Format>
+double value_of(uint16_t bits, int exponent_bits) {
+  const int mantissa_bits = 15 - exponent_bits;
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const int exponent = (bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
+  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+  const double sign = bits & 0x8000 ? -1.0 : 1.0;
+  if (exponent == (1 << exponent_bits) - 1)
+    return mantissa ? std::nan("") : sign * std::numeric_limits<double>::infinity();
+  if (exponent == 0) return sign * std::ldexp(mantissa, 1 - bias - mantissa_bits);
+  return sign * std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+}
+
+template <class Format>
+void test_all_bit_patterns(int exponent_bits) {
+  std::vector<uint16_t> finite;
+  for (uint32_t b = 0; b < 0x10000; ++b) {
+    const auto bits = static_cast<uint16_t>(b);
+    const double expected = value_of<Format>(bits, exponent_bits);
+    const double got = Format::widen(bits);
+    CHECK(Format::is_nan(bits) == std::isnan(expected), std::to_string(b));
+    if (std::isnan(expected)) {
+      CHECK(std::isnan(got), std::to_string(b));
+      CHECK(Format::is_nan(Format::round(got)), std::to_string(b));
+      continue;
+    }
+    CHECK(got == expected && std::signbit(got) == std::signbit(expected), std::to_string(b));
+    CHECK(Format::round(expected) == bits, std::to_string(b));
+    CHECK(Format::positive(bits) == (expected > 0), std::to_string(b));
+    if (std::isfinite(expected)) finite.push_back(bits);
+  }
+  // Between two neighbours the nearer wins, and the even one at the middle.
+  for (uint16_t b = 0; Format::widen(b + 1) < std::numeric_limits<double>::infinity(); ++b) {
+    const double low = Format::widen(b), high = Format::widen(b + 1), middle = (low + high) / 2;
+    const float below = std::nextafterf(static_cast<float>(middle), 0.0f);
+    const float above = std::nextafterf(static_cast<float>(middle), std::numeric_limits<float>::infinity());
+    CHECK(Format::from_float(static_cast<float>(middle)) == b + (b & 1), std::to_string(b));
+    CHECK(Format::from_float(below) == b, std::to_string(b));
+    CHECK(Format::from_float(above) == b + 1, std::to_string(b));
+    CHECK(Format::from_float(-above) == (0x8000 | (b + 1)), std::to_string(b));
+  }
+  std::mt19937 random(0);
+  for (int i = 0; i < 1000000; ++i) {
+    const uint16_t a = finite[random() % finite.size()], b = finite[random() % finite.size()];
+    const double x = Format::widen(a), m = Format::widen(b);
+    if (x != 0 || m != 0) CHECK(Format::less(a, b) == (x < m), std::to_string(a) + " " + std::to_string(b));
+  }
+}
+
+template <class Format>
+void test_rule() {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  const double values[] = {nan, -inf, -2, -1, -0.0, 0.0, 0.5, 1, 2, inf};
+  for (const double xd : values)
+    for (const double md : values) {
+      const auto x = Format::round(xd), m = Format::round(md);
+      const auto y = capped_value<Format>(x, m);
+      const std::string which = std::to_string(xd) + " capped at " + std::to_string(md);
+      if (std::isnan(xd) || std::isnan(md)) {
+        CHECK(Format::is_nan(y), which);
+        CHECK(region_of<Format>(y, m) == kInside, which);
+        continue;
+      }
+      const double expected = md <= 0 || xd <= 0 ? 0.0 : xd < md ? xd : md;
+      CHECK(Format::widen(y) == expected && !std::signbit(Format::widen(y)), which);
+      const int region = md <= 0 || xd <= 0 ? kOff : xd < md ? kInside : kCapped;
+      CHECK(region_of<Format>(y, m) == region, which);
+    }
+}
+
+}  // namespace
+
+int main() {
+  test_all_bit_patterns<Float16>(5);
+  test_all_bit_patterns<BFloat16>(8);
+  CHECK(Float16::from_float(65519.99f) == 0x7bff);
+  CHECK(Float16::from_float(65520.0f) == 0x7c00);
+  test_rule<Float32>();
+  test_rule<Float64>();
+  test_rule<Float16>();
+  test_rule<BFloat16>();
+  std::puts("formats: ok");
+}

@@ -1,0 +1,183 @@
+// The CPU passes against the scalar rule, element by element, on buffers that end where the tensor ends: under
+// AddressSanitizer a read or write past them is an error.
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <random>
+#include <thread>
+
+#include "check.h"
+#include "cpu/kernels.h"
+#include "cpu/primitives.h"
+
+using namespace dreluop;
+using namespace dreluop::cpu;
+
+namespace {
+
+void serial(int64_t n, int64_t, const Body& body) {
+  if (n > 0) body(0, n);
+}
+
+// Uneven pieces on threads of their own, last piece first.
+void threaded(int64_t n, int64_t, const Body& body) {
+  std::vector<std::thread> threads;
+  const int64_t piece = std::max<int64_t>(1, n / 3 + 1);
+  for (int64_t begin = n - 1 - (n - 1) % piece; begin >= 0 && n > 0; begin -= piece)
+    threads.emplace_back([&body, begin, end = std::min(n, begin + piece)] { body(begin, end); });
+  for (std::thread& thread : threads) thread.join();
+}
+
+template <class T>
+struct Array {
+  explicit Array(int64_t n) : data(new T[n]), size(n) {}
+  T& operator[](int64_t i) { return data[i]; }
+  std::unique_ptr<T[]> data;
+  int64_t size;
+};
+
+std::mt19937 generator(1);
+
+template <class Format>
+Array<typename Format::Storage> random_values(int64_t n) {
+  static const double special[] = {std::nan(""), INFINITY, -INFINITY, 0.0, -0.0, 1.0, 1e-40, 0.5};
+  std::normal_distribution<double> normal;
+  Array<typename Format::Storage> values(n);
+  for (int64_t i = 0; i < n; ++i)
+    values[i] = Format::round(generator() % 8 == 0 ? special[generator() % 8] : normal(generator));
+  return values;
+}
+
+template <class T>
+bool same(T a, T b) {
+  return memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+template <class Format>
+bool equal_or_nan(typename Format::Storage a, typename Format::Storage b) {
+  return Format::is_nan(a) ? Format::is_nan(b) : same(a, b);
+}
+
+template <class Format>
+void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parallel_for) {
+  using T = typename Format::Storage;
+  const int64_t numel = layout.outer * layout.caps * layout.inner;
+  const std::string which = std::to_string(static_cast<int>(dtype)) + ": " + std::to_string(layout.outer) + " x " +
+                            std::to_string(layout.caps) + " x " + std::to_string(layout.inner) + " gap " +
+                            std::to_string(gap);
+  const Sizes sizes{layout.outer, layout.caps, layout.inner}, order{0, 1, 2};
+  const int64_t step = 1 + gap;
+  const Sizes dense{layout.caps * layout.inner, layout.inner, 1};
+  const Sizes strides{dense[0] * step, dense[1] * step, step};
+  const int64_t reach = numel == 0 ? 0 : (numel - 1) * step + 1;
+  auto x = random_values<Format>(reach), g = random_values<Format>(reach);
+  auto caps = random_values<Format>(layout.caps), v = random_values<Format>(layout.caps);
+  const Problem problem{dtype, numel, layout, caps.data.get(), parallel_for};
+  const Operand x_operand(x.data.get(), sizes, strides, order), g_operand(g.data.get(), sizes, strides, order);
+
+  Array<T> y(numel), dx(numel), out(numel);
+  Array<uint8_t> code((numel + 3) / 4);
+  const Operand y_operand(y.data.get(), sizes, dense, order), dx_operand(dx.data.get(), sizes, dense, order),
+      out_operand(out.data.get(), sizes, dense, order);
+  forward(problem, x_operand, y_operand, code.data.get());
+  const auto cap_of = [&](int64_t i) { return i / layout.inner % layout.caps; };
+  std::vector<double> sums(layout.caps, 0), sizes_of_sums(layout.caps, 0);
+  std::vector<int64_t> inside(layout.caps, 0), capped(layout.caps, 0);
+  std::vector<uint8_t> live(std::max<int64_t>(1, layout.outer), 0);
+  for (int64_t i = 0; i < numel; ++i) {
+    const T expected = capped_value<Format>(x[i * step], caps[cap_of(i)]);
+    CHECK(equal_or_nan<Format>(y[i], expected), which);
+    const uint8_t region = region_of<Format>(expected, caps[cap_of(i)]);
+    CHECK(region_in_byte(code[i / 4], i % 4) == region, which);
+    if (region == kCapped) {
+      sums[cap_of(i)] += Format::widen(g[i * step]);
+      sizes_of_sums[cap_of(i)] += std::abs(Format::widen(g[i * step]));
+    }
+    inside[cap_of(i)] += region == kInside;
+    capped[cap_of(i)] += region == kCapped;
+    if (region == kInside) live[i / (layout.caps * layout.inner)] = 1;
+  }
+
+  Saved as_output, as_code;
+  as_output.y = y_operand;
+  as_code.code = code.data.get();
+  std::vector<double> first;
+  for (const Saved* saved : {&as_output, &as_code}) {
+    std::vector<double> dcap(layout.caps);
+    backward(problem, g_operand, *saved, &dx_operand, dcap.data());
+    tangent(problem, g_operand, v.data.get(), *saved, out_operand);
+    for (int64_t i = 0; i < numel; ++i) {
+      const uint8_t region = region_in_byte(code[i / 4], i % 4);
+      CHECK(same(dx[i], region == kInside ? g[i * step] : Format::zero()), which);
+      const T at_cap = region == kCapped ? v[cap_of(i)] : Format::zero();
+      CHECK(same(out[i], region == kInside ? g[i * step] : at_cap), which);
+    }
+    for (int64_t c = 0; c < layout.caps; ++c) {
+      const bool finite = std::isfinite(sums[c]);
+      CHECK(finite ? std::abs(dcap[c] - sums[c]) <= 1e-15 * (16 + layout.outer * layout.inner) * sizes_of_sums[c]
+                   : std::isnan(sums[c]) == std::isnan(dcap[c]) && !std::isfinite(dcap[c]),
+            which);
+    }
+    if (first.empty()) first = dcap;
+    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(first[c], dcap[c]) || std::isnan(first[c]), which);
+    std::vector<double> only(layout.caps);
+    backward(problem, g_operand, *saved, nullptr, only.data());
+    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(only[c], dcap[c]) || std::isnan(only[c]), which);
+    backward(problem, g_operand, *saved, &dx_operand, nullptr);
+  }
+
+  std::vector<int64_t> inside_got(layout.caps, 0), capped_got(layout.caps, 0);
+  std::vector<uint8_t> live_got(live.size(), 0);
+  saturation(problem, x_operand, {std::max<int64_t>(1, layout.outer), std::max<int64_t>(1, layout.caps * layout.inner)},
+             inside_got.data(), capped_got.data(), live_got.data());
+  CHECK(inside_got == inside && capped_got == capped && live_got == live, which);
+
+  forward(problem, x_operand, x_operand, nullptr);
+  for (int64_t i = 0; i < numel; ++i) CHECK(equal_or_nan<Format>(x[i * step], y[i]), which);
+}
+
+// The sum of equal terms, where serial sums drift: within 8 eps of the sum of magnitudes.
+template <class Format>
+void check_constant_sum(DType dtype, int64_t n, const CapLayout& layout, double eps) {
+  using T = typename Format::Storage;
+  Array<T> y(n), g(n), caps(layout.caps);
+  for (int64_t i = 0; i < n; ++i) y[i] = Format::round(1), g[i] = Format::round(0.1);
+  for (int64_t c = 0; c < layout.caps; ++c) caps[c] = Format::round(1);
+  const Sizes sizes{n}, one{1}, order{0};
+  Saved saved;
+  saved.y = Operand(y.data.get(), sizes, one, order);
+  std::vector<double> dcap(layout.caps);
+  backward({dtype, n, layout, caps.data.get(), threaded}, Operand(g.data.get(), sizes, one, order), saved, nullptr,
+           dcap.data());
+  const long double expected = static_cast<long double>(Format::widen(g[0])) * (n / layout.caps);
+  for (const double got : dcap)
+    CHECK(std::abs(got - expected) <= 8 * eps * expected, std::to_string(n) + ": " + std::to_string(got));
+}
+
+}  // namespace
+
+int main() {
+  std::printf("kernels: %s\n", name_of(capability()));
+  const CapLayout layouts[] = {{0, 3, 5},     {1, 1, 1},   {1, 1, 7},   {1, 1, 1024}, {1, 1, 40001}, {3, 1, 1031},
+                               {4, 3, 1},     {64, 1, 1},  {5, 512, 1}, {70, 513, 1}, {2, 3001, 1},  {200, 64, 1},
+                               {9, 5, 4},     {3, 7, 31},  {3, 7, 32},  {2, 5, 49},   {40, 3, 49},   {2, 3, 1025},
+                               {1, 2, 17000}, {300, 5, 3}, {1, 2, 2}};
+  for (const CapLayout& layout : layouts)
+    for (const int64_t gap : {0, 2})
+      for (const ParallelFor parallel_for : {serial, threaded}) {
+        check<Float32>(DType::kFloat32, layout, gap, parallel_for);
+        check<Float64>(DType::kFloat64, layout, gap, parallel_for);
+        check<Float16>(DType::kFloat16, layout, gap, parallel_for);
+        check<BFloat16>(DType::kBFloat16, layout, gap, parallel_for);
+      }
+  const double float_eps = std::numeric_limits<float>::epsilon(), double_eps = std::numeric_limits<double>::epsilon();
+  for (const int64_t n : {64, 1000, 16384, 1 << 20}) {
+    for (const CapLayout& layout : {CapLayout{1, 1, n}, CapLayout{n / 4, 4, 1}, CapLayout{n / 2, 2, 1}}) {
+      check_constant_sum<Float32>(DType::kFloat32, n, layout, float_eps);
+      check_constant_sum<Float64>(DType::kFloat64, n, layout, double_eps);
+      check_constant_sum<Float16>(DType::kFloat16, n, layout, float_eps);
+      check_constant_sum<BFloat16>(DType::kBFloat16, n, layout, float_eps);
+    }
+  }
+  std::puts("kernels: ok");
+}
