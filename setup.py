@@ -1,9 +1,9 @@
 """Builds dreluop's compiled part with plain setuptools.
 
 DRELUOP_BUILD chooses what is built:
-    auto  (default) the CPU operators; with nvcc also the CUDA operators
+    auto  (default) the CPU operators; with nvcc also the CUDA code (so far only the probe of the device)
     cuda  as auto, but a missing nvcc is an error
-    cpu   the CPU operators only
+    cpu   the CPU operators only, whether or not there is an nvcc
     none  nothing: a pure Python package served by the reference
 What is built depends on this choice and on the compilers found, never on whether a GPU is present.
 """
@@ -76,6 +76,10 @@ def torch_module():
     return torch
 
 
+def cuda_archs() -> str:
+    return os.environ.get("DRELUOP_CUDA_ARCHS", CUDA_ARCHS)
+
+
 def gencode(archs: str) -> list[str]:
     flags = []
     for arch in archs.split(";"):
@@ -106,14 +110,19 @@ class BuildExt(build_ext):
 
     def compile_one(self, ext: Extension, source: str, objects: Path) -> str:
         target = objects / (Path(source).name + ".o")
+        define = [f"-D{name}={value}" for name, value in ext.define_macros]
         include = [f"-I{d}" for d in (*ext.include_dirs, *self.include_dirs)]
         if source.endswith(".cu"):
-            archs = os.environ.get("DRELUOP_CUDA_ARCHS", CUDA_ARCHS)
             command = [str(cuda_home() / "bin" / "nvcc"), "-O3", "-std=c++17", "--threads", "2", "-lineinfo"]
-            command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings", *gencode(archs)]
+            command += [
+                "-Xcompiler",
+                "-fPIC,-fvisibility=hidden,-Wall",
+                "-Werror",
+                "all-warnings",
+                *gencode(cuda_archs()),
+            ]
         else:
             command = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args, *X86_FLAGS.get(Path(source).name, [])]
-        define = [f"-D{name}={value}" for name, value in ext.define_macros]
         command += [*define, *include, "-c", str(ROOT / source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -187,6 +196,14 @@ def extensions() -> list[Extension]:
         extra_compile_args=warnings,
         cxx_std=20,
     )
+    cuda = cuda_home() if choice in ("auto", "cuda") else None
+    if cuda:
+        gencode(cuda_archs())
+        information.sources += files("csrc/cuda/*.cu")
+        information.define_macros.append(("DRELUOP_CUDA_ARCHS", f'"{cuda_archs()}"'))
+        information.library_dirs.append(str(cuda / "lib64"))
+        # Static: a shared cudart would tie the file to one CUDA version, and to a CUDA torch.
+        information.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"]
     return [operators, information]
 
 

@@ -29,8 +29,8 @@ def kernels(folder: Path) -> str:
 
 KERNELS_LEGEND = (
     "Times are medians; the contenders take turns in one process, on random data. Much of the time of a fresh large "
-    "tensor is page faults, for the floor too. Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. The "
-    "fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
+    "tensor is page faults, for the floor too. Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. "
+    "The fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
     "backward (read y and its gradient, write the gradient of x). Ratios to a floor: smaller is better. "
     "Ratios to ours: the other's forward + backward over ours, larger is better."
 )

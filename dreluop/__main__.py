@@ -20,6 +20,8 @@ def _build_lines() -> list[str]:
     lines = [
         f"build        {info['version']}, {info['compiler']}, headers of torch {info['torch_headers']}, "
         f"runs on torch >= {info['torch_target']}, CUDA: {info['cuda'] or 'no'}",
+        f"CUDA         {_C.cuda_unavailable_reason() or 'device 0 can run this build'}; CUDA tensors are served by the "
+        "reference",
         f"CPU          {_C.cpu_capability()} (DRELUOP_CPU_CAPABILITY), {torch.get_num_threads()} threads",
     ]
     if info["version"] != __version__:

@@ -1,8 +1,8 @@
 """The activation as torch.autograd.Functions: first and second order, forward and reverse mode, vmap.
 
 ``CappedReLUFunction`` is differentiated by ``CappedReLUBackwardFunction``, whose derivative with respect to the
-incoming gradient is ``CappedReLUTangentFunction``, whose derivative is again the backward: the three are closed, so every order
-is exact. Derivatives of the region masks are zero almost everywhere and left out.
+incoming gradient is ``CappedReLUTangentFunction``, whose derivative is again the backward: the three are closed, so
+every order is exact. Derivatives of the region masks are zero almost everywhere and left out.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ QUICK_SIZES = (640, 100, 200)
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    epochs = options.epochs or (QUICK_EPOCHS if options.quick else experiment.EPOCHS)
+    epochs = options.epochs
+    if epochs is None:
+        epochs = QUICK_EPOCHS if options.quick else experiment.EPOCHS
     if epochs <= experiment.WARM_UP_EPOCHS:
         _parser().error(f"--epochs: got {epochs}; expected more than the {experiment.WARM_UP_EPOCHS} of the warm-up")
     started = time.perf_counter()

@@ -15,7 +15,7 @@ from benchmarks.robustness.training import EpochRecord, TrainingConfig, caps_of,
 EPS = 0.1
 SEED = 0
 BALANCER = 1.0
-EPOCHS = 25
+EPOCHS = 40
 # With the caps at 100 the head is a plain ReLU; a few epochs give the calibration pre-activations worth measuring.
 WARM_UP_EPOCHS = 2
 CALIBRATION_SAMPLES = 512

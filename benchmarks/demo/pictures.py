@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from benchmarks.demo.experiment import WARM_UP_EPOCHS, TrainedNetwork
-from benchmarks.demo.timing import TimingRow
+from benchmarks.demo.timing import TimingRow, milliseconds
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
@@ -57,13 +57,14 @@ def draw_timing(rows: Sequence[TimingRow], threads: int, path: Path) -> None:
     """Bars: times as multiples of the floor, one panel per dtype, labelled with milliseconds."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure, panels = plt.subplots(
-        len(dtypes), 1, figsize=(7.5, 1.2 + 2.6 * len(dtypes)), squeeze=False, layout="constrained"
+        len(dtypes), 1, figsize=(7.5, 1.4 + 2.5 * len(dtypes)), squeeze=False, layout="constrained"
     )
     for axes, dtype in zip(panels[:, 0], dtypes, strict=True):
         _draw_dtype(axes, [row for row in rows if row["dtype"] == dtype])
         axes.set_title(dtype)
-    panels[-1, 0].set_xlabel("time, in multiples of a clone of the tensor (less is better)")
-    panels[0, 0].legend(loc="lower right")
+    panels[-1, 0].set_xlabel("time in multiples of the floor, a clone of the tensor (less is better)")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(f"capped_relu on the CPU, {threads} threads")
     _save(figure, path)
 
@@ -77,12 +78,12 @@ def _draw_dtype(axes: Axes, rows: Sequence[TimingRow]) -> None:
         places = [passes.index(row["pass"]) + (index - (len(contenders) - 1) / 2) * height for row in own]
         ratios = [row["ratio_to_floor"] for row in own]
         bars = axes.barh(places, ratios, height * 0.9, label=contender, color=CONTENDER_COLOURS.get(contender, GREY))
-        labels = [f"{row['ratio_to_floor']:.2f}x, {row['ms']:.3g} ms" for row in own]
+        labels = [f"{row['ratio_to_floor']:.2f}x, {milliseconds(row['ms'])} ms" for row in own]
         axes.bar_label(bars, labels, padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(passes)), passes)
     axes.invert_yaxis()
-    axes.margins(x=0.22)
+    axes.margins(x=0.25)
     _tidy(axes, grid_axis="x")
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.demo.experiment import EPS, Results, TrainedNetwork
-from benchmarks.demo.timing import TimingRow
+from benchmarks.demo.timing import TimingRow, milliseconds
 from benchmarks.robustness.evaluation import Evaluation
 
 
@@ -43,12 +43,12 @@ def explain(results: Results) -> str:
     found = results.drelu_evaluation
     return (
         f"Zero gradient: for {found.zero_gradient:.1%} of the test digits the gradient of the D-ReLU network's loss is "
-        "exactly zero in every pixel. FGSM and PGD follow that gradient, so they cannot move such a digit, and the network "
-        "is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns of the "
-        "D-ReLU row are NOT robustness.\n"
+        "exactly zero in every pixel. FGSM and PGD follow that gradient, so they cannot move such a digit, and the "
+        "network is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns "
+        "of the D-ReLU row are NOT robustness.\n"
         "Check with another attack: the PGD digits made on the ReLU twin, shown to the D-ReLU network, leave it "
-        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Adaptive attacks, whose backward pass goes "
-        "through the cap, bring a D-ReLU network back to about its ReLU twin."
+        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Adaptive attacks, whose backward pass "
+        "goes through the cap, bring a D-ReLU network back to about its ReLU twin."
     )
 
 
@@ -65,8 +65,8 @@ def print_timing(console: Console, rows: Sequence[TimingRow], threads: int) -> N
             row["dtype"],
             row["pass"],
             row["contender"],
-            f"{row['ms']:.3g}",
-            f"{row['floor_ms']:.3g}",
+            milliseconds(row["ms"]),
+            milliseconds(row["floor_ms"]),
             f"{row['ratio_to_floor']:.2f}",
             end_section=ends_group,
         )

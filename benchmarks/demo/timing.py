@@ -16,6 +16,11 @@ TimingRow = TypedDict(
 """One contender, dtype and pass: median milliseconds, those of the floor (a clone of x), and their ratio."""
 
 
+def milliseconds(value: float) -> str:
+    """Three digits, never in scientific notation from 100 on."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def rows(threads: int, quick: bool = False) -> list[TimingRow]:
     """Time forward and backward on tensors of 64 MiB; quick: on a tiny one, which shows nothing but that it runs.
 

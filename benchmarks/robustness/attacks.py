@@ -89,6 +89,7 @@ def zero_gradient_share(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
     Raises:
         ValueError: x holds no sample.
+        RuntimeError: the gradient has NaN.
     """
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}; expected at least one sample")
@@ -101,11 +102,18 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Gradient of each sample's cross-entropy to its own input; x's shape.
 
     The losses are summed, not averaged: a mean would scale by 1/N and could round small gradients to zero.
+
+    Raises:
+        RuntimeError: the gradient has NaN.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         loss = F.cross_entropy(model(x), y, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
+        gradient = torch.autograd.grad(loss, x)[0]
+    # sign(NaN) is 0: an attack would go on, and leave the input where it is.
+    if bool(gradient.isnan().any()):
+        raise RuntimeError("the model's loss has NaN in its input gradient; no attack can follow it")
+    return gradient
 
 
 @contextmanager
@@ -126,16 +134,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def _check_arguments(x: Tensor, eps: float) -> None:
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps: got {eps}; expected a finite number >= 0")
-    # Written so that NaN fails it.
-    if not bool(((x >= 0) & (x <= 1)).all()):
+    if not _in_range(x):
         raise ValueError("x: got values outside [0, 1] or NaN; expected inputs in [0, 1]")
 
 
+def _in_range(x: Tensor) -> bool:
+    return bool(((x >= 0) & (x <= 1)).all())  # False for NaN too.
+
+
 def _checked(adversarial: Tensor, x: Tensor, eps: float) -> Tensor:
-    if bool(adversarial.isnan().any()):
-        raise RuntimeError("the attack gave NaN: the gradient of the model's loss is NaN for some input")
-    if bool(((adversarial < 0) | (adversarial > 1)).any()):
-        raise RuntimeError("the attack left [0, 1]")
+    if not _in_range(adversarial):
+        raise RuntimeError("the attack left [0, 1] or gave NaN")
     distance = float((adversarial - x).abs().max()) if x.numel() else 0.0
     if distance > eps + _ROUNDING:
         raise RuntimeError(f"the attack left the ball: distance {distance} > eps {eps}")

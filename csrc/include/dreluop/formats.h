@@ -24,6 +24,33 @@ DRELUOP_INLINE To bit_cast(From from) {
   return to;
 }
 
+template <int kBytes>
+struct BitsOf;
+template <>
+struct BitsOf<2> {
+  using Type = uint16_t;
+};
+template <>
+struct BitsOf<4> {
+  using Type = uint32_t;
+};
+template <>
+struct BitsOf<8> {
+  using Type = uint64_t;
+};
+
+// condition ? a : b, never as a branch: g++ 12 turns the plain form back into one, and the loop is not vectorised.
+template <class T>
+DRELUOP_INLINE T select(bool condition, T a, T b) {
+#if defined(__CUDA_ARCH__)
+  return condition ? a : b;
+#else
+  using Bits = typename BitsOf<sizeof(T)>::Type;
+  const Bits mask = static_cast<Bits>(-static_cast<Bits>(condition));
+  return bit_cast<T>(static_cast<Bits>((bit_cast<Bits>(a) & mask) | (bit_cast<Bits>(b) & static_cast<Bits>(~mask))));
+#endif
+}
+
 template <class Real>
 struct Native {
   using Storage = Real;

@@ -16,8 +16,8 @@ constexpr int kCodesPerByte = 4;
 // Bitwise operators instead of && and ||: no branch, so that a loop over elements vectorises.
 template <class Format>
 DRELUOP_INLINE typename Format::Storage capped_value(typename Format::Storage x, typename Format::Storage m) {
-  const typename Format::Storage smaller = (Format::less(x, m) | Format::is_nan(x)) ? x : m;
-  return (Format::positive(smaller) | Format::is_nan(smaller)) ? smaller : Format::zero();
+  const typename Format::Storage smaller = select(Format::less(x, m) | Format::is_nan(x), x, m);
+  return select(Format::positive(smaller) | Format::is_nan(smaller), smaller, Format::zero());
 }
 
 template <class Format>

@@ -1,0 +1,45 @@
+"""A suite small enough for tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.kernels import __main__ as command
+from benchmarks.kernels import suite
+from benchmarks.kernels.measure import Effort
+
+EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+
+
+@pytest.fixture
+def effort() -> Effort:
+    return EFFORT
+
+
+CASES = [
+    suite.Case("tiny image", "channel", (2, 3, 4, 5), torch.float32, suite.EAGER),
+    suite.Case("tiny dense", "neuron", (4, 8), torch.bfloat16, suite.EAGER, in_place=False),
+]
+
+
+@pytest.fixture
+def tiny_cases() -> list[suite.Case]:
+    """Two inputs of a few elements."""
+    return list(CASES)
+
+
+@pytest.fixture(scope="session")
+def tiny_rows() -> list[suite.Row]:
+    """What measuring them gave, once."""
+    return [row for case in CASES for row in suite.run_case(case, EFFORT)]
+
+
+@pytest.fixture
+def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run, of the command line too, measures the tiny cases with little effort."""
+    for module in (suite, command):
+        monkeypatch.setattr(module, "cases", lambda **_: CASES)
+    for name in ("FULL", "QUICK"):
+        monkeypatch.setattr(command, name, EFFORT)
+    monkeypatch.setattr(suite, "DEMO", EFFORT)

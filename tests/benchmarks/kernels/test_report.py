@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.kernels import results, suite
+
+BEGIN, END = "<!-- report:kernels:begin -->", "<!-- report:kernels:end -->"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_rows: list[suite.Row]) -> Path:
+    """Results of one device."""
+    made = results.new_document(2, quick=False)
+    results.save(
+        {**made, "rows": tiny_rows, "complete": True}, tmp_path / "results" / "some-device" / results.FILE_NAME
+    )
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def document(tmp_path: Path, folder: Path) -> Path:
+    """A document that is up to date."""
+    path = tmp_path / "README.md"
+    path.write_text(f"# Title\n{BEGIN}\nold\n{END}\nlast line\n")
+    assert report.main([str(path), "--results", str(folder)]) == 0
+    return path
+
+
+def check(document: Path, folder: Path) -> int:
+    return report.main([str(document), "--results", str(folder), "--check"])
+
+
+def test_the_report_replaces_what_stands_between_the_marks(document: Path, folder: Path) -> None:
+    text = document.read_text()
+    assert text.startswith(f"# Title\n{BEGIN}\n") and text.endswith(f"{END}\nlast line\n")
+    assert "old" not in text.split(BEGIN)[1].split(END)[0].splitlines()
+    assert re.search(r"\| tiny image \| 2x3x4x5 \| fp32 \| [\d.e-]+ \|", text)
+    assert "| forward against clone | >= 64 MiB | <= 1.05 x |" in text
+    assert check(document, folder) == 0
+
+
+def test_writing_again_changes_nothing(document: Path, folder: Path) -> None:
+    before = document.read_text()
+    assert report.main([str(document), "--results", str(folder)]) == 0
+    assert document.read_text() == before
+
+
+def test_check_detects_a_figure_changed_by_hand(
+    document: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = document.read_text()
+    figure = re.search(r"\| tiny image \| 2x3x4x5 \| fp32 \| ([\d.e-]+) \|", text)
+    assert figure is not None
+    changed = f"{text[: figure.start(1)]}0.123{text[figure.end(1) :]}"
+    document.write_text(changed)
+    assert check(document, folder) == 1
+    assert "not what the result files give" in capsys.readouterr().err
+    assert document.read_text() == changed, "a check must not write"
+
+
+def test_check_detects_a_changed_result(document: Path, folder: Path) -> None:
+    (path,) = folder.glob("*/*.json")
+    made = json.loads(path.read_text())
+    for row in made["rows"]:
+        if row["contender"] == "dreluop" and row["pass"] == "forward":
+            row["ms"] *= 2
+    path.write_text(json.dumps(made))
+    assert check(document, folder) == 1
+
+
+def test_an_interrupted_or_quick_run_says_so(document: Path, folder: Path) -> None:
+    assert "interrupted" not in document.read_text() and "quick" not in document.read_text()
+    (path,) = folder.glob("*/*.json")
+    results.save({**results.load(path), "complete": False, "quick": True}, path)
+    assert report.main([str(document), "--results", str(folder)]) == 0
+    assert "interrupted: not all cases" in document.read_text() and "quick run" in document.read_text()
+
+
+def test_every_device_is_reported(document: Path, folder: Path) -> None:
+    (path,) = folder.glob("*/*.json")
+    made = results.load(path)
+    made["device"]["name"] = "Another device"
+    results.save(made, folder / "another-device" / results.FILE_NAME)
+    assert report.main([str(document), "--results", str(folder)]) == 0
+    text = document.read_text()
+    assert text.count("| tiny image | 2x3x4x5 |") == 2
+    assert "Another device" in text
+
+
+def test_without_results(document: Path, tmp_path: Path) -> None:
+    assert report.main([str(document), "--results", str(tmp_path / "none")]) == 0
+    assert "Nothing has been measured yet." in document.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no marks\n", "marks none of the reports kernels"),
+        (f"{BEGIN}\n", "got 1 and 0"),
+        (f"{END}\n{BEGIN}\n", "got 1 and 1"),
+        (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", "got 2 and 2"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--check"]], ids=["write", "check"])
+def test_bad_marks(
+    tmp_path: Path, folder: Path, text: str, message: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.md"
+    path.write_text(text)
+    assert report.main([str(path), "--results", str(folder), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert path.read_text() == text
+
+
+def test_missing_document_and_invalid_results(
+    tmp_path: Path, document: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(tmp_path / "absent.md"), "--results", str(folder)]) == 1
+    assert "absent.md" in capsys.readouterr().err
+    (path,) = folder.glob("*/*.json")
+    path.write_text("{")
+    assert check(document, folder) == 1
+    assert "no valid JSON" in capsys.readouterr().err

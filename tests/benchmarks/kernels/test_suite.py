@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels import suite
+from benchmarks.kernels.measure import Effort
+from dreluop.backends import reference
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        suite.Case("channel", "channel", (2, 3, 4, 5), torch.float32, suite.EAGER),
+        suite.Case("channels-last", "channel", (2, 3, 4, 5), torch.bfloat16, suite.EAGER, channels_last=True),
+        suite.Case("layer", "layer", (2, 3, 4, 5), torch.float16, suite.EAGER),
+        suite.Case("neuron", "neuron", (6, 7), torch.float64, suite.EAGER),
+    ],
+    ids=lambda case: case.name,
+)
+def test_rows(case: suite.Case, effort: Effort) -> None:
+    rows = suite.run_case(case, effort)
+    found = {(row["pass"], row["contender"]): row for row in rows}
+    assert len(found) == len(rows)
+    for pass_ in (suite.FORWARD, suite.BACKWARD, suite.BOTH, suite.IN_PLACE):
+        floor = c.COPY if pass_ == suite.IN_PLACE else c.CLONE
+        assert {who for of, who in found if of == pass_} == {floor, *suite.EAGER}
+        assert found[pass_, floor]["ratio_to_floor"] == 1
+    for row in rows:
+        assert set(row) == set(suite.Row.__annotations__)
+        assert 0 < row["min_ms"] <= row["q1_ms"] <= row["ms"] <= row["q3_ms"]
+        assert row["ratio_to_floor"] == pytest.approx(row["ms"] / row["floor_ms"])
+        assert row["samples"] == effort.min_samples
+        assert row["x_bytes"] == torch.Size(case.shape).numel() * case.dtype.itemsize
+    for who in suite.EAGER:
+        forward, backward, both = (found[of, who] for of in (suite.FORWARD, suite.BACKWARD, suite.BOTH))
+        assert max(forward["min_ms"], backward["min_ms"]) < both["min_ms"]
+        assert both["min_bytes"] == forward["min_bytes"] + backward["min_bytes"] == 5 * both["x_bytes"]
+        assert both["gb_per_s"] == pytest.approx(both["min_bytes"] / both["ms"] * 1e-6)
+
+
+def test_no_in_place_rows_unless_asked(effort: Effort) -> None:
+    case = suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER, in_place=False)
+    assert suite.IN_PLACE not in {row["pass"] for row in suite.run_case(case, effort)}
+
+
+def test_forward_and_backward_are_told_apart(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+    def slow_forward(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
+        time.sleep(10e-3)
+        return c.ours(x, cap, dim)
+
+    monkeypatch.setitem(c.CONTENDERS, "slow", c.Contender("slow", slow_forward))
+    rows = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, ("slow",)), effort)
+    fastest = {row["pass"]: row["min_ms"] for row in rows if row["contender"] == "slow"}
+    assert fastest.keys() == {suite.FORWARD, suite.BACKWARD, suite.BOTH}, "there is no in-place form"
+    assert fastest[suite.BACKWARD] < 10 <= fastest[suite.FORWARD]
+
+
+@pytest.mark.parametrize(("limit", "trims"), [(4 * 42, True), (4 * 42 + 1, False)])
+def test_free_memory_is_released_before_calls_on_large_tensors(
+    monkeypatch: pytest.MonkeyPatch, effort: Effort, limit: int, trims: bool
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(suite, "LARGE", limit)
+    monkeypatch.setattr(suite, "release_free_memory", lambda: calls.append(None))
+    suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER), effort)
+    per_contender = effort.warmup + effort.min_samples
+    assert len(calls) == (1 + len(suite.EAGER)) * per_contender * trims
+
+
+def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+    case = suite.Case("dense", "neuron", (6, 7), torch.float32, ("spy",))
+    data = suite.make_data(case)
+    seen = []
+
+    def spy(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
+        seen.append(torch.equal(x, data.x))
+        return x.zero_()
+
+    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", c.ours, spy))
+    suite.run_case(case, effort)
+    assert len(seen) == effort.warmup + effort.min_samples
+    assert all(seen)
+
+
+@pytest.mark.parametrize("case", suite.cases(quick=True), ids=lambda case: f"{case.name}-{case.dtype_name}")
+def test_data_lie_in_all_three_regions(case: suite.Case) -> None:
+    data = suite.make_data(replace(case, shape=(8, *case.shape[1:])))
+    assert data.x.dtype == data.cap.dtype == data.grad.dtype == case.dtype
+    inside, capped = reference._regions_of_output(reference.forward(data.x, data.cap), data.cap, 1)
+    assert 0.25 < inside.float().mean() < 0.45
+    assert 0.1 < capped.float().mean() < 0.25
+    assert not torch.equal(data.x, data.grad)
+
+
+def test_memory_format_of_the_data() -> None:
+    case = suite.Case("", "channel", (2, 3, 4, 5), torch.float32, (), channels_last=True)
+    data = suite.make_data(case)
+    assert data.x.stride() == data.grad.stride() == (60, 1, 15, 3)
+
+
+def test_cases_are_those_that_the_targets_need() -> None:
+    found = suite.cases()
+    large = [case for case in found if case.shape != suite.SMALL]
+    assert all(suite.LARGE <= case.x_bytes <= 1.1 * suite.LARGE for case in large)
+    dtypes = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+    for granularity, channels_last in (("channel", False), ("channel", True), ("layer", False), ("neuron", False)):
+        of = [case for case in large if (case.granularity, case.channels_last) == (granularity, channels_last)]
+        assert {case.dtype for case in of} == dtypes
+        assert all(c.OURS.name in case.contenders and case.in_place for case in of)
+    assert any(case.shape == suite.SMALL and c.RELU_MINIMUM.name in case.contenders for case in found)
+
+
+def test_cases_without_compile() -> None:
+    assert any(c.COMPILED.name in case.contenders for case in suite.cases())
+    assert not any(c.COMPILED.name in case.contenders for case in suite.cases(compiled=False))
+
+
+def test_unknown_granularity() -> None:
+    with pytest.raises(ValueError, match="granularity: got 'pixel'"):
+        suite.make_data(suite.Case("", "pixel", (2, 3), torch.float32, ()))
+
+
+@pytest.mark.usefixtures("tiny_suite")
+def test_demo_rows() -> None:
+    before = torch.get_num_threads()
+    rows = suite.demo_rows(threads=1)
+    assert torch.get_num_threads() == before
+    passes = (suite.FORWARD, suite.BACKWARD, suite.BOTH)
+    assert [(row["contender"], row["dtype"], row["pass"]) for row in rows] == [
+        (who, "float32", pass_) for pass_ in passes for who in suite.EAGER
+    ]
+    for row in rows:
+        assert set(row) == {"contender", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor"}
+        assert row["ms"] / row["floor_ms"] == pytest.approx(row["ratio_to_floor"])
+
+
+def test_the_demo_measures_the_two_large_image_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[suite.Case] = []
+    monkeypatch.setattr(suite, "run", lambda selected, *_: asked.extend(selected) or iter(()))
+    suite.demo_rows()
+    assert [(case.granularity, case.dtype, case.contenders, case.in_place) for case in asked] == [
+        ("channel", torch.float32, suite.EAGER, False),
+        ("channel", torch.bfloat16, suite.EAGER, False),
+    ]

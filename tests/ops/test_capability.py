@@ -1,0 +1,81 @@
+"""Every instruction set that this machine has gives the right bits: each in its own process, as it is chosen once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import oracle
+from tests.cases import CASES, DTYPES, all_bit_patterns, special_values
+from tests.conftest import native_or_skip, operators_of
+
+CAPABILITIES = ("default", "avx2", "avx512")
+ENVIRONMENT_VARIABLE = "DRELUOP_CPU_CAPABILITY"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_capability(capability: str) -> None:
+    native_or_skip()
+    best = pytest.importorskip("dreluop._C").cpu_capability()
+    if ENVIRONMENT_VARIABLE not in os.environ and CAPABILITIES.index(capability) > CAPABILITIES.index(best):
+        pytest.skip(f"this machine has no more than {best}")
+    result = subprocess.run(
+        [sys.executable, "-c", "from tests.ops import test_capability; test_capability.main()"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {ENVIRONMENT_VARIABLE: capability},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [capability]
+
+
+def test_unknown_capability_leaves_the_best() -> None:
+    native_or_skip()
+    module = pytest.importorskip("dreluop._C")
+    code = "from dreluop import _C; print(_C.cpu_capability())"
+    environment = os.environ | {ENVIRONMENT_VARIABLE: "mmx"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    if ENVIRONMENT_VARIABLE not in os.environ:
+        assert result.stdout.strip() == module.cpu_capability()
+    assert result.stdout.strip() in CAPABILITIES
+
+
+def main() -> None:
+    """Compare every operator with the oracle; print the instruction set."""
+    from dreluop import _C  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    for dtype in DTYPES:
+        values = special_values(dtype)
+        pairs = [(case.inputs(dtype), case.dim) for case in CASES[::2] if case.shape]
+        pairs.append(((values.repeat(4)[:67].expand(3, values.numel(), 67).contiguous(), values), 1))
+        pairs.append(((values[:, None].expand(-1, values.numel()).contiguous(), values), 1))
+        if dtype.itemsize == 2:
+            pairs.append(((all_bit_patterns(dtype), torch.tensor(0.7)), 0))
+        for (x, cap), dim in pairs:
+            check(x, cap, dim)
+    print(_C.cpu_capability())
+
+
+def check(x: torch.Tensor, cap: torch.Tensor, dim: int) -> None:
+    native = operators_of("native")
+    grad, v = torch.randn(x.shape).to(x.dtype), torch.randn(cap.shape).to(cap.dtype)
+    y, code, _ = native.forward_extra(x, cap, dim, True, None)
+    oracle.assert_same_bits(y, oracle.forward(x, cap, dim))
+    order = oracle.code_order(y, cap)
+    oracle.assert_same_bits(code, oracle.code(x, cap, dim, order))
+    for saved, its_order in ((y, []), (code, order)):
+        dx, dcap = native.backward(grad, saved, cap, dim, its_order, True, True, None, None)
+        oracle.assert_same_bits(dx, oracle.grad_x(grad, x, cap, dim))
+        oracle.assert_grad_cap(dcap, grad, x, cap, dim)
+        tangent = native.tangent(grad, v, saved, cap, dim, its_order)
+        oracle.assert_same_bits(tangent, oracle.tangent(grad, v, x, cap, dim))
+    for got, want in zip(native.saturation(x, cap, dim), oracle.saturation(x, cap, dim), strict=True):
+        oracle.assert_same_bits(got, want)

@@ -1,0 +1,110 @@
+"""``python -m dreluop``: what it prints, its exit code, and the load error of a native part that does not load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dreluop
+from dreluop import __main__ as command
+from dreluop import selfcheck
+from dreluop.ops import native, schemas
+from tests.conftest import native_or_skip
+
+PACKAGE = Path(dreluop.__file__).parent
+
+
+def run(*arguments: str, path: Path = PACKAGE.parent, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != native.ENVIRONMENT_VARIABLE}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=path,
+        env=clean | {"PYTHONPATH": str(path)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_passes_and_names_versions_and_backends() -> None:
+    result = run("-m", "dreluop")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for part in (dreluop.__version__, torch.__version__, "native", "reference", "self-check"):
+        assert part in result.stdout
+    assert "MISMATCH" not in result.stdout
+
+
+def test_it_compares_every_operator_of_the_native_part() -> None:
+    native_or_skip()
+    results = selfcheck.run()
+    assert all(result.agrees for result in results)
+    assert {result.operator for result in results} == set(schemas.SCHEMAS)
+
+
+def test_reference_on_request_gives_the_reason() -> None:
+    result = run("-m", "dreluop", DRELUOP_BACKEND="reference")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "not available: not loaded: DRELUOP_BACKEND=reference" in result.stdout
+    assert "nothing to compare" in result.stdout
+
+
+def test_unknown_backend_is_an_error() -> None:
+    result = run("-m", "dreluop", DRELUOP_BACKEND="triton")
+    assert result.returncode != 0
+    assert 'DRELUOP_BACKEND: got "triton"; expected "native" or "reference"' in result.stderr
+
+
+@pytest.mark.parametrize("operator", ["forward", "backward", "saturation", "penalty"])
+def test_a_mismatch_is_printed_and_is_exit_code_1(
+    operator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native_or_skip()
+    right = getattr(selfcheck.calls, operator)
+
+    def wrong(*arguments: object) -> object:
+        result = right(*arguments)
+        first = result[0] if isinstance(result, tuple) else result
+        first.view(-1)[0] += 1
+        return result
+
+    monkeypatch.setattr(selfcheck.calls, operator, wrong)
+    assert command.main() == 1
+    assert f"MISMATCH     native {operator}:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def copied_package(tmp_path: Path) -> Path:
+    """The package without its compiled files."""
+    shutil.copytree(PACKAGE, tmp_path / "dreluop", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return tmp_path
+
+
+USE = "import torch, dreluop; print(dreluop.capped_relu(torch.tensor([-1.0, 0.5, 3.0]), 1.0).tolist())"
+
+
+def test_without_the_native_part_the_reference_serves(copied_package: Path) -> None:
+    result = run("-m", "dreluop", path=copied_package)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{copied_package}/dreluop/_ops.abi3.so does not exist" in result.stdout
+    assert run("-c", USE, path=copied_package).stdout == "[0.0, 0.5, 1.0]\n"
+
+
+def test_a_native_part_that_does_not_load_shows_the_real_error(copied_package: Path) -> None:
+    (copied_package / "dreluop" / "_ops.abi3.so").write_bytes(b"no library")
+    result = run("-m", "dreluop", path=copied_package)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "file too short" in result.stdout or "invalid ELF header" in result.stdout
+    assert run("-c", USE, path=copied_package).stdout == "[0.0, 0.5, 1.0]\n"
+
+
+def test_native_on_request_fails_where_it_does_not_load(copied_package: Path) -> None:
+    result = run("-m", "dreluop", path=copied_package, DRELUOP_BACKEND="native")
+    assert result.returncode != 0
+    assert "DRELUOP_BACKEND=native, but the compiled operators do not load" in result.stderr
+    assert "_ops.abi3.so does not exist" in result.stderr
