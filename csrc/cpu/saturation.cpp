@@ -8,7 +8,12 @@ void add_atomically(int64_t* counter, int64_t n) {
   if (n != 0) __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
-void mark_live(const uint8_t* regions, int64_t begin, int64_t n, const SampleLayout& sample, uint8_t* live) {
+void mark_live(const uint8_t* regions, int64_t begin, int64_t n, int64_t numel, const SampleLayout& sample,
+               uint8_t* live) {
+  if (sample.samples == numel) {
+    for (int64_t j = 0; j < n; ++j) live[begin + j] = regions[j] == kInside;
+    return;
+  }
   for (int64_t i = 0; i < n;) {
     const int64_t index = begin + i;
     const int64_t length = std::min(n - i, sample.inner - index % sample.inner);
@@ -58,7 +63,7 @@ void saturation_as(const Problem& problem, const Operand& x, const SampleLayout&
                   column_capped[j] += regions[j] >> 1;
                 }
               }
-              mark_live(regions, i, n, sample, live);
+              mark_live(regions, i, n, problem.numel, sample, live);
             }
           }
           if (plan.variant == Variant::kRuns) {

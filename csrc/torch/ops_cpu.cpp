@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cpu/primitives.h"
 #include "cpu/walk.h"
+#include "torch/huge_pages.h"
 #include "torch/tensors.h"
 
 namespace dreluop {
@@ -123,10 +124,22 @@ Tensor penalty_or_nothing(const Tensor& cap, std::optional<double> balancer) {
   return result;
 }
 
+int64_t element_size(const Tensor& t) {
+  int64_t size = 0;
+  with_format(dtype_of(t, "x"), [&](auto format) { size = sizeof(typename decltype(format)::Storage); });
+  return size;
+}
+
+Tensor in_large_pages(Tensor t) {
+  advise_huge_pages(t.mutable_data_ptr(), t.numel() * element_size(t));
+  return t;
+}
+
 // As torch.empty_like, without the dispatcher where the strides can simply be taken over.
 Tensor empty_like(const Tensor& t, const Operand& operand) {
-  if (operand.is_linear() && t.numel() > 0) return empty_strided(sizes_of(t), strides_of(t), t.scalar_type(), t);
-  return torch::stable::empty_like(t);
+  return in_large_pages(operand.is_linear() && t.numel() > 0
+                            ? empty_strided(sizes_of(t), strides_of(t), t.scalar_type(), t)
+                            : torch::stable::empty_like(t));
 }
 
 // The view of one call: x's shape walked in the order of its memory.
@@ -199,7 +212,7 @@ std::tuple<Tensor, Tensor> run_extra(const Tensor& x, const Tensor& y, const Ten
 std::tuple<Tensor, Tensor, Tensor> forward_extra(const Tensor& x, const Tensor& cap, int64_t dim, bool code,
                                                  std::optional<double> balancer) {
   dtype_of(x, "x");
-  const Tensor y = torch::stable::empty_like(x);
+  const Tensor y = in_large_pages(torch::stable::empty_like(x));
   const auto [packed, penalty] = run_extra(x, y, cap, dim, code, balancer);
   return {y, packed, penalty};
 }
@@ -243,7 +256,8 @@ struct SavedTensor {
     return result;
   }
   Tensor empty(const Call& call, const Tensor& like, const Tensor& saved) const {
-    if (is_code) return empty_strided(call.sizes, dense_strides(call.sizes, order), like.scalar_type(), like);
+    if (is_code)
+      return in_large_pages(empty_strided(call.sizes, dense_strides(call.sizes, order), like.scalar_type(), like));
     return empty_like(saved, call.operand(saved));
   }
 

@@ -64,20 +64,19 @@ struct Native {
 };
 
 // A 16-bit float is its sign, then its magnitude; magnitudes above infinity are NaN.
-template <class Self, uint16_t kInfinity>
+template <class Self, int16_t kInfinity>
 struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
-  static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<uint16_t>(a & 0x7fff) > kInfinity; }
-  // Ascends with the value; -0 lies just below +0.
-  static DRELUOP_INLINE int16_t key(uint16_t a) {
-    const int16_t s = static_cast<int16_t>(a);
-    return static_cast<int16_t>(s ^ ((s >> 15) & 0x7fff));
+  static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<int16_t>(a & 0x7fff) > kInfinity; }
+  // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on the
+  // order of two negative numbers, nor on that of -0 and +0.
+  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) {
+    return (static_cast<int16_t>(a) < static_cast<int16_t>(b)) & !is_nan(a) & !is_nan(b);
   }
-  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return (key(a) < key(b)) & !is_nan(a) & !is_nan(b); }
   // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
-  static DRELUOP_INLINE bool positive(uint16_t a) { return (key(a) > 0) & !is_nan(a); }
+  static DRELUOP_INLINE bool positive(uint16_t a) { return (static_cast<int16_t>(a) > 0) & !is_nan(a); }
   static DRELUOP_INLINE double widen(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
   static DRELUOP_INLINE uint16_t round(double a) { return Self::from_float(static_cast<float>(a)); }
 };

@@ -12,8 +12,11 @@ namespace dreluop::cpu {
 // Elements handled between two looks at the layout; a multiple of the four codes of a byte. Buffers of this size stay
 // in L1.
 constexpr int64_t kBlock = 1024;
-// Runs of one cap shorter than this are walked as columns with a cap each.
+// Runs of one cap shorter than this are walked as columns with a cap each; up to the longer bound too, where there are
+// enough rows to keep the sums per column small beside the elements.
 constexpr int64_t kShortestRun = 32;
+constexpr int64_t kShortestRunOfFewRows = 256;
+constexpr int64_t kFewRows = 16;
 // Columns are repeated until a row has this many, so that short rows cost no more than long ones.
 constexpr int64_t kShortestRow = 512;
 // Elements of one task: enough to outweigh its start, few enough to spread over threads.
@@ -45,7 +48,8 @@ inline Plan plan_for(int64_t numel, const CapLayout& layout) {
   Plan plan;
   plan.numel = numel;
   if (numel == 0) return plan;
-  if (layout.caps == 1 || layout.inner >= kShortestRun) {
+  const int64_t shortest = layout.outer < kFewRows ? kShortestRun : kShortestRunOfFewRows;
+  if (layout.caps == 1 || layout.inner >= shortest) {
     plan.variant = Variant::kRuns;
     plan.row = layout.caps == 1 ? numel : layout.inner;
     plan.rows = numel / plan.row;
