@@ -29,7 +29,8 @@ def kernels(folder: Path) -> str:
 
 KERNELS_LEGEND = (
     "Times are medians; the contenders take turns in one process, on random data. Much of the time of a fresh large "
-    "tensor is page faults, for the floor too. Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. "
+    "tensor is page faults, for a clone too; the native kernels ask for large pages, which are fewer. "
+    "Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. "
     "The fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
     "backward (read y and its gradient, write the gradient of x). Ratios to a floor: smaller is better. "
     "Ratios to ours: the other's forward + backward over ours, larger is better."
@@ -37,9 +38,10 @@ KERNELS_LEGEND = (
 
 
 def _device_report(document: results.Document) -> str:
+    facts = "; ".join(tell(document) for tell in (tables.headline, tables.noise, tables.page_faults))
     return "\n\n".join(
         [
-            f"{tables.headline(document)}; {tables.noise(document)}.",
+            f"{facts}.",
             tables.markdown(tables.target_table(document)),
             tables.markdown(tables.case_table(document)),
         ]

@@ -80,7 +80,8 @@ def show(document: Document) -> None:
         for cells in table.rows:
             printed.add_row(*(cell.replace("**", "") for cell in cells))
         console.print(printed)
-    console.print(f"{tables.headline(document)}; {tables.noise(document)}.", highlight=False, soft_wrap=True)
+    facts = "; ".join(tell(document) for tell in (tables.headline, tables.noise, tables.page_faults))
+    console.print(f"{facts}.", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

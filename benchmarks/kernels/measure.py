@@ -6,9 +6,10 @@
   ended: freeing them is not timed. Whatever a contender frees inside a step is.
 - Steps shorter than a clock can judge are repeated within a sample, and the sample is their mean.
 - A large fresh tensor costs page faults (the system zeroes its memory on first touch), often more than its arithmetic.
-  The floors allocate and pay likewise, so ratios to them are fair, but they are no measure of memory bandwidth. Which
-  tensor finds a hole in the heap and pays nothing depends on everything allocated before: ``release_free_memory`` as
-  ``prepare`` takes that luck away from all alike. The page faults of every step are counted.
+  The floors allocate as torch does and pay likewise, so they are no measure of memory bandwidth, and a contender that
+  asks the system for large pages, as the native kernels do, can be faster than a clone. Which tensor finds a hole in
+  the heap and pays nothing depends on everything allocated before: ``release_free_memory`` as ``prepare`` takes that
+  luck away from all alike. The page faults of every step are counted.
 - The garbage collector is off while timing.
 """
 

@@ -13,8 +13,8 @@ forward+backward          the two, one after the other              5s          
 s is the size of an element; caps are negligible. The bytes are the fewest that any implementation keeping y can move;
 GB/s is those bytes over the time, so an implementation that moves more shows fewer GB/s. Forward and backward are laps
 of the same calls, and every call builds its own graph. In all passes but in-place the result is a fresh tensor, whose
-page faults are part of the time, the floor's too. Before each in-place call x is restored, untimed, so that the data
-stay random: values off, inside and capped.
+page faults are part of the time, the floor's too (``measure`` says more). Before each in-place call x is restored,
+untimed, so that the data stay random: values off, inside and capped.
 """
 
 from __future__ import annotations

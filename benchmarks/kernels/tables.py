@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,18 @@ def noise(document: Document) -> str:
     if not spreads:
         return "nothing measured"
     return f"noise (distance of a floor's quartiles): {spreads[len(spreads) // 2]:.0%}, at most {spreads[-1]:.0%}"
+
+
+def page_faults(document: Document) -> str:
+    """How many page faults a forward pass takes, ours beside the clone's: the cause of most of their difference."""
+    found: dict[str, list[float]] = {c.CLONE: [], c.OURS.name: []}
+    for row in document["rows"]:
+        if row["pass"] == FORWARD and row["x_bytes"] >= LARGE and row["contender"] in found:
+            found[row["contender"]].append(row["page_faults"])
+    if not all(found.values()):
+        return "page faults not measured"
+    counts = ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in found.items())
+    return f"page faults of a forward pass on >= {LARGE // 2**20} MiB: {counts}"
 
 
 def target_table(document: Document) -> Table:

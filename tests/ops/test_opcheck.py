@@ -112,13 +112,14 @@ def test_opcheck(name: str, case: Case, dtype: torch.dtype) -> None:
             torch.library.opcheck(operator(name), sample, test_utils=QUICK)
 
 
-@pytest.mark.parametrize("case", [FEW_CASES[3], FEW_CASES[4], FEW_CASES[6]], ids=str)
+@pytest.mark.parametrize("case", [FEW_CASES[4], FEW_CASES[6]], ids=str)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_aot_dispatch(name: str, case: Case) -> None:
     x, cap = case.inputs(torch.float32)
     # The check adds up an operator's results to differentiate them, and fails where the first is an integer: the code.
     needs_grad = name != "forward_extra_"
-    for sample in SAMPLES[name](case, x, cap, needs_grad):
+    # Of the twelve of backward: output and code, with and without each gradient, with and without a penalty.
+    for sample in SAMPLES[name](case, x, cap, needs_grad)[:: 5 if name == "backward" else 1]:
         torch.library.opcheck(operator(name), sample, test_utils="test_aot_dispatch_dynamic")
 
 

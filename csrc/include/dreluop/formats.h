@@ -69,8 +69,8 @@ struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<int16_t>(a & 0x7fff) > kInfinity; }
-  // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on the
-  // order of two negative numbers, nor on that of -0 and +0.
+  // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on
+  // the order of two negative numbers, nor on that of -0 and +0.
   static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) {
     return (static_cast<int16_t>(a) < static_cast<int16_t>(b)) & !is_nan(a) & !is_nan(b);
   }

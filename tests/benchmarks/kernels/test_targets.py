@@ -113,3 +113,11 @@ def test_noise_is_that_of_the_floors() -> None:
     rows = [row(c.CLONE, suite.FORWARD, 100.0, 100.0, q1_ms=90.0, q3_ms=110.0), ours(suite.FORWARD, 1.0, q3_ms=99.0)]
     assert "20%, at most 20%" in tables.noise(document(rows))
     assert tables.noise(document([])) == "nothing measured"
+
+
+def test_page_faults_are_those_of_large_forward_passes() -> None:
+    rows = [row(c.CLONE, suite.FORWARD, 1.0, 1.0, page_faults=faults) for faults in (10.0, 30.0, 20.0)]
+    rows += [row(c.CLONE, suite.BACKWARD, 1.0, 1.0, page_faults=900.0), row(c.CLAMP.name, suite.FORWARD, 1.0, 1.0)]
+    assert tables.page_faults(document(rows)) == "page faults not measured"
+    rows += [ours(suite.FORWARD, 1.0, page_faults=3.0), ours(suite.FORWARD, 1.0, page_faults=800.0, x_bytes=1)]
+    assert tables.page_faults(document(rows)).endswith(">= 64 MiB: clone 20, dreluop 3")
