@@ -14,10 +14,19 @@ import torch
 from torch import Tensor
 
 from dreluop import batching
-from dreluop.backends.reference import accumulation_dtype, code_order
+from dreluop.backends.reference import code_order
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
 from dreluop.penalty import penalty_gradient, penalty_tangent
+
+
+class KeptCode:
+    """Passed as ``save`` to a call in place: carries the code to backward without making it a second result.
+
+    autograd refuses functions that write over a view and return more than one tensor.
+    """
+
+    code: Tensor | None = None
 
 
 class CappedReLUFunction(Function):
@@ -31,7 +40,7 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def forward(
-        x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
+        x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str | KeptCode, balancer: float | None
     ) -> Tensor | tuple[Tensor, ...]:
         with below_autograd():
             if save == "output" and balancer is None:
@@ -39,6 +48,9 @@ class CappedReLUFunction(Function):
                     return calls.forward(x, cap, dim)
                 calls.forward_(x, cap, dim)
                 return x
+            if isinstance(save, KeptCode):
+                save.code, penalty = calls.forward_extra_(x, cap, dim, True, balancer)
+                return x if balancer is None else (x, penalty)
             if inplace:
                 y, (code, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer)
             else:
@@ -57,7 +69,9 @@ class CappedReLUFunction(Function):
         if inplace:
             ctx.mark_dirty(x)
         saved, ctx.order = y, ()
-        if save == "code":
+        if isinstance(save, KeptCode):
+            saved, ctx.order = save.code, code_order(y, cap)
+        elif save == "code":
             saved = outputs[1]
             ctx.mark_non_differentiable(saved)
             if saved.dtype == torch.uint8:
@@ -98,7 +112,7 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        x, cap, dim, inplace, save, balancer = args
+        x, cap, dim, inplace, save, _ = args
         if inplace:
             raise RuntimeError("capped_relu: inplace=True does not work under torch.vmap; use inplace=False")
         fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
@@ -112,13 +126,6 @@ class CappedReLUFunction(Function):
             # A packed code has no batch dimension, so the output is saved in its place.
             outputs.append(y.detach())
             out_dims.append(y_dim)
-        if balancer is not None:
-            batched = in_dims[1] is not None
-            caps = cap.movedim(in_dims[1], 0) if batched else cap.unsqueeze(0)
-            caps = caps.to(accumulation_dtype(cap))
-            penalty = balancer * caps.square().reshape(caps.shape[0], -1).sum(1)
-            outputs.append(penalty if batched else penalty.squeeze(0))
-            out_dims.append(0 if batched else None)
         return (tuple(outputs), tuple(out_dims)) if len(outputs) > 1 else (y, y_dim)
 
 
@@ -185,7 +192,9 @@ class CappedReLUBackwardFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        grad, saved, cap, dim, _, need_x, need_cap, balancer, grad_penalty = args
+        grad, saved, cap, dim, _, need_x, need_cap, balancer, _ = args
+        if balancer is not None:
+            raise RuntimeError("backward: the fused penalty cannot be batched; call penalty_backward beside it")
         _refuse_code_under_vmap(saved)
         fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
         dx, dcap = CappedReLUBackwardFunction.apply(
@@ -201,12 +210,6 @@ class CappedReLUBackwardFunction(Function):
         )
         dx, dx_dim = fold.restore_x(dx) if need_x else (dx, None)
         dcap, dcap_dim = fold.restore_cap(dcap) if need_cap else (dcap, None)
-        if dcap_dim is not None and balancer is not None and grad_penalty is not None:
-            caps = batching.with_batch_first(cap, in_dims[2], info.batch_size)
-            scale = batching.with_batch_first(grad_penalty, in_dims[8], info.batch_size)
-            scale = scale.reshape(-1, *[1] * (caps.ndim - 1))
-            dcap = (dcap.movedim(dcap_dim, 0).to(scale.dtype) + 2 * balancer * scale * caps).to(cap.dtype)
-            dcap_dim = 0
         return (dx, dcap), (dx_dim, dcap_dim)
 
 
@@ -270,6 +273,12 @@ def _backward(
     balancer: float | None,
     grad_penalty: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    if balancer is not None and torch._C._are_functorch_transforms_active():
+        # A forward outside a transform whose backward runs inside one: only plain torch batches the penalty.
+        dx, dcap = _backward(grad, saved, cap, dim, order, need_x, need_cap, None, None)
+        if need_cap and grad_penalty is not None:
+            dcap = dcap + penalty_gradient(grad_penalty, (cap,), balancer)[0]
+        return dx, dcap
     args = (grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
     result: tuple[Tensor, Tensor]
     if derivative_may_be_asked(grad, cap):

@@ -65,7 +65,7 @@ class Fold:
 
     def restore_x(self, t: Tensor) -> tuple[Tensor, int]:
         if self.flatten:
-            t = t.unflatten(self.batch_at, (self.batch_size, -1))
+            t = t.unflatten(self.batch_at, (self.batch_size, *self.cap_shape))
         return t, self.batch_at
 
     def restore_cap(self, t: Tensor) -> tuple[Tensor, int]:

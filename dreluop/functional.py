@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dreluop import validation
-from dreluop.autograd import CappedReLUFunction
+from dreluop.autograd import CappedReLUFunction, KeptCode
 from dreluop.function import below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
-from dreluop.penalty import CapPenaltyFunction
+from dreluop.penalty import penalty_of
 
 SaveMode = Literal["output", "code"]
 
@@ -55,7 +55,8 @@ def capped_relu(
         save: what is kept for backward: ``"output"`` keeps y, which the next layer mostly keeps anyway; ``"code"``
             keeps 2 bits per element, for where nothing else keeps y.
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
-            the paper, computed in the same pass and differentiated in the same backward.
+            the paper, computed in the same pass and differentiated in the same backward (apart from it, by
+            ``cap_penalty``, in place on a view and inside ``torch.func`` transforms).
 
     Returns:
         y with x's shape and dtype and the strides of ``torch.empty_like(x)``; with ``balancer`` also the penalty,
@@ -78,9 +79,15 @@ def capped_relu(
     if not derivative_may_be_asked(x, cap):
         with below_autograd():
             return _without_derivative(x, cap, dim, inplace, balancer)
-    result = CappedReLUFunction.apply(x, cap, dim, inplace, save, balancer)
+    # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
+    split = balancer is not None and ((inplace and x._is_view()) or torch._C._are_functorch_transforms_active())
+    fused = None if split else balancer
+    kept = KeptCode() if inplace and save == "code" else save
+    result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
-    return outputs[0] if balancer is None else (outputs[0], outputs[-1])
+    if balancer is None:
+        return outputs[0]
+    return outputs[0], penalty_of([cap], balancer) if split else outputs[-1]
 
 
 def _without_derivative(
@@ -100,13 +107,16 @@ def _without_derivative(
 def _traced(
     x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives. The copy of the in-place
-    # form is removed by functionalization.
+    # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
     if save == "output" and balancer is None:
-        y = calls.forward(x, cap, dim)
-        return x.copy_(y) if inplace else y
-    y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
-    y = x.copy_(y) if inplace else y
+        if not inplace:
+            return calls.forward(x, cap, dim)
+        calls.forward_(x, cap, dim)
+        return x
+    if inplace:
+        y, (_, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer)
+    else:
+        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
     return y if balancer is None else (y, penalty)
 
 
@@ -135,8 +145,7 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
             )
     if torch.compiler.is_compiling():
         return calls.penalty(tensors, balancer)
-    total: Tensor = CapPenaltyFunction.apply(balancer, *tensors)
-    return total
+    return penalty_of(tensors, balancer)
 
 
 def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop import batching
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
@@ -36,24 +35,22 @@ class CapPenaltyFunction(Function):
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], balancer: float, *caps: Tensor) -> tuple[Any, Any]:
+
+def penalty_of(caps: Sequence[Tensor], balancer: float) -> Tensor:
+    """The penalty, differentiable in every way: one operator call, or plain torch inside torch.func transforms."""
+    if torch._C._are_functorch_transforms_active():
         dtype = accumulation_dtype(*caps)
-        batched = [
-            batching.with_batch_first(cap, cap_dim, info.batch_size)
-            .to(dtype)
-            .square()
-            .reshape(info.batch_size, -1)
-            .sum(1)
-            for cap, cap_dim in zip(caps, in_dims[1:], strict=True)
-        ]
-        return balancer * torch.stack(batched).sum(0), 0
+        squares = [cap.to(dtype).square().sum() for cap in caps]
+        return balancer * torch.stack(squares).sum()
+    total: Tensor = CapPenaltyFunction.apply(balancer, *caps)
+    return total
 
 
 def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
     """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
     # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
-    if derivative_may_be_asked(grad, *caps) or torch._C._functorch.is_legacy_batchedtensor(grad):
+    batched = any(map(torch._C._functorch.is_legacy_batchedtensor, (grad, *caps)))
+    if batched or derivative_may_be_asked(grad, *caps):
         dtype = accumulation_dtype(grad, *caps)
         return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
     with below_autograd():

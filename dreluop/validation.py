@@ -68,7 +68,7 @@ def writable_in_place(x: Tensor, cap: Tensor) -> None:
                 "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
                 "use inplace=False"
             )
-    if _share_memory(x, cap):
+    if not torch._C._are_functorch_transforms_active() and _share_memory(x, cap):
         raise ValueError("inplace: cap lies in the memory of x, which would be overwritten; pass a copy of the cap")
 
 

@@ -124,8 +124,10 @@ def test_gradients_equal_those_of_the_other_form(
     expected, out_of_place = gradients(case, dtype, False, save, balancer)
     oracle.assert_same_bits(y, expected)
     oracle.assert_same_bits(in_place[0], out_of_place[0])
-    # The sums may be taken in another order where y has other strides.
-    torch.testing.assert_close(in_place[1], out_of_place[1])
+    # The sums may be taken in another order where y has other strides; on a view the penalty's gradient is added by
+    # autograd, after a rounding of its own to the cap's dtype.
+    atol = 2 * torch.finfo(dtype).eps * out_of_place[1].abs().nan_to_num(0).amax().item() if expected.numel() else 0.0
+    torch.testing.assert_close(in_place[1], out_of_place[1], rtol=torch.finfo(dtype).eps, atol=atol)
 
 
 @pytest.mark.parametrize("save", ["output", "code"])

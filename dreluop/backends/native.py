@@ -34,7 +34,8 @@ def _load_library() -> str | None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        return str(error)
+        # torch wraps what the loader said.
+        return str(error.__cause__ or error)
     return None
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dreluop.backends import checks
+from dreluop.backends.checks import CODES_PER_BYTE
 from dreluop.granularity import broadcast_shape
 
 OFF, INSIDE, CAPPED = 0, 1, 2
-CODES_PER_BYTE = 4
 _SHIFTS = (0, 2, 4, 6)
 
 
@@ -48,6 +49,7 @@ def _effective_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    checks.inputs(x, cap)
     y = torch.empty_like(x)
     torch.minimum(x, _effective_cap(cap, x, dim), out=y)
     # `<=` is false for NaN, which stays, and true for -0.0, which becomes +0.0.
@@ -55,7 +57,7 @@ def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
 
 
 def forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
-    _check_writable(x)
+    checks.writable(x)
     x.copy_(forward(x, cap, dim))
 
 
@@ -84,6 +86,9 @@ def backward(
     balancer: float | None,
     grad_penalty: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    checks.saved("grad", grad, saved, cap, order)
+    if grad_penalty is not None:
+        checks.one_element("grad_penalty", grad_penalty)
     inside, capped = _regions_of_saved(saved, cap, dim, order, grad.shape)
     dx = _nothing(grad, grad.dtype)
     if need_x:
@@ -101,6 +106,9 @@ def backward(
 
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    checks.saved("u", u, saved, cap, order)
+    if v is not None and v.shape != cap.shape:
+        raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
     inside, capped = _regions_of_saved(saved, cap, dim, order, u.shape)
     out = empty_as_saved(u, saved, order)
     torch.where(inside, u, u.new_zeros(()), out=out)
@@ -111,6 +119,8 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
 
 
 def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    if x.ndim == 0:
+        raise ValueError("x: got 0 dimensions; expected at least one, the sample")
     inside, capped = _regions_of_output(forward(x, cap, dim), cap, dim)
     view = broadcast_shape(x.shape, cap.shape, dim)
     per_cap = [mask.to(torch.int64).sum_to_size(view).reshape(cap.shape) for mask in (inside, capped)]
@@ -120,6 +130,7 @@ def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
+    checks.some_caps(caps)
     dtype = accumulation_dtype(*caps)
     total = torch.zeros((), dtype=_sum_dtype(caps[0].device), device=caps[0].device)
     for cap in caps:
@@ -128,6 +139,8 @@ def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
 
 
 def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+    checks.one_element("grad", grad)
+    checks.some_caps(caps)
     dtype = accumulation_dtype(grad, *caps)
     return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype).contiguous() for cap in caps]
 
@@ -135,7 +148,7 @@ def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
 def pack(inside: Tensor, capped: Tensor, order: Sequence[int]) -> Tensor:
     """2-bit codes, four to a byte from the low bits up, with the dimensions in `order`."""
     regions = inside.to(torch.uint8) * INSIDE + capped.to(torch.uint8) * CAPPED
-    flat = regions.permute(*order).reshape(-1)
+    flat = regions.permute(tuple(order)).reshape(-1)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_BYTE))
     shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=flat.device)
     return (flat.reshape(-1, CODES_PER_BYTE) << shifts).sum(1, dtype=torch.uint8)
@@ -152,7 +165,7 @@ def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Te
     inverse = [0] * len(order)
     for position, d in enumerate(order):
         inverse[d] = position
-    regions = regions.permute(*inverse)
+    regions = regions.permute(inverse)
     return regions == INSIDE, regions == CAPPED
 
 
@@ -173,33 +186,6 @@ def empty_as_saved(like: Tensor, saved: Tensor, order: Sequence[int]) -> Tensor:
     if saved.dtype == torch.uint8:
         return torch.empty_permuted(like.shape, tuple(order), dtype=like.dtype, device=like.device)
     return torch.empty_like(saved)
-
-
-def _check_writable(x: Tensor) -> None:
-    if overlaps_itself(x):
-        raise ValueError(
-            f"inplace: x of shape {tuple(x.shape)} and strides {x.stride()} has several elements at one address; "
-            "use inplace=False"
-        )
-
-
-def overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements of x have one address."""
-    dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
-    span = 1
-    for stride, size in dims:
-        if stride < span:
-            break
-        span += stride * (size - 1)
-    else:
-        return False
-    if x.numel() == 0:
-        return False
-    # Strides that interleave without nesting are rare: look at every address.
-    offsets = torch.zeros((), dtype=torch.int64)
-    for stride, size in dims:
-        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
-    return len(torch.unique(offsets)) < x.numel()
 
 
 def _penalty_or_nothing(cap: Tensor, balancer: float | None) -> Tensor:

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dreluop.autograd import CappedReLUBackwardFunction, CappedReLUFunction, CappedReLUTangentFunction
+from dreluop.autograd import (
+    CappedReLUBackwardFunction,
+    CappedReLUFunction,
+    CappedReLUTangentFunction,
+    KeptCode,
+)
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.function import below_autograd
 from dreluop.ops import calls
@@ -28,9 +33,9 @@ def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
     CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None)
 
 
-def _extra(x: Tensor, cap: Tensor, dim: int, inplace: bool, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
+def _forward_extra(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
     save = "code" if code else "output"
-    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, inplace, save, balancer)
+    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, save, balancer)
     outputs = list(result) if isinstance(result, tuple) else [result]
     if not code:
         outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
@@ -39,12 +44,15 @@ def _extra(x: Tensor, cap: Tensor, dim: int, inplace: bool, code: bool, balancer
     return tuple(outputs)
 
 
-def _forward_extra(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
-    return _extra(x, cap, dim, False, code, balancer)
-
-
-def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
-    return _extra(x, cap, dim, True, code, balancer)[1:]
+def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    kept = KeptCode()
+    # autograd refuses a second result of a function that writes over a view.
+    fused = None if x._is_view() else balancer
+    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, True, kept if code else "output", fused)
+    packed = x.new_empty((0,), dtype=torch.uint8) if kept.code is None else kept.code
+    if balancer is None:
+        return packed, cap.new_empty((0,), dtype=accumulation_dtype(cap))
+    return packed, _penalty([cap], balancer) if fused is None else result[1]
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:

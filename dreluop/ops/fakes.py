@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.backends.reference import CODES_PER_BYTE, accumulation_dtype, empty_as_saved
+from dreluop.backends.checks import CODES_PER_BYTE
+from dreluop.backends.reference import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library
 
 

@@ -1,0 +1,76 @@
+"""What the operators refuse, in Python as in csrc/torch: bad input is named before anything is computed or changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dreluop.validation import float_tensor
+
+CODES_PER_BYTE = 4
+
+
+def inputs(x: Tensor, cap: Tensor) -> None:
+    float_tensor("x", x)
+    float_tensor("cap", cap)
+
+
+def writable(x: Tensor) -> None:
+    if overlaps_itself(x):
+        raise ValueError(
+            f"inplace: x of shape {tuple(x.shape)} and strides {x.stride()} has several elements at one address; "
+            "use inplace=False"
+        )
+
+
+def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, order: Sequence[int]) -> None:
+    """`like`, a tensor of x's shape called `name`, must fit what forward kept."""
+    float_tensor(name, like)
+    float_tensor("cap", cap)
+    if kept.dtype != torch.uint8:
+        if kept.shape != like.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(like.shape)}; expected that of the saved output, {tuple(kept.shape)}"
+            )
+        if kept.dtype != like.dtype:
+            raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {kept.dtype}")
+        return
+    if sorted(order) != list(range(like.ndim)):
+        raise ValueError(f"order: got {tuple(order)}; expected each of {like.ndim} dimensions once")
+    size = math.ceil(like.numel() / CODES_PER_BYTE)
+    if kept.shape != (size,):
+        raise ValueError(f"saved: got a code of shape {tuple(kept.shape)}; expected ({size},)")
+
+
+def one_element(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; expected one element")
+
+
+def some_caps(caps: Sequence[Tensor]) -> None:
+    if not caps:
+        raise ValueError("caps: got no tensor; expected at least one")
+    for cap in caps:
+        float_tensor("cap", cap)
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x have one address."""
+    dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
+    span = 1
+    for stride, size in dims:
+        if stride < span:
+            break
+        span += stride * (size - 1)
+    else:
+        return False
+    if x.numel() == 0:
+        return False
+    # Strides that interleave without nesting are rare: look at every address.
+    offsets = torch.zeros((), dtype=torch.int64)
+    for stride, size in dims:
+        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
+    return len(torch.unique(offsets)) < x.numel()
