@@ -76,4 +76,4 @@ wheel: $(VENV)/.installed
 	$(BIN)/python -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps -w dist .
 
 clean:
-	rm -rf build dist *.egg-info dreluop/*.so demo-output
+	rm -rf build dist *.egg-info dreluop/*.so demo-output $(VENV)/.installed

@@ -9,6 +9,7 @@ What is built depends on this choice and on the compilers found, never on whethe
 """
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ CHOICES = ("auto", "cuda", "cpu", "none")
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 X86_FLAGS = {"primitives_avx2.cpp": ["-march=x86-64-v3"], "primitives_avx512.cpp": ["-march=x86-64-v4"]}
+CPU_FLAGS = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}
 CUDA_ARCHS = "80;90;100+PTX"
 
 
@@ -77,7 +79,12 @@ def torch_module():
 
 
 def cuda_archs() -> str:
-    return os.environ.get("DRELUOP_CUDA_ARCHS", CUDA_ARCHS)
+    """DRELUOP_CUDA_ARCHS, or those of the default that this nvcc knows."""
+    if "DRELUOP_CUDA_ARCHS" in os.environ:
+        return os.environ["DRELUOP_CUDA_ARCHS"]
+    nvcc = [str(cuda_home() / "bin" / "nvcc"), "--list-gpu-arch"]
+    known = subprocess.run(nvcc, capture_output=True, text=True, check=False).stdout.split()
+    return ";".join(a for a in CUDA_ARCHS.split(";") if f"compute_{a.removesuffix('+PTX')}" in known) or CUDA_ARCHS
 
 
 def gencode(archs: str) -> list[str]:
@@ -106,6 +113,8 @@ class BuildExt(build_ext):
         with ThreadPoolExecutor(jobs) as pool:
             ext.extra_objects = list(pool.map(lambda source: self.compile_one(ext, source, objects), ext.sources))
         ext.sources = []
+        # The objects are new: without sources setuptools could not tell, and would keep an old library.
+        self.force = True
         super().build_extension(ext)
 
     def compile_one(self, ext: Extension, source: str, objects: Path) -> str:
@@ -122,7 +131,7 @@ class BuildExt(build_ext):
                 *gencode(cuda_archs()),
             ]
         else:
-            command = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args, *X86_FLAGS.get(Path(source).name, [])]
+            command = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args, *CPU_FLAGS.get(Path(source).name, [])]
         command += [*define, *include, "-c", str(ROOT / source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -165,7 +174,7 @@ def extensions() -> list[Extension]:
 
     version: dict[str, str] = {}
     exec((ROOT / "dreluop" / "version.py").read_text(), version)
-    warnings = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("CI") else ["-Wall", "-Wextra"]
+    warnings = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("DRELUOP_WERROR") else ["-Wall", "-Wextra"]
     flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
     headers = [file for ending in ("h", "inc", "cuh") for file in files(f"csrc/**/*.{ending}")]
@@ -197,6 +206,9 @@ def extensions() -> list[Extension]:
         cxx_std=20,
     )
     cuda = cuda_home() if choice in ("auto", "cuda") else None
+    if cuda and choice == "auto" and not (cuda / "lib64" / "libcudart_static.a").exists():
+        print(f"dreluop: {cuda} has no static cudart; building without CUDA", file=sys.stderr)
+        cuda = None
     if cuda:
         gencode(cuda_archs())
         information.sources += files("csrc/cuda/*.cu")

@@ -112,7 +112,9 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        x, cap, dim, inplace, save, _ = args
+        x, cap, dim, inplace, save, balancer = args
+        if balancer is not None:
+            raise RuntimeError("CappedReLUFunction: balancer cannot be batched; call cap_penalty beside it")
         if inplace:
             raise RuntimeError("capped_relu: inplace=True does not work under torch.vmap; use inplace=False")
         fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)

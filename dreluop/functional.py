@@ -70,6 +70,7 @@ def capped_relu(
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
     validation.save_mode(save)
+    validation.flag("inplace", inplace)
     if balancer is not None:
         balancer = validation.penalty_weight(balancer)
     if torch.compiler.is_compiling():
@@ -152,10 +153,10 @@ def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
     if isinstance(caps, nn.Module):
         from dreluop.modules import DReLU  # noqa: PLC0415 (modules imports this file)
 
-        unique = {id(m.cap): m.cap for m in caps.modules() if isinstance(m, DReLU)}
-        if not unique:
+        found = [m.cap for m in caps.modules() if isinstance(m, DReLU)]
+        if not found:
             raise ValueError(f"caps: got a {type(caps).__name__} without any DReLU; expected at least one")
-        return list(unique.values())
+        return list({id(cap): cap for cap in found}.values())
     if isinstance(caps, Tensor):
         return [caps]
     if not isinstance(caps, Iterable):

@@ -149,7 +149,10 @@ class LazyDReLU(LazyModuleMixin, DReLU):
         if self.granularity == "neuron" and x.ndim < 2:
             raise ValueError(f"x: got shape {tuple(x.shape)}; neuron caps need a batch dimension before the neurons")
         shapes = {"layer": lambda: (1,), "channel": lambda: (x.shape[self.dim],), "neuron": lambda: tuple(x.shape[1:])}
-        self.cap.materialize(shapes[self.granularity](), device=x.device)
+        if self.granularity == "neuron":
+            # A cap for the neurons of a 2-D x has one dimension, which is dim 1 of x.
+            self.dim = 1
+        self.cap.materialize(shapes[self.granularity]())
         with torch.no_grad():
             self.reset_parameters()
 

@@ -55,6 +55,11 @@ def penalty_weight(balancer: Any) -> float:
     return value
 
 
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a bool")
+
+
 def writable_in_place(x: Tensor, cap: Tensor) -> None:
     """Raise where autograd or the cap forbid writing over x; the operators refuse an x that overlaps itself."""
     if x.requires_grad and torch.is_grad_enabled():
@@ -68,14 +73,20 @@ def writable_in_place(x: Tensor, cap: Tensor) -> None:
                 "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
                 "use inplace=False"
             )
+    if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad) and x._is_view():
+        made = torch._C._autograd._get_creation_meta(x)
+        if made != torch._C._autograd.CreationMeta.DEFAULT:
+            raise ValueError(
+                f"inplace: x is a view that autograd does not let be written over ({made.name.lower()}: made by chunk, "
+                "split or unbind, or without gradients); use inplace=False"
+            )
     if not torch._C._are_functorch_transforms_active() and _share_memory(x, cap):
         raise ValueError("inplace: cap lies in the memory of x, which would be overwritten; pass a copy of the cap")
 
 
 def _share_memory(x: Tensor, cap: Tensor) -> bool:
-    if x.numel() == 0 or cap.numel() == 0 or x.device.type == "meta":
-        return False
-    if x.untyped_storage().data_ptr() != cap.untyped_storage().data_ptr():
+    # Subclasses (fake tensors, wrappers) may have no address.
+    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta or t.numel() == 0 for t in (x, cap)):
         return False
     (x_first, x_last), (cap_first, cap_last) = _addresses(x), _addresses(cap)
     return x_first <= cap_last and cap_first <= x_last

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 import dreluop
 from tests import oracle
@@ -269,3 +271,24 @@ def test_interleaved_strides_without_overlap_are_legal() -> None:
 def test_empty(dtype: torch.dtype) -> None:
     x = torch.empty(0, 3, dtype=dtype)
     assert dreluop.capped_relu(x, torch.ones(3), inplace=True) is x
+
+
+@pytest.mark.parametrize("make", [lambda t: t.chunk(2)[0], lambda t: t.unbind()[0]], ids=["chunk", "unbind"])
+def test_a_view_that_autograd_refuses_is_left_as_it_was(make: Callable[[Tensor], Tensor]) -> None:
+    whole = torch.tensor([[-1.0, 5.0], [-3.0, 7.0]], requires_grad=True) * 1
+    before = whole.detach().clone()
+    with pytest.raises(ValueError, match="inplace: x is a view that autograd does not let be written over"):
+        dreluop.capped_relu(make(whole), 2.0, inplace=True)
+    assert torch.equal(whole.detach(), before)
+
+
+def test_a_cap_in_the_same_memory_through_another_storage_is_refused() -> None:
+    array = numpy.ones(6, dtype=numpy.float32)
+    with pytest.raises(ValueError, match="cap lies in the memory of x"):
+        dreluop.capped_relu(torch.from_numpy(array).view(2, 3), torch.from_numpy(array[:3]), inplace=True)
+
+
+def test_fake_tensors_have_no_memory_to_share() -> None:
+    with FakeTensorMode():
+        y = torch.nn.Sequential(torch.nn.Linear(3, 3), dreluop.DReLU(3, inplace=True))(torch.empty(4, 3))
+    assert y.shape == (4, 3)

@@ -47,8 +47,8 @@ def explain(results: Results) -> str:
         "network is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns "
         "of the D-ReLU row are NOT robustness.\n"
         "Check with another attack: the PGD digits made on the ReLU twin, shown to the D-ReLU network, leave it "
-        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Adaptive attacks, whose backward pass "
-        "goes through the cap, bring a D-ReLU network back to about its ReLU twin."
+        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Attacks made for "
+        "capped networks, whose backward pass goes through the cap, are stronger still; this demo does not run them."
     )
 
 

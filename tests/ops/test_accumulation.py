@@ -102,10 +102,8 @@ def every_result(backend: SimpleNamespace, case: Case, dtype: torch.dtype) -> li
 
 
 @by_dtype
-@pytest.mark.parametrize("case", [*LARGE, *CASES[::4]], ids=str)
+@pytest.mark.parametrize("case", [*LARGE, *(case for case in CASES[::4] if case.shape)], ids=str)
 def test_two_runs_give_the_same_bits(backend, case: Case, dtype: torch.dtype) -> None:
-    if not case.shape:
-        pytest.skip("saturation needs a sample dimension")
     for first, second in zip(every_result(backend, case, dtype), every_result(backend, case, dtype), strict=True):
         oracle.assert_same_bits(first, second)
 

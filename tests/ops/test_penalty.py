@@ -117,3 +117,14 @@ def test_no_gradient_of_the_penalty_without_balancer_or_gradient(backend) -> Non
     for balancer, grad_penalty in ((None, torch.ones(())), (1.0, None), (None, None)):
         dcap = backend.backward(grad, y, cap, 1, (), True, True, balancer, grad_penalty)[1]
         assert dcap.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("grad", [0.0, 1.0, float("inf"), float("nan")], ids=str)
+def test_special_caps_follow_the_formula(backend, grad: float) -> None:
+    # 2 * balancer * grad * m, with the rules of IEEE: a cap that is infinite or NaN is never hidden by a zero gradient.
+    caps, weight = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, 1.5]), torch.tensor(grad)
+    expected = 2 * BALANCER * weight * caps
+    oracle.assert_same_bits(backend.penalty_backward(weight, [caps], BALANCER)[0].isnan(), expected.isnan())
+    y = torch.zeros(2, 5)
+    dcap = backend.backward(torch.ones(2, 5), y, caps, 1, (), False, True, BALANCER, weight)[1]
+    oracle.assert_same_bits(dcap.isnan(), expected.isnan())

@@ -1,0 +1,70 @@
+"""The compiled operators as a file: what they ask of the machine, and which instructions they hold."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreluop.backends import native
+from dreluop.ops import schemas
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(not native.LIBRARY.exists(), reason=f"{native.LIBRARY} is not built"),
+    pytest.mark.skipif(shutil.which("nm") is None or shutil.which("objdump") is None, reason="needs binutils"),
+]
+
+
+def output_of(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_only_the_c_shim_of_torch_is_needed():
+    symbols = re.findall(r" U (\S+)", output_of("nm", "-D", "--undefined-only", native.LIBRARY))
+    assert any(s.startswith("aoti_torch_") for s in symbols)
+    # Mangled names of torch's own C++, and anything of Python.
+    assert [s for s in symbols if re.search(r"^_ZN?K?\d*(at|c10|torch|caffe2)|N2at|N3c10|N5torch|^_?Py", s)] == []
+
+
+def test_no_python_symbol_and_no_library_of_a_torch_version():
+    dump = output_of("objdump", "-p", native.LIBRARY)
+    needed = re.findall(r"NEEDED\s+(\S+)", dump)
+    assert "libtorch.so" in needed
+    assert not [name for name in needed if re.match(r"libpython|libc10|libtorch_|libcudart", name)]
+
+
+@pytest.mark.skipif(not sysconfig.get_platform().endswith("x86_64"), reason="x86 instruction sets")
+@pytest.mark.parametrize(("capability", "march", "register"), [("avx2", "v3", "ymm"), ("avx512", "v4", "zmm")])
+def test_each_instruction_set_is_used_and_stays_apart(capability, march, register, tmp_path):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    target = tmp_path / "primitives.o"
+    flags = ["-O3", "-std=c++20", "-ffp-contract=off", f"-march=x86-64-{march}", "-Icsrc", "-Icsrc/include"]
+    source = ROOT / "csrc" / "cpu" / f"primitives_{capability}.cpp"
+    subprocess.run([compiler, *flags, "-c", source, "-o", target], cwd=ROOT, check=True)
+
+    # A weak symbol may be replaced by, or replace, the same function built for another instruction set.
+    weak = re.findall(r" [WVu] (.*)", output_of("nm", "-C", target))
+    assert [name for name in weak if f"{capability}::primitives" not in name] == []
+
+    code = output_of("objdump", "-d", "-C", "--no-show-raw-insn", target)
+    bodies = dict(re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", code, re.MULTILINE))
+    for loop in ("forward_one", "forward_each", "route_one", "route_each", "regions_one", "add_run", "add_columns"):
+        formats = [name for name in bodies if f"::{loop}<" in name]
+        assert len(formats) == 4, (loop, formats)
+        for name in formats:
+            assert register in bodies[name], f"{name} does not use {register}"
+
+
+@pytest.mark.skipif(not native.is_loaded(), reason=f"native: {native.load_error}")
+@pytest.mark.parametrize("name", schemas.SCHEMAS)
+def test_every_operator_has_a_compiled_kernel(name):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{schemas.NAMESPACE}::{name}", "CPU")
