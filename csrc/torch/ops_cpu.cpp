@@ -265,7 +265,8 @@ struct SavedTensor {
   Sizes order;
 };
 
-Tensor cap_gradient(const Tensor& cap, const Walk& walk, const std::vector<double>& sums, double penalty_scale) {
+Tensor cap_gradient(const Tensor& cap, const Walk& walk, const std::vector<double>& sums,
+                    std::optional<double> penalty_scale) {
   const Tensor dcap = empty_contiguous(sizes_of(cap), cap.scalar_type(), cap);
   const Operand to = in_walking_order(dcap, walk, dcap.mutable_data_ptr());
   with_format(dtype_of(cap, "cap"), [&](auto format) {
@@ -277,10 +278,10 @@ Tensor cap_gradient(const Tensor& cap, const Walk& walk, const std::vector<doubl
       *at = rounded;
       to.write(i, 1, at, &buffer);
     };
-    if (penalty_scale == 0) {
+    if (!penalty_scale.has_value()) {
       for (size_t i = 0; i < sums.size(); ++i) put(static_cast<int64_t>(i), sums[i]);
     } else {
-      for_each_value(cap, walk, [&](int64_t i, double m) { put(i, sums[i] + penalty_scale * m); });
+      for_each_value(cap, walk, [&](int64_t i, double m) { put(i, sums[i] + *penalty_scale * m); });
     }
   });
   return dcap;
@@ -293,9 +294,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& saved, con
   const Call call(grad, cap, dim, kept.order);
   const EffectiveCaps caps(cap, call.walk, call.dtype);
   const Saved view = kept.view(call, saved);
-  const double scale = need_cap && balancer.has_value() && grad_penalty.has_value()
-                           ? 2 * *balancer * load_scalar(*grad_penalty, "grad_penalty")
-                           : 0;
+  std::optional<double> scale;
+  if (need_cap && balancer.has_value() && grad_penalty.has_value())
+    scale = 2 * *balancer * load_scalar(*grad_penalty, "grad_penalty");
   const Tensor dx = need_x ? kept.empty(call, grad, saved) : nothing(grad.scalar_type(), grad);
   const Operand dx_operand = need_x ? call.output(dx) : Operand();
   std::vector<double> sums(need_cap ? call.walk.layout.caps : 0);

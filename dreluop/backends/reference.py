@@ -121,6 +121,7 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
 def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
+    x, cap = x.detach(), cap.detach()
     inside, capped = _regions_of_output(forward(x, cap, dim), cap, dim)
     view = broadcast_shape(x.shape, cap.shape, dim)
     per_cap = [mask.to(torch.int64).sum_to_size(view).reshape(cap.shape) for mask in (inside, capped)]
