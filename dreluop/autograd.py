@@ -122,13 +122,10 @@ class CappedReLUFunction(Function):
             fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None
         )
         y, y_dim = fold.restore_x(y)
-        outputs: list[Tensor] = [y]
-        out_dims: list[int | None] = [y_dim]
-        if save == "code":
-            # A packed code has no batch dimension, so the output is saved in its place.
-            outputs.append(y.detach())
-            out_dims.append(y_dim)
-        return (tuple(outputs), tuple(out_dims)) if len(outputs) > 1 else (y, y_dim)
+        if save != "code":
+            return y, y_dim
+        # A packed code has no batch dimension, so the output is saved in its place.
+        return (y, y.detach()), (y_dim, y_dim)
 
 
 class CappedReLUBackwardFunction(Function):
