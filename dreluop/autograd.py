@@ -60,23 +60,22 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, cap, dim, inplace, save, balancer = inputs
+        x, cap, ctx.dim, ctx.inplace, save, ctx.balancer = inputs
         outputs = output if isinstance(output, tuple) else (output,)
-        y = outputs[0]
+        saved = y = outputs[0]
+        ctx.arity, ctx.order = len(outputs), ()
         ctx.set_materialize_grads(False)
-        ctx.inplace = inplace
-        ctx.dim, ctx.balancer, ctx.arity = dim, balancer, len(outputs)
-        if inplace:
+        if ctx.inplace:
             ctx.mark_dirty(x)
-        saved, ctx.order = y, ()
-        if isinstance(save, KeptCode):
-            saved, ctx.order = save.code, code_order(y, cap)
-        elif save == "code":
-            saved = outputs[1]
-            ctx.mark_non_differentiable(saved)
+        if save != "output":
+            if save == "code":
+                saved = outputs[1]
+                ctx.mark_non_differentiable(saved)
+            else:
+                saved = save.code
             if saved.dtype == torch.uint8:
                 ctx.order = code_order(y, cap)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        if True in ctx.needs_input_grad:
             ctx.save_for_backward(saved, cap)
         ctx.save_for_forward(y, cap)
 
@@ -84,14 +83,15 @@ class CappedReLUFunction(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, cap = ctx.saved_tensors
         need_x, need_cap = ctx.needs_input_grad[:2]
+        balancer = ctx.balancer
         grad = grads[0]
-        grad_penalty = grads[-1] if ctx.balancer is not None else None
+        grad_penalty = grads[-1] if balancer is not None else None
         dx: Tensor | None = None
         dcap: Tensor | None = None
         if grad is not None:
-            dx, dcap = _backward(grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, ctx.balancer, grad_penalty)
+            dx, dcap = _backward(grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, balancer, grad_penalty)
         elif grad_penalty is not None and need_cap:
-            dcap = penalty_gradient(grad_penalty, (cap,), ctx.balancer)[0]
+            dcap = penalty_gradient(grad_penalty, (cap,), balancer)[0]
         return dx if need_x else None, dcap if need_cap else None, None, None, None, None
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dreluop.granularity import broadcast_shape
+from dreluop.granularity import granularity_of
 
 
 def with_batch_first(t: Tensor, batch_dim: int | None, batch_size: int) -> Tensor:
@@ -41,9 +41,8 @@ class Fold:
         self.batch_size = batch_size
         self.cap_shape = _without(cap, cap_batch_dim)
         x_shape = _without(x, x_batch_dim)
-        view = broadcast_shape(x_shape, self.cap_shape, dim)
+        self.granularity = granularity_of(x_shape, self.cap_shape, dim)
         self.own_caps = per_sample_cap or cap_batch_dim is not None
-        self.granularity = "layer" if view == () else "neuron" if len(self.cap_shape) > 1 else "channel"
         channel = dim % len(x_shape) if self.granularity == "channel" else 0
         if self.granularity == "layer":
             self.batch_at, self.dim = 0, 0

@@ -33,7 +33,7 @@ class Function(torch.autograd.Function):
 def derivative_may_be_asked(*tensors: Tensor) -> bool:
     """Whether calling an operator on these tensors must go through an autograd.Function."""
     return (
-        (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
         or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
     )

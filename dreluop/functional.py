@@ -69,8 +69,11 @@ def capped_relu(
     """
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
-    validation.save_mode(save)
-    validation.flag("inplace", inplace)
+    # Every microsecond here counts for small tensors, so the usual values are let through first.
+    if save != "output":
+        validation.save_mode(save)
+    if inplace is not False:
+        validation.flag("inplace", inplace)
     if balancer is not None:
         balancer = validation.penalty_weight(balancer)
     if torch.compiler.is_compiling():
@@ -80,6 +83,9 @@ def capped_relu(
     if not derivative_may_be_asked(x, cap):
         with below_autograd():
             return _without_derivative(x, cap, dim, inplace, balancer)
+    if balancer is None and save == "output":
+        y: Tensor = CappedReLUFunction.apply(x, cap, dim, inplace, save, None)
+        return y
     # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
     split = balancer is not None and ((inplace and x._is_view()) or torch._C._are_functorch_transforms_active())
     fused = None if split else balancer

@@ -5,6 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def granularity_of(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -> str:
+    """``"layer"``, ``"channel"`` or ``"neuron"``.
+
+    Raises:
+        ValueError: if the cap fits none of the three.
+    """
+    cap_ndim = len(cap_shape)
+    if cap_ndim == 0 or (cap_ndim == 1 and cap_shape[0] == 1):
+        return "layer"
+    if cap_ndim > 1:
+        if tuple(cap_shape) == tuple(x_shape[1:]):
+            return "neuron"
+        raise ValueError(
+            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)}; a cap of more than one dimension "
+            f"is a neuron cap and must have shape x.shape[1:] = {tuple(x_shape[1:])}"
+        )
+    ndim = len(x_shape)
+    if not -ndim <= dim < ndim:
+        raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
+    if cap_shape[0] != x_shape[dim]:
+        raise ValueError(
+            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)} and dim={dim}; expected () or (1,) for "
+            f"one cap, ({x_shape[dim]},) for one per channel of dim {dim}, or {tuple(x_shape[1:])} for one per neuron"
+        )
+    return "channel"
+
+
 def broadcast_shape(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -> tuple[int, ...]:
     """Shape that makes a cap broadcast against x, and to which a gradient of x's shape is summed.
 
@@ -21,23 +48,11 @@ def broadcast_shape(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) 
     Raises:
         ValueError: if the cap fits none of the three.
     """
-    ndim = len(x_shape)
-    if len(cap_shape) == 0 or (len(cap_shape) == 1 and cap_shape[0] == 1):
+    granularity = granularity_of(x_shape, cap_shape, dim)
+    if granularity == "layer":
         return ()
-    if len(cap_shape) > 1:
-        if tuple(cap_shape) == tuple(x_shape[1:]):
-            return tuple(cap_shape)
-        raise ValueError(
-            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)}; a cap of more than one dimension "
-            f"is a neuron cap and must have shape x.shape[1:] = {tuple(x_shape[1:])}"
-        )
-    if not -ndim <= dim < ndim:
-        raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
-    if cap_shape[0] != x_shape[dim]:
-        raise ValueError(
-            f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)} and dim={dim}; expected () or (1,) for "
-            f"one cap, ({x_shape[dim]},) for one per channel of dim {dim}, or {tuple(x_shape[1:])} for one per neuron"
-        )
-    view = [1] * ndim
+    if granularity == "neuron":
+        return tuple(cap_shape)
+    view = [1] * len(x_shape)
     view[dim] = cap_shape[0]
     return tuple(view)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.granularity import broadcast_shape
+from dreluop.granularity import granularity_of
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 SAVE_MODES = ("output", "code")
@@ -28,15 +28,14 @@ def float_tensor(name: str, value: Any) -> Tensor:
 
 def cap_for(x: Tensor, cap: Any, dim: Any) -> Tensor:
     """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype."""
-    if isinstance(cap, Real) and not isinstance(cap, bool):
+    if not isinstance(cap, Tensor) and isinstance(cap, Real) and not isinstance(cap, bool):
         cap = torch.full((), float(cap), dtype=x.dtype, device=x.device)
-    float_tensor("cap", cap)
+    result = float_tensor("cap", cap)
     if cap.device != x.device:
         raise ValueError(f"cap: got a tensor on {cap.device}; expected x's device, {x.device}")
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"dim: got {type(dim).__name__}; expected an int")
-    broadcast_shape(x.shape, cap.shape, dim)
-    result: Tensor = cap
+    granularity_of(x.shape, cap.shape, dim)
     return result
 
 

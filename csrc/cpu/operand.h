@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "dreluop/layout.h"
 
@@ -16,14 +15,14 @@ class Operand {
   Operand(void* data, const Sizes& sizes, const Sizes& strides, const Sizes& order) : data_(data) {
     for (const int64_t d : order) {
       if (sizes[d] == 1) continue;
-      if (!dims_.empty() && dims_.back().stride == strides[d] * sizes[d]) {
-        dims_.back() = {dims_.back().size * sizes[d], strides[d]};
+      if (count_ > 0 && dims_[count_ - 1].stride == strides[d] * sizes[d]) {
+        dims_[count_ - 1] = {dims_[count_ - 1].size * sizes[d], strides[d]};
       } else {
-        dims_.push_back({sizes[d], strides[d]});
+        dims_[count_++] = {sizes[d], strides[d]};
       }
     }
-    if (dims_.empty()) dims_.push_back({1, 1});
-    linear_ = dims_.size() == 1 && dims_[0].stride == 1;
+    if (count_ == 0) dims_[count_++] = {1, 1};
+    linear_ = count_ == 1 && dims_[0].stride == 1;
   }
 
   // Elements lie one after another in walking order.
@@ -65,14 +64,14 @@ class Operand {
   template <class T>
   T* contiguous(int64_t begin, int64_t n) const {
     if (linear_) return static_cast<T*>(data_) + begin;
-    const Dim& run = dims_.back();
+    const Dim& run = dims_[count_ - 1];
     if (run.stride != 1 || begin % run.size + n > run.size) return nullptr;
     return static_cast<T*>(data_) + offset_of(begin);
   }
 
   int64_t offset_of(int64_t index) const {
     int64_t offset = 0;
-    for (size_t d = dims_.size(); d-- > 0;) {
+    for (size_t d = count_; d-- > 0;) {
       offset += index % dims_[d].size * dims_[d].stride;
       index /= dims_[d].size;
     }
@@ -82,7 +81,7 @@ class Operand {
   // Calls f(position in the range, innermost dimension, offset, length) for every stretch of the innermost dimension.
   template <class F>
   void visit(int64_t begin, int64_t n, const F& f) const {
-    const Dim& run = dims_.back();
+    const Dim& run = dims_[count_ - 1];
     for (int64_t at = 0; at < n;) {
       const int64_t index = begin + at;
       const int64_t length = std::min(n - at, run.size - index % run.size);
@@ -92,7 +91,8 @@ class Operand {
   }
 
   void* data_ = nullptr;
-  std::vector<Dim> dims_;
+  Dim dims_[kMaxDims];
+  size_t count_ = 0;
   bool linear_ = true;
 };
 

@@ -38,13 +38,13 @@ std::string cuda_unavailable_reason([[maybe_unused]] int device) {
 #endif
 }
 
-py::dict layout_plan(const dreluop::Sizes& shape, const dreluop::Sizes& strides, const dreluop::Sizes& cap_shape,
-                     int64_t dim) {
+py::dict layout_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                     const std::vector<int64_t>& cap_shape, int64_t dim) {
   if (shape.size() != strides.size()) throw std::invalid_argument("strides: expected one per dimension of shape");
   const dreluop::Walk walk = dreluop::walk_of(shape, dreluop::memory_order(strides), cap_shape, dim);
   const dreluop::cpu::Plan plan = dreluop::cpu::plan_for(dreluop::product(shape), walk.layout);
   py::dict result;
-  result["order"] = walk.order;
+  result["order"] = std::vector<int64_t>(walk.order.begin(), walk.order.end());
   result["outer"] = walk.layout.outer;
   result["caps"] = walk.layout.caps;
   result["inner"] = walk.layout.inner;

@@ -328,8 +328,8 @@ std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_
   for (size_t i = call.walk.order.size(); i-- > 0 && call.walk.order[i] != 0;)
     sample.inner *= call.sizes[call.walk.order[i]];
 
-  Sizes counts_shape = sizes_of(cap);
-  counts_shape.insert(counts_shape.begin(), 3);
+  Sizes counts_shape{3};
+  for (const int64_t size : sizes_of(cap)) counts_shape.push_back(size);
   const Tensor counts = empty_contiguous(counts_shape, ScalarType::Long, x);
   const Tensor live = empty_contiguous({call.sizes[0]}, ScalarType::Bool, x);
   auto* live_data = static_cast<uint8_t*>(live.mutable_data_ptr());

@@ -24,12 +24,12 @@ using torch::stable::Tensor;
 
 inline Sizes sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
-  return Sizes(sizes.begin(), sizes.end());
+  return Sizes(sizes.data(), sizes.data() + sizes.size());
 }
 
 inline Sizes strides_of(const Tensor& t) {
   const auto strides = t.strides();
-  return Sizes(strides.begin(), strides.end());
+  return Sizes(strides.data(), strides.data() + strides.size());
 }
 
 inline DType dtype_of(const Tensor& t, const char* name) {

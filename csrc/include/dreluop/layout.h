@@ -7,11 +7,12 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-namespace dreluop {
+#include "dreluop/sizes.h"
 
-using Sizes = std::vector<int64_t>;
+namespace dreluop {
 
 enum class Granularity : uint8_t { kLayer, kChannel, kNeuron };
 
@@ -59,7 +60,9 @@ inline Granularity granularity_of(const Sizes& x, const Sizes& cap, int64_t dim)
 inline Sizes memory_order(const Sizes& strides) {
   Sizes order(strides.size());
   std::iota(order.begin(), order.end(), int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
+  // Insertion: stable, and without the buffer of std::stable_sort.
+  for (size_t i = 1; i < order.size(); ++i)
+    for (size_t j = i; j > 0 && strides[order[j - 1]] < strides[order[j]]; --j) std::swap(order[j - 1], order[j]);
   return order;
 }
 
