@@ -8,6 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS
 TORCH_PACKAGES := $(if $(filter 2.11,$(TORCH)),torch torchvision triton,torch)
 CPP_BUILD := build/cpp
 SANITIZED_BUILD := build/sanitized
+SANITIZED_PACKAGE := build/sanitized-package
+# Of the Python tests, those that reach every operator of the binding on many shapes, and start no other process.
+SANITIZED_TESTS := $(foreach name,forward backward code tangent saturation penalty,tests/ops/test_$(name).py)
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
 .PHONY: help install demo test test-python test-cpp test-sanitized bench report lint format wheel clean
@@ -15,7 +19,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 help:
 	@echo "make demo            install, train a capped network on real digits, attack it, time the kernels"
 	@echo "make test            all tests, Python and C++"
-	@echo "make test-sanitized  the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels; writes benchmarks/results/"
 	@echo "make report          write the tables of README.md from benchmarks/results/"
 	@echo "make lint            ruff, clang-format, mypy"
@@ -51,6 +55,12 @@ test-sanitized: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) -DDRELUOP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
 	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
+	rm -rf $(SANITIZED_PACKAGE) && mkdir -p $(SANITIZED_PACKAGE) && cp -r dreluop tests pyproject.toml $(SANITIZED_PACKAGE)
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" DRELUOP_BUILD=cpu $(BIN)/python setup.py -q build_ext \
+		--build-lib $(SANITIZED_PACKAGE) --build-temp $(SANITIZED_PACKAGE)/objects
+	cd $(SANITIZED_PACKAGE) && DRELUOP_REQUIRE_NATIVE=1 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(abspath $(BIN))/python -m pytest -q $(SANITIZED_TESTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.kernels

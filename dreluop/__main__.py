@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 
 import torch
 
 from dreluop import selfcheck
+from dreluop.backends import native
 from dreluop.version import __version__
 
 
@@ -22,8 +24,11 @@ def _build_lines() -> list[str]:
         f"runs on torch >= {info['torch_target']}, CUDA: {info['cuda'] or 'no'}",
         f"CUDA         {_C.cuda_unavailable_reason() or 'device 0 can run this build'}; CUDA tensors are served by the "
         "reference",
-        f"CPU          {_C.cpu_capability()} (DRELUOP_CPU_CAPABILITY), {torch.get_num_threads()} threads",
+        f"CPU          {_C.cpu_capability()}, {torch.get_num_threads()} threads",
     ]
+    wanted = os.environ.get(native.CPU_CAPABILITY_VARIABLE, "")
+    if wanted not in ("", _C.cpu_capability()):
+        lines.append(f"warning      {native.CPU_CAPABILITY_VARIABLE}={wanted} asks for what this machine does not have")
     if info["version"] != __version__:
         lines.append(f"warning      the compiled part is of version {info['version']}: build it again")
     return lines

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from dreluop import validation
 from dreluop.autograd import CappedReLUFunction, KeptCode
@@ -145,6 +146,8 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     balancer = validation.penalty_weight(balancer)
     tensors = _caps_of(caps)
     for index, cap in enumerate(tensors):
+        if isinstance(cap, UninitializedParameter):
+            raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
         validation.float_tensor(f"caps[{index}]", cap)
         if cap.device != tensors[0].device:
             raise ValueError(

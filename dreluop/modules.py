@@ -63,12 +63,13 @@ class DReLU(_CappedActivation):
     Args:
         num_parameters: 1 for one cap (the layer), C for one per channel of ``dim``, or a shape, ``x.shape[1:]``, for
             one per neuron (the paper's case).
-        init: initial value of every cap.
+        init: initial value of every cap, finite and > 0 (a cap <= 0 gives 0, and its gradient is 0).
         dim, inplace, save: as in ``capped_relu``.
         device, dtype: of the parameter ``cap``, which always has at least one dimension.
 
     Raises:
-        TypeError, ValueError: num_parameters is no positive int or shape of positive ints; save is unknown.
+        TypeError, ValueError: num_parameters is no positive int or shape of positive ints; init is no finite number
+            > 0; save is unknown.
     """
 
     cap: nn.Parameter
@@ -85,7 +86,7 @@ class DReLU(_CappedActivation):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, inplace, save)
-        self.init = float(init)
+        self.init = validation.initial_cap(init)
         self.cap = nn.Parameter(torch.empty(_cap_shape(num_parameters), device=device, dtype=dtype))
         validation.float_tensor("dtype", self.cap)
         self.reset_parameters()

@@ -54,6 +54,15 @@ def penalty_weight(balancer: Any) -> float:
     return value
 
 
+def initial_cap(init: Any) -> float:
+    if not isinstance(init, Real) or isinstance(init, bool):
+        raise TypeError(f"init: got {type(init).__name__}; expected a number")
+    value = float(init)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"init: got {init}; expected a finite number > 0 (a cap <= 0 gives 0 and never learns)")
+    return value
+
+
 def flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: got {type(value).__name__}; expected a bool")
@@ -61,6 +70,10 @@ def flag(name: str, value: Any) -> None:
 
 def writable_in_place(x: Tensor, cap: Tensor) -> None:
     """Raise where autograd or the cap forbid writing over x; the operators refuse an x that overlaps itself."""
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            "inplace: x was made in inference mode and may be written over only there; use inplace=False or x.clone()"
+        )
     if x.requires_grad and torch.is_grad_enabled():
         if x.is_leaf:
             raise ValueError(

@@ -88,6 +88,16 @@ def test_inference_mode(writer: str) -> None:
         assert outside._version > before
 
 
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name.startswith("capped_relu") or "ReLU" in name])
+def test_tensor_of_inference_mode_outside_of_it(writer: str) -> None:
+    values = torch.randn(4, 3)
+    with torch.inference_mode():
+        x = values.clone()
+    with pytest.raises(ValueError, match="x was made in inference mode"):
+        WRITERS[writer](x, torch.ones(3))
+    oracle.assert_same_bits(x, values)
+
+
 @pytest.mark.parametrize("save", ["output", "code"])
 @pytest.mark.parametrize("balancer", [None, 0.5], ids=["", "balancer"])
 @by_context

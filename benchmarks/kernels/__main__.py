@@ -11,6 +11,7 @@ import rich.table
 from rich.console import Console
 from tqdm import tqdm
 
+from benchmarks.backend import served_by
 from benchmarks.kernels import tables
 from benchmarks.kernels.results import Document, default_path, new_document, save
 from benchmarks.kernels.suite import FULL, QUICK, Case, cases, run
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads < 1:
         parser.error(f"--threads: got {options.threads}; expected at least 1")
 
+    served_by(parser)
     document = new_document(options.threads, quick=options.quick)
     output = options.output
     if output is None and not options.quick:

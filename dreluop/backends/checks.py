@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +39,7 @@ def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, order: Sequence[in
         return
     if sorted(order) != list(range(like.ndim)):
         raise ValueError(f"order: got {tuple(order)}; expected each of {like.ndim} dimensions once")
-    size = math.ceil(like.numel() / CODES_PER_BYTE)
+    size = (like.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE
     if kept.shape != (size,):
         raise ValueError(f"saved: got a code of shape {tuple(kept.shape)}; expected ({size},)")
 

@@ -9,6 +9,8 @@ import torch
 
 LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
 ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
+CPU_CAPABILITY_VARIABLE = "DRELUOP_CPU_CAPABILITY"  # read by csrc/cpu/capability.h
+CPU_CAPABILITIES = ("default", "avx2", "avx512")
 
 # Why the compiled operators do not serve, in the words of whatever failed; None when they do.
 load_error: str | None
@@ -20,6 +22,11 @@ def _load() -> str | None:
         return f"not loaded: {ENVIRONMENT_VARIABLE}=reference asks for the reference"
     if wanted not in ("", "native"):
         raise ValueError(f'{ENVIRONMENT_VARIABLE}: got "{wanted}"; expected "native" or "reference"')
+    capability = os.environ.get(CPU_CAPABILITY_VARIABLE, "")
+    if capability not in ("", *CPU_CAPABILITIES):
+        raise ValueError(
+            f'{CPU_CAPABILITY_VARIABLE}: got "{capability}"; expected one of {", ".join(CPU_CAPABILITIES)}'
+        )
     error = _load_library()
     if error is not None and wanted == "native":
         raise ImportError(f"{ENVIRONMENT_VARIABLE}=native, but the compiled operators do not load: {error}")

@@ -8,20 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
 from dreluop.backends.reference import accumulation_dtype, empty_as_saved
+from dreluop.granularity import granularity_of
 from dreluop.ops.schemas import NAMESPACE, library
 
 
+def _check(x: Tensor, cap: Tensor, dim: int) -> None:
+    checks.inputs(x, cap)
+    granularity_of(x.shape, cap.shape, dim)
+
+
 def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    _check(x, cap, dim)
     return torch.empty_like(x)
 
 
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
-    return None
+    _check(x, cap, dim)
 
 
-def _extras(x: Tensor, cap: Tensor, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+def _extras(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    _check(x, cap, dim)
     size = (x.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE if code else 0
     shape = () if balancer is not None else (0,)
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
@@ -30,11 +39,11 @@ def _extras(x: Tensor, cap: Tensor, code: bool, balancer: float | None) -> tuple
 def _forward_extra(
     x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_extras(x, cap, code, balancer)
+    return torch.empty_like(x), *_extras(x, cap, dim, code, balancer)
 
 
 def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    return _extras(x, cap, code, balancer)
+    return _extras(x, cap, dim, code, balancer)
 
 
 def _backward(
@@ -48,15 +57,20 @@ def _backward(
     balancer: float | None,
     grad_penalty: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    checks.saved("grad", grad, saved, cap, order)
+    granularity_of(grad.shape, cap.shape, dim)
     dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
     return dx, cap.new_empty(cap.shape if need_cap else (0,))
 
 
 def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    checks.saved("u", u, saved, cap, order)
+    granularity_of(u.shape, cap.shape, dim)
     return empty_as_saved(u, saved, order)
 
 
 def _saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    _check(x, cap, dim)
     return x.new_empty((3, *cap.shape), dtype=torch.int64), x.new_empty((x.shape[0],), dtype=torch.bool)
 
 

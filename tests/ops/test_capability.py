@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreluop.backends.native import CPU_CAPABILITIES as CAPABILITIES
+from dreluop.backends.native import CPU_CAPABILITY_VARIABLE as ENVIRONMENT_VARIABLE
 from tests import oracle
 from tests.cases import CASES, DTYPES, all_bit_patterns, special_values
 from tests.conftest import native_or_skip, operators_of
-
-CAPABILITIES = ("default", "avx2", "avx512")
-ENVIRONMENT_VARIABLE = "DRELUOP_CPU_CAPABILITY"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -36,15 +35,26 @@ def test_capability(capability: str) -> None:
     assert result.stdout.split() == [capability]
 
 
-def test_unknown_capability_leaves_the_best() -> None:
-    native_or_skip()
-    module = pytest.importorskip("dreluop._C")
-    code = "from dreluop import _C; print(_C.cpu_capability())"
+def test_unknown_capability_is_an_error_at_import() -> None:
     environment = os.environ | {ENVIRONMENT_VARIABLE: "mmx"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    if ENVIRONMENT_VARIABLE not in os.environ:
-        assert result.stdout.strip() == module.cpu_capability()
-    assert result.stdout.strip() in CAPABILITIES
+    result = subprocess.run(
+        [sys.executable, "-c", "import dreluop"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert 'DRELUOP_CPU_CAPABILITY: got "mmx"; expected one of default, avx2, avx512' in result.stderr
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_overview_says_when_a_capability_is_not_there(capability: str) -> None:
+    native_or_skip()
+    pytest.importorskip("dreluop._C")
+    environment = os.environ | {ENVIRONMENT_VARIABLE: capability}
+    code = "from dreluop import __main__ as m; print(*m._build_lines(), sep='\\n')"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    served = f"CPU          {capability}, " in printed
+    assert served != (f"{ENVIRONMENT_VARIABLE}={capability} asks for what this machine does not have" in printed)
 
 
 def main() -> None:

@@ -1,0 +1,44 @@
+"""Fakes refuse what the kernels refuse: a wrong shape ends while tracing, not when the compiled model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+OPS = torch.ops.dreluop
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "forward": (lambda: OPS.forward(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "forward dim": (lambda: OPS.forward(meta(2, 3), meta(3), 2), ValueError, "dim: got 2"),
+    "forward_": (lambda: OPS.forward_(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "forward_extra": (lambda: OPS.forward_extra(meta(2, 3), meta(4), 1, True, None), ValueError, "cap: got shape"),
+    "forward_extra_": (lambda: OPS.forward_extra_(meta(2, 3), meta(4), 1, True, None), ValueError, "cap: got shape"),
+    "backward cap": (
+        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(4), 1, [], True, True, None, None),
+        ValueError,
+        "cap: got shape",
+    ),
+    "backward grad": (
+        lambda: OPS.backward(meta(2, 4), meta(2, 3), meta(3), 1, [], True, True, None, None),
+        ValueError,
+        "grad: got shape",
+    ),
+    "tangent": (lambda: OPS.tangent(meta(2, 3), None, meta(2, 3), meta(4), 1, []), ValueError, "cap: got shape"),
+    "saturation": (lambda: OPS.saturation(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "dtype": (lambda: OPS.forward(meta(2, 3, dtype=torch.int32), meta(3)), TypeError, "x: got dtype"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_while_tracing(name: str) -> None:
+    call, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        call()
