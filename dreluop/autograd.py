@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dreluop import batching
-from dreluop.backends.reference import code_order
+from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.ops import calls
 from dreluop.penalty import penalty_gradient, penalty_tangent
@@ -32,35 +32,42 @@ class KeptCode:
 class CappedReLUFunction(Function):
     """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
 
-    ``apply(x, cap, dim, inplace, save, balancer)``; all six positionally. Returns y, or a tuple: y, then the 2-bit code
-    if ``save="code"``, then the penalty if ``balancer`` is a number. Shapes, dtypes and granularities are those of
-    ``dreluop.capped_relu``. Saved for backward: the cap, and y or the code (N/4 bytes); nothing when neither x nor cap
-    needs a gradient.
+    ``apply(x, cap, dim, inplace, save, balancer)``, all positionally, and where there is one
+    ``apply(..., bias, residual)`` (not inside ``torch.func`` transforms, nor with forward-mode tangents: there
+    ``capped_relu`` adds them first). Returns y, or a tuple: y, then the 2-bit code if ``save="code"``, then the penalty
+    if ``balancer`` is a number. Shapes, dtypes and granularities are those of ``dreluop.capped_relu``. Saved for
+    backward: the cap, and y or the code (N/4 bytes), and a bias that needs a gradient; nothing when no input needs one.
     """
 
     @staticmethod
     def forward(
-        x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str | KeptCode, balancer: float | None
+        x: Tensor,
+        cap: Tensor,
+        dim: int,
+        inplace: bool,
+        save: str | KeptCode,
+        balancer: float | None,
+        *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:
-                    return calls.forward(x, cap, dim)
-                calls.forward_(x, cap, dim)
+                    return calls.forward(x, cap, dim, *addends)
+                calls.forward_(x, cap, dim, *addends)
                 return x
             if isinstance(save, KeptCode):
-                save.code, penalty = calls.forward_extra_(x, cap, dim, True, balancer)
+                save.code, penalty = calls.forward_extra_(x, cap, dim, True, balancer, *addends)
                 return x if balancer is None else (x, penalty)
             if inplace:
-                y, (code, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer)
+                y, (code, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer, *addends)
             else:
-                y, code, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
+                y, code, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer, *addends)
         outputs = (y, code) if save == "code" else (y,)
         return outputs if balancer is None else (*outputs, penalty)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, cap, ctx.dim, ctx.inplace, save, ctx.balancer = inputs
+        x, cap, ctx.dim, ctx.inplace, save, ctx.balancer, *addends = inputs
         outputs = output if isinstance(output, tuple) else (output,)
         saved = y = outputs[0]
         ctx.arity, ctx.order = len(outputs), ()
@@ -76,23 +83,33 @@ class CappedReLUFunction(Function):
             if saved.dtype == torch.uint8:
                 ctx.order = code_order(y, cap)
         if True in ctx.needs_input_grad:
-            ctx.save_for_backward(saved, cap)
+            # The bias only for its shape and dtype.
+            bias = addends[:1] if addends and ctx.needs_input_grad[6] else ()
+            ctx.save_for_backward(saved, cap, *bias)
         ctx.save_for_forward(y, cap)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, cap = ctx.saved_tensors
-        need_x, need_cap = ctx.needs_input_grad[:2]
+        saved, cap, *bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        need_x, need_cap = needs[:2]
+        need_residual = len(needs) > 6 and needs[7]
         balancer = ctx.balancer
         grad = grads[0]
         grad_penalty = grads[-1] if balancer is not None else None
         dx: Tensor | None = None
         dcap: Tensor | None = None
+        dbias: Tensor | None = None
         if grad is not None:
-            dx, dcap = _backward(grad, saved, cap, ctx.dim, ctx.order, need_x, need_cap, balancer, grad_penalty)
+            dx, dcap, dbias = _backward(
+                grad, saved, cap, ctx.dim, ctx.order, need_x or need_residual, need_cap, balancer, grad_penalty, *bias
+            )
         elif grad_penalty is not None and need_cap:
             dcap = penalty_gradient(grad_penalty, (cap,), balancer)[0]
-        return dx if need_x else None, dcap if need_cap else None, None, None, None, None
+        result = (dx if need_x else None, dcap if need_cap else None, None, None, None, None)
+        if len(needs) == 6:
+            return result
+        return *result, dbias if bias else None, dx if need_residual else None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -112,7 +129,9 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        x, cap, dim, inplace, save, balancer = args
+        x, cap, dim, inplace, save, balancer, *addends = args
+        if any(addend is not None for addend in addends):
+            raise RuntimeError("CappedReLUFunction: bias and residual cannot be batched; call capped_relu")
         if balancer is not None:
             raise RuntimeError("CappedReLUFunction: balancer cannot be batched; call cap_penalty beside it")
         if inplace:
@@ -129,7 +148,7 @@ class CappedReLUFunction(Function):
 
 
 class CappedReLUBackwardFunction(Function):
-    """(dx, dcap) from (grad, saved, cap); linear in grad and, through the penalty, bilinear in (grad_penalty, cap)."""
+    """(dx, dcap, dbias) from (grad, saved, cap); linear in grad, and through the penalty in grad_penalty and cap."""
 
     @staticmethod
     def forward(
@@ -142,17 +161,19 @@ class CappedReLUBackwardFunction(Function):
         need_cap: bool,
         balancer: float | None,
         grad_penalty: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
-            return calls.backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
+            return calls.backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty = inputs
+        grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty, *bias = inputs
+        ctx.bias = bias[0] if bias else None
+        ctx.arguments = len(inputs)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(
-            *(t for t, needed in zip(output, (ctx.need_x, ctx.need_cap), strict=True) if not needed)
-        )
+        needed = (ctx.need_x, ctx.need_cap, ctx.bias is not None)
+        ctx.mark_non_differentiable(*(t for t, wanted in zip(output, needed, strict=True) if not wanted))
         ctx.has_penalty = ctx.balancer is not None and grad_penalty is not None and ctx.need_cap
         ctx.shape, ctx.dtype, ctx.device = grad.shape, grad.dtype, grad.device
         kept = (saved, cap, grad_penalty) if ctx.has_penalty else (saved, cap)
@@ -162,41 +183,44 @@ class CappedReLUBackwardFunction(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, cap, *rest = ctx.saved_tensors
-        grad_dx, grad_dcap = grads
+        grad_dx, grad_dcap, grad_dbias = grads
         dgrad: Tensor | None = None
         dcap: Tensor | None = None
         dpenalty: Tensor | None = None
-        if ctx.needs_input_grad[0] and (grad_dx is not None or grad_dcap is not None):
-            dgrad = _tangent(_or_zeros(grad_dx, ctx), grad_dcap, saved, cap, ctx.dim, ctx.order)
+        if ctx.needs_input_grad[0] and not (grad_dx is None and grad_dcap is None and grad_dbias is None):
+            # dbias is a sum over dx.
+            u = fused_sum(_or_zeros(grad_dx, ctx), ctx.dim, grad_dbias, None)
+            dgrad = _tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order)
         if ctx.has_penalty and grad_dcap is not None:
             if ctx.needs_input_grad[2]:
                 dcap = penalty_gradient(rest[0], (grad_dcap,), ctx.balancer)[0].to(cap.dtype)
             if ctx.needs_input_grad[8]:
                 dpenalty = penalty_tangent((cap,), (grad_dcap,), ctx.balancer).to(rest[0].dtype)
-        return dgrad, None, dcap, None, None, None, None, None, dpenalty
+        return (dgrad, None, dcap, None, None, None, None, None, dpenalty, None)[: ctx.arguments]
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None]:
-        grad_tangent, _, cap_tangent, *_, penalty_tangent = tangents
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
-        dx, dcap = _backward(
-            _or_zeros(grad_tangent, ctx), saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None
+        grad = _or_zeros(grad_tangent, ctx)
+        dx, dcap, dbias = _backward(
+            grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None, ctx.bias
         )
         if ctx.has_penalty:
             if cap_tangent is not None:
                 dcap = dcap + penalty_gradient(rest[0], (cap_tangent,), ctx.balancer)[0]
             if penalty_tangent is not None:
                 dcap = dcap + penalty_gradient(penalty_tangent, (cap,), ctx.balancer)[0]
-        return dx if ctx.need_x else None, dcap if ctx.need_cap else None
+        return dx if ctx.need_x else None, dcap if ctx.need_cap else None, dbias if ctx.bias is not None else None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        grad, saved, cap, dim, _, need_x, need_cap, balancer, _ = args
-        if balancer is not None:
-            raise RuntimeError("backward: the fused penalty cannot be batched; call penalty_backward beside it")
+        grad, saved, cap, dim, _, need_x, need_cap, balancer, _, *bias = args
+        if balancer is not None or any(b is not None for b in bias):
+            raise RuntimeError("backward: neither balancer nor bias can be batched; use penalty_backward, and sum dx")
         _refuse_code_under_vmap(saved)
         fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
-        dx, dcap = CappedReLUBackwardFunction.apply(
+        dx, dcap, nothing = CappedReLUBackwardFunction.apply(
             fold.like_x(grad, in_dims[0]),
             fold.like_x(saved, in_dims[1]),
             fold.cap(cap, in_dims[2]),
@@ -209,7 +233,7 @@ class CappedReLUBackwardFunction(Function):
         )
         dx, dx_dim = fold.restore_x(dx) if need_x else (dx, None)
         dcap, dcap_dim = fold.restore_cap(dcap) if need_cap else (dcap, None)
-        return (dx, dcap), (dx_dim, dcap_dim)
+        return (dx, dcap, nothing), (dx_dim, dcap_dim, None)
 
 
 class CappedReLUTangentFunction(Function):
@@ -236,7 +260,7 @@ class CappedReLUTangentFunction(Function):
             return None, None, None, None, None, None
         saved, cap = ctx.saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
-        du, dv = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
+        du, dv, _ = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
@@ -271,15 +295,16 @@ def _backward(
     need_cap: bool,
     balancer: float | None,
     grad_penalty: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    if balancer is not None and torch._C._are_functorch_transforms_active():
-        # A forward outside a transform whose backward runs inside one: only plain torch batches the penalty.
-        dx, dcap = _backward(grad, saved, cap, dim, order, need_x, need_cap, None, None)
-        if need_cap and grad_penalty is not None:
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
+        # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
+        dx, dcap, dbias = _backward(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
+        if need_cap and grad_penalty is not None and balancer is not None:
             dcap = dcap + penalty_gradient(grad_penalty, (cap,), balancer)[0]
-        return dx, dcap
-    args = (grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty)
-    result: tuple[Tensor, Tensor]
+        return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, dim)
+    args = (grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, *(() if bias is None else (bias,)))
+    result: tuple[Tensor, Tensor, Tensor]
     if derivative_may_be_asked(grad, cap):
         result = CappedReLUBackwardFunction.apply(*args)
         return result

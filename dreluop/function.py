@@ -30,10 +30,11 @@ class Function(torch.autograd.Function):
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
-def derivative_may_be_asked(*tensors: Tensor) -> bool:
+def derivatives_by_plain_torch() -> bool:
+    """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def derivative_may_be_asked(*tensors: Tensor | None) -> bool:
     """Whether calling an operator on these tensors must go through an autograd.Function."""
-    return (
-        (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors))
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    )
+    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)) or derivatives_by_plain_torch()

@@ -11,7 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from dreluop import validation
 from dreluop.autograd import CappedReLUFunction, KeptCode
-from dreluop.function import below_autograd, derivative_may_be_asked
+from dreluop.backends.reference import fused_sum
+from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops import calls
 from dreluop.penalty import penalty_of
 
@@ -27,10 +28,20 @@ def capped_relu(
     inplace: bool = False,
     save: SaveMode = "output",
     balancer: None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor: ...
 @overload
 def capped_relu(
-    x: Tensor, cap: Tensor | float, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output", balancer: float
+    x: Tensor,
+    cap: Tensor | float,
+    *,
+    dim: int = 1,
+    inplace: bool = False,
+    save: SaveMode = "output",
+    balancer: float,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def capped_relu(
     x: Tensor,
@@ -40,6 +51,8 @@ def capped_relu(
     inplace: bool = False,
     save: SaveMode = "output",
     balancer: float | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``y = max(0, min(x, cap))``: D-ReLU with a cap that learns, S-ReLU with one that does not.
 
@@ -58,15 +71,19 @@ def capped_relu(
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
             the paper, computed in the same pass and differentiated in the same backward (apart from it, by
             ``cap_penalty``, in place on a view and inside ``torch.func`` transforms).
+        bias: added to x in the same pass: shape ``(x.shape[dim],)``, or the cap's with a neuron cap; any of the dtypes.
+        residual: added after the bias, x's shape and dtype, any strides. The sum is taken in float32 (float64 for
+            float64) and rounded once to x's dtype, where eager additions of half types round twice.
 
     Returns:
         y with x's shape and dtype and the strides of ``torch.empty_like(x)``; with ``balancer`` also the penalty,
         0-dimensional, float32 (float64 for a float64 cap).
 
     Raises:
-        TypeError: x or cap is no float tensor, dim no int, balancer no number.
-        ValueError: the cap's shape or device does not fit x, dim is out of range, save is unknown, balancer is
-            negative or not finite, or x cannot be written in place.
+        TypeError: x, cap, bias or residual is no float tensor, residual has not x's dtype, dim is no int, balancer no
+            number.
+        ValueError: the shape or device of cap, bias or residual does not fit x, dim is out of range, save is unknown,
+            balancer is negative or not finite, or x cannot be written in place.
     """
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
@@ -77,21 +94,31 @@ def capped_relu(
         validation.flag("inplace", inplace)
     if balancer is not None:
         balancer = validation.penalty_weight(balancer)
+    addends: tuple[Tensor | None, ...] = ()
+    if bias is not None or residual is not None:
+        if bias is not None:
+            validation.bias_for(x, cap, bias, dim)
+        if residual is not None:
+            validation.residual_for(x, residual)
+        addends = (bias, residual)
     if torch.compiler.is_compiling():
-        return _traced(x, cap, dim, inplace, save, balancer)
+        return _traced(x, cap, dim, inplace, save, balancer, addends)
     if inplace:
-        validation.writable_in_place(x, cap)
-    if not derivative_may_be_asked(x, cap):
+        validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
+    if not derivative_may_be_asked(x, cap, *addends):
         with below_autograd():
-            return _without_derivative(x, cap, dim, inplace, balancer)
+            return _without_derivative(x, cap, dim, inplace, balancer, addends)
+    if addends and derivatives_by_plain_torch():
+        total = fused_sum(x, dim, bias, residual)
+        x, addends = x.copy_(total) if inplace else total, ()
     if balancer is None and save == "output":
-        y: Tensor = CappedReLUFunction.apply(x, cap, dim, inplace, save, None)
+        y: Tensor = CappedReLUFunction.apply(x, cap, dim, inplace, save, None, *addends)
         return y
     # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
     split = balancer is not None and ((inplace and x._is_view()) or torch._C._are_functorch_transforms_active())
     fused = None if split else balancer
     kept = KeptCode() if inplace and save == "code" else save
-    result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused)
+    result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
@@ -99,32 +126,38 @@ def capped_relu(
 
 
 def _without_derivative(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, balancer: float | None
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, balancer: float | None, addends: tuple[Tensor | None, ...]
 ) -> Tensor | tuple[Tensor, Tensor]:
     if balancer is None:
         if not inplace:
-            return calls.forward(x, cap, dim)
-        calls.forward_(x, cap, dim)
+            return calls.forward(x, cap, dim, *addends)
+        calls.forward_(x, cap, dim, *addends)
         return x
     if inplace:
-        return x, calls.forward_extra_(x, cap, dim, False, balancer)[1]
-    y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer)
+        return x, calls.forward_extra_(x, cap, dim, False, balancer, *addends)[1]
+    y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
     return y, penalty
 
 
 def _traced(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, balancer: float | None
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
     if save == "output" and balancer is None:
         if not inplace:
-            return calls.forward(x, cap, dim)
-        calls.forward_(x, cap, dim)
+            return calls.forward(x, cap, dim, *addends)
+        calls.forward_(x, cap, dim, *addends)
         return x
     if inplace:
-        y, (_, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer)
+        y, (_, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer, *addends)
     else:
-        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer)
+        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer, *addends)
     return y if balancer is None else (y, penalty)
 
 

@@ -32,6 +32,31 @@ def granularity_of(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -
     return "channel"
 
 
+def check_bias(x_shape: Sequence[int], cap_shape: Sequence[int], bias_shape: Sequence[int], dim: int) -> None:
+    """Raise ValueError unless a bias has the cap's shape (neuron caps) or ``(x.shape[dim],)`` (any other cap)."""
+    if granularity_of(x_shape, cap_shape, dim) == "neuron":
+        expected = tuple(cap_shape)
+    else:
+        ndim = len(x_shape)
+        if not -ndim <= dim < ndim:
+            raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
+        expected = (x_shape[dim],)
+    if tuple(bias_shape) != expected:
+        raise ValueError(
+            f"bias: got shape {tuple(bias_shape)} for x of shape {tuple(x_shape)} and a cap of shape "
+            f"{tuple(cap_shape)}; expected {expected}"
+        )
+
+
+def bias_view(x_shape: Sequence[int], bias_shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Shape that makes a bias broadcast against x, and to which its gradient is summed."""
+    if len(bias_shape) != 1:
+        return tuple(bias_shape)
+    view = [1] * len(x_shape)
+    view[dim] = bias_shape[0]
+    return tuple(view)
+
+
 def broadcast_shape(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -> tuple[int, ...]:
     """Shape that makes a cap broadcast against x, and to which a gradient of x's shape is summed.
 

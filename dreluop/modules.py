@@ -26,8 +26,10 @@ class _CappedActivation(nn.Module):
         self.inplace = inplace
         self.save: SaveMode = "code" if validation.save_mode(save) == "code" else "output"
 
-    def forward(self, x: Tensor) -> Tensor:
-        return capped_relu(x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save)
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
+        return capped_relu(
+            x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save, bias=bias, residual=residual
+        )
 
     def _options_repr(self) -> str:
         options = [f"dim={self.dim}"] if self.cap.ndim == 1 and self.cap.numel() != 1 else []

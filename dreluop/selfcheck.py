@@ -49,6 +49,9 @@ def _compare_native() -> Iterator[Result]:
             text = f"{str(dtype).removeprefix('torch.')}, {case}"
             grad = torch.randn(x.shape, generator=generator).to(dtype)
             weight = torch.tensor(0.5)
+            bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator)
+            shifted = [f(x, cap, 1, True, 0.1, bias, grad) for f in (calls.forward_extra, reference.forward_extra)]
+            yield Result("native", "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
             expected = reference.forward_extra(x, cap, 1, True, 0.1)
             got = calls.forward_extra(x, cap, 1, True, 0.1)
             yield Result("native", "forward_extra", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2]))
@@ -56,9 +59,10 @@ def _compare_native() -> Iterator[Result]:
             y, code = expected[:2]
             for saved, order in ((y, []), (code, reference.code_order(y, cap))):
                 arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)
-                dx, dcap = calls.backward(*arguments)
-                dx_expected, dcap_expected = reference.backward(*arguments)
-                yield Result("native", "backward", text, _same(dx, dx_expected) and _near(dcap, dcap_expected))
+                dx, *sums = calls.backward(*arguments, bias)
+                dx_expected, *sums_expected = reference.backward(*arguments, bias)
+                agrees = _same(dx, dx_expected) and all(map(_near, sums, sums_expected))
+                yield Result("native", "backward", text, agrees)
                 tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
                 yield Result("native", "tangent", text, _same(*tangents))
             counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]

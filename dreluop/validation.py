@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.granularity import granularity_of
+from dreluop.granularity import check_bias, granularity_of
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 SAVE_MODES = ("output", "code")
@@ -36,6 +36,27 @@ def cap_for(x: Tensor, cap: Any, dim: Any) -> Tensor:
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"dim: got {type(dim).__name__}; expected an int")
     granularity_of(x.shape, cap.shape, dim)
+    return result
+
+
+def bias_for(x: Tensor, cap: Tensor, bias: Any, dim: int) -> Tensor:
+    float_tensor("bias", bias)
+    if bias.device != x.device:
+        raise ValueError(f"bias: got a tensor on {bias.device}; expected x's device, {x.device}")
+    check_bias(x.shape, cap.shape, bias.shape, dim)
+    result: Tensor = bias
+    return result
+
+
+def residual_for(x: Tensor, residual: Any) -> Tensor:
+    float_tensor("residual", residual)
+    if residual.device != x.device:
+        raise ValueError(f"residual: got a tensor on {residual.device}; expected x's device, {x.device}")
+    if residual.shape != x.shape:
+        raise ValueError(f"residual: got shape {tuple(residual.shape)}; expected x's, {tuple(x.shape)}")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"residual: got dtype {residual.dtype}; expected x's, {x.dtype}")
+    result: Tensor = residual
     return result
 
 
@@ -68,8 +89,9 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"{name}: got {type(value).__name__}; expected a bool")
 
 
-def writable_in_place(x: Tensor, cap: Tensor) -> None:
-    """Raise where autograd or the cap forbid writing over x; the operators refuse an x that overlaps itself."""
+def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
+    """Raise where autograd or an argument forbids writing over x; the operators refuse an x that overlaps itself."""
+    given = {name: other for name, other in others.items() if other is not None}
     if x.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             "inplace: x was made in inference mode and may be written over only there; use inplace=False or x.clone()"
@@ -85,23 +107,26 @@ def writable_in_place(x: Tensor, cap: Tensor) -> None:
                 "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
                 "use inplace=False"
             )
-    if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad) and x._is_view():
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(x, *given.values()) and x._is_view():
         made = torch._C._autograd._get_creation_meta(x)
         if made != torch._C._autograd.CreationMeta.DEFAULT:
             raise ValueError(
                 f"inplace: x is a view that autograd does not let be written over ({made.name.lower()}: made by chunk, "
                 "split or unbind, or without gradients); use inplace=False"
             )
-    if not torch._C._are_functorch_transforms_active() and _share_memory(x, cap):
-        raise ValueError("inplace: cap lies in the memory of x, which would be overwritten; pass a copy of the cap")
+    for name, other in given.items():
+        if not torch._C._are_functorch_transforms_active() and _share_memory(x, other):
+            raise ValueError(
+                f"inplace: {name} lies in the memory of x, which would be overwritten; pass a copy of the {name}"
+            )
 
 
-def _share_memory(x: Tensor, cap: Tensor) -> bool:
+def _share_memory(x: Tensor, other: Tensor) -> bool:
     # Subclasses (fake tensors, wrappers) may have no address.
-    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta or t.numel() == 0 for t in (x, cap)):
+    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta or t.numel() == 0 for t in (x, other)):
         return False
-    (x_first, x_last), (cap_first, cap_last) = _addresses(x), _addresses(cap)
-    return x_first <= cap_last and cap_first <= x_last
+    (x_first, x_last), (first, last) = _addresses(x), _addresses(other)
+    return x_first <= last and first <= x_last
 
 
 def _addresses(t: Tensor) -> tuple[int, int]:

@@ -53,6 +53,21 @@ def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return y.to(x.dtype)
 
 
+def fused_sum(x: Tensor, bias: Tensor | None, residual: Tensor | None, dim: int = 1) -> Tensor:
+    """(x + bias) + residual: every sum in the accumulator's dtype, rounded to x's dtype once."""
+    total = x.to(accumulator(x))
+    if bias is not None:
+        total = total + (bias if bias.ndim > 1 else spread_channels(bias, x, dim)).to(total.dtype)
+    if residual is not None:
+        total = total + residual.to(total.dtype)
+    return total.to(x.dtype)
+
+
+def spread_channels(bias: Tensor, x: Tensor, dim: int) -> Tensor:
+    assert bias.shape == (x.shape[dim],), "bias"
+    return bias.reshape([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)]).expand(x.shape)
+
+
 def grad_x(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     dx = torch.zeros(x.shape, dtype=grad.dtype)
     inside = regions(x, cap, dim) == INSIDE
@@ -71,18 +86,29 @@ def tangent(u: Tensor, v: Tensor | None, x: Tensor, cap: Tensor, dim: int = 1) -
 def grad_cap(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     """The gradient of every cap in fp64, and the sum of magnitudes that its bound is relative to."""
     capped = regions(x, cap, dim) == CAPPED
-    owner = spread(torch.arange(cap.numel()).reshape(cap.shape), x, dim)[capped]
-    terms = grad[capped].double()
-    if accumulator(grad, cap) != torch.float64 or not bool(terms.isfinite().all()):
-        zeros = torch.zeros(cap.numel(), dtype=torch.float64)
+    owner = spread(torch.arange(cap.numel()).reshape(cap.shape), x, dim)
+    return _sums(grad, capped, owner, cap)
+
+
+def grad_bias(grad: Tensor, x: Tensor, cap: Tensor, bias: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """As grad_cap: the sum of the gradient of t, for x = t = (x + bias) + residual."""
+    numbers = torch.arange(bias.numel()).reshape(bias.shape)
+    owner = numbers.expand(x.shape) if bias.ndim > 1 else spread_channels(numbers, x, dim)
+    return _sums(grad, regions(x, cap, dim) == INSIDE, owner, bias)
+
+
+def _sums(grad: Tensor, counted: Tensor, owner: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    owner, terms = owner[counted], grad[counted].double()
+    if accumulator(grad, like) != torch.float64 or not bool(terms.isfinite().all()):
+        zeros = torch.zeros(like.numel(), dtype=torch.float64)
         total, magnitude = zeros.index_add(0, owner, terms), zeros.index_add(0, owner, terms.abs())
     else:
-        groups: list[list[float]] = [[] for _ in range(cap.numel())]
+        groups: list[list[float]] = [[] for _ in range(like.numel())]
         for index, term in zip(owner.tolist(), terms.tolist(), strict=True):
             groups[index].append(term)
         total = torch.tensor([math.fsum(group) for group in groups], dtype=torch.float64)
         magnitude = torch.tensor([math.fsum(map(abs, group)) for group in groups], dtype=torch.float64)
-    return total.reshape(cap.shape), magnitude.reshape(cap.shape)
+    return total.reshape(like.shape), magnitude.reshape(like.shape)
 
 
 def penalty(caps: Sequence[Tensor], balancer: float) -> float:

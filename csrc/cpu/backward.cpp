@@ -3,18 +3,6 @@
 namespace dreluop::cpu {
 namespace {
 
-// Sums of one tile per run or column, in memory that holds the errors of double sums behind the sums.
-template <class Format>
-struct Partials {
-  static constexpr bool kExact = sizeof(typename Format::Storage) == sizeof(double);
-
-  explicit Partials(int64_t count) : count(count), sums(new double[kExact ? 2 * count : count]) {}
-  double* error_of(int64_t i) const { return kExact ? sums.get() + count + i : nullptr; }
-
-  int64_t count;
-  std::unique_ptr<double[]> sums;
-};
-
 double total_of(const Lanes& lanes) {
   double sum = 0, error = 0;
   for (int j = 0; j < kLanes; ++j) {
@@ -24,20 +12,92 @@ double total_of(const Lanes& lanes) {
   return with_error(sum, error);
 }
 
+// The sums of one tile per run or column, then of all tiles per cap: one object per gradient that is summed.
+template <class Format>
+class CapSums {
+  using T = typename Format::Storage;
+  // Sums of doubles keep their errors apart, in memory behind the sums.
+  static constexpr bool kExact = sizeof(T) == sizeof(double);
+
+ public:
+  CapSums(const Plan& plan, const CapLayout& layout, ParallelFor parallel_for, double* result)
+      : plan_(plan), layout_(layout), parallel_for_(parallel_for), result_(result) {
+    if (result != nullptr) partials_.reset(new double[kExact ? 2 * plan.partials() : plan.partials()]);
+  }
+
+  bool wanted() const { return result_ != nullptr; }
+
+  void store_run(int64_t tile, const Lanes& lanes) {
+    partials_[tile] = total_of(lanes);
+    if (kExact) *error_of(tile) = 0;
+  }
+
+  void start_columns(int64_t at, int64_t n) {
+    std::fill_n(&partials_[at], n, 0.0);
+    if (kExact) std::fill_n(error_of(at), n, 0.0);
+  }
+
+  void add_columns(int64_t at, const T* terms, int64_t n) {
+    loops_.add_columns(terms, n, &partials_[at], kExact ? error_of(at) : nullptr);
+  }
+
+  // Partials of a cap are added in the order of the elements they stand for, whatever thread made them.
+  void finish() {
+    const int64_t columns = plan_.variant == Variant::kRuns ? layout_.caps * plan_.tiles_across : plan_.row;
+    const int64_t per_cap = plan_.variant == Variant::kRuns ? plan_.tiles_across : layout_.inner;
+    const int64_t period = layout_.caps * per_cap;
+    const int64_t rows = ceil_div(plan_.partials(), columns);
+    const int64_t partials_per_cap = std::max<int64_t>(1, rows * columns / layout_.caps);
+    parallel_for_(layout_.caps, std::max<int64_t>(1, kTask / partials_per_cap), [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; c += kCapsAtOnce) {
+        const int64_t n = std::min(kCapsAtOnce, last - c);
+        double sums[kCapsAtOnce] = {}, errors[kCapsAtOnce] = {};
+        for (int64_t row = 0; row < rows; ++row)
+          for (int64_t repeat = 0; repeat < columns; repeat += period)
+            add_row(row * columns + repeat + c * per_cap, per_cap, n, sums, errors);
+        for (int64_t i = 0; i < n; ++i) result_[c + i] = with_error(sums[i], errors[i]);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kCapsAtOnce = 256;
+
+  double* error_of(int64_t i) const { return partials_.get() + plan_.partials() + i; }
+
+  void add_row(int64_t base, int64_t per_cap, int64_t caps, double* sums, double* errors) const {
+    for (int64_t c = 0; c < caps; ++c) {
+      const int64_t end = std::min(base + (c + 1) * per_cap, plan_.partials());
+      for (int64_t i = base + c * per_cap; i < end; ++i) {
+        sums[c] = two_sum(sums[c], partials_[i], &errors[c]);
+        if (kExact) errors[c] += *error_of(i);
+      }
+    }
+  }
+
+  const Plan& plan_;
+  const CapLayout& layout_;
+  const ParallelFor parallel_for_;
+  double* const result_;
+  std::unique_ptr<double[]> partials_;
+  const Primitives<Format>& loops_ = primitives<Format>();
+};
+
 template <class Format>
 class Backward {
   using T = typename Format::Storage;
 
  public:
-  Backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap)
+  Backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
+           double* dbias)
       : problem_(problem),
         grad_(grad),
         saved_(saved),
         dx_(dx),
-        dcap_(dcap),
         plan_(plan_for(problem.numel, problem.layout)),
         caps_(plan_, problem.layout, static_cast<const T*>(problem.caps)),
-        partials_(dcap != nullptr ? plan_.partials() : 0) {}
+        to_caps_(plan_, problem_.layout, problem.parallel_for, dcap),
+        to_biases_(plan_, problem_.layout, problem.parallel_for, dbias) {}
 
   void run() {
     const int64_t tile = plan_.tile_rows * plan_.tile_columns;
@@ -49,95 +109,62 @@ class Backward {
           column_tile(t);
       }
     });
-    if (dcap_ != nullptr) finish();
+    if (to_caps_.wanted()) to_caps_.finish();
+    if (to_biases_.wanted()) to_biases_.finish();
   }
 
  private:
-  // dx of elements [i, i + n), n <= kBlock; their gradients to the cap, if wanted, go to `to_cap`.
-  void route(int64_t i, int64_t n, int64_t cap, int64_t column, T* to_cap) const {
-    T grad_buffer[kBlock], other_buffer[kBlock];
+  // Calls sum(to_cap, dx) with both gradients of elements [i, i + n), n <= kBlock, each null if nobody needs it.
+  template <class Sum>
+  void route(int64_t i, int64_t n, int64_t cap, int64_t column, const Sum& sum) const {
+    T grad_buffer[kBlock], dx_buffer[kBlock], cap_buffer[kBlock];
     const T* g = grad_.read(i, n, grad_buffer);
-    T* dx = nullptr;
+    T* to_cap = to_caps_.wanted() ? cap_buffer : nullptr;
+    T* dx = dx_ != nullptr ? dx_->target(i, n, dx_buffer) : to_biases_.wanted() ? dx_buffer : nullptr;
     if (saved_.code != nullptr) {
       uint8_t regions[kBlock];
       loops_.unpack(saved_.code, i, n, regions);
-      if (dx_ != nullptr) dx = dx_->target(i, n, other_buffer);
       loops_.route_regions(g, regions, dx, to_cap, n);
     } else {
       T y_buffer[kBlock];
       const T* y = saved_.y->read(i, n, y_buffer);
-      if (dx_ != nullptr) dx = dx_->target(i, n, other_buffer);
       if (plan_.variant == Variant::kRuns)
         loops_.route_one(g, y, caps_[cap], dx, to_cap, n);
       else
         loops_.route_each(g, y, caps_.at(column), dx, to_cap, n);
     }
-    if (dx != nullptr) dx_->write(i, n, dx, other_buffer);
+    sum(to_cap, dx);
+    if (dx_ != nullptr) dx_->write(i, n, dx, dx_buffer);
   }
 
   void run_tile(int64_t index) {
     const Tile tile = tile_at(plan_, index);
     const int64_t cap = tile.first_row % problem_.layout.caps;
-    T to_cap[kBlock];
-    Lanes lanes;
+    Lanes cap_lanes, bias_lanes;
     for (int64_t c = tile.first_column; c < tile.last_column; c += kBlock) {
       const int64_t n = std::min(kBlock, tile.last_column - c);
-      route(tile.first_row * plan_.row + c, n, cap, c, dcap_ != nullptr ? to_cap : nullptr);
-      if (dcap_ != nullptr) loops_.add_run(to_cap, n, &lanes);
+      route(tile.first_row * plan_.row + c, n, cap, c, [&](const T* to_cap, const T* dx) {
+        if (to_caps_.wanted()) loops_.add_run(to_cap, n, &cap_lanes);
+        if (to_biases_.wanted()) loops_.add_run(dx, n, &bias_lanes);
+      });
     }
-    if (dcap_ == nullptr) return;
-    partials_.sums[index] = total_of(lanes);
-    if (Partials<Format>::kExact) *partials_.error_of(index) = 0;
+    if (to_caps_.wanted()) to_caps_.store_run(index, cap_lanes);
+    if (to_biases_.wanted()) to_biases_.store_run(index, bias_lanes);
   }
 
   void column_tile(int64_t index) {
     const Tile tile = tile_at(plan_, index);
-    double* sums = nullptr;
-    double* errors = nullptr;
-    if (dcap_ != nullptr) {
-      const int64_t at = index / plan_.tiles_across * plan_.row + tile.first_column;
-      sums = partials_.sums.get() + at;
-      errors = partials_.error_of(at);
-      std::fill_n(sums, tile.last_column - tile.first_column, 0.0);
-      if (errors != nullptr) std::fill_n(errors, tile.last_column - tile.first_column, 0.0);
-    }
-    T to_cap[kBlock];
+    const int64_t at = index / plan_.tiles_across * plan_.row + tile.first_column;
+    if (to_caps_.wanted()) to_caps_.start_columns(at, tile.last_column - tile.first_column);
+    if (to_biases_.wanted()) to_biases_.start_columns(at, tile.last_column - tile.first_column);
     for (int64_t r = tile.first_row; r < tile.last_row; ++r) {
       const int64_t i = r * plan_.row + tile.first_column;
       const int64_t n = std::min(tile.last_column - tile.first_column, plan_.numel - i);
       if (n <= 0) break;
-      route(i, n, 0, tile.first_column, dcap_ != nullptr ? to_cap : nullptr);
-      if (dcap_ != nullptr) loops_.add_columns(to_cap, n, sums, errors);
-    }
-  }
-
-  // Partials of a cap are added in the order of the elements they stand for, whatever thread made them.
-  void finish() {
-    const CapLayout& layout = problem_.layout;
-    const int64_t columns = plan_.variant == Variant::kRuns ? layout.caps * plan_.tiles_across : plan_.row;
-    const int64_t per_cap = plan_.variant == Variant::kRuns ? plan_.tiles_across : layout.inner;
-    const int64_t period = layout.caps * per_cap;
-    const int64_t rows = ceil_div(partials_.count, columns);
-    problem_.parallel_for(layout.caps, std::max<int64_t>(1, kTask / std::max<int64_t>(1, rows * columns / layout.caps)),
-                          [&](int64_t first, int64_t last) {
-                            std::vector<double> sums(last - first, 0.0), errors(last - first, 0.0);
-                            for (int64_t row = 0; row < rows; ++row)
-                              for (int64_t repeat = 0; repeat < columns; repeat += period)
-                                add_row(row * columns + repeat, per_cap, first, last, &sums, &errors);
-                            for (int64_t c = first; c < last; ++c)
-                              dcap_[c] = with_error(sums[c - first], errors[c - first]);
-                          });
-  }
-
-  void add_row(int64_t base, int64_t per_cap, int64_t first, int64_t last, std::vector<double>* sums,
-               std::vector<double>* errors) const {
-    for (int64_t c = first; c < last; ++c) {
-      double& sum = (*sums)[c - first];
-      double& error = (*errors)[c - first];
-      for (int64_t i = base + c * per_cap; i < std::min(base + (c + 1) * per_cap, partials_.count); ++i) {
-        sum = two_sum(sum, partials_.sums[i], &error);
-        if (Partials<Format>::kExact) error += *partials_.error_of(i);
-      }
+      route(i, n, 0, tile.first_column, [&](const T* to_cap, const T* dx) {
+        if (to_caps_.wanted()) to_caps_.add_columns(at, to_cap, n);
+        if (to_biases_.wanted()) to_biases_.add_columns(at, dx, n);
+      });
     }
   }
 
@@ -145,19 +172,21 @@ class Backward {
   const Operand& grad_;
   const Saved& saved_;
   const Operand* dx_;
-  double* dcap_;
   const Plan plan_;
   const CapValues<T> caps_;
-  const Partials<Format> partials_;
+  CapSums<Format> to_caps_, to_biases_;
   const Primitives<Format>& loops_ = primitives<Format>();
 };
 
 }  // namespace
 
-void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap) {
+void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
+              double* dbias) {
   if (dcap != nullptr) std::fill_n(dcap, problem.layout.caps, 0.0);
-  if (problem.numel == 0 || (dx == nullptr && dcap == nullptr)) return;
-  with_format(problem.dtype, [&](auto format) { Backward<decltype(format)>(problem, grad, saved, dx, dcap).run(); });
+  if (dbias != nullptr) std::fill_n(dbias, problem.layout.caps, 0.0);
+  if (problem.numel == 0 || (dx == nullptr && dcap == nullptr && dbias == nullptr)) return;
+  with_format(problem.dtype,
+              [&](auto format) { Backward<decltype(format)>(problem, grad, saved, dx, dcap, dbias).run(); });
 }
 
 }  // namespace dreluop::cpu

@@ -4,19 +4,33 @@ namespace dreluop::cpu {
 namespace {
 
 template <class Format>
-void forward_as(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code) {
+void forward_as(const Problem& problem, const Operand& x, const Addends& addends, const Operand& y, uint8_t* code) {
   using T = typename Format::Storage;
   const Primitives<Format>& loops = primitives<Format>();
   const Plan plan = plan_for(problem.numel, problem.layout);
   const CapValues<T> caps(plan, problem.layout, static_cast<const T*>(problem.caps));
-  const bool direct = x.is_linear() && y.is_linear() && code == nullptr;
+  const auto* bias_values = static_cast<const Wide<Format>*>(addends.bias);
+  const CapValues<Wide<Format>> bias(plan, problem.layout, bias_values);
+  const bool adds = addends.bias != nullptr || addends.residual != nullptr;
+  const bool direct = x.is_linear() && y.is_linear() && code == nullptr && !adds;
 
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
-    T x_buffer[kBlock], y_buffer[kBlock];
+    T x_buffer[kBlock], y_buffer[kBlock], residual_buffer[kBlock];
     uint8_t regions[kBlock];
+    const auto add = [&](int64_t i, int64_t n, int64_t cap, int64_t column, const T* from, T* to) {
+      const T* residual = addends.residual != nullptr ? addends.residual->read(i, n, residual_buffer) : nullptr;
+      if (bias_values != nullptr && plan.variant == Variant::kColumns)
+        loops.add_each(from, bias.at(column), residual, to, n);
+      else
+        loops.add_one(from, bias_values != nullptr ? bias[cap] : 0, residual, to, n);
+    };
     const auto stretch = [&](int64_t i, int64_t n, int64_t cap, int64_t column) {
       const T* from = x.read(i, n, x_buffer);
       T* to = y.target(i, n, y_buffer);
+      if (adds) {
+        add(i, n, cap, column, from, to);
+        from = to;
+      }
       if (plan.variant == Variant::kRuns)
         loops.forward_one(from, caps[cap], to, n);
       else
@@ -44,9 +58,9 @@ void forward_as(const Problem& problem, const Operand& x, const Operand& y, uint
 
 }  // namespace
 
-void forward(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code) {
+void forward(const Problem& problem, const Operand& x, const Addends& addends, const Operand& y, uint8_t* code) {
   if (problem.numel == 0) return;
-  with_format(problem.dtype, [&](auto format) { forward_as<decltype(format)>(problem, x, y, code); });
+  with_format(problem.dtype, [&](auto format) { forward_as<decltype(format)>(problem, x, addends, y, code); });
 }
 
 }  // namespace dreluop::cpu

@@ -31,11 +31,19 @@ struct Saved {
   const uint8_t* code = nullptr;
 };
 
-// y may be x. The code, if wanted, has ceil(numel / 4) bytes.
-void forward(const Problem& problem, const Operand& x, const Operand& y, uint8_t* code);
+// Added to x before the activation: (x + bias) + residual, in float (double for double), rounded once. Either may be
+// absent. bias: layout.caps values in walking order, double for kFloat64, else float.
+struct Addends {
+  const void* bias = nullptr;
+  const Operand* residual = nullptr;
+};
 
-// dx and dcap (layout.caps sums, in walking order) are each left out if null.
-void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap);
+// y may be x. The code, if wanted, has ceil(numel / 4) bytes.
+void forward(const Problem& problem, const Operand& x, const Addends& addends, const Operand& y, uint8_t* code);
+
+// dx, dcap and dbias (layout.caps sums each, in walking order) are each left out if null. dbias sums dx.
+void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
+              double* dbias);
 
 // v: layout.caps values of dtype in walking order, or null for zero.
 void tangent(const Problem& problem, const Operand& u, const void* v, const Saved& saved, const Operand& out);

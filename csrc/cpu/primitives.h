@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/capability.h"
 #include "dreluop/semantics.h"
@@ -16,11 +17,18 @@ struct Lanes {
   double error[kLanes] = {};
 };
 
+// What sums of a format's values are computed in.
+template <class Format>
+using Wide = std::conditional_t<sizeof(typename Format::Storage) == sizeof(double), double, float>;
+
 // `_one`: all elements share the cap m. `_each`: element i has cap m[i].
 template <class Format>
 struct Primitives {
   using T = typename Format::Storage;
 
+  // t = (x + bias) + residual, rounded once; residual may be null, t may be x.
+  void (*add_one)(const T* x, Wide<Format> bias, const T* residual, T* t, int64_t n);
+  void (*add_each)(const T* x, const Wide<Format>* bias, const T* residual, T* t, int64_t n);
   void (*forward_one)(const T* x, T m, T* y, int64_t n);
   void (*forward_each)(const T* x, const T* m, T* y, int64_t n);
   void (*regions_one)(const T* y, T m, uint8_t* regions, int64_t n);

@@ -1,4 +1,4 @@
-// Stable-ABI tensors as the torch-free kernels want them, and the checks that both devices share.
+// Stable-ABI tensors as the torch-free kernels want them.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -77,13 +77,13 @@ inline Tensor empty_contiguous(const Sizes& sizes, ScalarType dtype, const Tenso
 
 inline Tensor nothing(ScalarType dtype, const Tensor& like) { return empty_contiguous({0}, dtype, like); }
 
-inline void check_order(const Sizes& order, size_t rank) {
-  Sizes sorted = order;
-  std::sort(sorted.begin(), sorted.end());
-  bool permutation = sorted.size() == rank;
-  for (size_t d = 0; permutation && d < rank; ++d) permutation = sorted[d] == static_cast<int64_t>(d);
-  if (!permutation)
-    fail("order: got " + to_string(order) + "; expected each of " + std::to_string(rank) + " dimensions once");
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  int32_t a_type = 0, b_type = 0, a_index = 0, b_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(a.get(), &a_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(b.get(), &b_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(a.get(), &a_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(b.get(), &b_index));
+  return a_type == b_type && a_index == b_index;
 }
 
 }  // namespace dreluop

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dreluop.validation import float_tensor
+from dreluop.granularity import granularity_of
+from dreluop.validation import bias_for, float_tensor, residual_for
 
 CODES_PER_BYTE = 4
 
 
-def inputs(x: Tensor, cap: Tensor) -> None:
+def inputs(x: Tensor, cap: Tensor, dim: int, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
     float_tensor("x", x)
     float_tensor("cap", cap)
+    granularity_of(x.shape, cap.shape, dim)
+    if bias is not None:
+        bias_for(x, cap, bias, dim)
+    if residual is not None:
+        residual_for(x, residual)
 
 
 def writable(x: Tensor) -> None:
@@ -25,23 +31,23 @@ def writable(x: Tensor) -> None:
         )
 
 
-def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, order: Sequence[int]) -> None:
-    """`like`, a tensor of x's shape called `name`, must fit what forward kept."""
+def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> None:
+    """`like`, a tensor of x's shape called `name`, must fit the cap and what forward kept."""
     float_tensor(name, like)
     float_tensor("cap", cap)
-    if kept.dtype != torch.uint8:
-        if kept.shape != like.shape:
-            raise ValueError(
-                f"{name}: got shape {tuple(like.shape)}; expected that of the saved output, {tuple(kept.shape)}"
-            )
-        if kept.dtype != like.dtype:
-            raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {kept.dtype}")
-        return
-    if sorted(order) != list(range(like.ndim)):
-        raise ValueError(f"order: got {tuple(order)}; expected each of {like.ndim} dimensions once")
-    size = (like.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE
-    if kept.shape != (size,):
-        raise ValueError(f"saved: got a code of shape {tuple(kept.shape)}; expected ({size},)")
+    if kept.dtype == torch.uint8:
+        if sorted(order) != list(range(like.ndim)):
+            raise ValueError(f"order: got {tuple(order)}; expected each of {like.ndim} dimensions once")
+        size = (like.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE
+        if kept.shape != (size,):
+            raise ValueError(f"saved: got a code of shape {tuple(kept.shape)}; expected ({size},)")
+    elif kept.shape != like.shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(like.shape)}; expected that of the saved output, {tuple(kept.shape)}"
+        )
+    elif kept.dtype != like.dtype:
+        raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {kept.dtype}")
+    granularity_of(like.shape, cap.shape, dim)
 
 
 def one_element(name: str, value: Tensor) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
-from dreluop.granularity import broadcast_shape
+from dreluop.granularity import bias_view, broadcast_shape
+from dreluop.validation import bias_for
 
 OFF, INSIDE, CAPPED = 0, 1, 2
 _SHIFTS = (0, 2, 4, 6)
@@ -48,29 +49,56 @@ def _effective_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
     return cap.to(x.dtype).reshape(broadcast_shape(x.shape, cap.shape, dim))
 
 
-def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    checks.inputs(x, cap)
+def fused_sum(x: Tensor, dim: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``(x + bias) + residual`` in fp32 (fp64 for fp64), rounded once to x's dtype; differentiable."""
+    if bias is None and residual is None:
+        return x
+    wide = accumulation_dtype(x)
+    total = x.to(wide)
+    if bias is not None:
+        total = total + bias.to(wide).reshape(bias_view(x.shape, bias.shape, dim))
+    if residual is not None:
+        total = total + residual.to(wide)
+    return total.to(x.dtype)
+
+
+def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    checks.inputs(x, cap, dim, bias, residual)
     y = torch.empty_like(x)
-    torch.minimum(x, _effective_cap(cap, x, dim), out=y)
+    torch.minimum(fused_sum(x, dim, bias, residual), _effective_cap(cap, x, dim), out=y)
     # `<=` is false for NaN, which stays, and true for -0.0, which becomes +0.0.
     return y.masked_fill_(y <= 0, 0)
 
 
-def forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
+def forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
     checks.writable(x)
-    x.copy_(forward(x, cap, dim))
+    x.copy_(forward(x, cap, dim, bias, residual))
 
 
 def forward_extra(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    code: bool,
+    balancer: float | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = forward(x, cap, dim)
+    y = forward(x, cap, dim, bias, residual)
     packed = pack(*_regions_of_output(y, cap, dim), code_order(y, cap)) if code else _nothing(x, torch.uint8)
     return y, packed, _penalty_or_nothing(cap, balancer)
 
 
-def forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    forward_(x, cap, dim)
+def forward_extra_(
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    code: bool,
+    balancer: float | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    forward_(x, cap, dim, bias, residual)
     packed = pack(*_regions_of_output(x, cap, dim), code_order(x, cap)) if code else _nothing(x, torch.uint8)
     return packed, _penalty_or_nothing(cap, balancer)
 
@@ -85,28 +113,41 @@ def backward(
     need_cap: bool,
     balancer: float | None,
     grad_penalty: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    checks.saved("grad", grad, saved, cap, order)
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.saved("grad", grad, saved, cap, dim, order)
+    if bias is not None:
+        bias_for(grad, cap, bias, dim)
     if grad_penalty is not None:
         checks.one_element("grad_penalty", grad_penalty)
     inside, capped = _regions_of_saved(saved, cap, dim, order, grad.shape)
-    dx = _nothing(grad, grad.dtype)
+    dx, dcap, dbias = _nothing(grad, grad.dtype), _nothing(cap, cap.dtype), _nothing(grad, grad.dtype)
     if need_x:
         dx = empty_as_saved(grad, saved, order)
         torch.where(inside, grad, grad.new_zeros(()), out=dx)
-    dcap = _nothing(cap, cap.dtype)
     if need_cap:
-        total = torch.where(capped, grad, 0).to(_sum_dtype(grad.device))
-        total = total.sum_to_size(broadcast_shape(grad.shape, cap.shape, dim)).reshape(cap.shape)
-        total = total.to(accumulation_dtype(grad, cap))
+        total = _sum_to(torch.where(capped, grad, 0), broadcast_shape(grad.shape, cap.shape, dim))
+        total = total.reshape(cap.shape).to(accumulation_dtype(grad, cap))
         if balancer is not None and grad_penalty is not None:
             total = total + 2 * balancer * grad_penalty * cap.to(total.dtype)
         dcap = total.to(cap.dtype)
-    return dx, dcap
+    if bias is not None:
+        dbias = bias_gradient(torch.where(inside, grad, 0), bias, dim)
+    return dx, dcap, dbias
+
+
+def bias_gradient(dx: Tensor, bias: Tensor, dim: int) -> Tensor:
+    """dx summed over the elements that share a bias; differentiable."""
+    total = _sum_to(dx, bias_view(dx.shape, bias.shape, dim))
+    return total.reshape(bias.shape).to(accumulation_dtype(dx, bias)).to(bias.dtype)
+
+
+def _sum_to(terms: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return terms.to(_sum_dtype(terms.device)).sum_to_size(shape)
 
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    checks.saved("u", u, saved, cap, order)
+    checks.saved("u", u, saved, cap, dim, order)
     if v is not None and v.shape != cap.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
     inside, capped = _regions_of_saved(saved, cap, dim, order, u.shape)

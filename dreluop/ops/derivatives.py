@@ -15,8 +15,8 @@ from dreluop.autograd import (
     CappedReLUTangentFunction,
     KeptCode,
 )
-from dreluop.backends.reference import accumulation_dtype
-from dreluop.function import below_autograd
+from dreluop.backends.reference import accumulation_dtype, fused_sum
+from dreluop.function import below_autograd, derivatives_by_plain_torch
 from dreluop.ops import calls
 from dreluop.ops.schemas import IN_PLACE, library
 from dreluop.penalty import CapPenaltyFunction, penalty_gradient
@@ -24,18 +24,35 @@ from dreluop.penalty import CapPenaltyFunction, penalty_gradient
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
 
 
-def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    y: Tensor = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None)
+def _add_first(x: Tensor, dim: int, inplace: bool, addends: tuple[Tensor | None, ...]) -> tuple[Tensor, Any]:
+    """x and the addends that are left for the operator: none where only plain torch has the derivatives."""
+    if not addends or not derivatives_by_plain_torch():
+        return x, addends
+    total = fused_sum(x, dim, *addends, *[None] * (2 - len(addends)))
+    return x.copy_(total) if inplace else total, ()
+
+
+def _with_both(addends: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return (*addends, None) if len(addends) == 1 else addends
+
+
+def _forward(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> Tensor:
+    x, addends = _add_first(x, dim, False, addends)
+    y: Tensor = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None, *_with_both(addends))
     return y
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
-    CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None)
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> None:
+    x, addends = _add_first(x, dim, True, addends)
+    CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None, *_with_both(addends))
 
 
-def _forward_extra(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, ...]:
+def _forward_extra(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+) -> tuple[Tensor, ...]:
     save = "code" if code else "output"
-    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, save, balancer)
+    x, addends = _add_first(x, dim, False, addends)
+    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, save, balancer, *_with_both(addends))
     outputs = list(result) if isinstance(result, tuple) else [result]
     if not code:
         outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
@@ -44,11 +61,15 @@ def _forward_extra(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float
     return tuple(outputs)
 
 
-def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+def _forward_extra_(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+) -> tuple[Tensor, Tensor]:
     kept = KeptCode()
+    x, addends = _add_first(x, dim, True, addends)
     # autograd refuses a second result of a function that writes over a view.
     fused = None if x._is_view() else balancer
-    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, True, kept if code else "output", fused)
+    save = kept if code else "output"
+    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, True, save, fused, *_with_both(addends))
     packed = x.new_empty((0,), dtype=torch.uint8) if kept.code is None else kept.code
     if balancer is None:
         return packed, cap.new_empty((0,), dtype=accumulation_dtype(cap))

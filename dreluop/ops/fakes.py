@@ -11,39 +11,45 @@ from torch import Tensor
 from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
 from dreluop.backends.reference import accumulation_dtype, empty_as_saved
-from dreluop.granularity import granularity_of
 from dreluop.ops.schemas import NAMESPACE, library
 
 
-def _check(x: Tensor, cap: Tensor, dim: int) -> None:
-    checks.inputs(x, cap)
-    granularity_of(x.shape, cap.shape, dim)
-
-
-def _forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    _check(x, cap, dim)
+def _forward(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    checks.inputs(x, cap, dim, bias, residual)
     return torch.empty_like(x)
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1) -> None:
-    _check(x, cap, dim)
-
-
-def _extras(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    _check(x, cap, dim)
-    size = (x.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE if code else 0
-    shape = () if balancer is not None else (0,)
-    return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
+    checks.inputs(x, cap, dim, bias, residual)
 
 
 def _forward_extra(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    code: bool,
+    balancer: float | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_extras(x, cap, dim, code, balancer)
+    return torch.empty_like(x), *_forward_extra_(x, cap, dim, code, balancer, bias, residual)
 
 
-def _forward_extra_(x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    return _extras(x, cap, dim, code, balancer)
+def _forward_extra_(
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    code: bool,
+    balancer: float | None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    checks.inputs(x, cap, dim, bias, residual)
+    size = (x.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE if code else 0
+    shape = () if balancer is not None else (0,)
+    return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
 
 
 def _backward(
@@ -56,21 +62,21 @@ def _backward(
     need_cap: bool,
     balancer: float | None,
     grad_penalty: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    checks.saved("grad", grad, saved, cap, order)
-    granularity_of(grad.shape, cap.shape, dim)
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.saved("grad", grad, saved, cap, dim, order)
     dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
-    return dx, cap.new_empty(cap.shape if need_cap else (0,))
+    dbias = grad.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
+    return dx, cap.new_empty(cap.shape if need_cap else (0,)), dbias
 
 
 def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    checks.saved("u", u, saved, cap, order)
-    granularity_of(u.shape, cap.shape, dim)
+    checks.saved("u", u, saved, cap, dim, order)
     return empty_as_saved(u, saved, order)
 
 
 def _saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    _check(x, cap, dim)
+    checks.inputs(x, cap, dim)
     return x.new_empty((3, *cap.shape), dtype=torch.int64), x.new_empty((x.shape[0],), dtype=torch.bool)
 
 

@@ -3,11 +3,12 @@
 ==================  =====================================================================================
 operator            what it computes (csrc/include/dreluop/semantics.h holds the scalar rule)
 ==================  =====================================================================================
-forward             y = max(0, min(x, cap))
+forward             y = max(0, min(t, cap)) with t = (x + bias) + residual, in fp32 (fp64), rounded once
 forward_           the same, written over x
 forward_extra       y, with a 2-bit code per element and the penalty, each an empty tensor when not asked for
 forward_extra_     the same, written over x
-backward            gradients to x and cap from the gradient of y and what forward saved (y, or the code)
+backward            gradients to x (and residual), cap and bias from the gradient of y and what forward saved
+                    (y, or the code); ``bias`` is given where its gradient is wanted, and never read
 tangent             u where x is inside, v where it is capped: the forward-mode derivative, and the derivative
                     of ``backward`` with respect to ``grad``
 saturation          counts of off, inside, capped per cap, and whether each sample has an element inside
@@ -27,14 +28,14 @@ import torch
 NAMESPACE = "dreluop"
 
 SCHEMAS: dict[str, str] = {
-    "forward": "(Tensor x, Tensor cap, int dim=1) -> Tensor",
-    "forward_": "(Tensor(a!) x, Tensor cap, int dim=1) -> ()",
-    "forward_extra": "(Tensor x, Tensor cap, int dim, bool code, float? balancer)"
-    " -> (Tensor y, Tensor code, Tensor penalty)",
-    "forward_extra_": "(Tensor(a!) x, Tensor cap, int dim, bool code, float? balancer)"
-    " -> (Tensor code, Tensor penalty)",
+    "forward": "(Tensor x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None) -> Tensor",
+    "forward_": "(Tensor(a!) x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None) -> ()",
+    "forward_extra": "(Tensor x, Tensor cap, int dim, bool code, float? balancer, Tensor? bias=None,"
+    " Tensor? residual=None) -> (Tensor y, Tensor code, Tensor penalty)",
+    "forward_extra_": "(Tensor(a!) x, Tensor cap, int dim, bool code, float? balancer, Tensor? bias=None,"
+    " Tensor? residual=None) -> (Tensor code, Tensor penalty)",
     "backward": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order, bool need_x, bool need_cap,"
-    " float? balancer, Tensor? grad_penalty) -> (Tensor dx, Tensor dcap)",
+    " float? balancer, Tensor? grad_penalty, Tensor? bias=None) -> (Tensor dx, Tensor dcap, Tensor dbias)",
     "tangent": "(Tensor u, Tensor? v, Tensor saved, Tensor cap, int dim, int[] order) -> Tensor",
     "saturation": "(Tensor x, Tensor cap, int dim=1) -> (Tensor counts, Tensor live)",
     "penalty": "(Tensor[] caps, float balancer) -> Tensor",

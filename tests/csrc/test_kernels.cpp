@@ -79,9 +79,10 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   Array<uint8_t> code((numel + 3) / 4);
   const Operand y_operand(y.data.get(), sizes, dense, order), dx_operand(dx.data.get(), sizes, dense, order),
       out_operand(out.data.get(), sizes, dense, order);
-  forward(problem, x_operand, y_operand, code.data.get());
+  forward(problem, x_operand, {}, y_operand, code.data.get());
   const auto cap_of = [&](int64_t i) { return i / layout.inner % layout.caps; };
   std::vector<double> sums(layout.caps, 0), sizes_of_sums(layout.caps, 0);
+  std::vector<double> inside_sums(layout.caps, 0), sizes_of_inside_sums(layout.caps, 0);
   std::vector<int64_t> inside(layout.caps, 0), capped(layout.caps, 0);
   std::vector<uint8_t> live(std::max<int64_t>(1, layout.outer), 0);
   for (int64_t i = 0; i < numel; ++i) {
@@ -92,6 +93,10 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
     if (region == kCapped) {
       sums[cap_of(i)] += Format::widen(g[i * step]);
       sizes_of_sums[cap_of(i)] += std::abs(Format::widen(g[i * step]));
+    }
+    if (region == kInside) {
+      inside_sums[cap_of(i)] += Format::widen(g[i * step]);
+      sizes_of_inside_sums[cap_of(i)] += std::abs(Format::widen(g[i * step]));
     }
     inside[cap_of(i)] += region == kInside;
     capped[cap_of(i)] += region == kCapped;
@@ -104,7 +109,8 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   std::vector<double> first;
   for (const Saved* saved : {&as_output, &as_code}) {
     std::vector<double> dcap(layout.caps);
-    backward(problem, g_operand, *saved, &dx_operand, dcap.data());
+    std::vector<double> dbias(layout.caps);
+    backward(problem, g_operand, *saved, &dx_operand, dcap.data(), dbias.data());
     tangent(problem, g_operand, v.data.get(), *saved, out_operand);
     for (int64_t i = 0; i < numel; ++i) {
       const uint8_t region = region_in_byte(code[i / 4], i % 4);
@@ -117,13 +123,20 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
       CHECK(finite ? std::abs(dcap[c] - sums[c]) <= 1e-15 * (16 + layout.outer * layout.inner) * sizes_of_sums[c]
                    : std::isnan(sums[c]) == std::isnan(dcap[c]) && !std::isfinite(dcap[c]),
             which);
+      const bool finite_bias = std::isfinite(inside_sums[c]);
+      CHECK(finite_bias ? std::abs(dbias[c] - inside_sums[c]) <=
+                              1e-15 * (16 + layout.outer * layout.inner) * sizes_of_inside_sums[c]
+                        : std::isnan(inside_sums[c]) == std::isnan(dbias[c]) && !std::isfinite(dbias[c]),
+            which);
     }
     if (first.empty()) first = dcap;
     for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(first[c], dcap[c]) || std::isnan(first[c]), which);
     std::vector<double> only(layout.caps);
-    backward(problem, g_operand, *saved, nullptr, only.data());
+    backward(problem, g_operand, *saved, nullptr, only.data(), nullptr);
     for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(only[c], dcap[c]) || std::isnan(only[c]), which);
-    backward(problem, g_operand, *saved, &dx_operand, nullptr);
+    backward(problem, g_operand, *saved, &dx_operand, nullptr, nullptr);
+    backward(problem, g_operand, *saved, nullptr, nullptr, only.data());
+    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(only[c], dbias[c]) || std::isnan(only[c]), which);
   }
 
   std::vector<int64_t> inside_got(layout.caps, 0), capped_got(layout.caps, 0);
@@ -132,7 +145,27 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
              inside_got.data(), capped_got.data(), live_got.data());
   CHECK(inside_got == inside && capped_got == capped && live_got == live, which);
 
-  forward(problem, x_operand, x_operand, nullptr);
+  using Sum = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
+  Array<Sum> bias(layout.caps);
+  for (int64_t c = 0; c < layout.caps; ++c) bias[c] = static_cast<Sum>(c % 3) - 1;
+  for (const bool has_bias : {false, true}) {
+    for (const bool has_residual : {false, true}) {
+      Addends addends;
+      if (has_bias) addends.bias = bias.data.get();
+      if (has_residual) addends.residual = &g_operand;
+      forward(problem, x_operand, addends, out_operand, code.data.get());
+      for (int64_t i = 0; i < numel; ++i) {
+        Sum total = static_cast<Sum>(Format::widen(x[i * step]));
+        if (has_bias) total += bias[cap_of(i)];
+        if (has_residual) total += static_cast<Sum>(Format::widen(g[i * step]));
+        const T expected = capped_value<Format>(Format::round(total), caps[cap_of(i)]);
+        CHECK(equal_or_nan<Format>(out[i], expected), which);
+        CHECK(region_in_byte(code[i / 4], i % 4) == region_of<Format>(expected, caps[cap_of(i)]), which);
+      }
+    }
+  }
+
+  forward(problem, x_operand, {}, x_operand, nullptr);
   for (int64_t i = 0; i < numel; ++i) CHECK(equal_or_nan<Format>(x[i * step], y[i]), which);
 }
 
@@ -148,7 +181,7 @@ void check_constant_sum(DType dtype, int64_t n, const CapLayout& layout, double 
   saved.y = Operand(y.data.get(), sizes, one, order);
   std::vector<double> dcap(layout.caps);
   backward({dtype, n, layout, caps.data.get(), threaded}, Operand(g.data.get(), sizes, one, order), saved, nullptr,
-           dcap.data());
+           dcap.data(), nullptr);
   const long double expected = static_cast<long double>(Format::widen(g[0])) * (n / layout.caps);
   for (const double got : dcap)
     CHECK(std::abs(got - expected) <= 8 * eps * expected, std::to_string(n) + ": " + std::to_string(got));

@@ -26,6 +26,8 @@ struct Walk {
   Sizes order;  // dimensions of x, outermost first, in the order in which the elements are walked
   Granularity granularity = Granularity::kLayer;
   CapLayout layout;
+  // One cap, but a bias per channel: the layout counts channels, and all of them use the one cap.
+  bool shared_cap = false;
 };
 
 inline std::string to_string(const Sizes& sizes) {
@@ -131,6 +133,29 @@ inline Walk walk_of(const Sizes& x, const Sizes& order, const Sizes& cap, int64_
       if (d != 0) walk.order.push_back(d);
   }
   walk.layout = {x[0], caps, 1};
+  return walk;
+}
+
+// The shape rule of a bias: the cap's shape for neuron caps, else one value per channel of dim.
+inline void check_bias(const Sizes& x, const Sizes& cap, const Sizes& bias, int64_t dim) {
+  Sizes expected = cap;
+  if (granularity_of(x, cap, dim) != Granularity::kNeuron) {
+    const auto rank = static_cast<int64_t>(x.size());
+    if (dim < -rank || dim >= rank)
+      throw std::invalid_argument("dim: got " + std::to_string(dim) + " for x of shape " + to_string(x));
+    expected = {x[dim < 0 ? dim + rank : dim]};
+  }
+  if (bias != expected)
+    throw std::invalid_argument("bias: got shape " + to_string(bias) + " for x of shape " + to_string(x) +
+                                " and a cap of shape " + to_string(cap) + "; expected " + to_string(expected));
+}
+
+// With a bias, a single cap is walked as one per channel.
+inline Walk walk_with_bias(const Sizes& x, const Sizes& order, const Sizes& cap, const Sizes& bias, int64_t dim) {
+  check_bias(x, cap, bias, dim);
+  const bool per_channel = granularity_of(x, cap, dim) == Granularity::kLayer;
+  Walk walk = walk_of(x, order, per_channel ? bias : cap, dim);
+  walk.shared_cap = per_channel;
   return walk;
 }
 

@@ -1,4 +1,5 @@
-// Sizes, strides or an order of dimensions: a short list without memory of its own, as every call makes a dozen of them.
+// Sizes, strides or an order of dimensions: a short list without memory of its own, as every call makes a dozen of
+// them.
 #pragma once
 
 #include <algorithm>
@@ -53,9 +54,7 @@ class Sizes {
   int64_t front() const { return values_[0]; }
   int64_t back() const { return values_[count_ - 1]; }
 
-  friend bool operator==(const Sizes& a, const Sizes& b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end());
-  }
+  friend bool operator==(const Sizes& a, const Sizes& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
   friend bool operator!=(const Sizes& a, const Sizes& b) { return !(a == b); }
 
  private:
