@@ -18,8 +18,9 @@ constexpr int kWarp = 32;
 // group are whole bytes.
 constexpr int group_of(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16 ? 8 : 4; }
 
-// Groups whose loads one thread issues before it uses any: enough bytes in flight to hide the memory's latency.
-constexpr int in_flight(DType dtype) { return dtype == DType::kFloat64 ? 2 : 4; }
+// Groups whose loads one thread issues before it uses any: four loads, which hide the memory's latency.
+constexpr int kInFlight = 4;
+constexpr int kInFlightOfTwo = 2;  // operands
 
 inline int64_t up_to(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -37,28 +38,31 @@ struct FlatPlan {
   int64_t blocks = 0;  // each takes kFlatThreads * in_flight groups; the last one also takes head and rest
 };
 
-inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head) {
+inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_flight) {
   FlatPlan plan;
   plan.numel = numel;
   plan.head = std::min(head, numel);
   plan.groups = (numel - plan.head) / group_of(dtype);
   if (numel > 0)
-    plan.blocks = checked_blocks(std::max<int64_t>(1, up_to(plan.groups, int64_t{kFlatThreads} * in_flight(dtype))));
+    plan.blocks = checked_blocks(std::max<int64_t>(1, up_to(plan.groups, int64_t{kFlatThreads} * in_flight)));
   return plan;
 }
 
 // How an elementwise pass finds the caps of a group.
 enum class CapMode : uint8_t {
-  kOne,      // there is only one
   kSpan,     // a group lies in one run of `inner` elements, or over the border of two
   kAligned,  // one cap per element, and groups never wrap around
   kEach,     // any other
 };
 
 inline CapMode cap_mode(DType dtype, const CapLayout& layout, int64_t head) {
-  if (layout.caps == 1) return CapMode::kOne;
   if (layout.inner >= group_of(dtype)) return CapMode::kSpan;
   return layout.inner == 1 && layout.caps % group_of(dtype) == 0 && head == 0 ? CapMode::kAligned : CapMode::kEach;
+}
+
+// One cap is one run, whatever the layout that it came from.
+inline CapLayout merged(const CapLayout& layout) {
+  return layout.caps == 1 ? CapLayout{1, 1, layout.outer * layout.inner} : layout;
 }
 
 // Long runs of one cap. A cap has outer * chunks pieces, each a stretch of one run; a warp takes a piece at a time, a
@@ -75,7 +79,7 @@ struct RowPlan {
 
 // Elements in walking order as rows of `row` = repeat * caps * inner elements. A block takes `width` groups of columns
 // (whole caps) and `per_block` rows, of which every `height`-th is one thread's. Block b has tile b % tiles.
-constexpr int kColumnThreads = 512;
+constexpr int kColumnThreads = 256;
 struct ColumnPlan {
   bool aligned = true;  // rows are whole groups; else the last group of a row is cut off
   int64_t repeat = 1;
@@ -101,19 +105,25 @@ struct BackwardPlan {
   int64_t blocks = 0;
 };
 
-constexpr int64_t kRowBlocksPerProcessor = 16;
-constexpr int64_t kColumnBlocksPerProcessor = 2;  // of kColumnThreads: what is resident at once
-constexpr int64_t kWaves = 4;       // where blocks are not all resident: so many rounds, to even out the last
-constexpr int64_t kLeastRows = 32;  // of a block that shares its caps: keeps the partial sums few
-constexpr int64_t kWidth = 32;      // groups side by side: whole lines of memory
+// Blocks that a multiprocessor holds at once, given what registers allow.
+constexpr int64_t kRowBlocksPerProcessor = 4;
+constexpr int64_t kColumnBlocksPerProcessor = 3;
+constexpr int64_t kWaves = 4;          // rounds of blocks where one is not enough: the last may be part empty
+constexpr int64_t kChunkGroups = 512;  // of a piece
+constexpr int64_t kLeastRows = 32;     // of a block that shares its caps: keeps the partial sums few
+constexpr int64_t kWidth = 32;         // groups side by side: whole lines of memory
+
+// Blocks for each of `sets`: one round of blocks if that fills the device well, else several.
+inline int64_t splits_wanted(int64_t sets, int64_t resident) {
+  return sets * kWaves <= resident ? resident / sets : up_to(kWaves * resident, sets);
+}
 
 inline RowPlan row_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
   RowPlan plan;
-  plan.chunk =
-      std::max<int64_t>(1, std::min<int64_t>(layout.inner, int64_t{4} * kWarp * in_flight(dtype) * group_of(dtype)));
+  plan.chunk = std::max<int64_t>(1, std::min(layout.inner, kChunkGroups * group_of(dtype)));
   plan.chunks = up_to(layout.inner, plan.chunk);
   plan.pieces = layout.outer * plan.chunks;
-  const int64_t wanted = up_to(kRowBlocksPerProcessor * multiprocessors, layout.caps);
+  const int64_t wanted = splits_wanted(layout.caps, kRowBlocksPerProcessor * multiprocessors);
   const int64_t most = up_to(plan.pieces, kRowThreads / kWarp);
   plan.per_split = std::max<int64_t>(1, up_to(plan.pieces, std::max<int64_t>(1, std::min(wanted, most))));
   plan.splits = std::max<int64_t>(1, up_to(plan.pieces, plan.per_split));
@@ -132,7 +142,7 @@ inline int64_t least_repeat(DType dtype, const CapLayout& layout) {
   return group / std::gcd(layout.caps * layout.inner, group);
 }
 
-constexpr int64_t kWidestTile = kColumnThreads / 2;
+constexpr int64_t kWidestTile = kColumnThreads;
 
 inline bool fits_one_tile(DType dtype, const CapLayout& layout) {
   return least_repeat(dtype, layout) * layout.caps * layout.inner <= kWidestTile * group_of(dtype);
@@ -170,8 +180,8 @@ inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t mult
   plan.height = static_cast<int>(std::clamp<int64_t>(plan.rows, 1, kColumnThreads / plan.width));
 
   const int64_t resident = kColumnBlocksPerProcessor * multiprocessors;
-  const int64_t wanted = plan.tiles * kWaves <= resident ? resident / plan.tiles : up_to(kWaves * resident, plan.tiles);
-  const int64_t least = std::max<int64_t>(kLeastRows, int64_t{in_flight(dtype)} * plan.height);
+  const int64_t wanted = splits_wanted(plan.tiles, resident);
+  const int64_t least = std::max<int64_t>(kLeastRows, int64_t{kInFlightOfTwo} * plan.height);
   plan.per_block = std::max(least, up_to(plan.rows, wanted));
   plan.row_blocks = std::max<int64_t>(1, up_to(plan.rows, plan.per_block));
   plan.blocks = plan.row_blocks > kMaxBlocks / plan.tiles ? kMaxBlocks + 1 : plan.tiles * plan.row_blocks;
