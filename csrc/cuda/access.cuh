@@ -87,8 +87,7 @@ struct Operands<Access::kGeneral> {
   // The first n elements of a group; the rest is zero.
   template <class T, int kGroup>
   DRELUOP_DEVICE Group<T, kGroup> load(int k, int64_t i, int n) const {
-    if (kind[k] == Kind::kPacked && n == kGroup)
-      return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
+    if (kind[k] == Kind::kPacked && n == kGroup) return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
     T* room = room_of_thread<T>();
 #pragma unroll 1
     for (int e = 0; e < kGroup; ++e) room[e] = e < n ? at<T>(k, i + e) : T(0);

@@ -119,7 +119,8 @@ class OperandSet {
         if (!is_dense(problem_.rank, problem_.sizes, operand.strides))
           strides[k] = operand.strides;
         else
-          to->kind[k] = packed && elements_to_boundary(operand.data, problem_.dtype) == 0 ? Kind::kPacked : Kind::kLinear;
+          to->kind[k] =
+              packed && elements_to_boundary(operand.data, problem_.dtype) == 0 ? Kind::kPacked : Kind::kLinear;
       }
       ++k;
     }

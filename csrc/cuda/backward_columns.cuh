@@ -8,11 +8,11 @@ namespace dreluop::cuda {
 template <class Format, Access kAccess, int kSums>
 struct BackwardColumns : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
-  using typename Base::Real;
-  using typename Base::T;
   using Base::kGroup;
   using Base::kGroups;
   using Base::p;
+  using typename Base::Real;
+  using typename Base::T;
 
   // This thread's columns begin at `column` and end after n; its rows are every `height`-th of the block's.
   struct Place {
@@ -117,8 +117,7 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     const int64_t first = tile * plan.tile_caps;
     const auto count = static_cast<uint32_t>(min(plan.tile_caps, p.layout.caps - first));
     const auto inner = static_cast<uint32_t>(p.layout.inner), repeat = static_cast<uint32_t>(plan.repeat);
-    const Terms<Real> local{shared, count,         inner * repeat * plan.height, inner, repeat,
-                            count * inner, inner, columns};
+    const Terms<Real> local{shared, count, inner * repeat * plan.height, inner, repeat, count * inner, inner, columns};
     p.finish.template run<kSums>(local, tile, first, row_block, reinterpret_cast<unsigned*>(shared_memory()),
                                  [&](int s) {
                                    fill(at, s, sums, shared);
@@ -137,7 +136,8 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
 };
 
 template <class Format, Access kAccess, int kSums>
-__global__ void __launch_bounds__(kColumnThreads, kAccess == Access::kVector && kSums == 1 ? kColumnBlocksPerProcessor : 2)
+__global__ void __launch_bounds__(kColumnThreads,
+                                  kAccess == Access::kVector && kSums == 1 ? kColumnBlocksPerProcessor : 2)
     backward_columns_kernel(const __grid_constant__ typename Routing<Format, kAccess, kSums>::Parameters p) {
   BackwardColumns<Format, kAccess, kSums>{{p}}.run();
 }

@@ -8,18 +8,19 @@ namespace dreluop::cuda {
 template <class Format, Access kAccess, int kSums>
 struct BackwardRows : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
-  using typename Base::Real;
-  using typename Base::T;
   using Base::kGroup;
   using Base::kGroups;
   using Base::p;
+  using typename Base::Real;
+  using typename Base::T;
 
   DRELUOP_DEVICE void piece(int64_t begin, int64_t length, T one, Sum<Real>* sums) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     T cap[kGroup];
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) cap[e] = one;
-    const int64_t to_group = static_cast<int64_t>((static_cast<uint64_t>(p.head) - static_cast<uint64_t>(begin)) % kGroup);
+    const int64_t to_group =
+        static_cast<int64_t>((static_cast<uint64_t>(p.head) - static_cast<uint64_t>(begin)) % kGroup);
     const int head = static_cast<int>(to_group < length ? to_group : length);
     const int64_t groups = (length - head) / kGroup;
 #pragma unroll 1
@@ -31,7 +32,8 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   }
 
   template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int64_t begin, int64_t g, int64_t groups, const T* cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void batch(Kept nothing, int64_t begin, int64_t g, int64_t groups, const T* cap,
+                            Sum<Real>* sums) const {
     Group<T, kGroup> grad[kGroups];
     Kept kept[kGroups];
 #pragma unroll
@@ -70,9 +72,8 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     }
     auto* shared = reinterpret_cast<Sum<Real>*>(shared_memory() + kSlotBytes);
     const Terms<Real> local{shared, 1, kRowThreads, 1, 1, 0, 0, 1};
-    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()), [&](int s) {
-      shared[threadIdx.x] = s == kCapSum ? sums[kCapSum] : sums[kSums - 1];
-    });
+    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()),
+                                 [&](int s) { shared[threadIdx.x] = s == kCapSum ? sums[kCapSum] : sums[kSums - 1]; });
   }
 };
 

@@ -1,4 +1,5 @@
-// From the sums of blocks to the gradients of cap and bias: the last block of every set of caps adds them up and writes.
+// From the sums of blocks to the gradients of cap and bias: the last block of every set of caps adds them up and
+// writes.
 #pragma once
 
 #include "cuda/caps.cuh"
@@ -18,11 +19,12 @@ struct Finish {
   Scalar grad_penalty;
   double penalty_factor;  // times grad_penalty, times the cap
   int64_t caps;
-  int64_t sets;       // of caps that are finished together
+  int64_t sets;        // of caps that are finished together
   int64_t cap_blocks;  // that share a cap
   unsigned* counters;
   Sum<Real>* partials[2];
-  // One cap over all channels, if its gradient is wanted: the sums per channel, the counter of finished sets. Else null.
+  // One cap over all channels, if its gradient is wanted: the sums per channel, the counter of finished sets. Else
+  // null.
   Sum<Real>* channel_sums;
   unsigned* finished_sets;
 

@@ -70,8 +70,7 @@ Status forward(const Problem& problem, const Forward& pass, void* workspace) {
     if constexpr (!std::is_same_v<Format, Float64>) {
       if (vector && mode == CapMode::kSpan)
         return launch_vector<Format, CapMode::kSpan>(fused, problem, pass, operands, cap, bias, workspace);
-      if (vector)
-        return launch_vector<Format, CapMode::kAligned>(fused, problem, pass, operands, cap, bias, workspace);
+      if (vector) return launch_vector<Format, CapMode::kAligned>(fused, problem, pass, operands, cap, bias, workspace);
     }
     return launch_as<Format, Access::kGeneral, CapMode::kEach, true>(problem, pass, operands, cap, bias, workspace);
   });

@@ -58,8 +58,7 @@ struct SavedReader {
   template <class Format>
   DRELUOP_DEVICE uint8_t region(int64_t i, typename Format::Storage cap) const {
     using T = typename Format::Storage;
-    if (code != nullptr)
-      return region_in_byte(code[i / kCodesPerByte], static_cast<int>(i % kCodesPerByte));
+    if (code != nullptr) return region_in_byte(code[i / kCodesPerByte], static_cast<int>(i % kCodesPerByte));
     return region_of<Format>(operands.template at<T>(kOutputOperand, i), cap);
   }
 };

@@ -119,8 +119,7 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   SaturationParameters p{};
   OperandSet(problem, {pass.x}).fill(&p.operands);
   p.plan = flat_plan(problem.dtype, numel, 0, kSaturationGroups);
-  p.plan.blocks = checked_blocks(
-      up_to(numel, int64_t{kFlatThreads} * kSaturationGroups * group_of(problem.dtype)));
+  p.plan.blocks = checked_blocks(up_to(numel, int64_t{kFlatThreads} * kSaturationGroups * group_of(problem.dtype)));
   p.map = cap_map(merged(problem.layout));
   p.samples = {Divider::of(std::max<int64_t>(1, pass.sample_inner)), Divider::of(std::max<int64_t>(1, pass.samples))};
   CapReading(problem, pass.cap).fill(&p.cap);

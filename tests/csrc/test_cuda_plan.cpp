@@ -83,7 +83,8 @@ int main() {
   for (int bits = 0; bits < 63; ++bits)
     for (int k = 0; k < 200; ++k) {
       const uint64_t divisor = std::max<uint64_t>(1, ((uint64_t{1} << bits) + random() % 5 - 2) & top);
-      for (const uint64_t n : {uint64_t{0}, divisor - 1, divisor, top, top - top % divisor, random() >> 1, random() >> 33})
+      for (const uint64_t n :
+           {uint64_t{0}, divisor - 1, divisor, top, top - top % divisor, random() >> 1, random() >> 33})
         check_divider(divisor, n);
       check_divider(std::max<uint64_t>(1, random() >> (1 + random() % 62)), random() >> 1);
     }
@@ -101,7 +102,8 @@ int main() {
     for (const int64_t multiprocessors : {1, 2, 108, 132}) {
       for (const int64_t outer : {0, 1, 2, 4, 32, 100, 1000})
         for (const int64_t caps : sizes)
-          for (const int64_t inner : sizes) check_backward(dtype, merged({outer, caps, inner}), multiprocessors), ++plans;
+          for (const int64_t inner : sizes)
+            check_backward(dtype, merged({outer, caps, inner}), multiprocessors), ++plans;
       for (int k = 0; k < 2000; ++k) {
         const int64_t odd = static_cast<int64_t>(random() % 5000) + 1;
         check_backward(dtype, merged({one_of(sizes), odd, one_of(sizes)}), multiprocessors);

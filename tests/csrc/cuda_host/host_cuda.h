@@ -1,6 +1,6 @@
-// The few names of CUDA that csrc/cuda uses, for a host compiler: a block's threads are fibers of one thread, run one at
-// a time from barrier to barrier. Shows wrong indices, reads and writes out of bounds or misaligned (with sanitizers),
-// missing and divergent barriers. Does not show races between atomics, nor anything of speed.
+// The few names of CUDA that csrc/cuda uses, for a host compiler: a block's threads are fibers of one thread, run one
+// at a time from barrier to barrier. Shows wrong indices, reads and writes out of bounds or misaligned (with
+// sanitizers), missing and divergent barriers. Does not show races between atomics, nor anything of speed.
 #pragma once
 
 #include <ucontext.h>
@@ -128,14 +128,15 @@ inline void run_block(size_t shared) {
 }
 
 template <class Parameters>
-int launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared, void*, const Parameters& parameters) {
+int launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared, void*,
+           const Parameters& parameters) {
   if (error_of_launch != 0 && launches_before_error-- == 0) {
     const int error = error_of_launch;
     error_of_launch = 0;
     return error;
   }
-  if (blocks <= 0 || blocks > INT32_MAX || threads <= 0 || threads > 1024 || threads % kWarpSize != 0 || shared > 49152 ||
-      sizeof(Parameters) > 32764)
+  if (blocks <= 0 || blocks > INT32_MAX || threads <= 0 || threads > 1024 || threads % kWarpSize != 0 ||
+      shared > 49152 || sizeof(Parameters) > 32764)
     return 9;  // cudaErrorInvalidConfiguration
   ++launches;
   Block block;

@@ -167,15 +167,18 @@ void failures() {
 }  // namespace
 
 int main() {
-  const Shape shapes[] = {{{1, 1, 1}},     {{3, 1, 7}},      {{1, 1, 9001}},   {{2, 3, 0}},     {{0, 3, 2}},
-                          {{2, 0, 3}},     {{3, 16, 1}},     {{5, 8, 1}},      {{700, 24, 1}},  {{129, 5, 1}},
-                          {{4, 3, 7}},     {{3, 7, 8}},      {{40, 5, 49}},    {{3, 3, 1031}},  {{300, 5, 3}},
-                          {{3, 4099, 1}},  {{2, 3072, 1}},   {{100, 320, 1}},  {{2, 3, 5000}},  {{70, 13, 1}},
+  const Shape shapes[] = {{{1, 1, 1}},       {{3, 1, 7}},          {{1, 1, 9001}},      {{2, 3, 0}},
+                          {{0, 3, 2}},       {{2, 0, 3}},          {{3, 16, 1}},        {{5, 8, 1}},
+                          {{700, 24, 1}},    {{129, 5, 1}},        {{4, 3, 7}},         {{3, 7, 8}},
+                          {{40, 5, 49}},     {{3, 3, 1031}},       {{300, 5, 3}},       {{3, 4099, 1}},
+                          {{2, 3072, 1}},    {{100, 320, 1}},      {{2, 3, 5000}},      {{70, 13, 1}},
                           {{4, 6, 9}, true}, {{3, 3, 1030}, true}, {{130, 8, 1}, true}, {{90, 264, 1}, true}};
   int runs = 0;
   for (const Shape& shape : shapes)
     for (const DType dtype : kDTypes)
       for (int variant = 0; variant < 18; ++variant) {
+        // Of the large shapes every dtype gets a third of the variants.
+        if (shape.numel() > 2000 && (variant + static_cast<int>(dtype)) % 3 != 0) continue;
         host_cuda::backwards = runs % 2 == 1;
         check_backward(dtype, shape, variant_of(dtype, variant));
         ++runs;

@@ -29,8 +29,9 @@ double activation(DType dtype, double x, double bias, double residual, const Opt
 
 void check_forward(DType dtype, const Shape& shape, const Options& options) {
   const std::string which = shape.text() + " dtype " + std::to_string(static_cast<int>(dtype)) + " cap " +
-                            std::to_string(static_cast<int>(options.cap_dtype)) + " gap " + std::to_string(options.gap) +
-                            " shifts " + std::to_string(options.shift_x) + " " + std::to_string(options.shift_y);
+                            std::to_string(static_cast<int>(options.cap_dtype)) + " gap " +
+                            std::to_string(options.gap) + " shifts " + std::to_string(options.shift_x) + " " +
+                            std::to_string(options.shift_y);
   Described described(dtype, shape);
   const std::vector<int> order = options.transposed ? std::vector<int>{2, 1, 0} : std::vector<int>{0, 1, 2};
   Array x = Array(dtype, shape.sizes(), order, options.gap, options.shift_x).fill();
@@ -45,8 +46,8 @@ void check_forward(DType dtype, const Shape& shape, const Options& options) {
   for (int64_t i = 0; i < numel; ++i) {
     const int64_t c = shape.cap_of(i);
     const double m = rounded(dtype, cap.get(c));
-    const double t = activation(dtype, x.get(i), options.bias ? bias.get(c) : 0, options.residual ? residual.get(i) : 0,
-                                options);
+    const double t =
+        activation(dtype, x.get(i), options.bias ? bias.get(c) : 0, options.residual ? residual.get(i) : 0, options);
     expected[i] = value(t, m);
     regions[i] = region(t, m);
   }
@@ -80,12 +81,13 @@ void check_forward(DType dtype, const Shape& shape, const Options& options) {
     for (int64_t i = numel; i < static_cast<int64_t>(code.size()) * 4; ++i) CHECK(code_at(code, i) == 0, which);
   if (!options.penalty) return;
   long double sum = 0;
-  for (int64_t c = 0; c < (shape.shared_cap ? 1 : shape.layout.caps); ++c)
-    sum += 0.5L * cap.get(c) * cap.get(c);
+  for (int64_t c = 0; c < (shape.shared_cap ? 1 : shape.layout.caps); ++c) sum += 0.5L * cap.get(c) * cap.get(c);
   const double got = wide ? penalty : penalty32;
   const long double bound = 8 * (wide ? 2.3e-16L : 1.2e-7L) * sum;
-  CHECK(std::isnan(static_cast<double>(sum)) ? std::isnan(got)
-        : std::isinf(static_cast<double>(sum)) ? got == static_cast<double>(sum) : std::abs(got - sum) <= bound, which);
+  CHECK(std::isnan(static_cast<double>(sum))   ? std::isnan(got)
+        : std::isinf(static_cast<double>(sum)) ? got == static_cast<double>(sum)
+                                               : std::abs(got - sum) <= bound,
+        which);
 }
 
 void refusals() {
@@ -111,10 +113,10 @@ void refusals() {
 }  // namespace
 
 int main() {
-  const Shape shapes[] = {{{1, 1, 1}},    {{1, 1, 7}},   {{1, 1, 4099}},     {{3, 1, 40}},  {{2, 3, 0}},
-                          {{0, 3, 2}},    {{2, 0, 3}},   {{3, 16, 1}},       {{5, 8, 1}},   {{70, 24, 1}},
-                          {{9, 5, 1}},    {{4, 3, 7}},   {{3, 7, 8}},        {{2, 5, 49}},  {{1, 3, 1031}},
-                          {{300, 5, 3}},  {{1, 4099, 1}}, {{2, 12288, 1}},   {{2, 3, 5000}}, {{7, 13, 1}},
+  const Shape shapes[] = {{{1, 1, 1}},       {{1, 1, 7}},        {{1, 1, 4099}},     {{3, 1, 40}},   {{2, 3, 0}},
+                          {{0, 3, 2}},       {{2, 0, 3}},        {{3, 16, 1}},       {{5, 8, 1}},    {{70, 24, 1}},
+                          {{9, 5, 1}},       {{4, 3, 7}},        {{3, 7, 8}},        {{2, 5, 49}},   {{1, 3, 1031}},
+                          {{300, 5, 3}},     {{1, 4099, 1}},     {{2, 12288, 1}},    {{2, 3, 5000}}, {{7, 13, 1}},
                           {{4, 6, 9}, true}, {{1, 3, 17}, true}, {{130, 8, 1}, true}};
   int runs = 0;
   for (const Shape& shape : shapes)

@@ -5,8 +5,8 @@ using namespace testing;
 
 namespace {
 
-const Shape kShapes[] = {{{1, 1, 1}},   {{1, 1, 4099}}, {{2, 3, 0}},  {{3, 16, 1}},   {{70, 24, 1}},       {{9, 5, 1}},
-                         {{4, 3, 7}},   {{2, 5, 49}},   {{3, 2, 1031}}, {{2, 4099, 1}}, {{4, 6, 9}, true}, {{300, 5, 3}}};
+const Shape kShapes[] = {{{1, 1, 1}}, {{1, 1, 4099}}, {{2, 3, 0}},    {{3, 16, 1}},   {{70, 24, 1}},     {{9, 5, 1}},
+                         {{4, 3, 7}}, {{2, 5, 49}},   {{3, 2, 1031}}, {{2, 4099, 1}}, {{4, 6, 9}, true}, {{300, 5, 3}}};
 
 void check_tangent(DType dtype, const Shape& shape, bool with_v, bool with_code, int64_t shift, DType cap_dtype) {
   const std::string which = "tangent " + shape.text() + " dtype " + std::to_string(static_cast<int>(dtype));
