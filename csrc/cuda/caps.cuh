@@ -148,34 +148,28 @@ struct CapsOfGroup {
 
   DRELUOP_DEVICE void read(const CapSource<kAccess>& source, Real* values) const {
     if constexpr (kMode == CapMode::kSpan) {
-      read_span(source, values);
+      const Real one = source.template number<Format>(first);
+      const Real next = left < kGroup ? source.template number<Format>(map.after(first)) : one;
+#pragma unroll
+      for (int e = 0; e < kGroup; ++e) values[e] = e < left ? one : next;
     } else if constexpr (kMode == CapMode::kAligned) {
       source.template numbers<Format, kGroup>(first, values);
-    } else if (map.inner.divisor >= kGroup) {
-      read_span(source, values);
     } else {
       read_each(source, values);
     }
   }
 
-  DRELUOP_DEVICE void read_span(const CapSource<kAccess>& source, Real* values) const {
-    const Real one = source.template number<Format>(first);
-    const Real next = left < kGroup ? source.template number<Format>(map.after(first)) : one;
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e) values[e] = e < left ? one : next;
-  }
-
   DRELUOP_DEVICE void read_each(const CapSource<kAccess>& source, Real* values) const {
     Real* room = room_of_thread<Real>();
     int64_t cap = first, until = left;
-    Real value = source.template number<Format>(cap);
+    Real value = 0;
 #pragma unroll 1
     for (int e = 0; e < kGroup; ++e) {
       if (until == 0) {
         until = static_cast<int64_t>(map.inner.divisor);
         cap = map.after(cap);
-        value = source.template number<Format>(cap);
       }
+      if (e == 0 || until == static_cast<int64_t>(map.inner.divisor)) value = source.template number<Format>(cap);
       room[e] = value;
       --until;
     }

@@ -30,7 +30,8 @@ struct ForwardPass {
 
   const ForwardParameters<kAccess>& p;
 
-  DRELUOP_DEVICE void compute(int64_t i, const Group<T, kGroup>& x, const Group<T, kGroup>& residual) const {
+  // The first n elements of a group.
+  DRELUOP_DEVICE void compute(int64_t i, int n, const Group<T, kGroup>& x, const Group<T, kGroup>& residual) const {
     const Caps caps(p.map, i);
     T cap[kGroup];
     caps.read_as(p.cap, cap);
@@ -38,14 +39,15 @@ struct ForwardPass {
     if constexpr (kFused) fuse(caps, unpack<T, kGroup>(residual), &y);
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) y.v[e] = capped_value<Format>(y.v[e], cap[e]);
-    p.operands.template store<T, kGroup>(kY, i, kGroup, y);
+    p.operands.template store<T, kGroup>(kY, i, n, y);
     if (p.code == nullptr) return;
     uint32_t codes = 0;
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) codes |= static_cast<uint32_t>(region_of<Format>(y.v[e], cap[e])) << (2 * e);
+    for (int e = 0; e < kGroup; ++e)
+      if (e < n) codes |= static_cast<uint32_t>(region_of<Format>(y.v[e], cap[e])) << (2 * e);
 #pragma unroll
     for (int b = 0; b < kGroup / kCodesPerByte; ++b)
-      p.code[i / kCodesPerByte + b] = static_cast<uint8_t>(codes >> (8 * b));
+      if (b * kCodesPerByte < n) p.code[i / kCodesPerByte + b] = static_cast<uint8_t>(codes >> (8 * b));
   }
 
   DRELUOP_DEVICE void fuse(const Caps& caps, const Values& residual, Values* x) const {
@@ -110,19 +112,19 @@ struct ForwardPass {
 #pragma unroll
     for (int u = 0; u < kGroups; ++u) {
       const int64_t g = first + u * kFlatThreads;
-      if (g < p.plan.groups) compute(p.plan.head + g * kGroup, x[u], residual[u]);
+      if (g < p.plan.groups) compute(p.plan.head + g * kGroup, kGroup, x[u], residual[u]);
     }
   }
 
   DRELUOP_DEVICE void one_by_one(int64_t first) const {
 #pragma unroll 1
     for (int u = 0; u < kGroups; ++u) {
-      const int64_t g = first + u * kFlatThreads;
-      if (g >= p.plan.groups) return;
-      const int64_t i = p.plan.head + g * kGroup;
+      const int64_t i = (first + u * kFlatThreads) * kGroup;
+      if (i >= p.plan.numel) return;
+      const int n = static_cast<int>(min(p.plan.numel - i, int64_t{kGroup}));
       Group<T, kGroup> residual = {};
-      if (p.has_residual) residual = p.operands.template load<T, kGroup>(kResidual, i, kGroup);
-      compute(i, p.operands.template load<T, kGroup>(kX, i, kGroup), residual);
+      if (p.has_residual) residual = p.operands.template load<T, kGroup>(kResidual, i, n);
+      compute(i, n, p.operands.template load<T, kGroup>(kX, i, n), residual);
     }
   }
 
@@ -130,11 +132,12 @@ struct ForwardPass {
     const int64_t block = static_cast<int64_t>(blockIdx.x) - p.penalty.blocks;
     if (block < 0) return p.penalty.run(blockIdx.x);
     const int64_t first = block * (kFlatThreads * kGroups) + threadIdx.x;
-    if constexpr (kAccess == Access::kVector)
-      together(first);
-    else
+    if constexpr (kAccess == Access::kGeneral) {
       one_by_one(first);
-    if (block == p.plan.blocks - 1) edges();
+    } else {
+      together(first);
+      if (block == p.plan.blocks - 1) edges();
+    }
   }
 };
 

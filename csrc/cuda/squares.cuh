@@ -11,13 +11,14 @@ DRELUOP_DEVICE bool finish_across_blocks(Sum<double> sum, int64_t block, int64_t
                                          unsigned* counter, Sum<double>* total) {
   unsigned* slot = reinterpret_cast<unsigned*>(shared_memory());
   auto* scratch = reinterpret_cast<Sum<double>*>(shared_memory() + 16);
-  sum = block_sum(sum, scratch);
-  if (blocks > 1) {
+#pragma unroll 1
+  for (bool alone = blocks == 1;; alone = true) {
+    sum = block_sum(sum, scratch);
+    if (alone) break;
     if (threadIdx.x == 0) partials[block] = sum;
     if (!arrives_last(counter, static_cast<unsigned>(blocks), slot)) return false;
     sum = Sum<double>();
     for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) sum.add(read_partial(partials + b));
-    sum = block_sum(sum, scratch);
   }
   *total = sum;
   return threadIdx.x == 0;

@@ -24,18 +24,19 @@ struct TangentPass {
 
   const TangentParameters& p;
 
-  DRELUOP_DEVICE void compute(int64_t i) const {
-    const Pack<T, kGroup> u = unpack<T, kGroup>(p.saved.operands.load<T, kGroup>(kU, i, kGroup));
+  // The first n elements of a group.
+  DRELUOP_DEVICE void compute(int64_t i, int n) const {
+    const Pack<T, kGroup> u = unpack<T, kGroup>(p.saved.operands.load<T, kGroup>(kU, i, n));
     const Caps caps(p.map, i);
     T cap[kGroup], v[kGroup];
     read_or_zero(caps, p.cap, cap);
     read_or_zero(caps, p.v, v);
-    const Kept kept = Kept::load(p.saved, i, kGroup, cap);
+    const Kept kept = Kept::load(p.saved, i, n, cap);
     Pack<T, kGroup> out;
 #pragma unroll
     for (int e = 0; e < kGroup; ++e)
       out.v[e] = select(kept.inside(e, cap[e]), u.v[e], select(kept.capped(e, cap[e]), v[e], Format::zero()));
-    p.saved.operands.store<T, kGroup>(kOut, i, kGroup, out);
+    p.saved.operands.store<T, kGroup>(kOut, i, n, out);
   }
 
   DRELUOP_DEVICE void read_or_zero(const Caps& caps, const Source& source, T* values) const {
@@ -44,27 +45,13 @@ struct TangentPass {
     if (source.data != nullptr) caps.read_as(source, values);
   }
 
-  // Elements after the last group.
-  DRELUOP_DEVICE void edges() const {
-    const int64_t i = p.plan.groups * kGroup + threadIdx.x;
-    if (i >= p.plan.numel) return;
-    const int64_t c = Caps(p.map, i).first;
-    const T cap = value_or_zero(p.cap, c);
-    const uint8_t region = p.saved.region<Format>(i, cap);
-    const T at_cap = region == kCapped ? value_or_zero(p.v, c) : Format::zero();
-    p.saved.operands.at<T>(kOut, i) = region == kInside ? p.saved.operands.at<T>(kU, i) : at_cap;
-  }
-
-  DRELUOP_DEVICE T value_or_zero(const Source& source, int64_t c) const {
-    return source.data == nullptr ? Format::zero() : Working<Format>::round(source.number<Format>(c));
-  }
-
   DRELUOP_DEVICE void run() const {
     const int64_t first = static_cast<int64_t>(blockIdx.x) * (kFlatThreads * kInFlightOfTwo) + threadIdx.x;
 #pragma unroll 1
-    for (int k = 0; k < kInFlightOfTwo; ++k)
-      if (first + k * kFlatThreads < p.plan.groups) compute((first + k * kFlatThreads) * kGroup);
-    if (blockIdx.x == p.plan.blocks - 1) edges();
+    for (int k = 0; k < kInFlightOfTwo; ++k) {
+      const int64_t i = (first + k * kFlatThreads) * kGroup;
+      if (i < p.plan.numel) compute(i, static_cast<int>(min(p.plan.numel - i, int64_t{kGroup})));
+    }
   }
 };
 

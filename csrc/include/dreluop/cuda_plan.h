@@ -44,7 +44,8 @@ inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_fligh
   plan.head = std::min(head, numel);
   plan.groups = (numel - plan.head) / group_of(dtype);
   if (numel > 0)
-    plan.blocks = checked_blocks(std::max<int64_t>(1, up_to(plan.groups, int64_t{kFlatThreads} * in_flight)));
+    plan.blocks = checked_blocks(
+        std::max<int64_t>(1, up_to(up_to(numel - plan.head, group_of(dtype)), int64_t{kFlatThreads} * in_flight)));
   return plan;
 }
 
