@@ -78,7 +78,9 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
 };
 
 template <class Format, Access kAccess, int kSums>
-__global__ void __launch_bounds__(kRowThreads, kAccess == Access::kVector ? kRowBlocksPerProcessor : 2)
+__global__ void __launch_bounds__(kRowThreads, kAccess == Access::kGeneral ? 2
+                                               : kSums == 1                ? kRowBlocksPerProcessor
+                                                                           : 3)
     backward_rows_kernel(const __grid_constant__ typename Routing<Format, kAccess, kSums>::Parameters p) {
   BackwardRows<Format, kAccess, kSums>{{p}}.run();
 }

@@ -142,7 +142,8 @@ struct ForwardPass {
 };
 
 template <class Format, Access kAccess, CapMode kMode, bool kFused>
-__global__ void __launch_bounds__(kFlatThreads) forward_kernel(const __grid_constant__ ForwardParameters<kAccess> p) {
+__global__ void __launch_bounds__(kFlatThreads, kFused ? 3 : 4)
+    forward_kernel(const __grid_constant__ ForwardParameters<kAccess> p) {
   ForwardPass<Format, kAccess, kMode, kFused>{p}.run();
 }
 

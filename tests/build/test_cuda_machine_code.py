@@ -24,11 +24,13 @@ MODES = (0, 1)  # CapMode: kSpan, kAligned
 # Kernels on the way of a training step, by their template arguments (Access 0 is kVector, 1 kGeneral), with the threads
 # of a block and the blocks that a multiprocessor must hold at once.
 HOT = {
-    **{f"forward_kernel<{f}, 0, {m}, {fused}>": (256, 4) for f in FORMATS for m in MODES for fused in ("false", "true")},
-    **{f"backward_rows_kernel<{f}, 0, {sums}>": (256, 4) for f in FORMATS for sums in (1, 2)},
+    **{f"forward_kernel<{f}, 0, {m}, false>": (256, 4) for f in FORMATS for m in MODES},
+    **{f"forward_kernel<{f}, 0, {m}, true>": (256, 3) for f in FORMATS for m in MODES},
+    **{f"backward_rows_kernel<{f}, 0, 1>": (256, 4) for f in FORMATS},
+    **{f"backward_rows_kernel<{f}, 0, 2>": (256, 3) for f in FORMATS},
     **{f"backward_columns_kernel<{f}, 0, 1>": (256, 3) for f in FORMATS},
     **{f"backward_columns_kernel<{f}, 0, 2>": (256, 2) for f in FORMATS},
-    "forward_kernel<Native<double>, 1, 2, true>": (256, 4),
+    "forward_kernel<Native<double>, 1, 2, true>": (256, 3),
     "backward_rows_kernel<Native<double>, 1, 2>": (256, 2),
     "backward_columns_kernel<Native<double>, 1, 2>": (256, 2),
     **{f"tangent_kernel<{f}>": (256, 4) for f in (*FORMATS, "Native<double>")},
