@@ -68,7 +68,7 @@ bench: $(VENV)/.installed
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
 
-CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu')
+CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

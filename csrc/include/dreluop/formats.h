@@ -68,6 +68,13 @@ template <class Self, int16_t kInfinity>
 struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
+#if defined(__CUDA_ARCH__)
+  // A GPU widens in one instruction, and its comparisons know NaN.
+  static DRELUOP_INLINE bool is_nan(uint16_t a) { return Self::to_float(a) != Self::to_float(a); }
+  static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return Self::to_float(a) < Self::to_float(b); }
+  static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return Self::to_float(a) == Self::to_float(b); }
+  static DRELUOP_INLINE bool positive(uint16_t a) { return Self::to_float(a) > 0.0f; }
+#else
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<int16_t>(a & 0x7fff) > kInfinity; }
   // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on
   // the order of two negative numbers, nor on that of -0 and +0.
@@ -77,6 +84,7 @@ struct Bits16 {
   // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return (static_cast<int16_t>(a) > 0) & !is_nan(a); }
+#endif
   static DRELUOP_INLINE double widen(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
   static DRELUOP_INLINE uint16_t round(double a) { return Self::from_float(static_cast<float>(a)); }
 };
@@ -87,15 +95,26 @@ using Float64 = Native<double>;
 struct BFloat16 : Bits16<BFloat16, 0x7f80> {
   static DRELUOP_INLINE float to_float(uint16_t a) { return bit_cast<float>(static_cast<uint32_t>(a) << 16); }
   static DRELUOP_INLINE uint16_t from_float(float a) {
+#if defined(__CUDA_ARCH__)
+    uint16_t rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(a));
+    return rounded;
+#else
     const uint32_t u = bit_cast<uint32_t>(a);
     if (a != a) return static_cast<uint16_t>((u >> 16) | 0x40);
     return static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+#endif
   }
 };
 
 struct Float16 : Bits16<Float16, 0x7c00> {
   // Integer only: neither rounding modes nor a flush of subnormals may change the result.
   static DRELUOP_INLINE float to_float(uint16_t a) {
+#if defined(__CUDA_ARCH__)
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(a));
+    return wide;
+#else
     const uint32_t sign = static_cast<uint32_t>(a & 0x8000) << 16;
     uint32_t magnitude = a & 0x7fff;
     if (magnitude >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | ((magnitude & 0x3ff) << 13));
@@ -107,8 +126,14 @@ struct Float16 : Bits16<Float16, 0x7c00> {
       --exponent;
     }
     return bit_cast<float>(sign | (exponent << 23) | ((magnitude & 0x3ff) << 13));
+#endif
   }
   static DRELUOP_INLINE uint16_t from_float(float a) {
+#if defined(__CUDA_ARCH__)
+    uint16_t rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(a));
+    return rounded;
+#else
     const uint32_t u = bit_cast<uint32_t>(a);
     const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000);
     const uint32_t magnitude = u & 0x7fffffff;
@@ -124,6 +149,7 @@ struct Float16 : Bits16<Float16, 0x7c00> {
     const uint32_t shift = 126 - exponent;  // 14 for the largest subnormal, 24 for the smallest
     const uint32_t half = (1u << (shift - 1)) - 1;
     return static_cast<uint16_t>(sign | ((mantissa + half + ((mantissa >> shift) & 1)) >> shift));
+#endif
   }
 };
 

@@ -1,0 +1,125 @@
+// Reading and writing groups of elements in walking order.
+#pragma once
+
+#include "cuda/runtime.cuh"
+#include "dreluop/divider.h"
+
+namespace dreluop::cuda {
+
+template <class T, int kGroup>
+struct alignas(16) Pack {
+  T v[kGroup];
+};
+
+// A group as it lies in memory, in 16-byte words: taking it apart waits until it is used.
+template <int kBytes>
+struct Words {
+  uint4 v[kBytes / 16];
+};
+
+template <class T, int kGroup>
+using Group = Words<kGroup * sizeof(T)>;
+
+template <class T, int kGroup>
+DRELUOP_DEVICE Pack<T, kGroup> unpack(const Group<T, kGroup>& group) {
+  return bit_cast<Pack<T, kGroup>>(group);
+}
+
+template <class T, int kGroup>
+DRELUOP_DEVICE Group<T, kGroup> read_words(const T* from) {
+  Group<T, kGroup> group;
+#pragma unroll
+  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) group.v[k] = reinterpret_cast<const uint4*>(from)[k];
+  return group;
+}
+
+template <class T, int kGroup>
+DRELUOP_DEVICE void write_words(T* to, const Pack<T, kGroup>& values) {
+  const auto group = bit_cast<Group<T, kGroup>>(values);
+#pragma unroll
+  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) __stwb(reinterpret_cast<uint4*>(to) + k, group.v[k]);
+}
+
+// kVector: every operand lies densely in walking order, groups are 16-byte aligned. kGeneral: anything.
+enum class Access : uint8_t { kVector, kGeneral };
+
+constexpr int kOperands = 3;
+constexpr int kMaxDims = 64;
+
+// Room for one group at the calling thread's disposal: what is indexed at run time would cost registers tenfold.
+constexpr int kRoomBytes = 32;
+template <class T>
+DRELUOP_DEVICE T* room_of_thread() {
+  return reinterpret_cast<T*>(shared_memory() + threadIdx.x * kRoomBytes);
+}
+
+template <Access kAccess>
+struct Operands;
+
+template <>
+struct Operands<Access::kVector> {
+  void* data[kOperands];
+
+  template <class T, int kGroup>
+  DRELUOP_DEVICE Group<T, kGroup> load(int k, int64_t i, int) const {
+    return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
+  }
+  template <class T, int kGroup>
+  DRELUOP_DEVICE void store(int k, int64_t i, int, const Pack<T, kGroup>& values) const {
+    write_words(static_cast<T*>(data[k]) + i, values);
+  }
+  template <class T>
+  DRELUOP_DEVICE T& at(int k, int64_t i) const {
+    return static_cast<T*>(data[k])[i];
+  }
+};
+
+enum class Kind : uint32_t { kPacked, kLinear, kStrided };
+
+template <>
+struct Operands<Access::kGeneral> {
+  int rank;
+  Kind kind[kOperands];
+  void* data[kOperands];
+  int64_t strides[kOperands][kMaxDims];
+  Divider sizes[kMaxDims];
+
+  // The first n elements of a group; the rest is zero.
+  template <class T, int kGroup>
+  DRELUOP_DEVICE Group<T, kGroup> load(int k, int64_t i, int n) const {
+    if (kind[k] == Kind::kPacked && n == kGroup) return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
+    T* room = room_of_thread<T>();
+#pragma unroll 1
+    for (int e = 0; e < kGroup; ++e) room[e] = e < n ? at<T>(k, i + e) : T(0);
+    return read_words<T, kGroup>(room);
+  }
+  template <class T, int kGroup>
+  DRELUOP_DEVICE void store(int k, int64_t i, int n, const Pack<T, kGroup>& values) const {
+    if (kind[k] == Kind::kPacked && n == kGroup) {
+      write_words(static_cast<T*>(data[k]) + i, values);
+      return;
+    }
+    T* room = room_of_thread<T>();
+    write_words(room, values);
+#pragma unroll 1
+    for (int e = 0; e < n; ++e) at<T>(k, i + e) = room[e];
+  }
+  template <class T>
+  DRELUOP_DEVICE T& at(int k, int64_t i) const {
+    return static_cast<T*>(data[k])[kind[k] == Kind::kStrided ? offset(k, static_cast<uint64_t>(i)) : i];
+  }
+
+ private:
+  DRELUOP_DEVICE int64_t offset(int k, uint64_t i) const {
+    int64_t result = 0;
+#pragma unroll 1
+    for (int d = rank - 1; d > 0; --d) {
+      const uint64_t outer = sizes[d].quotient(i);
+      result += static_cast<int64_t>(sizes[d].remainder(i, outer)) * strides[k][d];
+      i = outer;
+    }
+    return result + static_cast<int64_t>(i) * strides[k][0];
+  }
+};
+
+}  // namespace dreluop::cuda

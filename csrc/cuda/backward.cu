@@ -1,0 +1,129 @@
+#include "cuda/arguments.h"
+#include "cuda/backward_columns.cuh"
+#include "cuda/backward_rows.cuh"
+
+namespace dreluop::cuda {
+namespace {
+
+// What both the workspace and the launch follow from.
+struct Choice {
+  Choice(const Problem& problem, const Backward& pass)
+      : operands(problem, {pass.grad, pass.y, pass.dx}), cap(problem, pass.cap) {
+    CapLayout layout = merged(problem.layout);
+    plan = backward_plan(problem.dtype, layout, std::max(1, problem.multiprocessors));
+    const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias);
+    vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
+             (operands.head() == 0 || (plan.by_rows && pass.code == nullptr)) && (plan.by_rows || plan.columns.aligned);
+    sum_bytes = vector ? sizeof(Sum<float>) : sizeof(Sum<double>);
+    channels = problem.shared_cap && pass.dcap.data != nullptr ? problem.layout.caps : 0;
+    counters = plan.counters + (channels > 0 ? 1 : 0);
+    counter_bytes = (static_cast<size_t>(counters) * sizeof(unsigned) + 15) / 16 * 16;
+    kinds = pass.dbias.data != nullptr || !vector ? 2 : 1;
+  }
+
+  // The sums of a gradient in fp64 must be better than fp32 allows.
+  static bool wants_double(const PerCap& gradient) {
+    return gradient.data != nullptr && gradient.dtype == DType::kFloat64;
+  }
+
+  Workspace workspace() const {
+    if (counters == 0) return {};
+    return {counter_bytes + static_cast<size_t>(kinds * plan.partials + channels) * sum_bytes, counter_bytes};
+  }
+
+  OperandSet operands;
+  CapReading cap;
+  BackwardPlan plan;
+  bool vector = false;
+  size_t sum_bytes = 0;
+  int64_t channels = 0;
+  int64_t counters = 0;
+  size_t counter_bytes = 0;
+  int kinds = 1;
+};
+
+template <class Real>
+Finish<Real> finish_of(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
+  Finish<Real> finish{};
+  const PerCap* const from[] = {&pass.cap, &pass.dcap, &pass.dbias};
+  CapArray* const to[] = {&finish.cap, &finish.gradient[kCapSum], &finish.gradient[kBiasSum]};
+  finish.index = index_caps(problem, from, to);
+  finish.grad_penalty = pass.grad_penalty;
+  finish.penalty_factor = 2 * pass.balancer;
+  finish.caps = problem.layout.caps;
+  finish.sets = choice.plan.by_rows ? problem.layout.caps : choice.plan.columns.tiles;
+  finish.cap_blocks = choice.plan.cap_blocks;
+  finish.counters = static_cast<unsigned*>(workspace);
+  auto* sums = reinterpret_cast<Sum<Real>*>(static_cast<unsigned char*>(workspace) + choice.counter_bytes);
+  finish.partials[kCapSum] = sums;
+  finish.partials[kBiasSum] = sums + (choice.kinds == 2 ? choice.plan.partials : 0);
+  if (choice.channels > 0) {
+    finish.channel_sums = sums + choice.kinds * choice.plan.partials;
+    finish.finished_sets = finish.counters + choice.plan.counters;
+  }
+  return finish;
+}
+
+template <class Format, Access kAccess, int kSums>
+Status launch_as(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
+  using Real = typename SumType<Format, kAccess>::Real;
+  const BackwardPlan& plan = choice.plan;
+  BackwardParameters<kAccess, Real> p{};
+  if constexpr (kAccess == Access::kVector)
+    choice.operands.fill(&p.saved.operands);
+  else
+    choice.operands.fill(&p.saved.operands, plan.by_rows || plan.columns.aligned);
+  p.saved.code = pass.code;
+  p.wants_x = pass.dx.data != nullptr;
+  p.numel = numel_of(problem);
+  p.layout = merged(problem.layout);
+  p.map = cap_map(p.layout);
+  choice.cap.fill(&p.cap);
+  p.finish = finish_of<Real>(problem, pass, choice, workspace);
+  p.rows = plan.rows;
+  p.chunks = Divider::of(std::max<int64_t>(1, plan.rows.chunks));
+  p.head = kAccess == Access::kVector ? static_cast<int>(choice.operands.head()) : 0;
+  p.columns = plan.columns;
+  if (plan.by_rows) {
+    const size_t shared = std::max(kSlotBytes + kRowThreads * sizeof(Sum<Real>), size_t{kRowThreads} * kRoomBytes);
+    return launch("dreluop backward by rows", backward_rows_kernel<Format, kAccess, kSums>, plan.blocks, kRowThreads,
+                  shared, problem.stream, p);
+  }
+  const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * group_of(problem.dtype);
+  const size_t shared = std::max(kSlotBytes + sums * sizeof(Sum<Real>), size_t{kColumnThreads} * kRoomBytes);
+  return launch("dreluop backward by columns", backward_columns_kernel<Format, kAccess, kSums>, plan.blocks,
+                kColumnThreads, shared, problem.stream, p);
+}
+
+}  // namespace
+
+Workspace backward_workspace(const Problem& problem, const Backward& pass) {
+  check(problem);
+  return Choice(problem, pass).workspace();
+}
+
+Status backward(const Problem& problem, const Backward& pass, void* workspace) {
+  check(problem);
+  const bool wants_sums = pass.dcap.data != nullptr || pass.dbias.data != nullptr;
+  if (pass.dx.data == nullptr && !wants_sums) return {};
+  const int64_t numel = numel_of(problem);
+  if (numel > 0 && pass.grad.data == nullptr) refuse("grad: missing");
+  if (numel > 0 && pass.y.data == nullptr && pass.code == nullptr) refuse("y: missing, and there is no code");
+  if (numel > 0 && pass.code == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
+  if (pass.dcap.data != nullptr && pass.grad_penalty.data != nullptr && pass.cap.data == nullptr)
+    refuse("cap: needed for the gradient of the penalty");
+  const Choice choice(problem, pass);
+  const Status zeroed = zero(workspace, choice.workspace().zeroed, problem.stream);
+  if (!zeroed.ok()) return zeroed;
+  return with_format(problem.dtype, [&](auto format) {
+    using Format = decltype(format);
+    if constexpr (!std::is_same_v<Format, Float64>) {
+      if (choice.vector && choice.kinds == 1)
+        return launch_as<Format, Access::kVector, 1>(problem, pass, choice, workspace);
+      if (choice.vector) return launch_as<Format, Access::kVector, 2>(problem, pass, choice, workspace);
+    }
+    return launch_as<Format, Access::kGeneral, 2>(problem, pass, choice, workspace);
+  });
+}
+
+}  // namespace dreluop::cuda

@@ -1,0 +1,189 @@
+// Values given per cap: of any dtype, at any strides.
+#pragma once
+
+#include "cuda/access.cuh"
+#include "dreluop/cuda_plan.h"
+#include "dreluop/divider.h"
+#include "dreluop/semantics.h"
+
+namespace dreluop::cuda {
+
+// The type in which a format is computed with, and the one rounding back.
+template <class Format>
+struct Working {
+  using Real = float;
+  static DRELUOP_DEVICE float widen(typename Format::Storage a) { return Format::to_float(a); }
+  static DRELUOP_DEVICE typename Format::Storage round(float a) { return Format::from_float(a); }
+};
+template <class T>
+struct Working<Native<T>> {
+  using Real = T;
+  static DRELUOP_DEVICE T widen(T a) { return a; }
+  static DRELUOP_DEVICE T round(T a) { return a; }
+};
+
+constexpr int kCapDims = 8;
+
+struct CapIndex {
+  int rank;
+  Divider sizes[kCapDims];
+};
+
+struct CapArray {
+  void* data;
+  DType dtype;
+  int64_t strides[kCapDims];
+};
+
+DRELUOP_DEVICE int64_t offset_of(const CapIndex& index, const CapArray& array, int64_t cap) {
+  int64_t result = 0;
+  uint64_t i = static_cast<uint64_t>(cap);
+#pragma unroll 1
+  for (int d = index.rank - 1; d > 0; --d) {
+    const uint64_t outer = index.sizes[d].quotient(i);
+    result += static_cast<int64_t>(index.sizes[d].remainder(i, outer)) * array.strides[d];
+    i = outer;
+  }
+  return result + static_cast<int64_t>(i) * array.strides[0];
+}
+
+template <class Real>
+DRELUOP_DEVICE Real read_number(const void* data, DType dtype, int64_t offset) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return static_cast<Real>(static_cast<const float*>(data)[offset]);
+    case DType::kFloat64:
+      return static_cast<Real>(static_cast<const double*>(data)[offset]);
+    case DType::kFloat16:
+      return static_cast<Real>(Float16::to_float(static_cast<const uint16_t*>(data)[offset]));
+    default:
+      return static_cast<Real>(BFloat16::to_float(static_cast<const uint16_t*>(data)[offset]));
+  }
+}
+
+DRELUOP_DEVICE void write_number(void* data, DType dtype, int64_t offset, double value) {
+  switch (dtype) {
+    case DType::kFloat32:
+      static_cast<float*>(data)[offset] = Float32::round(value);
+      break;
+    case DType::kFloat64:
+      static_cast<double*>(data)[offset] = value;
+      break;
+    case DType::kFloat16:
+      static_cast<uint16_t*>(data)[offset] = Float16::round(value);
+      break;
+    default:
+      static_cast<uint16_t*>(data)[offset] = BFloat16::round(value);
+  }
+}
+
+// Where the caps of element i begin, and how many elements are left before the next one.
+struct CapMap {
+  Divider inner, caps;
+
+  DRELUOP_DEVICE int64_t cap_of(int64_t i, int64_t* left) const {
+    const uint64_t run = inner.quotient(static_cast<uint64_t>(i));
+    *left = static_cast<int64_t>(inner.divisor - inner.remainder(static_cast<uint64_t>(i), run));
+    return static_cast<int64_t>(caps.remainder(run, caps.quotient(run)));
+  }
+  DRELUOP_DEVICE int64_t after(int64_t cap) const {
+    return cap + 1 == static_cast<int64_t>(caps.divisor) ? 0 : cap + 1;
+  }
+};
+
+// One array of values per cap as the elementwise passes read it.
+template <Access kAccess>
+struct CapSource;
+
+// At one stride, of the format's own dtype or float32.
+template <>
+struct CapSource<Access::kVector> {
+  const void* data;
+  int64_t stride;
+  bool is_float32;
+
+  template <class Format>
+  DRELUOP_DEVICE typename Working<Format>::Real number(int64_t cap) const {
+    using T = typename Format::Storage;
+    if (is_float32) return static_cast<const float*>(data)[cap * stride];
+    return Working<Format>::widen(static_cast<const T*>(data)[cap * stride]);
+  }
+  // From a 16-byte aligned address, at stride 1.
+  template <class Format, int kGroup>
+  DRELUOP_DEVICE void numbers(int64_t cap, typename Working<Format>::Real* to) const {
+    using T = typename Format::Storage;
+    if (is_float32) {
+      const auto run = *reinterpret_cast<const Pack<float, kGroup>*>(static_cast<const float*>(data) + cap);
+#pragma unroll
+      for (int e = 0; e < kGroup; ++e) to[e] = run.v[e];
+    } else {
+      const auto run = *reinterpret_cast<const Pack<T, kGroup>*>(static_cast<const T*>(data) + cap);
+#pragma unroll
+      for (int e = 0; e < kGroup; ++e) to[e] = Working<Format>::widen(run.v[e]);
+    }
+  }
+};
+
+template <>
+struct CapSource<Access::kGeneral> {
+  CapIndex index;
+  CapArray array;
+  const void* data;
+
+  template <class Format>
+  DRELUOP_DEVICE typename Working<Format>::Real number(int64_t cap) const {
+    return read_number<typename Working<Format>::Real>(data, array.dtype, offset_of(index, array, cap));
+  }
+};
+
+// The caps of one group.
+template <class Format, int kGroup, Access kAccess, CapMode kMode>
+struct CapsOfGroup {
+  using Real = typename Working<Format>::Real;
+  const CapMap& map;
+  int64_t first = 0;
+  int64_t left = 0;  // elements before the cap after `first`
+
+  DRELUOP_DEVICE CapsOfGroup(const CapMap& caps, int64_t i) : map(caps) { first = map.cap_of(i, &left); }
+
+  DRELUOP_DEVICE void read(const CapSource<kAccess>& source, Real* values) const {
+    if constexpr (kMode == CapMode::kSpan) {
+      const Real one = source.template number<Format>(first);
+      const Real next = left < kGroup ? source.template number<Format>(map.after(first)) : one;
+#pragma unroll
+      for (int e = 0; e < kGroup; ++e) values[e] = e < left ? one : next;
+    } else if constexpr (kMode == CapMode::kAligned) {
+      source.template numbers<Format, kGroup>(first, values);
+    } else {
+      read_each(source, values);
+    }
+  }
+
+  DRELUOP_DEVICE void read_each(const CapSource<kAccess>& source, Real* values) const {
+    Real* room = room_of_thread<Real>();
+    int64_t cap = first, until = left;
+    Real value = 0;
+#pragma unroll 1
+    for (int e = 0; e < kGroup; ++e) {
+      if (until == 0) {
+        until = static_cast<int64_t>(map.inner.divisor);
+        cap = map.after(cap);
+      }
+      if (e == 0 || until == static_cast<int64_t>(map.inner.divisor)) value = source.template number<Format>(cap);
+      room[e] = value;
+      --until;
+    }
+    const auto all = *reinterpret_cast<Pack<Real, kGroup>*>(room);
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values[e] = all.v[e];
+  }
+
+  DRELUOP_DEVICE void read_as(const CapSource<kAccess>& source, typename Format::Storage* values) const {
+    Real numbers[kGroup];
+    read(source, numbers);
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values[e] = Working<Format>::round(numbers[e]);
+  }
+};
+
+}  // namespace dreluop::cuda

@@ -1,0 +1,121 @@
+// Sums whose rounding errors are kept, and their reduction over a block in a fixed order.
+#pragma once
+
+#include "cuda/runtime.cuh"
+#include "dreluop/cuda_plan.h"
+
+namespace dreluop::cuda {
+
+template <class Real>
+struct Sum {
+  Real value = 0;
+  Real error = 0;  // what rounding took from the value
+
+  DRELUOP_DEVICE void add(Real term) {
+    const Real sum = value + term;
+    const Real back = sum - value;
+    error += (value - (sum - back)) + (term - back);
+    value = sum;
+  }
+  DRELUOP_DEVICE void add(const Sum& other) {
+    add(other.value);
+    error += other.error;
+  }
+  // An infinite or NaN sum has a meaningless error.
+  DRELUOP_DEVICE double total() const {
+    const double plain = static_cast<double>(value);
+    return value - value == Real(0) ? plain + static_cast<double>(error) : plain;
+  }
+};
+
+// At most 32 terms, pairwise: the rounding errors stay below five units in the last place of the sum of magnitudes.
+template <int kTerms, class Real>
+DRELUOP_DEVICE Real pairwise(const Real* terms) {
+  if constexpr (kTerms == 1) {
+    return terms[0];
+  } else {
+    return pairwise<kTerms / 2>(terms) + pairwise<kTerms / 2>(terms + kTerms / 2);
+  }
+}
+
+// Lane 0 of each team of `width` lanes gets the team's sum.
+template <class Real>
+DRELUOP_DEVICE Sum<Real> team_sum(Sum<Real> sum, int width) {
+#pragma unroll 1
+  for (int step = width / 2; step > 0; step /= 2) {
+    Sum<Real> other;
+    other.value = __shfl_down_sync(0xffffffffu, sum.value, step, width);
+    other.error = __shfl_down_sync(0xffffffffu, sum.error, step, width);
+    sum.add(other);
+  }
+  return sum;
+}
+
+// A partial sum as another block left it: past the first-level cache, which is not coherent.
+template <class Real>
+DRELUOP_DEVICE Sum<Real> read_partial(const Sum<Real>* from) {
+  Sum<Real> sum;
+  sum.value = __ldcg(&from->value);
+  sum.error = __ldcg(&from->error);
+  return sum;
+}
+
+// Thread 0 gets the block's sum; `scratch` has one sum per warp.
+template <class Real>
+DRELUOP_DEVICE Sum<Real> block_sum(Sum<Real> sum, Sum<Real>* scratch) {
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  sum = team_sum(sum, kWarp);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < warps; ++w) sum.add(scratch[w]);
+  return sum;
+}
+
+// Where the terms of `count` sums lie: term t of sum i at
+// base[t % inner + t / inner % repeat * period + t / (inner * repeat) * stride + i * each].
+template <class Real>
+struct Terms {
+  const Sum<Real>* base;
+  uint32_t count, terms;
+  uint32_t inner, repeat, period, each;
+  int64_t stride;
+
+  DRELUOP_DEVICE const Sum<Real>& at(uint32_t i, uint32_t t) const {
+    const uint32_t rest = t / inner;
+    return base[t % inner + rest % repeat * period + rest / repeat * stride + i * each];
+  }
+};
+
+// put(i, sum of its terms) for every i, in a fixed order; called by the whole block.
+template <class Real, class Put>
+DRELUOP_DEVICE void sum_each(const Terms<Real>& terms, const Put& put) {
+  uint32_t log_width = 0;
+  while (log_width < 5 && (1u << log_width) < terms.terms && (terms.count << log_width) < blockDim.x) ++log_width;
+  const uint32_t width = 1u << log_width, lane = threadIdx.x % width;
+#pragma unroll 1
+  for (uint32_t base = 0; base < terms.count; base += blockDim.x >> log_width) {
+    const uint32_t i = base + (threadIdx.x >> log_width);
+    Sum<Real> sum;
+    if (i < terms.count) {
+#pragma unroll 4
+      for (uint32_t t = lane; t < terms.terms; t += width) sum.add(terms.at(i, t));
+    }
+    sum = team_sum(sum, static_cast<int>(width));
+    if (i < terms.count && lane == 0) put(i, sum);
+  }
+}
+
+// Whether this block is the last of `expected` to get here: it sees all that the others wrote before.
+DRELUOP_DEVICE bool arrives_last(unsigned* counter, unsigned expected, unsigned* slot) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *slot = atomicAdd(counter, 1u);
+  __syncthreads();
+  const bool last = *slot == expected - 1;
+  __threadfence();
+  return last;
+}
+
+}  // namespace dreluop::cuda
