@@ -1,7 +1,7 @@
 """Builds dreluop's compiled part with plain setuptools.
 
 DRELUOP_BUILD chooses what is built:
-    auto  (default) the CPU operators; with nvcc also the CUDA code (so far only the probe of the device)
+    auto  (default) the CPU operators; with nvcc also the CUDA kernels, in the same library
     cuda  as auto, but a missing nvcc is an error
     cpu   the CPU operators only, whether or not there is an nvcc
     none  nothing: a pure Python package served by the reference
@@ -151,6 +151,23 @@ def check_build_tools() -> None:
         )
 
 
+def usable_cuda(choice: str) -> Path | None:
+    """The CUDA toolkit to build with, if it is wanted and whole."""
+    cuda = cuda_home() if choice in ("auto", "cuda") else None
+    if cuda and choice == "auto" and not (cuda / "lib64" / "libcudart_static.a").exists():
+        print(f"dreluop: {cuda} has no static cudart; building without CUDA", file=sys.stderr)
+        return None
+    if cuda:
+        gencode(cuda_archs())
+    return cuda
+
+
+def cuda_sources() -> list[str]:
+    """Largest first."""
+    kernels = sorted(files("csrc/cuda/*.cu"), key=lambda file: -(ROOT / file).stat().st_size)
+    return [*kernels, "csrc/torch/ops_cuda.cpp", "csrc/torch/cuda_entry.cpp"]
+
+
 def extensions() -> list[Extension]:
     check_build_tools()
     choice = build_choice()
@@ -166,6 +183,7 @@ def extensions() -> list[Extension]:
     if choice == "cuda" and cuda_home() is None:
         stop("DRELUOP_BUILD=cuda, but nvcc was not found: set CUDA_HOME, or use DRELUOP_BUILD=cpu.")
     torch = torch_module()
+    cuda = usable_cuda(choice)
     try:
         from pybind11.setup_helpers import Pybind11Extension  # noqa: PLC0415 (not needed by a pure build)
     except ImportError:
@@ -181,7 +199,8 @@ def extensions() -> list[Extension]:
     torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
     operators = Extension(
         "dreluop._ops",
-        [*files("csrc/cpu/*.cpp"), "csrc/torch/ops_cpu.cpp"],
+        # What compiles longest comes first, so that it is not what everything else waits for at the end.
+        [*(cuda_sources() if cuda else []), "csrc/torch/ops_cpu.cpp", *files("csrc/cpu/*.cpp")],
         depends=headers,
         include_dirs=include,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
@@ -205,17 +224,11 @@ def extensions() -> list[Extension]:
         extra_compile_args=warnings,
         cxx_std=20,
     )
-    cuda = cuda_home() if choice in ("auto", "cuda") else None
-    if cuda and choice == "auto" and not (cuda / "lib64" / "libcudart_static.a").exists():
-        print(f"dreluop: {cuda} has no static cudart; building without CUDA", file=sys.stderr)
-        cuda = None
     if cuda:
-        gencode(cuda_archs())
-        information.sources += files("csrc/cuda/*.cu")
-        information.define_macros.append(("DRELUOP_CUDA_ARCHS", f'"{cuda_archs()}"'))
-        information.library_dirs.append(str(cuda / "lib64"))
+        operators.define_macros.append(("DRELUOP_CUDA_ARCHS", f'"{cuda_archs()}"'))
+        operators.library_dirs.append(str(cuda / "lib64"))
         # Static: a shared cudart would tie the file to one CUDA version, and to a CUDA torch.
-        information.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--exclude-libs,ALL"]
+        operators.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
     return [operators, information]
 
 

@@ -8,8 +8,6 @@ class BuildInfo(TypedDict):
     compiler: str
     torch_headers: str
     torch_target: str
-    cuda: str | None
-    cuda_archs: str
 
 class CpuPlan(TypedDict):
     order: list[int]
@@ -25,13 +23,10 @@ class CpuPlan(TypedDict):
     partials: int
 
 def build_info() -> BuildInfo:
-    """What this was built with: version, compiler, torch headers and lowest torch, CUDA."""
+    """What this was built with: version, compiler, torch headers and lowest torch."""
 
 def cpu_capability() -> Literal["default", "avx2", "avx512"]:
     """Instruction set in use; a lower one can be asked for by DRELUOP_CPU_CAPABILITY."""
-
-def cuda_unavailable_reason(device: int = 0) -> str:
-    """Why CUDA code of this build cannot run on a device; empty if it can. Launches nothing."""
 
 def cpu_plan(shape: Sequence[int], strides: Sequence[int], cap_shape: Sequence[int], dim: int = 1) -> CpuPlan:
     """How the CPU kernels walk and cut an activation.

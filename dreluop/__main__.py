@@ -9,8 +9,16 @@ import sys
 import torch
 
 from dreluop import selfcheck
-from dreluop.backends import native
+from dreluop.backends import native, native_cuda
 from dreluop.version import __version__
+
+
+def _cuda_line() -> str:
+    built_for = native_cuda.built_for()
+    code = f"code of CUDA {built_for[0]} for {built_for[1]}" if built_for else "no code"
+    reason = native.cuda_reason()
+    served = "the compiled kernels" if reason is None else f"the reference ({reason})"
+    return f"CUDA         {code}; CUDA tensors are served by {served}"
 
 
 def _build_lines() -> list[str]:
@@ -21,9 +29,8 @@ def _build_lines() -> list[str]:
     info = _C.build_info()
     lines = [
         f"build        {info['version']}, {info['compiler']}, headers of torch {info['torch_headers']}, "
-        f"runs on torch >= {info['torch_target']}, CUDA: {info['cuda'] or 'no'}",
-        f"CUDA         {_C.cuda_unavailable_reason() or 'device 0 can run this build'}; CUDA tensors are served by the "
-        "reference",
+        f"runs on torch >= {info['torch_target']}",
+        _cuda_line(),
         f"CPU          {_C.cpu_capability()}, {torch.get_num_threads()} threads",
     ]
     wanted = os.environ.get(native.CPU_CAPABILITY_VARIABLE, "")

@@ -3,9 +3,6 @@
 #include <pybind11/stl.h>
 
 #include "cpu/capability.h"
-#if defined(DRELUOP_CUDA_ARCHS)
-#include "cuda/probe.h"
-#endif
 #include "dreluop/layout.h"
 #include "dreluop/plan.h"
 
@@ -19,23 +16,7 @@ py::dict build_info() {
   info["compiler"] = __VERSION__;
   info["torch_headers"] = DRELUOP_TORCH_HEADERS;
   info["torch_target"] = DRELUOP_TORCH_TARGET;
-#if defined(DRELUOP_CUDA_ARCHS)
-  info["cuda"] = std::to_string(dreluop::cuda::runtime_version() / 1000) + "." +
-                 std::to_string(dreluop::cuda::runtime_version() % 1000 / 10);
-  info["cuda_archs"] = DRELUOP_CUDA_ARCHS;
-#else
-  info["cuda"] = py::none();
-  info["cuda_archs"] = "";
-#endif
   return info;
-}
-
-std::string cuda_unavailable_reason([[maybe_unused]] int device) {
-#if defined(DRELUOP_CUDA_ARCHS)
-  return dreluop::cuda::unavailable_reason(device);
-#else
-  return "built without CUDA";
-#endif
 }
 
 py::dict layout_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
@@ -63,12 +44,10 @@ py::dict layout_plan(const std::vector<int64_t>& shape, const std::vector<int64_
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information and launch plans of the compiled part of dreluop.";
   m.def("build_info", &build_info,
-        "What this was built with: version, compiler, torch headers and lowest torch, CUDA.");
+        "What this was built with: version, compiler, torch headers and lowest torch.");
   m.def(
       "cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
       "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");
-  m.def("cuda_unavailable_reason", &cuda_unavailable_reason, py::arg("device") = 0,
-        "Why CUDA code of this build cannot run on a device; empty if it can. Launches nothing.");
   m.def("cpu_plan", &layout_plan, py::arg("shape"), py::arg("strides"), py::arg("cap_shape"), py::arg("dim") = 1,
         "How the CPU kernels walk and cut an activation.");
 }

@@ -69,6 +69,13 @@ struct Geometry {
     return order;
   }
 
+  // Elements of one sample (dim 0) that lie together in walking order.
+  int64_t sample_inner() const {
+    int64_t inner = 1;
+    for (size_t i = walk.order.size(); i-- > 0 && walk.order[i] != 0;) inner *= sizes[walk.order[i]];
+    return inner;
+  }
+
   DType dtype;
   Sizes sizes;
   Walk walk;
@@ -122,5 +129,49 @@ struct Kept {
   bool is_code;
   Sizes order;
 };
+
+// As torch.empty_like, without the dispatcher where the strides can simply be taken over.
+inline Tensor empty_as(const Tensor& t) {
+  const Sizes sizes = sizes_of(t), strides = strides_of(t);
+  if (t.numel() > 0 && strides == dense_strides(sizes, memory_order(strides)))
+    return empty_strided(sizes, strides, t.scalar_type(), t);
+  return torch::stable::empty_like(t);
+}
+
+// A gradient or tangent of x: with the strides of the saved output, or dense in the order of the code.
+inline Tensor empty_as_kept(const Kept& kept, const Tensor& like, const Tensor& saved) {
+  if (!kept.is_code) return empty_as(saved);
+  const Sizes sizes = sizes_of(like);
+  return empty_strided(sizes, dense_strides(sizes, kept.order), like.scalar_type(), like);
+}
+
+inline void check_tangent_of_cap(const Tensor& v, const Tensor& cap, const Tensor& u) {
+  if (sizes_of(v) != sizes_of(cap))
+    fail("v: got shape " + to_string(sizes_of(v)) + "; expected the cap's, " + to_string(sizes_of(cap)));
+  check_device(v, "v", u, "u");
+}
+
+inline void check_has_samples(const Tensor& x) {
+  if (x.dim() == 0) fail("x: got 0 dimensions; expected at least one, the sample");
+}
+
+// Off, inside and capped, per cap.
+inline Sizes counts_shape(const Tensor& cap) {
+  Sizes shape{3};
+  for (const int64_t size : sizes_of(cap)) shape.push_back(size);
+  return shape;
+}
+
+// The dtype of their penalty.
+inline ScalarType check_caps(const std::vector<Tensor>& caps) {
+  if (caps.empty()) fail("caps: got no tensor; expected at least one");
+  ScalarType dtype = ScalarType::Float;
+  for (const Tensor& cap : caps) {
+    dtype_of(cap, "caps");
+    check_device(cap, "caps", caps[0], "the first of them");
+    if (cap.scalar_type() == ScalarType::Double) dtype = ScalarType::Double;
+  }
+  return dtype;
+}
 
 }  // namespace dreluop

@@ -120,13 +120,6 @@ Tensor in_large_pages(Tensor t) {
   return t;
 }
 
-// As torch.empty_like, without the dispatcher where the strides can simply be taken over.
-Tensor empty_like(const Tensor& t, const Operand& operand) {
-  return in_large_pages(operand.is_linear() && t.numel() > 0
-                            ? empty_strided(sizes_of(t), strides_of(t), t.scalar_type(), t)
-                            : torch::stable::empty_like(t));
-}
-
 // The view of one call.
 struct Call : Geometry {
   using Geometry::Geometry;
@@ -160,7 +153,7 @@ Tensor forward(const Tensor& x, const Tensor& cap, int64_t dim, const std::optio
                const std::optional<Tensor>& residual) {
   const Call call(x, "x", cap, dim, memory_order(strides_of(x)), bias);
   if (residual.has_value()) check_residual(*residual, x);
-  const Tensor y = empty_like(x, call.operand(x));
+  const Tensor y = in_large_pages(empty_as(x));
   run_forward(call, x, cap, bias, residual, y, nullptr);
   return y;
 }
@@ -189,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_extra(const Tensor& x, const Tensor& 
                                                  std::optional<double> balancer, const std::optional<Tensor>& bias,
                                                  const std::optional<Tensor>& residual) {
   dtype_of(x, "x");
-  const Tensor y = in_large_pages(torch::stable::empty_like(x));
+  const Tensor y = in_large_pages(empty_as(x));
   const auto [packed, penalty] = run_extra(x, y, cap, dim, code, balancer, bias, residual);
   return {y, packed, penalty};
 }
@@ -209,13 +202,6 @@ Saved view_of(const Kept& kept, const Call& call, const Tensor& saved) {
   else
     result.y = call.operand(saved);
   return result;
-}
-
-// A gradient or tangent of x, with the strides of the saved output, or dense in the order of the code.
-Tensor empty_as(const Kept& kept, const Call& call, const Tensor& like, const Tensor& saved) {
-  if (kept.is_code)
-    return in_large_pages(empty_strided(call.sizes, dense_strides(call.sizes, kept.order), like.scalar_type(), like));
-  return empty_like(saved, call.operand(saved));
 }
 
 // sums: one per cap of the layout, in walking order, or a single one. value_of(i) is added to sum i.
@@ -262,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
   std::optional<double> scale;
   if (need_cap && balancer.has_value() && grad_penalty.has_value())
     scale = 2 * *balancer * load_scalar(*grad_penalty, "grad_penalty");
-  const Tensor dx = need_x ? empty_as(kept, call, grad, saved) : nothing(grad.scalar_type(), grad);
+  const Tensor dx = need_x ? in_large_pages(empty_as_kept(kept, grad, saved)) : nothing(grad.scalar_type(), grad);
   const Operand dx_operand = need_x ? call.output(dx) : Operand();
   const int64_t count = call.walk.layout.caps;
   std::vector<double> to_caps(need_cap ? count : 0), to_biases(bias.has_value() ? count : 0);
@@ -277,30 +263,21 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
                const std::vector<int64_t>& order) {
   const Kept kept(u, "u", saved, order);
   const Call call(u, "u", cap, dim, kept.order);
-  if (v.has_value()) {
-    if (sizes_of(*v) != sizes_of(cap))
-      fail("v: got shape " + to_string(sizes_of(*v)) + "; expected the cap's, " + to_string(sizes_of(cap)));
-    check_device(*v, "v", u, "u");
-  }
+  if (v.has_value()) check_tangent_of_cap(*v, cap, u);
   const PerCap caps(cap, "cap", call, call.dtype);
   std::optional<PerCap> at_cap;
   if (v.has_value()) at_cap.emplace(*v, "v", call, call.dtype);
   const Saved view = view_of(kept, call, saved);
-  const Tensor out = empty_as(kept, call, u, saved);
+  const Tensor out = in_large_pages(empty_as_kept(kept, u, saved));
   cpu::tangent(call.problem(caps), call.operand(u), at_cap ? at_cap->values() : nullptr, view, call.output(out));
   return out;
 }
 
 std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_t dim) {
-  if (x.dim() == 0) fail("x: got 0 dimensions; expected at least one, the sample");
+  check_has_samples(x);
   const Call call(x, "x", cap, dim, memory_order(strides_of(x)));
-  cpu::SampleLayout sample{call.sizes[0], 1};
-  for (size_t i = call.walk.order.size(); i-- > 0 && call.walk.order[i] != 0;)
-    sample.inner *= call.sizes[call.walk.order[i]];
-
-  Sizes counts_shape{3};
-  for (const int64_t size : sizes_of(cap)) counts_shape.push_back(size);
-  const Tensor counts = empty_contiguous(counts_shape, ScalarType::Long, x);
+  const cpu::SampleLayout sample{call.sizes[0], call.sample_inner()};
+  const Tensor counts = empty_contiguous(counts_shape(cap), ScalarType::Long, x);
   const Tensor live = empty_contiguous({call.sizes[0]}, ScalarType::Bool, x);
   auto* live_data = static_cast<uint8_t*>(live.mutable_data_ptr());
   std::fill_n(live_data, live.numel(), uint8_t{0});
@@ -324,25 +301,20 @@ std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_
 }
 
 Tensor penalty(const std::vector<Tensor>& caps, double balancer) {
-  if (caps.empty()) fail("caps: got no tensor; expected at least one");
+  const ScalarType dtype = check_caps(caps);
   double sum = 0, error = 0;
-  bool has_double = false;
-  for (const Tensor& cap : caps) {
-    check_device(cap, "caps", caps[0], "the first of them");
-    has_double = has_double || cap.scalar_type() == ScalarType::Double;
-    sum = cpu::two_sum(sum, sum_of_squares(cap), &error);
-  }
-  const Tensor result = empty_contiguous({}, has_double ? ScalarType::Double : ScalarType::Float, caps[0]);
+  for (const Tensor& cap : caps) sum = cpu::two_sum(sum, sum_of_squares(cap), &error);
+  const Tensor result = empty_contiguous({}, dtype, caps[0]);
   store_scalar(result, balancer * cpu::with_error(sum, error));
   return result;
 }
 
 std::vector<Tensor> penalty_backward(const Tensor& grad, const std::vector<Tensor>& caps, double balancer) {
+  check_caps(caps);
   const double scale = 2 * balancer * load_scalar(grad, "grad");
   std::vector<Tensor> result;
   result.reserve(caps.size());
   for (const Tensor& cap : caps) {
-    check_device(cap, "caps", caps[0], "the first of them");
     const Tensor gradient = empty_contiguous(sizes_of(cap), cap.scalar_type(), cap);
     with_format(dtype_of(cap, "cap"), [&](auto format) {
       using Format = decltype(format);

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dreluop.backends import native_cuda
+
 LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
 ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
 CPU_CAPABILITY_VARIABLE = "DRELUOP_CPU_CAPABILITY"  # read by csrc/cpu/capability.h
@@ -43,10 +45,16 @@ def _load_library() -> str | None:
     except OSError as error:
         # torch wraps what the loader said.
         return str(error.__cause__ or error)
+    native_cuda.register_at_first_use(LIBRARY, asked_by_name=os.environ.get(ENVIRONMENT_VARIABLE) == "native")
     return None
 
 
 load_error = _load()
+
+
+def cuda_reason() -> str | None:
+    """Why CUDA tensors are not served by the compiled kernels; None if they are. Initialises CUDA."""
+    return load_error or native_cuda.reason()
 
 
 def is_loaded() -> bool:

@@ -1,0 +1,45 @@
+// The CUDA device that a call runs on: its guard, and torch's current stream.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/kernels.h"
+#include "torch/tensors.h"
+
+// In libtorch_cuda only. Weak, so that the library also loads under a torch for the CPU, where nobody calls it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace dreluop {
+
+constexpr const char* kDeviceKey = "CUDA";
+
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& on) : index_(index_of(on)), guard_(index_) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+    cuda::Status status;
+    multiprocessors_ = cuda::multiprocessors(index_, &status);
+    check(status);
+  }
+
+  void* stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+
+  static void check(const cuda::Status& status) {
+    if (!status.ok()) throw std::runtime_error(std::string(status.kernel) + ": " + cuda::error_text(status.error));
+  }
+
+ private:
+  static int32_t index_of(const Tensor& t) {
+    int32_t index = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+    return index;
+  }
+
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+  int multiprocessors_ = 1;
+};
+
+}  // namespace dreluop
