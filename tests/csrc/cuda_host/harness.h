@@ -122,10 +122,15 @@ struct Array {
 struct Shape {
   CapLayout layout;
   bool shared_cap = false;
+  bool folded = false;  // caps of two dimensions, (4, caps / 4), that lie the other way round in memory
 
   int64_t numel() const { return layout.outer * layout.caps * layout.inner; }
   int64_t cap_of(int64_t i) const { return i / layout.inner % layout.caps; }
   std::vector<int64_t> sizes() const { return {layout.outer, layout.caps, layout.inner}; }
+  std::vector<int64_t> cap_sizes() const {
+    return folded ? std::vector<int64_t>{4, layout.caps / 4} : std::vector<int64_t>{layout.caps};
+  }
+  std::vector<int> cap_order() const { return folded ? std::vector<int>{1, 0} : std::vector<int>{0}; }
   std::string text() const {
     return std::to_string(layout.outer) + "x" + std::to_string(layout.caps) + "x" + std::to_string(layout.inner);
   }
@@ -134,12 +139,12 @@ struct Shape {
 // The problem that describes a shape; keeps the sizes it points to.
 struct Described {
   Described(DType dtype, const Shape& shape, int multiprocessors = 2)
-      : sizes(shape.sizes()), cap_sizes{shape.layout.caps} {
+      : sizes(shape.sizes()), cap_sizes(shape.cap_sizes()) {
     problem.dtype = dtype;
     problem.rank = 3;
     problem.sizes = sizes.data();
     problem.layout = shape.layout;
-    problem.cap_rank = 1;
+    problem.cap_rank = static_cast<int>(cap_sizes.size());
     problem.cap_sizes = cap_sizes.data();
     problem.shared_cap = shape.shared_cap;
     problem.multiprocessors = multiprocessors;
@@ -150,7 +155,7 @@ struct Described {
 
 // A cap of the shape: one value at stride 0 where it is shared.
 inline Array cap_array(DType dtype, const Shape& shape, int64_t gap = 0) {
-  if (!shape.shared_cap) return Array(dtype, {shape.layout.caps}, {0}, gap);
+  if (!shape.shared_cap) return Array(dtype, shape.cap_sizes(), shape.cap_order(), gap);
   Array one(dtype, {1}, {0});
   one.strides = {0};
   one.sizes = {shape.layout.caps};

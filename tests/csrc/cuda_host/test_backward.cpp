@@ -54,7 +54,8 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
   Array y(dtype, shape.sizes(), y_order, 0, o.shift);
   std::vector<uint8_t> code((numel + 3) / 4, 0);
   Array dx = o.in_place ? grad : Array(dtype, shape.sizes(), y_order, 0, o.shift);
-  Array dcap = cap_array(o.cap_dtype, shape, o.cap_gap), dbias(o.bias_dtype, {caps}, {0}, o.cap_gap);
+  Array dcap = cap_array(o.cap_dtype, shape, o.cap_gap),
+        dbias(o.bias_dtype, shape.cap_sizes(), shape.cap_order(), o.cap_gap);
 
   std::vector<double> expected(numel);
   Expected to_cap(shape.shared_cap ? 1 : caps), to_bias(caps);
@@ -167,12 +168,32 @@ void failures() {
 }  // namespace
 
 int main() {
-  const Shape shapes[] = {{{1, 1, 1}},       {{3, 1, 7}},          {{1, 1, 9001}},      {{2, 3, 0}},
-                          {{0, 3, 2}},       {{2, 0, 3}},          {{3, 16, 1}},        {{5, 8, 1}},
-                          {{700, 24, 1}},    {{129, 5, 1}},        {{4, 3, 7}},         {{3, 7, 8}},
-                          {{40, 5, 49}},     {{3, 3, 1031}},       {{300, 5, 3}},       {{3, 4099, 1}},
-                          {{2, 3072, 1}},    {{100, 320, 1}},      {{2, 3, 5000}},      {{70, 13, 1}},
-                          {{4, 6, 9}, true}, {{3, 3, 1030}, true}, {{130, 8, 1}, true}, {{90, 264, 1}, true}};
+  const Shape shapes[] = {{{1, 1, 1}},
+                          {{3, 1, 7}},
+                          {{1, 1, 9001}},
+                          {{2, 3, 0}},
+                          {{0, 3, 2}},
+                          {{2, 0, 3}},
+                          {{3, 16, 1}},
+                          {{5, 8, 1}},
+                          {{700, 24, 1}},
+                          {{129, 5, 1}},
+                          {{4, 3, 7}},
+                          {{3, 7, 8}},
+                          {{40, 5, 49}},
+                          {{3, 3, 1031}},
+                          {{300, 5, 3}},
+                          {{3, 4099, 1}},
+                          {{2, 3072, 1}},
+                          {{100, 320, 1}},
+                          {{2, 3, 5000}},
+                          {{70, 13, 1}},
+                          {{50, 24, 1}, false, true},
+                          {{3, 8, 6}, false, true},
+                          {{4, 6, 9}, true},
+                          {{3, 3, 1030}, true},
+                          {{130, 8, 1}, true},
+                          {{90, 264, 1}, true}};
   int runs = 0;
   for (const Shape& shape : shapes)
     for (const DType dtype : kDTypes)

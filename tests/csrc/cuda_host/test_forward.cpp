@@ -38,7 +38,7 @@ void check_forward(DType dtype, const Shape& shape, const Options& options) {
   Array y = options.in_place ? x : Array(dtype, shape.sizes(), {0, 1, 2}, 0, options.shift_y);
   Array residual, bias;
   if (options.residual) residual = Array(dtype, shape.sizes(), {0, 1, 2}, 0, options.shift_x).fill();
-  if (options.bias) bias = Array(options.bias_dtype, {shape.layout.caps}, {0}, options.cap_gap).fill();
+  if (options.bias) bias = Array(options.bias_dtype, shape.cap_sizes(), shape.cap_order(), options.cap_gap).fill();
   Array cap = cap_array(options.cap_dtype, shape, options.cap_gap).fill();
   const int64_t numel = shape.numel();
   std::vector<double> expected(numel);
@@ -113,11 +113,31 @@ void refusals() {
 }  // namespace
 
 int main() {
-  const Shape shapes[] = {{{1, 1, 1}},       {{1, 1, 7}},        {{1, 1, 4099}},     {{3, 1, 40}},   {{2, 3, 0}},
-                          {{0, 3, 2}},       {{2, 0, 3}},        {{3, 16, 1}},       {{5, 8, 1}},    {{70, 24, 1}},
-                          {{9, 5, 1}},       {{4, 3, 7}},        {{3, 7, 8}},        {{2, 5, 49}},   {{1, 3, 1031}},
-                          {{300, 5, 3}},     {{1, 4099, 1}},     {{2, 12288, 1}},    {{2, 3, 5000}}, {{7, 13, 1}},
-                          {{4, 6, 9}, true}, {{1, 3, 17}, true}, {{130, 8, 1}, true}};
+  const Shape shapes[] = {{{1, 1, 1}},
+                          {{1, 1, 7}},
+                          {{1, 1, 4099}},
+                          {{3, 1, 40}},
+                          {{2, 3, 0}},
+                          {{0, 3, 2}},
+                          {{2, 0, 3}},
+                          {{3, 16, 1}},
+                          {{5, 8, 1}},
+                          {{70, 24, 1}},
+                          {{9, 5, 1}},
+                          {{4, 3, 7}},
+                          {{3, 7, 8}},
+                          {{2, 5, 49}},
+                          {{1, 3, 1031}},
+                          {{300, 5, 3}},
+                          {{1, 4099, 1}},
+                          {{2, 12288, 1}},
+                          {{2, 3, 5000}},
+                          {{7, 13, 1}},
+                          {{5, 24, 1}, false, true},
+                          {{3, 8, 6}, false, true},
+                          {{4, 6, 9}, true},
+                          {{1, 3, 17}, true},
+                          {{130, 8, 1}, true}};
   int runs = 0;
   for (const Shape& shape : shapes)
     for (const DType dtype : kDTypes)

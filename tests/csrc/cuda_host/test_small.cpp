@@ -5,8 +5,19 @@ using namespace testing;
 
 namespace {
 
-const Shape kShapes[] = {{{1, 1, 1}}, {{1, 1, 4099}}, {{2, 3, 0}},    {{3, 16, 1}},   {{70, 24, 1}},     {{9, 5, 1}},
-                         {{4, 3, 7}}, {{2, 5, 49}},   {{3, 2, 1031}}, {{2, 4099, 1}}, {{4, 6, 9}, true}, {{300, 5, 3}}};
+const Shape kShapes[] = {{{1, 1, 1}},
+                         {{1, 1, 4099}},
+                         {{2, 3, 0}},
+                         {{3, 16, 1}},
+                         {{70, 24, 1}},
+                         {{9, 5, 1}},
+                         {{4, 3, 7}},
+                         {{2, 5, 49}},
+                         {{3, 2, 1031}},
+                         {{2, 4099, 1}},
+                         {{50, 24, 1}, false, true},
+                         {{4, 6, 9}, true},
+                         {{300, 5, 3}}};
 
 void check_tangent(DType dtype, const Shape& shape, bool with_v, bool with_code, int64_t shift, DType cap_dtype) {
   const std::string which = "tangent " + shape.text() + " dtype " + std::to_string(static_cast<int>(dtype));
@@ -43,19 +54,20 @@ void check_saturation(DType dtype, const Shape& shape, int64_t shift, DType cap_
   Described described(dtype, shape);
   const int64_t numel = shape.numel(), caps = shape.layout.caps;
   Array x = Array(dtype, shape.sizes(), {0, 1, 2}, shift, shift).fill(), cap = cap_array(cap_dtype, shape).fill();
-  std::vector<int64_t> counts(3 * caps, -1), expected(3 * caps, 0), strides{1};
+  std::vector<int64_t> counts(3 * caps, -1), expected(3 * caps, 0);
+  const Array one(DType::kFloat64, shape.cap_sizes(), shape.cap_order());
   const int64_t samples = shape.layout.outer, sample_inner = caps * shape.layout.inner;
   std::vector<uint8_t> live(samples, 7), expected_live(samples, 0);
   for (int64_t i = 0; i < numel; ++i) {
     const int where = region(x.get(i), rounded(dtype, cap.get(shape.cap_of(i))));
-    ++expected[where * caps + shape.cap_of(i)];
+    ++expected[where * caps + one.at(shape.cap_of(i))];
     if (where == kInsideRegion) expected_live[i / sample_inner] = 1;
   }
   Saturation pass;
   pass.x = x.operand();
   pass.cap = cap.per_cap();
   pass.counts = counts.data();
-  pass.counts_strides = strides.data();
+  pass.counts_strides = one.strides.data();
   pass.live = live.data();
   pass.samples = samples;
   pass.sample_inner = sample_inner;
