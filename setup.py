@@ -88,15 +88,13 @@ def cuda_archs() -> str:
 
 
 def gencode(archs: str) -> list[str]:
-    flags = []
-    for arch in archs.split(";"):
-        number = arch.removesuffix("+PTX")
-        if not number.isdigit():
-            stop(f'DRELUOP_CUDA_ARCHS={archs}: expected numbers such as "80;90;100+PTX".')
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    """One PTX, of the lowest architecture, and machine code from it for each: a PTX for each takes twice as long."""
+    numbers = [arch.removesuffix("+PTX") for arch in archs.split(";")]
+    if not all(number.isdigit() for number in numbers):
+        stop(f'DRELUOP_CUDA_ARCHS={archs}: expected numbers such as "80;90;100+PTX".')
+    lowest = min(numbers, key=int)
+    kept = [f"compute_{lowest}"] if "+PTX" in archs else []
+    return [f"-gencode=arch=compute_{lowest},code=[{','.join([*(f'sm_{n}' for n in numbers), *kept])}]"]
 
 
 def files(pattern: str) -> list[str]:

@@ -9,13 +9,12 @@ import sys
 import torch
 
 from dreluop import selfcheck
-from dreluop.backends import native, native_cuda
+from dreluop.backends import native
 from dreluop.version import __version__
 
 
 def _cuda_line() -> str:
-    built_for = native_cuda.built_for()
-    code = f"code of CUDA {built_for[0]} for {built_for[1]}" if built_for else "no code"
+    code = (native.cuda_kernels and native.cuda_kernels.built_for()) or "no code"
     reason = native.cuda_reason()
     served = "the compiled kernels" if reason is None else f"the reference ({reason})"
     return f"CUDA         {code}; CUDA tensors are served by {served}"

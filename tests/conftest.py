@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,6 +15,13 @@ import dreluop
 from dreluop.ops import native, reference, schemas
 
 REQUIRE_NATIVE = "DRELUOP_REQUIRE_NATIVE"
+# A library whose operators serve CPU tensors in place of the compiled ones: the CUDA operators on the host shim.
+TEST_OPERATORS = "DRELUOP_TEST_OPERATORS"
+if os.environ.get(TEST_OPERATORS):
+    assert native.load_error is not None, f"{TEST_OPERATORS} needs DRELUOP_BACKEND=reference"
+    torch.ops.load_library(os.environ[TEST_OPERATORS])
+    ctypes.CDLL(os.environ[TEST_OPERATORS]).dreluop_register_cuda()
+    native.load_error = None
 
 
 def native_or_skip() -> None:

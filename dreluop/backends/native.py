@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dreluop.backends import native_cuda
+from dreluop.backends.native_cuda import CudaKernels
 
 LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
 ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
@@ -45,16 +45,18 @@ def _load_library() -> str | None:
     except OSError as error:
         # torch wraps what the loader said.
         return str(error.__cause__ or error)
-    native_cuda.register_at_first_use(LIBRARY, asked_by_name=os.environ.get(ENVIRONMENT_VARIABLE) == "native")
     return None
 
 
 load_error = _load()
+cuda_kernels = (
+    CudaKernels(LIBRARY, asked_by_name=os.environ.get(ENVIRONMENT_VARIABLE) == "native") if load_error is None else None
+)
 
 
 def cuda_reason() -> str | None:
     """Why CUDA tensors are not served by the compiled kernels; None if they are. Initialises CUDA."""
-    return load_error or native_cuda.reason()
+    return load_error if cuda_kernels is None else cuda_kernels.reason()
 
 
 def is_loaded() -> bool:

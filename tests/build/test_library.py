@@ -33,6 +33,12 @@ def test_only_the_c_shim_of_torch_is_needed():
     assert [s for s in symbols if re.search(r"^_ZN?K?\d*(at|c10|torch|caffe2)|N2at|N3c10|N5torch|^_?Py", s)] == []
 
 
+def test_what_only_a_cuda_torch_has_is_weak():
+    symbols = output_of("nm", "-D", "--undefined-only", native.LIBRARY)
+    assert re.findall(r" ([Uw]) \S*cuda\S*stream", symbols) in ([], ["w"])
+    assert not re.findall(r" U (\S*cuda\S*)", symbols)
+
+
 def test_no_python_symbol_and_no_library_of_a_torch_version():
     dump = output_of("objdump", "-p", native.LIBRARY)
     needed = re.findall(r"NEEDED\s+(\S+)", dump)

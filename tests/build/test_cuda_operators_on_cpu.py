@@ -1,0 +1,136 @@
+"""The CUDA operators without a GPU: their binding and their kernels, compiled for the host, serve CPU tensors.
+
+csrc/torch/ops_cuda.cpp and csrc/cuda/*.cu are compiled as they are; tests/csrc/cuda_host stands in for CUDA itself. The
+operator tests run on them in a process of their own, as do the tests of what a failed launch does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"),
+    *("-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    *("-Itests/csrc/cuda_host/binding", "-Itests/csrc/cuda_host", "-Icsrc", "-Icsrc/include"),
+]
+SOURCES = (
+    *(f"csrc/cuda/{name}.cu" for name in ("forward", "backward", "small")),
+    "csrc/torch/ops_cuda.cpp",
+    "tests/csrc/cuda_host/binding/control.cpp",
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("cuda_on_cpu")
+    torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
+
+    def compile_one(source: str) -> Path:
+        target = folder / (Path(source).name + ".o")
+        command = [compiler, *FLAGS, *torch_include, "-x", "c++", "-c", source, "-o", target]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, SOURCES))
+    result = folder / "libcuda_on_cpu.so"
+    link = ["-L" + str(Path(torch.__file__).parent / "lib"), "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
+    subprocess.run([compiler, "-shared", "-o", result, *objects, *link], check=True)
+    return result
+
+
+def run(library: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    # The shim is one thread: a second one of torch would only wait for it.
+    environment |= {"DRELUOP_BACKEND": "reference", "DRELUOP_TEST_OPERATORS": str(library), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_operators_agree_with_the_oracle(library: Path) -> None:
+    # opcheck and the instruction sets of the CPU are no business of these kernels.
+    chosen = "native and not opcheck and not capability"
+    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k", chosen)
+    assert done.returncode == 0, done.stdout[-5000:]
+    passed = int(done.stdout.rsplit(" passed", 1)[0].split()[-1])
+    assert passed > 4000, done.stdout[-500:]
+    assert "skipped" not in done.stdout, done.stdout[-500:]
+
+
+def test_in_place_and_its_derivatives(library: Path) -> None:
+    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_inplace.py")
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+FAILED_LAUNCHES = """
+import ctypes, os, torch
+import tests.conftest
+shim = ctypes.CDLL(os.environ["DRELUOP_TEST_OPERATORS"])
+ops = torch.ops.dreluop
+x, cap, bias = torch.randn(40, 300), torch.rand(300) + 0.5, torch.randn(300)
+y, code, _ = ops.forward_extra(x, cap, 1, True, None)
+one = torch.ones(())
+calls = {
+    "forward": lambda: ops.forward(x, cap, 1),
+    "forward ": lambda: ops.forward_(x, cap, 1),
+    "forward  ": lambda: ops.forward_extra(x, cap, 1, True, 0.5, bias, x.clone()),
+    "forward   ": lambda: ops.forward_extra_(x, cap, 1, True, 0.5),
+    "backward": lambda: ops.backward(x, y, cap, 1, [], True, True, 0.5, one, bias),
+    "tangent": lambda: ops.tangent(x, cap, code, cap, 1, [0, 1]),
+    "saturation": lambda: ops.saturation(x, cap),
+    "penalty": lambda: ops.penalty([cap, bias], 0.5),
+    "penalty backward": lambda: ops.penalty_backward(one, [cap, bias], 0.5),
+}
+for name, call in calls.items():
+    before = shim.host_cuda_launches()
+    call()
+    assert shim.host_cuda_launches() == before + 1, f"{name}: not one launch"
+    result = None
+    shim.host_cuda_fail_launch(719, 0)
+    try:
+        result = call()
+    except RuntimeError as error:
+        assert f"dreluop {name.strip()}" in str(error), error
+        assert "719" in str(error), error
+    else:
+        raise AssertionError(f"{name}: a failed launch went unnoticed")
+    assert result is None
+    call()
+shim.host_cuda_fail_memset(2)
+try:
+    ops.backward(x, y, cap, 1, [], True, True, None, None)
+except RuntimeError as error:
+    assert "cudaMemsetAsync" in str(error) and "error 2" in str(error), error
+else:
+    raise AssertionError("a failed memset went unnoticed")
+leaf = x.clone().requires_grad_()
+import dreluop
+out = dreluop.capped_relu(leaf, cap)
+shim.host_cuda_fail_launch(719, 0)
+try:
+    out.sum().backward()
+except RuntimeError as error:
+    assert "dreluop backward" in str(error), error
+assert leaf.grad is None
+print("ok")
+"""
+
+
+def test_every_operator_is_one_launch_and_a_failed_one_raises(library: Path) -> None:
+    done = run(library, "-c", FAILED_LAUNCHES)
+    assert done.stdout.strip() == "ok", done.stdout + done.stderr

@@ -1,0 +1,92 @@
+"""When the compiled CUDA kernels come to serve: never at import, then only if every card can run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dreluop.backends import native, native_cuda
+from dreluop.ops.schemas import SCHEMAS
+from tests.conftest import native_or_skip
+
+
+@pytest.fixture
+def built_for_cuda() -> native_cuda.CudaKernels:
+    native_or_skip()
+    if native.cuda_kernels is None or not native.cuda_kernels.built:
+        pytest.skip("built without CUDA")
+    return native.cuda_kernels
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HAS_KERNELS = """
+def has_kernels():
+    names = dreluop.ops.schemas.SCHEMAS
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [has(f"dreluop::{name}", "CUDA") for name in names]
+"""
+
+
+def test_import_neither_starts_cuda_nor_registers(built_for_cuda: native_cuda.CudaKernels) -> None:
+    code = f"import torch, dreluop\n{HAS_KERNELS}\nprint(torch.cuda.is_initialized(), any(has_kernels()))"
+    assert run(code) == "False False"
+
+
+def test_every_operator_is_registered_where_the_cards_can(built_for_cuda: native_cuda.CudaKernels) -> None:
+    code = f"""
+import torch, dreluop
+from dreluop.backends import native
+{HAS_KERNELS}
+native.cuda_kernels._unavailable = lambda: None
+native.cuda_kernels.register()
+native.cuda_kernels.register()
+print(all(has_kernels()), native.cuda_kernels.reason())
+"""
+    assert run(code) == "True None"
+
+
+@pytest.mark.parametrize("asked_by_name", [False, True])
+def test_a_card_that_cannot_leaves_the_reference_or_an_error(
+    built_for_cuda: native_cuda.CudaKernels, asked_by_name: bool
+) -> None:
+    code = f"""
+import torch, dreluop
+from dreluop.backends import native
+{HAS_KERNELS}
+kernels = native.cuda_kernels
+kernels._asked_by_name = {asked_by_name}
+kernels._unavailable = lambda: "Card 9000 (device 0): no kernel image"
+kernels.register()
+print(any(has_kernels()), kernels.reason())
+"""
+    assert run(code) == f"{asked_by_name} Card 9000 (device 0): no kernel image"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_error_of_a_backend_asked_for_by_name(name: str) -> None:
+    refuse = native_cuda._refusal(name, "the driver is too old")
+    with pytest.raises(RuntimeError, match=f"dreluop::{name}: DRELUOP_BACKEND=native.*: the driver is too old"):
+        refuse(torch.ones(2), 1, bias=None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_reason_without_a_gpu(built_for_cuda: native_cuda.CudaKernels) -> None:
+    expected = "torch sees no CUDA device" if torch.version.cuda else "this torch is not built for CUDA"
+    assert native.cuda_reason() == expected
+    assert not torch.cuda.is_initialized()
+
+
+def test_built_for_names_version_and_architectures(built_for_cuda: native_cuda.CudaKernels) -> None:
+    text = built_for_cuda.built_for()
+    assert text is not None
+    version, archs = text.removeprefix("CUDA ").split(" for ")
+    assert tuple(map(int, version.split("."))) >= (12, 1)
+    assert all(arch.removesuffix("+PTX").isdigit() for arch in archs.split(";"))
