@@ -47,12 +47,14 @@ test-python: $(VENV)/.installed
 	DRELUOP_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-cpp: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD)
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) \
+		-DDRELUOP_OPERATORS=ON -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CUDA_ARCHITECTURES=90-real
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) --output-on-failure
 
 test-sanitized: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) -DDRELUOP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) \
+		-DDRELUOP_SANITIZE=ON -DDRELUOP_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
 	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
 	rm -rf $(SANITIZED_PACKAGE) && mkdir -p $(SANITIZED_PACKAGE) && cp -r dreluop tests pyproject.toml $(SANITIZED_PACKAGE)
