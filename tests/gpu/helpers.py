@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import DeviceType
 
+from dreluop.ops import schemas
 from tests import oracle
 from tests.cases import Case
 from tests.devices import moved
 
-ops = torch.ops.dreluop
+ops = getattr(torch.ops, schemas.NAMESPACE)
 
 # One of every way in which the backward kernels walk, each with several blocks that share a cap.
 WALKS = (

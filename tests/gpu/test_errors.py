@@ -64,7 +64,7 @@ PUBLIC: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "bias": (lambda x: dreluop.capped_relu(x, 1.0, bias=torch.ones(3)), "bias: got a tensor on cpu"),
     "residual": (lambda x: dreluop.capped_relu(x, 1.0, residual=torch.ones(2, 3)), "residual: got a tensor on cpu"),
     "caps": (lambda x: dreluop.cap_penalty([x, torch.ones(3)], 0.5), r"caps\[1\]: got a tensor on cpu"),
-    "module": (lambda x: dreluop.DReLU(3)(x), "cap: got a tensor on cpu"),
+    "module": (dreluop.DReLU(3), "cap: got a tensor on cpu"),
 }
 
 
