@@ -1,7 +1,7 @@
 """Command line: `python -m benchmarks.gpu --help`.
 
-Exit code 0: no stage failed (one that could not run here says so); 1: one failed, or there was no time for it; 2: nothing
-could be run.
+Exit code 0: no stage failed (one that could not run here says so); 1: one failed, or there was no time for it; 2:
+nothing could be run.
 """
 
 from __future__ import annotations

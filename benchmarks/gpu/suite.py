@@ -8,8 +8,8 @@ backward    gradient, y (or the code), dx               3s (2s + 1/4)
 ==========  ==========================================  ==============================
 
 Caps, bias and their gradients are negligible. "forward+backward" is both, one graph after the other. The floor is a
-copy of x to another tensor, timed in turn with the contenders: ``fraction_of_copy`` is the bandwidth of these bytes over
-the copy's (a read and a write). A contender that moves more bytes than the fewest shows a smaller fraction.
+copy of x to another tensor, timed in turn with the contenders: ``fraction_of_copy`` is the bandwidth of these bytes
+over the copy's (a read and a write). A contender that moves more bytes than the fewest shows a smaller fraction.
 """
 
 from __future__ import annotations
