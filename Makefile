@@ -14,13 +14,14 @@ SANITIZED_TESTS := $(foreach name,forward backward code tangent saturation penal
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help install demo test test-python test-cpp test-sanitized bench report lint format wheel clean
+.PHONY: help install demo test test-python test-cpp test-sanitized bench gpu report lint format wheel clean
 
 help:
 	@echo "make demo            install, train a capped network on real digits, attack it, time the kernels"
 	@echo "make test            all tests, Python and C++"
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels; writes benchmarks/results/"
+	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1)"
 	@echo "make report          write the tables of README.md from benchmarks/results/"
 	@echo "make lint            ruff, clang-format, mypy"
 	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
@@ -66,6 +67,13 @@ test-sanitized: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.kernels
+
+# No virtual environment: the machine with the card has its torch, and may have no network.
+gpu:
+	@$(PYTHON) -c "import torch" 2>/dev/null || { \
+		echo "$(PYTHON) has no torch: make gpu runs with the torch of the machine (PYTHON=...); nothing was run." >&2; exit 2; }
+	@$(PYTHON) -m benchmarks.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
+		$(if $(QUICK),--quick)
 
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report

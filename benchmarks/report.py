@@ -12,7 +12,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
+from benchmarks.gpu import tables as gpu_tables
+from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
 
 README = Path(__file__).parent.parent / "README.md"
@@ -20,11 +23,29 @@ README = Path(__file__).parent.parent / "README.md"
 
 def kernels(folder: Path) -> str:
     """The kernels report: for each device, the targets and our times per input."""
-    paths = sorted(folder.glob(f"*/{results.FILE_NAME}"))
-    if not paths:
-        return "Nothing has been measured yet."
-    parts = [_device_report(results.load(path)) for path in paths]
-    return "\n\n".join([*parts, KERNELS_LEGEND])
+    documents = [document for document in _documents(folder) if not _is_of_gpu(document)]
+    if not documents:
+        return NOTHING
+    return "\n\n".join([*map(_device_report, documents), KERNELS_LEGEND])
+
+
+def gpu(folder: Path) -> str:
+    """The same for the documents of ``benchmarks.gpu``."""
+    documents = [cast(GpuDocument, document) for document in _documents(folder) if _is_of_gpu(document)]
+    if not documents:
+        return NOTHING
+    return "\n\n".join([*map(_card_report, documents), gpu_tables.LEGEND])
+
+
+def _documents(folder: Path) -> list[results.Document]:
+    return [results.load(path) for path in sorted(folder.glob(f"*/{results.FILE_NAME}"))]
+
+
+def _is_of_gpu(document: results.Document) -> bool:
+    return document["device"].get("type") == "cuda"
+
+
+NOTHING = "Nothing has been measured yet."
 
 
 KERNELS_LEGEND = (
@@ -48,7 +69,12 @@ def _device_report(document: results.Document) -> str:
     )
 
 
-REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels}
+def _card_report(document: GpuDocument) -> str:
+    parts = (gpu_tables.target_table(document), gpu_tables.case_table(document))
+    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(tables.markdown, parts)])
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels, "gpu": gpu}
 
 
 def updated(text: str, folder: Path) -> str:

@@ -13,6 +13,8 @@ import torch
 
 import dreluop
 from dreluop.ops import native, reference, schemas
+from tests.devices import DEVICES, HAS_CUDA, on_device
+from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
 
 REQUIRE_NATIVE = "DRELUOP_REQUIRE_NATIVE"
 # A library whose operators serve CPU tensors in place of the compiled ones: the CUDA operators on the host shim.
@@ -22,32 +24,62 @@ if os.environ.get(TEST_OPERATORS):
     torch.ops.load_library(os.environ[TEST_OPERATORS])
     ctypes.CDLL(os.environ[TEST_OPERATORS]).dreluop_register_cuda()
     native.load_error = None
+REQUIRE_CUDA = "DRELUOP_REQUIRE_CUDA"
+BACKENDS = ("native", "reference", *(("native_cuda", "reference_cuda") if HAS_CUDA else ()))
+
+
+def _skip_or_fail(reason: str, required_by: str) -> None:
+    if os.environ.get(required_by) == "1":
+        pytest.fail(f"{reason} ({required_by}=1)")
+    pytest.skip(reason)
 
 
 def native_or_skip() -> None:
     """Skip with the real load error; fail instead where the environment says that the native part must be there."""
-    if native.is_loaded():
-        return
-    reason = f"the native operators are not loaded: {native.load_error}"
-    if os.environ.get(REQUIRE_NATIVE) == "1":
-        pytest.fail(f"{reason} ({REQUIRE_NATIVE}=1)")
-    pytest.skip(reason)
+    if not native.is_loaded():
+        _skip_or_fail(f"the native operators are not loaded: {native.load_error}", REQUIRE_NATIVE)
+
+
+def native_cuda_or_skip() -> None:
+    """Skip, saying why, where the native CUDA kernels do not serve; fail instead where they must."""
+    if not HAS_CUDA:
+        _skip_or_fail("needs a CUDA device, and torch sees none", REQUIRE_CUDA)
+    reason = native.cuda_reason()
+    if reason is not None:
+        _skip_or_fail(f"the native CUDA kernels do not serve: {reason}", REQUIRE_CUDA)
 
 
 def operators_of(name: str) -> SimpleNamespace:
-    """The operators by name: the functions of the reference, or what the dispatcher calls on CPU tensors."""
+    """The operators by name, called with CPU tensors.
+
+    ``native`` is what the dispatcher calls, ``reference`` are the functions of the reference; ending in ``_cuda``, they
+    run on copies of their arguments on the GPU.
+    """
     operators: dict[str, Callable[..., Any]] = {}
     for operator in schemas.SCHEMAS:
         dispatched = getattr(getattr(torch.ops, schemas.NAMESPACE), operator).default
-        operators[operator] = getattr(reference, operator) if name == "reference" else dispatched
+        function = getattr(reference, operator) if name.startswith("reference") else dispatched
+        operators[operator] = on_device(function, torch.device("cuda")) if name.endswith("_cuda") else function
     return SimpleNamespace(name=name, **operators)
 
 
-@pytest.fixture(params=["native", "reference"])
+def _marked(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.gpu) if name.endswith("cuda") else name
+
+
+@pytest.fixture(params=[_marked(name) for name in BACKENDS])
 def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
     if request.param == "native":
         native_or_skip()
+    if request.param == "native_cuda":
+        native_cuda_or_skip()
     return operators_of(request.param)
+
+
+@pytest.fixture(params=[_marked(name) for name in DEVICES])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that there is."""
+    return torch.device(request.param)
 
 
 @pytest.fixture
@@ -79,4 +111,8 @@ def pytest_configure() -> None:
 def pytest_report_header() -> list[str]:
     served = "native" if native.is_loaded() else f"reference ({native.load_error})"
     where = os.path.dirname(dreluop.__file__)
-    return [f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}", f"CPU tensors: {served}"]
+    cuda = "tested too, see the tests named cuda" if HAS_CUDA else "NOT tested: torch sees no CUDA device"
+    return [
+        f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}",
+        f"CPU tensors: {served}; CUDA tensors: {cuda}",
+    ]

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import dreluop
 from tests import oracle
+from tests.devices import moved
 from tests.test_autograd import GRANULARITIES, Granularity
 
 by_granularity = pytest.mark.parametrize("granularity", [g for g in GRANULARITIES if g.shape], ids=str)
@@ -18,7 +19,7 @@ by_save = pytest.mark.parametrize("save", ["output", "code"])
 by_balancer = pytest.mark.parametrize("balancer", [None, 0.7], ids=["", "balancer"])
 
 
-def inputs(granularity: Granularity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(granularity: Granularity, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, cap, bias, residual: fp64 leaves whose sum keeps its distance from every tie."""
     total, cap = granularity.inputs()
     neuron = len(granularity.cap_shape) > 1
@@ -26,21 +27,23 @@ def inputs(granularity: Granularity) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias, residual = torch.randn(shape, dtype=torch.float64), torch.randn(granularity.shape, dtype=torch.float64)
     added = bias if neuron else oracle.spread_channels(bias, total, granularity.dim)
     x = (total.detach() - added - residual).clone(memory_format=torch.preserve_format)
-    return x.requires_grad_(), cap, bias.requires_grad_(), residual.requires_grad_()
+    x, cap, bias, residual = (moved(t.detach(), device).requires_grad_() for t in (x, cap, bias, residual))
+    return x, cap, bias, residual
 
 
 @by_granularity
 @by_save
 @by_balancer
-def test_derivatives(granularity: Granularity, save: Any, balancer: float | None) -> None:
+def test_derivatives(device: torch.device, granularity: Granularity, save: Any, balancer: float | None) -> None:
     def function(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Any:
         return dreluop.capped_relu(
             x, cap, dim=granularity.dim, save=save, balancer=balancer, bias=bias, residual=residual
         )
 
     # A code cannot be batched; forward mode adds first and has the same code.
-    assert gradcheck(function, inputs(granularity), check_forward_ad=True, check_batched_grad=save == "output")
-    assert gradgradcheck(function, inputs(granularity), check_fwd_over_rev=True, check_rev_over_rev=True)
+    leaves = inputs(granularity, device)
+    assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=save == "output")
+    assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
 @by_granularity

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import dreluop
 from tests import oracle
 from tests.cases import DTYPES, dtype_id
+from tests.devices import moved
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Granularity:
     def __str__(self) -> str:
         return self.name
 
-    def inputs(self) -> tuple[Tensor, Tensor]:
+    def inputs(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """fp64 leaves, every x at least 0.05 away from 0 and from its cap; one cap of several is negative."""
         cap = torch.rand(self.cap_shape, dtype=torch.float64) + 0.5
         if cap.numel() > 2:
@@ -41,7 +42,7 @@ class Granularity:
         for tie in (torch.zeros_like(m), m):
             x = torch.where((x - tie).abs() < 0.05, tie + 0.1, x)
         assert all(((x - tie).abs() >= 0.05).all() for tie in (m, torch.zeros(())))
-        return x.requires_grad_(), cap.requires_grad_()
+        return moved(x, device).requires_grad_(), moved(cap, device).requires_grad_()
 
 
 GRANULARITIES = (
@@ -66,19 +67,19 @@ def function_of(granularity: Granularity, save: str, balancer: float | None) -> 
 @by_granularity
 @by_save
 @by_balancer
-def test_gradcheck(granularity: Granularity, save: str, balancer: float | None) -> None:
+def test_gradcheck(device: torch.device, granularity: Granularity, save: str, balancer: float | None) -> None:
     function = function_of(granularity, save, balancer)
     batched = save == "output"
-    assert gradcheck(function, granularity.inputs(), check_forward_ad=True, check_batched_grad=batched)
+    assert gradcheck(function, granularity.inputs(device), check_forward_ad=True, check_batched_grad=batched)
 
 
 @by_granularity
 @by_save
 @by_balancer
-def test_gradgradcheck(granularity: Granularity, save: str, balancer: float | None) -> None:
+def test_gradgradcheck(device: torch.device, granularity: Granularity, save: str, balancer: float | None) -> None:
     function = function_of(granularity, save, balancer)
     batched = save == "output"
-    assert gradgradcheck(function, granularity.inputs(), check_fwd_over_rev=True, check_batched_grad=batched)
+    assert gradgradcheck(function, granularity.inputs(device), check_fwd_over_rev=True, check_batched_grad=batched)
 
 
 @by_save
@@ -129,18 +130,23 @@ TIES = (
 
 @by_save
 @pytest.mark.parametrize("tie", TIES, ids=[tie[0] for tie in TIES])
-def test_rule_at_ties_and_special_values(tie: tuple[str, float, float, float, float, float], save: str) -> None:
+def test_rule_at_ties_and_special_values(
+    device: torch.device, tie: tuple[str, float, float, float, float, float], save: str
+) -> None:
+    def tensor(value: float, requires_grad: bool = False) -> Tensor:
+        return torch.tensor([value], device=device, requires_grad=requires_grad)
+
     _, x_value, cap_value, g, dx, dcap = tie
-    x, cap = torch.tensor([x_value], requires_grad=True), torch.tensor([cap_value], requires_grad=True)
+    x, cap = tensor(x_value, requires_grad=True), tensor(cap_value, requires_grad=True)
     y = dreluop.capped_relu(x, cap, save=save)
-    got = torch.autograd.grad(y, (x, cap), torch.tensor([g]), create_graph=True)
+    got = torch.autograd.grad(y, (x, cap), tensor(g), create_graph=True)
     assert [t.item() for t in got] == [dx, dcap]
     # The same regions serve the second derivative: u if inside, v if capped.
     if math.isfinite(g):
-        grad = torch.tensor([g], requires_grad=True)
+        grad = tensor(g, requires_grad=True)
         y = dreluop.capped_relu(x, cap, save=save)
         got = torch.autograd.grad(y, (x, cap), grad, create_graph=True)
-        second = torch.autograd.grad(got, grad, (torch.tensor([5.0]), torch.tensor([7.0])))[0]
+        second = torch.autograd.grad(got, grad, (tensor(5.0), tensor(7.0)))[0]
         assert second.item() == 5 * (dx != 0) + 7 * (dcap != 0)
 
 
@@ -158,8 +164,8 @@ def test_forward_mode_at_ties_and_special_values(tie: tuple[str, float, float, f
 
 @by_save
 @by_granularity
-def test_third_order(granularity: Granularity, save: str) -> None:
-    x, cap = granularity.inputs()
+def test_third_order(device: torch.device, granularity: Granularity, save: str) -> None:
+    x, cap = granularity.inputs(device)
 
     def third(function: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
         y, penalty = function(x, cap)
@@ -180,15 +186,14 @@ def test_third_order(granularity: Granularity, save: str) -> None:
 
 @by_save
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-def test_gradient_of_every_dtype(dtype: torch.dtype, save: str) -> None:
-    x = torch.randn(64, 33).to(dtype).requires_grad_()
-    cap = torch.rand(33).add(0.3).requires_grad_()
-    grad = torch.randn(64, 33).to(dtype)
-    y = dreluop.capped_relu(x, cap, save=save)
-    oracle.assert_same_bits(y, oracle.forward(x.detach(), cap.detach()))
-    y.backward(grad)
-    oracle.assert_same_bits(x.grad, oracle.grad_x(grad, x.detach(), cap.detach()))
-    oracle.assert_grad_cap(cap.grad, grad, x.detach(), cap.detach())
+def test_gradient_of_every_dtype(device: torch.device, dtype: torch.dtype, save: str) -> None:
+    x, cap, grad = torch.randn(64, 33).to(dtype), torch.rand(33).add(0.3), torch.randn(64, 33).to(dtype)
+    x_leaf, cap_leaf = (moved(t, device).requires_grad_() for t in (x, cap))
+    y = dreluop.capped_relu(x_leaf, cap_leaf, save=save)
+    oracle.assert_same_bits(y.cpu(), oracle.forward(x, cap))
+    y.backward(moved(grad, device))
+    oracle.assert_same_bits(x_leaf.grad.cpu(), oracle.grad_x(grad, x, cap))
+    oracle.assert_grad_cap(cap_leaf.grad.cpu(), grad, x, cap)
 
 
 @by_save

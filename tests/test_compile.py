@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import dreluop
 from tests import oracle
 from tests.cases import CASES, FEW_CASES, Case
+from tests.devices import moved
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +27,19 @@ Result = tuple[Tensor, ...]
 CHANNELS_LAST = Case((4, 16, 9, 9), (16,), layout="channels_last")
 
 
-def forward_and_backward(function: Callable[..., Any], case: Case, dtype: torch.dtype = torch.float32) -> Result:
-    x, cap = (t.requires_grad_() for t in case.inputs(dtype))
+def forward_and_backward(
+    function: Callable[..., Any], case: Case, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Result:
+    x, cap = (moved(t, device).requires_grad_() for t in case.inputs(dtype))
     results = function(x, cap)
     results = results if isinstance(results, tuple) else (results,)
-    loss = (results[0] * case.grad(dtype)).sum() + sum(part.sum() for part in results[1:])
+    loss = (results[0] * case.grad(dtype).to(device)).sum() + sum(part.sum() for part in results[1:])
     return (*(part.detach() for part in results), *torch.autograd.grad(loss, (x, cap)))
 
 
 def assert_same(got: Result, want: Result) -> None:
     for one, other in zip(got, want, strict=True):
-        oracle.assert_same_bits(one, other)
+        oracle.assert_same_bits(one.cpu(), other.cpu())
         assert one.stride() == other.stride()
 
 
@@ -58,10 +61,11 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 # aot_eager traces, functionalizes and differentiates as inductor does, in a fraction of its time.
 @pytest.mark.parametrize("case", [Case((6, 35, 33), (35,), layout="narrow"), CHANNELS_LAST], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_traced_without_a_graph_break(name: str, case: Case) -> None:
+def test_traced_without_a_graph_break(device: torch.device, name: str, case: Case) -> None:
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert_same(forward_and_backward(compiled, case), forward_and_backward(function, case))
+    got, want = (forward_and_backward(f, case, device=device) for f in (compiled, function))
+    assert_same(got, want)
 
 
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
@@ -76,10 +80,11 @@ def test_every_granularity_is_traced(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["output", "code_balancer", "inplace"])
-def test_inductor(name: str) -> None:
+def test_inductor(device: torch.device, name: str) -> None:
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True)
-    assert_same(forward_and_backward(compiled, CHANNELS_LAST), forward_and_backward(function, CHANNELS_LAST))
+    got, want = (forward_and_backward(f, CHANNELS_LAST, device=device) for f in (compiled, function))
+    assert_same(got, want)
 
 
 def test_inductor_model() -> None:
@@ -162,9 +167,11 @@ def every_operator(x: Tensor, cap: Tensor, grad: Tensor, case: Case) -> list[tup
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float64)], ids=["", "mixed"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fake_and_meta_results_are_laid_out_as_real_ones(case: Case, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
-    x, cap = case.inputs(*dtypes)
-    grad = case.grad(x.dtype)
+def test_fake_and_meta_results_are_laid_out_as_real_ones(
+    device: torch.device, case: Case, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    x, cap = (moved(t, device) for t in case.inputs(*dtypes))
+    grad = case.grad(x.dtype).to(device)
     real = every_operator(x, cap, grad, case)
     with FakeTensorMode() as mode:
         fakes = (mode.from_tensor(t) for t in (x, cap, grad))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import oracle
-from tests.conftest import native_or_skip
+from tests.conftest import native_cuda_or_skip, native_or_skip
 
 GIGABYTE = 2**30
 NEEDED = 10 * GIGABYTE
@@ -17,18 +17,25 @@ BLOCK = 4096
 BACKGROUND = 2.0
 
 
-def available_memory() -> int:
+def available_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not Path("/proc/meminfo").exists():
+        return 0
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 @pytest.fixture
-def buffer() -> Tensor:
-    native_or_skip()
-    free = available_memory() if Path("/proc/meminfo").exists() else 0
+def buffer(device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        native_cuda_or_skip()
+    else:
+        native_or_skip()
+    free = available_memory(device)
     if free < NEEDED:
-        pytest.skip(f"needs {NEEDED // GIGABYTE} GB of free memory, and there are {free / GIGABYTE:.1f}")
-    return torch.empty(2**31 + 3 * 67 * 5 * 1000, dtype=torch.bfloat16)
+        pytest.skip(f"needs {NEEDED // GIGABYTE} GB of free memory on {device}, and there are {free / GIGABYTE:.1f}")
+    return torch.empty(2**31 + 3 * 67 * 5 * 1000, dtype=torch.bfloat16, device=device)
 
 
 def starts(numel: int) -> list[int]:
@@ -54,25 +61,27 @@ def shapes(n: int) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int
 @pytest.mark.large
 def test_more_than_2_to_the_31_elements(buffer: Tensor, threads) -> None:
     threads(2)
+    device = buffer.device
     ops = torch.ops.dreluop
     for name, (shape, cap_shape, dim, inner) in shapes(buffer.numel()).items():
         flat = buffer[: torch.Size(shape).numel()]
         x = flat.view(shape)
         assert x.numel() > 2**31, name
         cap = torch.linspace(0.5, 1.5, max(1, torch.Size(cap_shape).numel())).view(cap_shape)
+        cap_there = cap.to(device)
         flat.fill_(BACKGROUND)
         blocks = {start: torch.randn(BLOCK).bfloat16() for start in starts(x.numel())}
         for start, values in blocks.items():
             flat[start : start + BLOCK] = values
         caps = {start: caps_of_block(cap, start, inner) for start in blocks}
 
-        code, _ = ops.forward_extra_(x, cap, dim, True, None)
+        code, _ = ops.forward_extra_(x, cap_there, dim, True, None)
         assert code.numel() == -(-x.numel() // 4)
         # All but the blocks is capped.
         expected = torch.zeros(3, cap.numel(), dtype=torch.int64)
         expected[oracle.CAPPED] = x.numel() // cap.numel()
         for start, values in blocks.items():
-            oracle.assert_same_bits(flat[start : start + BLOCK], oracle.forward(values, caps[start], 0))
+            oracle.assert_same_bits(flat[start : start + BLOCK].cpu(), oracle.forward(values, caps[start], 0))
             region = oracle.regions(values, caps[start], 0)
             assert torch.equal(unpacked(code, start), region), (name, start)
             owner = torch.arange(start, start + BLOCK) // inner % cap.numel()
@@ -81,25 +90,25 @@ def test_more_than_2_to_the_31_elements(buffer: Tensor, threads) -> None:
                 expected[r] += torch.bincount(owner[region == r], minlength=cap.numel())
 
         # One element, expanded: a gradient without memory of its own.
-        grad = torch.full((), 0.5, dtype=torch.bfloat16).expand(shape)
+        grad = torch.full((), 0.5, dtype=torch.bfloat16, device=device).expand(shape)
         total = expected[oracle.CAPPED].double().mul(0.5).view(cap_shape)
         if name == "long_runs":
             order = list(range(x.ndim))
-            _, dcap, _ = ops.backward(grad, code, cap, dim, order, False, True, None, None)
-            oracle.assert_sum(dcap, total, total, torch.float32)
+            _, dcap, _ = ops.backward(grad, code, cap_there, dim, order, False, True, None, None)
+            oracle.assert_sum(dcap.cpu(), total, total, torch.float32)
         del code
         if name == "inner_1":
-            assert torch.equal(ops.saturation(x, cap, dim)[0], expected)
-            dx, dcap, _ = ops.backward(grad, x, cap, dim, [], True, True, None, None)
-            oracle.assert_sum(dcap, total, total, torch.float32)
+            assert torch.equal(ops.saturation(x, cap_there, dim)[0].cpu(), expected)
+            dx, dcap, _ = ops.backward(grad, x, cap_there, dim, [], True, True, None, None)
+            oracle.assert_sum(dcap.cpu(), total, total, torch.float32)
             for start, values in blocks.items():
                 want = oracle.grad_x(torch.full((BLOCK,), 0.5, dtype=torch.bfloat16), values, caps[start], 0)
-                oracle.assert_same_bits(dx.view(-1)[start : start + BLOCK], want)
+                oracle.assert_same_bits(dx.view(-1)[start : start + BLOCK].cpu(), want)
             nonzero = sum(int(part.count_nonzero()) for part in dx.view(torch.int16).view(-1).split(2**28))
             assert nonzero == expected[oracle.INSIDE].sum()
 
 
 def unpacked(code: Tensor, start: int) -> Tensor:
     """The regions of one block."""
-    packed = code[start // 4 : -(-(start + BLOCK) // 4)]
+    packed = code[start // 4 : -(-(start + BLOCK) // 4)].cpu()
     return ((packed.unsqueeze(1) >> torch.tensor([0, 2, 4, 6])) & 3).flatten()[start % 4 :][:BLOCK].long()

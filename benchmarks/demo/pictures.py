@@ -15,9 +15,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from benchmarks.demo.experiment import WARM_UP_EPOCHS, TrainedNetwork
 from benchmarks.demo.timing import TimingRow, milliseconds
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#777777"
 CONTENDER_COLOURS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
 DPI = 150
 

@@ -2,7 +2,7 @@
 
 Tests take their clamp references from here too, so that what is timed is what is tested. Every function takes x (any
 shape, a float dtype), a cap (layer, channel or neuron: see ``dreluop.granularity``) and the channel dimension, and
-returns y with x's shape and dtype.
+returns y with x's shape and dtype. Those that do not work in place also take a bias and a residual to be added first.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import dreluop
-from dreluop.granularity import broadcast_shape
+from dreluop.granularity import bias_view, broadcast_shape
 
-Activation = Callable[[Tensor, Tensor, int], Tensor]
+Activation = Callable[..., Tensor]
 
 
 def cap_view(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
@@ -24,8 +24,18 @@ def cap_view(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return cap.to(x.dtype).reshape(broadcast_shape(x.shape, cap.shape, dim))
 
 
-def relu_minimum(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+def added(x: Tensor, dim: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``(x + bias) + residual`` as eager writes it, rounded after each sum."""
+    if bias is not None:
+        x = x + bias.reshape(bias_view(x.shape, bias.shape, dim))
+    return x if residual is None else x + residual
+
+
+def relu_minimum(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     """``relu(minimum(x, cap))``: equal to ``capped_relu`` for every cap, up to the sign of zero."""
+    x = added(x, dim, bias, residual)
     return torch.relu(torch.minimum(x, cap_view(x, cap, dim)))
 
 
@@ -34,8 +44,11 @@ def relu_minimum_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return torch.minimum(x, cap_view(x, cap, dim), out=x).relu_()
 
 
-def clamp_tensor(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+def clamp_tensor(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     """``clamp(x, zeros, cap)``: equal to ``capped_relu`` for caps >= 0 only; a negative cap gives the cap, not 0."""
+    x = added(x, dim, bias, residual)
     m = cap_view(x, cap, dim)
     return torch.clamp(x, torch.zeros_like(m), m)
 
@@ -46,12 +59,22 @@ def clamp_tensor_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return x.clamp_(torch.zeros_like(m), m)
 
 
-def ours(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    return dreluop.capped_relu(x, cap, dim=dim)
+def ours(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    return dreluop.capped_relu(x, cap, dim=dim, bias=bias, residual=residual)
+
+
+def ours_code(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    return dreluop.capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
 
 
 def ours_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return dreluop.capped_relu(x, cap, dim=dim, inplace=True)
+
+
+def ours_code_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    return dreluop.capped_relu(x, cap, dim=dim, inplace=True, save="code")
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,8 @@ RELU_MINIMUM = Contender("relu(minimum)", relu_minimum, relu_minimum_)
 CLAMP = Contender("clamp", clamp_tensor, clamp_tensor_)
 COMPILED = Contender("torch.compile relu(minimum)", relu_minimum, compiled=True)
 OURS = Contender("dreluop", ours, ours_)
-CONTENDERS = {contender.name: contender for contender in (RELU_MINIMUM, CLAMP, COMPILED, OURS)}
+OURS_CODE = Contender("dreluop, 2-bit code", ours_code, ours_code_)
+CONTENDERS = {contender.name: contender for contender in (RELU_MINIMUM, CLAMP, COMPILED, OURS, OURS_CODE)}
 
 # The floors: what any implementation must at least do, a read of x and a write of y, without arithmetic.
 CLONE = "clone"

@@ -126,13 +126,20 @@ def summarize(samples: Sequence[float]) -> Statistics:
     return Statistics(median, q1, q3, min(samples), len(samples))
 
 
-def interleave(contenders: Sequence[Timed], effort: Effort, *, seed: int = 0) -> dict[str, Samples]:
+# Times the steps of so many calls of a contender: their means in seconds, and their page faults.
+Sampler = Callable[[Timed, int], tuple[tuple[float, ...], tuple[float, ...]]]
+
+
+def interleave(
+    contenders: Sequence[Timed], effort: Effort, *, seed: int = 0, sampler: Sampler | None = None
+) -> dict[str, Samples]:
     """Measure all contenders against each other.
 
     Args:
         contenders: what to time, each with a name of its own.
         effort: how long to measure.
         seed: of the order within the rounds.
+        sampler: what takes a sample; by default the host's clock around each step.
 
     Returns:
         The samples by the contender's name.
@@ -145,13 +152,14 @@ def interleave(contenders: Sequence[Timed], effort: Effort, *, seed: int = 0) ->
     for contender in contenders:
         if not contender.steps:
             raise ValueError(f"contenders: {contender.name!r} has no steps; expected at least one")
+    take = sampler or sample
     with _without_garbage_collection():
         numbers: dict[str, int] = {}
         counts: dict[str, int] = {}
         for contender in contenders:
             for _ in range(effort.warmup):
                 started = time.perf_counter()
-                laps, _ = _sample(contender, 1)
+                laps, _ = take(contender, 1)
                 elapsed = time.perf_counter() - started
             numbers[contender.name] = max(1, math.ceil(effort.sample_seconds / max(sum(laps), 1e-9)))
             affordable = effort.seconds / max(elapsed * numbers[contender.name], 1e-9)
@@ -165,13 +173,14 @@ def interleave(contenders: Sequence[Timed], effort: Effort, *, seed: int = 0) ->
             for contender in order:
                 count = counts[contender.name]
                 if (index + 1) * count // rounds > index * count // rounds:
-                    laps, faults = _sample(contender, numbers[contender.name])
+                    laps, faults = take(contender, numbers[contender.name])
                     found[contender.name].laps.append(laps)
                     found[contender.name].faults.append(faults)
     return found
 
 
-def _sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By the host's clock."""
     clock, faults = time.perf_counter_ns, _page_faults
     elapsed = [0] * len(contender.steps)
     faulted = [0] * len(contender.steps)

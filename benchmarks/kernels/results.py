@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +22,7 @@ from dreluop.backends import native
 SCHEMA = 1
 FILE_NAME = "kernels.json"
 RESULTS = Path(__file__).parent.parent / "results"
+COMMIT_VARIABLE = "DRELUOP_COMMIT"  # HASH or HASH-dirty
 
 
 class Device(TypedDict):
@@ -65,25 +67,29 @@ def new_document(threads: int, *, quick: bool) -> Document:
         "schema": SCHEMA,
         "complete": False,
         "quick": quick,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": now(),
         "device": describe_device(torch.device("cpu")),
         "threads": threads,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "dreluop": dreluop.__version__,
-        },
+        "versions": versions(),
         "backend": {
             "serves": "native" if native.is_loaded() else "reference",
             "load_error": native.load_error,
             "cpu_capability": _cpu_capability(),
         },
-        "commit": _commit(),
+        "commit": commit(),
         "rows": [],
     }
 
 
-def save(document: Document, path: Path) -> None:
+def now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
+
+
+def save(document: Mapping[str, Any], path: Path) -> None:
     """Write the document so that a reader, or a crash, finds either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
@@ -110,8 +116,11 @@ def load(path: Path) -> Document:
 
 def default_path(device: Device) -> Path:
     """Where the results of a device lie: one folder per name and number of cores."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
-    return RESULTS / f"{slug}-{device['cores']}-cores" / FILE_NAME
+    return RESULTS / f"{slug(device['name'])}-{device['cores']}-cores" / FILE_NAME
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def describe_device(device: torch.device) -> Device:
@@ -152,8 +161,12 @@ def _cpu_capability() -> str | None:
     return str(capability()) if callable(capability) else None
 
 
-def _commit() -> Commit | None:
+def commit() -> Commit | None:
+    """The commit of the working tree; where only a copy of it without history is, what the environment says it is."""
     head = _git("rev-parse", "HEAD")
+    if head is None and COMMIT_VARIABLE in os.environ:
+        name, _, dirty = os.environ[COMMIT_VARIABLE].partition("-")
+        return {"hash": name, "dirty": dirty == "dirty"}
     # A run rewrites results, and the report the tables: neither makes the measured code another.
     changed = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results", ":(top,exclude)*.md")
     return None if head is None else {"hash": head, "dirty": bool(changed)}

@@ -157,15 +157,15 @@ class Data:
     grad: Tensor
 
 
-def make_data(case: Case, seed: int = 0) -> Data:
+def make_data(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> Data:
     """Standard normal x and gradient, caps uniform in [0.5, 1.5): about half the elements are off, a sixth capped."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     x, grad = (
-        torch.randn(case.shape, generator=generator, dtype=case.dtype).contiguous(memory_format=layout)
+        torch.randn(case.shape, generator=generator, dtype=case.dtype, device=device).contiguous(memory_format=layout)
         for _ in range(2)
     )
-    cap = torch.rand(case.cap_shape, generator=generator, dtype=case.dtype) + 0.5
+    cap = torch.rand(case.cap_shape, generator=generator, dtype=case.dtype, device=device) + 0.5
     return Data(x, cap, grad)
 
 

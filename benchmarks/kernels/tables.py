@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.results import Document
@@ -50,11 +51,14 @@ def headline(document: Document) -> str:
 
 def noise(document: Document) -> str:
     """How far the machine's own speed moved, seen on the floors."""
-    floors = [row for row in document["rows"] if row["contender"] == row["floor"]]
-    spreads = sorted((row["q3_ms"] - row["q1_ms"]) / row["ms"] for row in floors)
+    return noise_of([row for row in document["rows"] if row["contender"] == row["floor"]], "a floor")
+
+
+def noise_of(rows: Sequence[Mapping[str, Any]], whose: str) -> str:
+    spreads = sorted((row["q3_ms"] - row["q1_ms"]) / row["ms"] for row in rows)
     if not spreads:
         return "nothing measured"
-    return f"noise (distance of a floor's quartiles): {spreads[len(spreads) // 2]:.0%}, at most {spreads[-1]:.0%}"
+    return f"noise (distance of {whose}'s quartiles): {spreads[len(spreads) // 2]:.0%}, at most {spreads[-1]:.0%}"
 
 
 def page_faults(document: Document) -> str:

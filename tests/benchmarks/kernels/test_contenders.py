@@ -62,11 +62,22 @@ def test_gradients(contender: c.Contender, name: str) -> None:
     grad = torch.randn_like(x)
     capped = x >= cap.reshape(broadcast_shape(x.shape, cap.shape, 1))
     assert capped.any() and not capped.all(), "the caps must take part"
-    expected = reference.backward(grad, reference.forward(x, cap), cap, 1, (), True, True, None, None)
+    expected = reference.backward(grad, reference.forward(x, cap), cap, 1, (), True, True, None, None)[:2]
     x.requires_grad_()
     cap.requires_grad_()
     found = torch.autograd.grad(contender.ready()(x, cap, 1), (x, cap), grad)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("contender", EAGER, ids=lambda contender: contender.name)
+def test_bias_and_residual_are_added_first(contender: c.Contender, name: str) -> None:
+    x, cap = inputs(name, torch.float64)
+    bias = torch.randn(cap.shape if cap.ndim > 1 else x.shape[1:2], dtype=torch.float64)
+    residual = torch.randn_like(x)
+    for more in ({"bias": bias}, {"residual": residual}, {"bias": bias, "residual": residual}):
+        expected = reference.forward(x, cap, 1, **more)
+        torch.testing.assert_close(contender.ready()(x, cap, 1, **more), expected, rtol=0, atol=0)
 
 
 def test_compiled_contender_agrees() -> None:

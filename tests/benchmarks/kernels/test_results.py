@@ -170,15 +170,19 @@ def test_only_results_and_documents_may_differ_from_the_commit(tmp_path: Path, m
     (tmp_path / "README.md").write_text("table")
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "benchmarks" / "results" / "kernels.json").write_text("{}")
-    clean = results._commit()
+    clean = results.commit()
     assert clean is not None and len(clean["hash"]) == 40 and not clean["dirty"]
     (tmp_path / "code.py").write_text("2")
-    assert results._commit() == {"hash": clean["hash"], "dirty": True}
+    assert results.commit() == {"hash": clean["hash"], "dirty": True}
 
 
 def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-    assert results._commit() is None
+    monkeypatch.delenv(results.COMMIT_VARIABLE, raising=False)
+    assert results.commit() is None
+    for text, dirty in (("abc123", False), ("abc123-dirty", True)):
+        monkeypatch.setenv(results.COMMIT_VARIABLE, text)
+        assert results.commit() == {"hash": "abc123", "dirty": dirty}
 
 
 def test_documents_are_plain_json() -> None:

@@ -1,0 +1,86 @@
+"""The result file of the GPU benchmark: what was measured, on which card, with which software."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+
+from benchmarks.gpu.suite import Failure, Row
+from benchmarks.kernels import results
+from benchmarks.kernels.results import Commit
+
+
+class Card(TypedDict):
+    type: str
+    name: str
+    capability: str
+    multiprocessors: int
+    memory_bytes: int
+    cache_bytes: int
+    driver: str | None
+
+
+class Document(TypedDict):
+    """A run. ``complete`` is false while it goes on and after it was interrupted; ``quick``: few cases."""
+
+    schema: int
+    complete: bool
+    quick: bool
+    date: str
+    device: Card
+    versions: dict[str, str]
+    commit: Commit | None
+    failures: list[Failure]
+    rows: list[Row]
+
+
+def new_document(*, quick: bool) -> Document:
+    return {
+        "schema": results.SCHEMA,
+        "complete": False,
+        "quick": quick,
+        "date": results.now(),
+        "device": describe_card(),
+        "versions": versions(),
+        "commit": results.commit(),
+        "failures": [],
+        "rows": [],
+    }
+
+
+def versions() -> dict[str, str]:
+    return {**results.versions(), "cuda": str(torch.version.cuda)}
+
+
+def describe_card() -> Card:
+    """The current CUDA device."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "type": "cuda",
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "cache_bytes": properties.L2_cache_size,
+        "driver": _driver(),
+    }
+
+
+def folder_of(card: Card) -> Path:
+    return results.RESULTS / results.slug(card["name"])
+
+
+def _driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split()[0] if done.stdout.split() else None

@@ -1,0 +1,85 @@
+"""A stage that is a run of pytest: its outcome, with what was skipped and why, from the report that pytest writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.execute import execute
+from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
+
+ENVIRONMENT = {
+    "DRELUOP_REQUIRE_NATIVE": "1",
+    "DRELUOP_REQUIRE_CUDA": "1",
+    # tests/missing.py: nothing can be installed here.
+    "DRELUOP_SKIP_MISSING_PACKAGES": "1",
+}
+WORKERS = 8
+# conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
+NEEDED_BY_FOLDER = {
+    "tests/benchmarks/kernels": ("rich", "tqdm"),
+    "tests/benchmarks/robustness": ("numpy", "tqdm"),
+}
+
+
+def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def run_pytest(arguments: Sequence[str], *, limit: float, log: Path, parallel: bool = False) -> Outcome:
+    """Passed if no test failed and at least one test of the GPU passed; not run if all of those were skipped."""
+    if not is_installed("pytest"):
+        return Outcome(NOT_RUN, "pytest is not installed")
+    ignored = {
+        folder: missing
+        for folder, packages in NEEDED_BY_FOLDER.items()
+        if (missing := [package for package in packages if not is_installed(package)])
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    if parallel and is_installed("xdist"):
+        command += ["-n", str(WORKERS), "--dist", "worksteal"]
+    command += [f"--ignore={folder}" for folder in ignored]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        done = execute([*command, f"--junit-xml={report}"], limit=limit, log=log, environment=ENVIRONMENT)
+        details = read_report(report) if report.exists() else {}
+    details["not collected"] = {folder: f"needs {', '.join(missing)}" for folder, missing in ignored.items()}
+    return judge(done.code, done.timed_out, details, limit)
+
+
+def judge(code: int, timed_out: bool, details: dict[str, Any], limit: float) -> Outcome:
+    """The outcome of pytest's exit code and of its report."""
+    if timed_out:
+        return Outcome(FAILED, f"stopped after {limit:.0f} s", details)
+    if details.get("failed"):
+        return Outcome(FAILED, f"{len(details['failed'])} tests failed, the first: {details['failed'][0]}", details)
+    if code != 0:
+        return Outcome(FAILED, f"pytest ended with exit code {code}", details)
+    if not details.get("gpu passed"):
+        skipped = "; ".join(details.get("skipped", {})) or "no test was found"
+        return Outcome(NOT_RUN, f"no test of the GPU ran: {skipped}", details)
+    return Outcome(PASSED, None, details)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Counts, the names of failed tests, and how many tests each reason skipped."""
+    passed = gpu = 0
+    failed: list[str] = []
+    skipped: Counter[str] = Counter()
+    for case in ET.parse(path).iter("testcase"):
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        reason = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed.append(name)
+        elif reason is not None:
+            skipped[(reason.get("message") or "no reason given").removeprefix("Skipped: ")] += 1
+        else:
+            passed += 1
+            gpu += "cuda" in name or ".gpu." in name
+    return {"passed": passed, "gpu passed": gpu, "failed": failed, "skipped": dict(skipped.most_common())}

@@ -1,0 +1,70 @@
+"""What a stage leaves behind: one JSON file, written as it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from benchmarks.gpu.document import Card
+from benchmarks.kernels import results
+from benchmarks.kernels.results import Commit
+
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended; a stage that did not prove what it is for never passed. ``reason`` says why it did not."""
+
+    status: str
+    reason: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in (PASSED, FAILED, NOT_RUN):
+            raise ValueError(f"status: got {self.status!r}; expected {PASSED!r}, {FAILED!r} or {NOT_RUN!r}")
+        if (self.reason is None) != (self.status == PASSED):
+            raise ValueError(f"reason: got {self.reason!r} for a stage that {self.status}")
+
+
+class Record(TypedDict):
+    """An outcome with what it was found on. The versions are those of Python, torch, dreluop and torch's CUDA."""
+
+    stage: str
+    status: str
+    reason: str | None
+    seconds: float
+    date: str
+    versions: dict[str, str]
+    device: Card
+    commit: Commit | None
+    details: dict[str, Any]
+
+
+def record_of(
+    stage: str, outcome: Outcome, seconds: float, card: Card, versions: dict[str, str], commit: Commit | None
+) -> Record:
+    return {
+        "stage": stage,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "seconds": round(seconds, 1),
+        "date": results.now(),
+        "versions": versions,
+        "device": card,
+        "commit": commit,
+        "details": outcome.details,
+    }
+
+
+def write(record: Record, folder: Path) -> Path:
+    path = folder / f"{record['stage']}.json"
+    results.save(record, path)
+    return path
+
+
+def line(record: Record) -> str:
+    """One line for a person."""
+    reason = f": {record['reason']}" if record["reason"] else ""
+    return f"{record['stage']:9} {record['status']}{reason} ({record['seconds']:.0f} s)"

@@ -1,0 +1,279 @@
+"""The cases of the GPU benchmark, the fewest bytes that each must move, and how one is measured.
+
+==========  ==========================================  ==============================
+pass        read and written                            bytes per element of s bytes
+==========  ==========================================  ==============================
+forward     x, y; a residual; a 2-bit code              2s; + s; + 1/4
+backward    gradient, y (or the code), dx               3s (2s + 1/4)
+==========  ==========================================  ==============================
+
+Caps, bias and their gradients are negligible. "forward+backward" is both, one graph after the other. The floor is a
+copy of x to another tensor, timed in turn with the contenders: ``fraction_of_copy`` is the bandwidth of these bytes
+over the copy's (a read and a write). A contender that moves more bytes than the fewest shows a smaller fraction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.timing import Launches, Machine
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.measure import Effort, Samples, Timed, interleave
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE, Case, Data, make_data
+
+FULL = Effort(seconds=0.4, min_samples=9, max_samples=40, warmup=3, sample_seconds=0)
+QUICK = Effort(seconds=0.1, min_samples=5, max_samples=15, warmup=2, sample_seconds=0)
+
+COLD = 4  # times the cache: what the calls of one graph touch
+MOST_CALLS = 512
+LARGEST = 2**30  # bytes of x of the largest cases, about
+MEMORY_OF_X = 40  # times x: what all contenders of a case need at once
+ADDENDS = ("bias", "residual")
+MAIN = (torch.float32, torch.bfloat16)
+EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name)
+EVERYONE = (*EAGER, c.COMPILED.name)
+
+Row = TypedDict(
+    "Row",
+    {
+        "case": str,
+        "granularity": str,
+        "memory_format": str,
+        "addends": list[str],
+        "shape": list[int],
+        "dtype": str,
+        "x_bytes": int,
+        "pass": str,
+        "contender": str,
+        "ms": float,
+        "q1_ms": float,
+        "q3_ms": float,
+        "min_ms": float,
+        "samples": int,
+        "calls_per_sample": int,
+        "kernels": int | None,
+        "memsets": int | None,
+        "min_bytes": int,
+        "gb_per_s": float,
+        "copy_gb_per_s": float,
+        "fraction_of_copy": float,
+    },
+)
+
+
+class Failure(TypedDict):
+    """A contender, or a whole case, that was not measured."""
+
+    case: str
+    dtype: str
+    contender: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class GpuCase(Case):
+    """A case with what is added to x first: some of ``ADDENDS``."""
+
+    addends: tuple[str, ...] = ()
+
+
+def cases(*, quick: bool = False) -> list[GpuCase]:
+    """What the targets need first; of ``quick``, only the two main dtypes at 64 MB and one small tensor."""
+    inputs = (
+        ("channel caps, NCHW", "channel", (64, 92, 92), 32, False),
+        ("channel caps, channels-last", "channel", (64, 92, 92), 32, True),
+        ("neuron caps, dense", "neuron", (4096,), 4096, False),
+        ("layer cap, NCHW", "layer", (64, 92, 92), 32, False),
+    )
+    small = (
+        ("neuron caps, dense, small", "neuron", (512,), 64, False),
+        ("channel caps, NCHW, small", "channel", (64, 8, 8), 32, False),
+        ("channel caps, channels-last, small", "channel", (64, 8, 8), 32, True),
+        ("layer cap, NCHW, small", "layer", (64, 8, 8), 32, False),
+    )
+    found = []
+    for dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
+        for name, granularity, rest, batch, channels_last in inputs:
+            for times in (1, 16):
+                contenders = EVERYONE if dtype in MAIN else EAGER
+                shape = (batch * times * 4 // dtype.itemsize, *rest)
+                title = name if times == 1 else f"{name}, 1 GB"
+                found.append(GpuCase(title, granularity, shape, dtype, contenders, channels_last, in_place=False))
+    for dtype in MAIN:
+        for name, granularity, rest, batch, channels_last in small:
+            found.append(GpuCase(name, granularity, (batch, *rest), dtype, EVERYONE, channels_last, in_place=False))
+    main = [case for case in found if case.dtype in MAIN and LARGE <= case.x_bytes < 2 * LARGE]
+    for case in main:
+        for addends in (("bias",), ("residual",), ADDENDS):
+            found.append(replace(case, name=f"{case.name}, {' and '.join(addends)}", addends=addends))
+    if quick:
+        names = ("channel caps, NCHW", "neuron caps, dense", "neuron caps, dense, small")
+        return [case for case in found if case.dtype in MAIN and case.name in names]
+    return found
+
+
+def is_small(row: Row) -> bool:
+    return row["x_bytes"] <= 2**20
+
+
+def is_plain_and_large(row: Row) -> bool:
+    return row["x_bytes"] >= LARGE and not row["addends"]
+
+
+def min_bytes(case: GpuCase, pass_: str, *, code: bool) -> int:
+    codes = -(-torch.Size(case.shape).numel() // 4) if code else 0
+    residual = case.x_bytes if "residual" in case.addends else 0
+    forward = 2 * case.x_bytes + residual + codes
+    backward = 2 * case.x_bytes + (codes if code else case.x_bytes)
+    return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[pass_]
+
+
+def calls_per_graph(x_bytes: int, cache_bytes: int) -> int:
+    """So many buffers that a pass over all touches ``COLD`` caches; of one that is far larger, one."""
+    wanted = math.ceil(COLD * cache_bytes / (2 * x_bytes))
+    return max(1 if x_bytes >= LARGEST // 2 else 2, min(wanted, MOST_CALLS))
+
+
+def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row], list[Failure]]:
+    """Time every contender of a case in all its passes; a contender that fails is left out, with its reason."""
+    needed, free = MEMORY_OF_X * case.x_bytes, machine.free_bytes()
+    if case.x_bytes >= LARGE and needed > free:
+        reason = f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}"
+        return [], [{"case": case.name, "dtype": case.dtype_name, "contender": None, "reason": reason}]
+    calls = calls_per_graph(case.x_bytes, machine.cache_bytes)
+    data = [make_data(case, seed, machine.device) for seed in range(calls)]
+    timed = [_copy(data, machine)]
+    launched: dict[str, tuple[Launches | None, Launches | None]] = {}
+    failures: list[Failure] = []
+    for name in case.contenders:
+        try:
+            contender, launched[name] = _training(name, case, data, machine)
+            timed.append(contender)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            failures.append({"case": case.name, "dtype": case.dtype_name, "contender": name, "reason": reason})
+    samples = interleave(timed, effort, sampler=machine.sampler)
+    rows = []
+    for pass_, which in ((FORWARD, slice(0, 1)), (BACKWARD, slice(1, 2)), (BOTH, slice(0, 2))):
+        copied = samples[c.COPY].steps(which).seconds().median / calls
+        copy_gb_per_s = 2 * case.x_bytes * (2 if pass_ == BOTH else 1) / copied * 1e-9
+        for name, found in samples.items():
+            counts = [launched[name][i] for i in range(2)[which]] if name in launched else [None]
+            rows.append(_row(case, pass_, name, found.steps(which), calls, counts, copy_gb_per_s))
+    return rows, failures
+
+
+def _copy(data: Sequence[Data], machine: Machine) -> Timed:
+    targets = [torch.empty_like(d.x) for d in data]
+
+    def copy() -> None:
+        for d, target in zip(data, targets, strict=True):
+            target.copy_(d.x)
+
+    return _timed(c.COPY, machine.capture((copy, copy), lambda: None))
+
+
+def _training(
+    name: str, case: GpuCase, data: Sequence[Data], machine: Machine
+) -> tuple[Timed, tuple[Launches | None, Launches | None]]:
+    activation = c.CONTENDERS[name].ready()
+    xs = [d.x.detach().requires_grad_() for d in data]
+    cap = data[0].cap.detach().requires_grad_()
+    more = _addends(case, cap, machine.device)
+    inputs = [(x, cap, *(t for t in more.values() if t.requires_grad)) for x in xs]
+    outputs: list[Tensor] = []
+    gradients: list[Sequence[Tensor]] = []
+
+    def one_forward(index: int) -> Tensor:
+        return activation(xs[index], cap, 1, **more)
+
+    def one_backward(index: int, y: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(y, inputs[index], data[index].grad)
+
+    def forward() -> None:
+        outputs.clear()
+        outputs.extend(one_forward(index) for index in range(len(xs)))
+
+    def backward() -> None:
+        gradients.clear()
+        gradients.extend(one_backward(index, y) for index, y in enumerate(outputs))
+
+    def clear() -> None:
+        outputs.clear()
+        gradients.clear()
+
+    if not case.addends:
+        expected = c.relu_minimum(xs[0].detach(), cap.detach(), 1)
+        if not torch.equal(one_forward(0).detach(), expected):
+            raise ValueError("wrong values: not timed")
+    counts = (
+        machine.launches(one_forward, lambda: 0),
+        machine.launches(lambda y: one_backward(0, y), lambda: one_forward(0)),
+    )
+    return _timed(name, machine.capture((forward, backward), clear)), counts
+
+
+def _addends(case: GpuCase, cap: Tensor, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(7)
+    more = {}
+    if "bias" in case.addends:
+        shape = case.cap_shape if case.granularity == "neuron" else case.shape[1:2]
+        bias = torch.randn(shape, generator=generator, dtype=case.dtype, device=device)
+        more["bias"] = bias.requires_grad_()
+    if "residual" in case.addends:
+        # Its gradient is x's, the same tensor: asking for it too would only make eager copy.
+        more["residual"] = make_data(case, 1000, device).x
+    return more
+
+
+def _timed(name: str, replays: Sequence[Callable[[], None]]) -> Timed:
+    forward, backward = replays
+    return Timed(name, (lambda _: forward(), lambda _: backward()))
+
+
+def _row(
+    case: GpuCase,
+    pass_: str,
+    name: str,
+    found: Samples,
+    calls: int,
+    counts: Sequence[Launches | None],
+    copy_gb_per_s: float,
+) -> Row:
+    seconds = found.seconds()
+    size = min_bytes(case, pass_, code=name == c.OURS_CODE.name)
+    if name == c.COPY:
+        size = 2 * case.x_bytes * (2 if pass_ == BOTH else 1)
+    known = [count for count in counts if count is not None]
+    counted = len(known) == len(counts)
+    gb_per_s = size / (seconds.median / calls) * 1e-9
+    per_call = 1e3 / calls
+    return {
+        "case": case.name,
+        "granularity": case.granularity,
+        "memory_format": "channels-last" if case.channels_last else "contiguous",
+        "addends": list(case.addends),
+        "shape": list(case.shape),
+        "dtype": case.dtype_name,
+        "x_bytes": case.x_bytes,
+        "pass": pass_,
+        "contender": name,
+        "ms": seconds.median * per_call,
+        "q1_ms": seconds.q1 * per_call,
+        "q3_ms": seconds.q3 * per_call,
+        "min_ms": seconds.minimum * per_call,
+        "samples": seconds.samples,
+        "calls_per_sample": calls,
+        "kernels": sum(count.kernels for count in known) if counted else None,
+        "memsets": sum(count.memsets for count in known) if counted else None,
+        "min_bytes": size,
+        "gb_per_s": gb_per_s,
+        "copy_gb_per_s": copy_gb_per_s,
+        "fraction_of_copy": gb_per_s / copy_gb_per_s,
+    }

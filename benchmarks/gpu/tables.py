@@ -1,0 +1,132 @@
+"""A result file of the GPU benchmark as tables of text, for the terminal and for documents alike."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.gpu.document import Document
+from benchmarks.gpu.suite import Row
+from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, Verdict, judge, row_of
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
+from benchmarks.kernels.tables import DTYPES, MISSING, Table, noise_of
+
+OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name)
+
+LEGEND = (
+    "Times are medians of CUDA-graph replays between events, contenders by turns, random data, buffers rotated so that "
+    "L2 is cold; no Python and no launches are in them. Per cent: the fewest bytes that the pass must move over its "
+    "time, against a copy of x to another tensor in the same run. Ratios: the other's forward + backward over ours, "
+    "larger is better."
+)
+
+
+def headline(document: Document) -> str:
+    """One sentence: what measured this, when, and whether all of it."""
+    card, versions, commit = document["device"], document["versions"], document["commit"]
+    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    parts = [
+        f"{card['name']}, {card['multiprocessors']} multiprocessors, driver {card['driver'] or 'unknown'}",
+        f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})",
+        document["date"][:10],
+        copy_bandwidth(document),
+        noise_of([row for row in document["rows"] if row["contender"] == c.COPY], "the copy"),
+    ]
+    if document["quick"]:
+        parts.append("quick run: few cases and samples")
+    if not document["complete"]:
+        parts.append("interrupted: not all cases")
+    if document["failures"]:
+        parts.append(f"{len(document['failures'])} contenders not measured")
+    return "; ".join(parts)
+
+
+def copy_bandwidth(document: Document) -> str:
+    large = [row["copy_gb_per_s"] for row in document["rows"] if row["contender"] == c.COPY and row["x_bytes"] >= LARGE]
+    if not large:
+        return "copy bandwidth not measured"
+    return f"copy {statistics.median(large):.0f} GB/s ({min(large):.0f} to {max(large):.0f})"
+
+
+def target_table(document: Document) -> Table:
+    """Each target beside what was measured, at worst and at best."""
+    rows = []
+    for target in TARGETS:
+        subject = (_subject(target), _where(target), _limit(target))
+        verdicts = judge(target, document["rows"])
+        if not verdicts:
+            rows.append((*subject, MISSING, MISSING, "not measured"))
+            continue
+        missed = sum(not verdict.met for verdict in verdicts)
+        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
+        rows.append((*subject, _measured(verdicts[0]), _measured(verdicts[-1]), met))
+    return Table("Targets", ("measure", "x", "target", "worst", "best", "met"), rows)
+
+
+def _subject(target: Target) -> str:
+    code = ", 2-bit code" if target.contender == c.OURS_CODE.name else ""
+    against = {c.COPY: "bandwidth of a copy", LAUNCHES: "kernels launched"}.get(target.against, target.against)
+    return f"{target.pass_}{code}: {against}"
+
+
+def _where(target: Target) -> str:
+    return ", ".join(["<= 1 MB" if target.small else ">= 64 MB", *(DTYPES[dtype] for dtype in target.dtypes or ())])
+
+
+def _limit(target: Target) -> str:
+    if target.against == LAUNCHES:
+        return f"<= {target.limit:g}"
+    return f">= {target.limit:.0%}" if target.against == c.COPY else f">= {target.limit:g} x faster"
+
+
+def _measured(verdict: Verdict) -> str:
+    if verdict.target.against == LAUNCHES:
+        value = f"{verdict.measured:.0f}"
+    else:
+        value = f"{verdict.measured:.1%}" if verdict.target.against == c.COPY else f"{verdict.measured:.2f}"
+    return f"{value} ({verdict.row['case']}, {DTYPES[verdict.row['dtype']]})"
+
+
+def case_table(document: Document) -> Table:
+    """Per input: our times and shares of the copy's bandwidth, those of the 2-bit code, and ratios to the others."""
+    rows = document["rows"]
+    ours = [row for row in rows if row["contender"] == c.OURS.name and row["pass"] == FORWARD]
+    lines = []
+    for forward in ours:
+        passes = {row["pass"]: row for row in rows if _same_input(row, forward) and row["contender"] == c.OURS.name}
+        coded = {row["pass"]: row for row in rows if _same_input(row, forward) and row["contender"] == c.OURS_CODE.name}
+        both = passes.get(BOTH)
+        lines.append(
+            (
+                forward["case"],
+                "x".join(map(str, forward["shape"])),
+                DTYPES[forward["dtype"]],
+                *(_milliseconds(passes.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
+                *(_fraction(passes.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
+                *(_fraction(coded.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
+                *(_ratio(document, both, other) for other in OTHERS),
+            )
+        )
+    header = (
+        *("x", "shape", "dtype", "forward, ms", "backward, ms", "forward", "backward"),
+        *("forward, code", "backward, code"),
+        *(f"{other} / ours" for other in OTHERS),
+    )
+    return Table("dreluop", header, lines)
+
+
+def _same_input(row: Row, like: Row) -> bool:
+    return (row["case"], row["dtype"]) == (like["case"], like["dtype"])
+
+
+def _milliseconds(row: Row | None) -> str:
+    return MISSING if row is None else f"{row['ms']:.3g}"
+
+
+def _fraction(row: Row | None) -> str:
+    return MISSING if row is None else f"{row['fraction_of_copy']:.0%}"
+
+
+def _ratio(document: Document, row: Row | None, against: str) -> str:
+    other = None if row is None else row_of(document["rows"], row, against)
+    return MISSING if row is None or other is None else f"{other['ms'] / row['ms']:.2f}"

@@ -1,0 +1,100 @@
+"""The speeds to reach on an H100 or H200, as data, and which measured rows have to reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.gpu.suite import Row, is_plain_and_large, is_small
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+
+LAUNCHES = "kernels"
+HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit for a contender of ours.
+
+    Attributes:
+        pass_: the pass that is meant.
+        against: ``c.COPY``: the fraction of the copy's bandwidth; a contender: its time over ours; ``LAUNCHES``.
+        limit: at least this; of launches, at most.
+        dtypes: to which it applies; None for all.
+        small: whether it is meant for tensors of at most 1 MB rather than for those of 64 MB and more.
+        contender: which of ours.
+    """
+
+    pass_: str
+    against: str
+    limit: float
+    dtypes: tuple[str, ...] | None = None
+    small: bool = False
+    contender: str = c.OURS.name
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether smaller is better."""
+        return self.against == LAUNCHES
+
+    def applies_to(self, row: Row) -> bool:
+        sized = is_small(row) if self.small else is_plain_and_large(row)
+        of_dtype = self.dtypes is None or row["dtype"] in self.dtypes
+        return row["contender"] == self.contender and row["pass"] == self.pass_ and sized and of_dtype
+
+    def met_by(self, measured: float) -> bool:
+        return measured <= self.limit if self.is_floor else measured >= self.limit
+
+    def measure(self, row: Row, rows: Sequence[Row]) -> float | None:
+        """What is limited, of this row; None if what it is compared with was not measured."""
+        if self.against == LAUNCHES:
+            return row["kernels"]
+        if self.against == c.COPY:
+            return row["fraction_of_copy"]
+        other = row_of(rows, row, self.against)
+        return None if other is None else other["ms"] / row["ms"]
+
+
+TARGETS = (
+    Target(FORWARD, c.COPY, 0.95, HALF_AND_SINGLE),
+    Target(BACKWARD, c.COPY, 0.92, HALF_AND_SINGLE),
+    Target(BACKWARD, LAUNCHES, 1),
+    Target(BOTH, c.RELU_MINIMUM.name, 4),
+    Target(BOTH, c.CLAMP.name, 4),
+    Target(BOTH, c.COMPILED.name, 1.15),
+    Target(BOTH, c.COMPILED.name, 1.3, contender=c.OURS_CODE.name),
+    Target(FORWARD, LAUNCHES, 1, small=True),
+    Target(BACKWARD, LAUNCHES, 1, small=True),
+    Target(BOTH, c.RELU_MINIMUM.name, 2, small=True),
+)
+
+
+def row_of(rows: Sequence[Row], like: Row, contender: str) -> Row | None:
+    """The row of another contender on the same input and pass."""
+    for row in rows:
+        if row["contender"] == contender and all(row[key] == like[key] for key in ("case", "dtype", "pass")):
+            return row
+    return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    target: Target
+    row: Row
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.target.met_by(self.measured)
+
+
+def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on every row that has to reach the target and can be judged, the worst first."""
+    found = []
+    for row in rows:
+        if target.applies_to(row):
+            measured = target.measure(row, rows)
+            if measured is not None:
+                found.append(Verdict(target, row, measured))
+    return sorted(found, key=lambda verdict: verdict.measured, reverse=target.is_floor)

@@ -1,0 +1,68 @@
+"""A card, and a machine to measure on, made of the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import document as documents
+from benchmarks.gpu.document import Card, Document
+from benchmarks.gpu.suite import GpuCase, Row, run_case
+from benchmarks.gpu.timing import Launches, Machine
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.measure import Effort, sample
+
+EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+CARD: Card = {
+    "type": "cuda",
+    "name": "Some GPU 80GB",
+    "capability": "9.0",
+    "multiprocessors": 132,
+    "memory_bytes": 80 * 2**30,
+    "cache_bytes": 50 * 2**20,
+    "driver": "580.1",
+}
+WHO = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name)
+CASES = [
+    GpuCase("tiny image", "channel", (2, 3, 4, 5), torch.float32, WHO, in_place=False),
+    GpuCase("tiny dense", "neuron", (4, 8), torch.bfloat16, WHO, in_place=False, addends=("bias", "residual")),
+]
+
+
+def count(function: Callable[[Any], object], prepare: Callable[[], Any]) -> Launches:
+    function(prepare())
+    return Launches(1, 0, 0)
+
+
+@pytest.fixture
+def machine() -> Machine:
+    """Repeats work by doing it again, and measures by the host's clock."""
+    return Machine(
+        device=torch.device("cpu"),
+        capture=lambda steps, clear: list(steps),
+        sampler=sample,
+        launches=count,
+        cache_bytes=1000,
+        free_bytes=lambda: 2**40,
+        release=lambda: None,
+    )
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+    """A GPU that is not there."""
+    monkeypatch.setattr(documents, "describe_card", lambda: CARD)
+    return CARD
+
+
+@pytest.fixture
+def rows(machine: Machine) -> list[Row]:
+    return [row for case in CASES for row in run_case(case, EFFORT, machine)[0]]
+
+
+@pytest.fixture
+def document(card: Card, rows: list[Row]) -> Document:
+    return {**documents.new_document(quick=False), "rows": rows, "complete": True}

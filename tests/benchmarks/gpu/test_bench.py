@@ -1,0 +1,248 @@
+"""The benchmark on a machine made of the CPU: cases, byte model, rows, files, targets, tables, the picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.gpu import bench, suite, tables
+from benchmarks.gpu.document import Card, Document, folder_of, new_document
+from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge
+from benchmarks.gpu.timing import Machine
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels import results
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
+
+PASSES = (FORWARD, BACKWARD, BOTH)
+
+
+def test_cases_cover_what_the_targets_speak_of() -> None:
+    found = suite.cases()
+    assert len({(case.name, case.dtype) for case in found}) == len(found)
+    plain = [case for case in found if not case.addends]
+    for low, high in ((2**26, 1.1 * 2**26), (0.95 * 2**30, 1.2 * 2**30)):
+        seen = {(case.granularity, case.channels_last, case.dtype) for case in plain if low <= case.x_bytes <= high}
+        inputs = {("channel", False), ("channel", True), ("layer", False), ("neuron", False)}
+        assert {(granularity, last) for granularity, last, _ in seen} == inputs
+        assert len(seen) == 4 * len(inputs), "four dtypes each"
+    small = [case for case in plain if case.x_bytes <= 2**20]
+    assert {case.granularity for case in small} == {"channel", "layer", "neuron"}
+    assert {case.addends for case in found} == {(), ("bias",), ("residual",), ("bias", "residual")}
+    assert all({c.OURS.name, c.OURS_CODE.name} <= set(case.contenders) for case in found)
+
+
+def test_quick_cases_are_few() -> None:
+    found = suite.cases(quick=True)
+    assert 3 <= len(found) <= 8
+    assert any(case.x_bytes >= suite.LARGE for case in found) and any(case.x_bytes <= 2**20 for case in found)
+
+
+@pytest.mark.parametrize(
+    ("addends", "code", "forward", "backward"),
+    [
+        ((), False, 2 * 240, 3 * 240),
+        ((), True, 2 * 240 + 15, 2 * 240 + 15),
+        (("bias",), False, 2 * 240, 3 * 240),
+        (("residual",), False, 3 * 240, 3 * 240),
+        (("bias", "residual"), True, 3 * 240 + 15, 2 * 240 + 15),
+    ],
+)
+def test_byte_model(addends: tuple[str, ...], code: bool, forward: int, backward: int) -> None:
+    # 60 elements of 4 bytes; their codes take 15.
+    case = replace(CASES[0], shape=(1, 3, 4, 5), addends=addends)
+    found = [suite.min_bytes(case, pass_, code=code) for pass_ in PASSES]
+    assert found == [forward, backward, forward + backward]
+
+
+@pytest.mark.parametrize(
+    ("x_bytes", "calls"), [(2**10, 512), (2**20, 100), (64 * 2**20, 2), (200 * 2**20, 2), (2**30, 1)]
+)
+def test_buffers_are_rotated_so_that_the_cache_is_cold(x_bytes: int, calls: int) -> None:
+    assert suite.calls_per_graph(x_bytes, 50 * 2**20) == calls
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rows(case: suite.GpuCase, machine: Machine) -> None:
+    rows, failures = suite.run_case(case, EFFORT, machine)
+    assert failures == []
+    found = {(row["pass"], row["contender"]): row for row in rows}
+    assert set(found) == {(pass_, who) for pass_ in PASSES for who in (c.COPY, *WHO)}
+    calls = suite.calls_per_graph(case.x_bytes, machine.cache_bytes)
+    for (pass_, who), row in found.items():
+        assert set(row) == set(suite.Row.__annotations__)
+        assert 0 < row["min_ms"] <= row["q1_ms"] <= row["ms"] <= row["q3_ms"]
+        assert (row["samples"], row["calls_per_sample"]) == (3, calls)
+        assert row["gb_per_s"] == pytest.approx(row["min_bytes"] / row["ms"] * 1e-6)
+        assert row["fraction_of_copy"] == pytest.approx(row["gb_per_s"] / row["copy_gb_per_s"])
+        copy = found[pass_, c.COPY]
+        assert row["copy_gb_per_s"] == pytest.approx(copy["gb_per_s"])
+        assert copy["fraction_of_copy"] == pytest.approx(1)
+        kernels = None if who == c.COPY else 2 if pass_ == BOTH else 1
+        assert row["kernels"] == kernels
+    assert found[FORWARD, c.COPY]["min_bytes"] == 2 * case.x_bytes
+
+
+def test_every_buffer_is_used_and_results_stay_until_all_are_there(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def spy(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
+        y = c.relu_minimum(x, cap, dim)
+        seen.append((x.data_ptr(), y.data_ptr()))
+        return y
+
+    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", spy))
+    suite.run_case(replace(CASES[0], contenders=("spy",)), EFFORT, machine)
+    calls = suite.calls_per_graph(CASES[0].x_bytes, machine.cache_bytes)
+    last = seen[-calls:]
+    assert calls == 5
+    assert len({x for x, _ in last}) == len({y for _, y in last}) == calls
+
+
+def test_a_contender_that_fails_is_left_out_with_its_reason(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel\nmore")
+
+    def wrong(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
+        return c.relu_minimum(x, cap, dim) + 1
+
+    monkeypatch.setitem(c.CONTENDERS, "broken", c.Contender("broken", broken))
+    monkeypatch.setitem(c.CONTENDERS, "wrong", c.Contender("wrong", wrong))
+    rows, failures = suite.run_case(replace(CASES[0], contenders=("broken", "wrong", "clamp")), EFFORT, machine)
+    assert {row["contender"] for row in rows} == {c.COPY, "clamp"}
+    assert [(f["contender"], f["reason"]) for f in failures] == [
+        ("broken", "RuntimeError: no kernel"),
+        ("wrong", "ValueError: wrong values: not timed"),
+    ]
+
+
+def test_a_case_for_which_memory_is_short_is_left_out(machine: Machine) -> None:
+    case = next(case for case in suite.cases() if case.x_bytes >= 2**30)
+    rows, failures = suite.run_case(case, EFFORT, replace(machine, free_bytes=lambda: 8 * 2**30))
+    assert rows == []
+    assert failures[0]["contender"] is None
+    assert "free memory, and there are 8" in failures[0]["reason"]
+
+
+def test_interrupted_the_file_holds_the_cases_that_were_done(
+    tmp_path: Path, card: Card, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_case = suite.run_case
+
+    def interrupted(case: suite.GpuCase, *_: Any) -> Any:
+        if case is CASES[1]:
+            raise KeyboardInterrupt
+        return run_case(case, EFFORT, machine)
+
+    monkeypatch.setattr(bench, "run_case", interrupted)
+    path = tmp_path / "kernels.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure(new_document(quick=False), CASES, machine, path)
+    kept = results.load(path)
+    assert not kept["complete"]
+    assert {row["case"] for row in kept["rows"]} == {"tiny image"}
+    monkeypatch.setattr(bench, "run_case", lambda case, *_: run_case(case, EFFORT, machine))
+    bench.measure(new_document(quick=False), CASES, machine, path)
+    assert results.load(path)["complete"]
+
+
+def test_document(card: Card) -> None:
+    made = new_document(quick=True)
+    assert set(made) == set(Document.__annotations__)
+    assert (made["quick"], made["complete"], made["rows"], made["failures"]) == (True, False, [], [])
+    assert json.loads(json.dumps(made)) == made
+    assert folder_of(CARD) == results.RESULTS / "some-gpu-80gb"
+
+
+def row_like(row: suite.Row, **changes: Any) -> suite.Row:
+    return {**row, **changes}  # type: ignore[typeddict-item]
+
+
+def test_targets(rows: list[suite.Row]) -> None:
+    like = next(row for row in rows if row["case"] == "tiny image" and row["contender"] == c.OURS.name)
+    large = row_like(like, x_bytes=suite.LARGE, fraction_of_copy=0.94, ms=1.0, kernels=1, **{"pass": FORWARD})
+    share = Target(FORWARD, c.COPY, 0.95, ("float32",))
+    assert [verdict.met for verdict in judge(share, [large])] == [False]
+    assert [verdict.met for verdict in judge(share, [row_like(large, fraction_of_copy=0.95)])] == [True]
+    for other in (row_like(large, addends=["bias"]), row_like(large, dtype="float64"), row_like(large, x_bytes=9)):
+        assert judge(share, [other]) == []
+    rival = row_like(large, contender=c.CLAMP.name, ms=4.0)
+    assert judge(Target(FORWARD, c.CLAMP.name, 4), [large, rival])[0].met
+    assert not judge(Target(FORWARD, c.CLAMP.name, 4.1), [large, rival])[0].met
+    assert judge(Target(FORWARD, c.CLAMP.name, 4), [large]) == [], "not measured"
+    assert not judge(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=2)])[0].met
+    assert judge(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=None)]) == []
+
+
+def test_the_targets_of_the_plan() -> None:
+    limits = {(t.pass_, t.against, t.contender, t.small): t.limit for t in TARGETS}
+    assert limits[FORWARD, c.COPY, c.OURS.name, False] == 0.95
+    assert limits[BACKWARD, c.COPY, c.OURS.name, False] == 0.92
+    assert limits[BACKWARD, LAUNCHES, c.OURS.name, False] == 1
+    assert limits[BOTH, c.RELU_MINIMUM.name, c.OURS.name, False] == 4
+    assert limits[BOTH, c.COMPILED.name, c.OURS.name, False] == 1.15
+    assert limits[BOTH, c.COMPILED.name, c.OURS_CODE.name, False] == 1.3
+    assert limits[BOTH, c.RELU_MINIMUM.name, c.OURS.name, True] == 2
+
+
+def test_tables_and_headline(document: Document) -> None:
+    header, lines = (table := tables.case_table(document)).header, table.rows
+    assert [line[0] for line in lines] == ["tiny image", "tiny dense"]
+    assert all(len(line) == len(header) for line in lines)
+    assert len(tables.target_table(document).rows) == len(TARGETS)
+    text = tables.headline(document)
+    assert "Some GPU 80GB, 132 multiprocessors, driver 580.1" in text
+    assert "interrupted" not in text
+    assert "interrupted: not all cases" in tables.headline({**document, "complete": False})
+
+
+def test_the_report_tells_cards_from_processors(tmp_path: Path, document: Document) -> None:
+    results.save(document, tmp_path / "card" / results.FILE_NAME)
+    marks = "".join(f"<!-- report:{name}:begin -->\n<!-- report:{name}:end -->\n" for name in ("kernels", "gpu"))
+    processors, cards = report.updated(marks, tmp_path).split("<!-- report:gpu:begin -->")
+    assert "Nothing has been measured yet." in processors
+    assert "Some GPU 80GB" in cards and "| tiny image | 2x3x4x5 | fp32 |" in cards
+
+
+def test_picture(tmp_path: Path, document: Document) -> None:
+    picture = pytest.importorskip("benchmarks.gpu.picture")
+    large = [row_like(row, x_bytes=suite.LARGE, addends=[]) for row in document["rows"]]
+    for rows in (large, []):
+        path = tmp_path / f"{len(rows)}.png"
+        picture.draw({**document, "rows": rows}, path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_interruption_shows_and_draws_what_there_is(
+    tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(made: Document, *_: Any) -> None:
+        made["rows"] += document["rows"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench.native, "cuda_reason", lambda: None, raising=False)
+    monkeypatch.setattr(bench, "new_document", lambda quick: {**document, "complete": False, "rows": []})
+    monkeypatch.setattr(bench, "cuda_machine", lambda: None)
+    monkeypatch.setattr(bench, "measure", interrupted)
+    assert bench.main(["--out", str(tmp_path)]) == bench.INTERRUPTED
+    assert "| tiny image |" in capsys.readouterr().out
+    assert (tmp_path / "kernels.png").exists()
+
+
+def test_the_reference_is_not_measured_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench.native, "cuda_reason", lambda: "driver too old", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([])
+    assert "the native CUDA kernels do not serve" in capsys.readouterr().err

@@ -1,0 +1,175 @@
+"""`make gpu` without a GPU; stages with one that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.document import Card
+from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
+from benchmarks.gpu.stages import STAGES, Context
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_says_so_and_ends_with_2_without_a_gpu() -> None:
+    done = subprocess.run(
+        ["make", "gpu", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0].startswith("No CUDA device: torch ")
+
+
+def test_exit_code_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--stage", "build,fly"])
+    expected = "--stage: got 'fly'; expected some of build, smoke, tests, sanitize, graphs, large, bench"
+    assert expected in capsys.readouterr().err
+
+
+class Fakes:
+    """Stages that note when they run."""
+
+    def __init__(self, folder: Path, outcomes: dict[str, Any]) -> None:
+        self.folder, self.outcomes = folder, outcomes
+        self.ran: list[str] = []
+        self.found_before: dict[str, set[str]] = {}
+        self.limits: dict[str, float] = {}
+
+    def stages(self) -> dict[str, Any]:
+        return {name: lambda context, name=name: self.run(name, context) for name in self.outcomes}
+
+    def run(self, name: str, context: Context) -> Outcome:
+        self.ran.append(name)
+        self.limits[name] = context.limit
+        self.found_before[name] = {path.name for path in self.folder.glob("*.json")}
+        outcome = self.outcomes[name]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+OK = Outcome(PASSED)
+
+
+def run(fakes: Fakes, card: Card, limit: float | None = None) -> list[Record]:
+    return command.run(fakes.stages(), Context(card, fakes.folder, command.STAGE_LIMIT), limit)
+
+
+def test_records_are_written_as_each_stage_ends(tmp_path: Path, card: Card) -> None:
+    outcomes = {"build": OK, "smoke": Outcome(FAILED, "wrong"), "tests": ValueError("broken"), "bench": OK}
+    fakes = Fakes(tmp_path, outcomes)
+    run(fakes, card)
+    assert fakes.found_before == {
+        "build": set(),
+        "smoke": {"build.json"},
+        "tests": {"build.json", "smoke.json"},
+        "bench": {"build.json", "smoke.json", "tests.json"},
+    }
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in outcomes}
+    assert [(r["stage"], r["status"], r["reason"]) for r in found.values()] == [
+        ("build", PASSED, None),
+        ("smoke", FAILED, "wrong"),
+        ("tests", FAILED, "ValueError: broken"),
+        ("bench", PASSED, None),
+    ]
+    for record in found.values():
+        assert set(record) == set(Record.__annotations__)
+        assert record["device"] == card
+        assert record["versions"]["torch"] == torch.__version__
+
+
+def test_nothing_runs_after_a_failed_build(tmp_path: Path, card: Card) -> None:
+    fakes = Fakes(tmp_path, {"build": Outcome(FAILED, "no nvcc"), "smoke": OK, "bench": OK})
+    records = run(fakes, card)
+    assert fakes.ran == ["build"]
+    assert [(r["status"], r["reason"]) for r in records[1:]] == [(NOT_RUN, "the build failed")] * 2
+    assert json.loads((tmp_path / "bench.json").read_text())["status"] == NOT_RUN
+
+
+def test_a_limit_of_the_whole_run(tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 50.0, 50.0, 95.0, 95.0, 95.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    fakes = Fakes(tmp_path, {"build": OK, "smoke": OK, "tests": OK})
+    records = run(fakes, card, 100)
+    assert fakes.limits == {"build": 100, "smoke": 50}
+    assert (records[2]["status"], records[2]["reason"]) == (NOT_RUN, command.NO_TIME)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code"),
+    [
+        ({"smoke": OK, "large": Outcome(NOT_RUN, "memory is short")}, 0),
+        ({"smoke": Outcome(FAILED, "wrong"), "large": OK}, 1),
+        ({"smoke": OK, "large": Outcome(NOT_RUN, command.NO_TIME)}, 1),
+    ],
+    ids=["not run", "failed", "no time"],
+)
+def test_exit_code(
+    tmp_path: Path,
+    card: Card,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcomes: dict[str, Outcome],
+    code: int,
+) -> None:
+    fakes = Fakes(tmp_path, outcomes)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "describe_card", lambda: card)
+    monkeypatch.setattr(command, "STAGES", {**STAGES, **fakes.stages()})
+    # The order is that of the stages, not that of the request.
+    assert command.main(["--stage", "large,smoke", "--out", str(tmp_path)]) == code
+    assert fakes.ran == ["smoke", "large"]
+    printed = capsys.readouterr().out
+    for outcome in outcomes.values():
+        assert outcome.status + (f": {outcome.reason}" if outcome.reason else "") in printed
+
+
+def test_every_stage_is_under_nine_minutes() -> None:
+    assert command.STAGE_LIMIT < 9 * 60
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(PASSED, "why"), (FAILED, None), (NOT_RUN, None), ("skipped", "why")], ids=str
+)
+def test_an_outcome_gives_a_reason_exactly_where_it_did_not_pass(status: str, reason: str | None) -> None:
+    with pytest.raises(ValueError, match="got"):
+        Outcome(status, reason)
+
+
+def test_a_stage_that_takes_too_long_is_told_to_end_and_leaves_what_it_has(tmp_path: Path) -> None:
+    program = (
+        "import time\nprint('first', flush=True)\n"
+        "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('kept', flush=True)\n"
+    )
+    from benchmarks.gpu.execute import execute  # noqa: PLC0415
+
+    started = time.monotonic()
+    done = execute([sys.executable, "-c", program], limit=3, log=tmp_path / "log.txt")
+    assert time.monotonic() - started < 30
+    assert done.timed_out
+    assert done.output == "first\nkept\n"
+    assert (tmp_path / "log.txt").read_text().endswith("first\nkept\n")

@@ -1,0 +1,191 @@
+"""How the outcome of a stage is read off what its program left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import pytests, sanitizer, stages
+from benchmarks.gpu.document import Card
+from benchmarks.gpu.execute import Finished
+from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
+from tests.gpu import exercise
+
+ENDED = "exercise started\nexercise completed\n"
+CLEAN = f"========= COMPUTE-SANITIZER\n{ENDED}========= ERROR SUMMARY: 0 errors\n"
+RACES = (
+    f"========= COMPUTE-SANITIZER\n{ENDED}"
+    "========= Error: Race reported between Write access at f and Read access at g [4 hazards]\n"
+    "========= RACECHECK SUMMARY: 4 hazards displayed (4 errors, 0 warnings)\n"
+)
+NO_RACES = f"{ENDED}========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+REFUSED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported. Please refer to the documentation\n"
+
+
+@pytest.mark.parametrize(
+    ("done", "status", "reason"),
+    [
+        (Finished(0, CLEAN, False), PASSED, None),
+        (Finished(0, NO_RACES, False), PASSED, None),
+        (Finished(86, RACES, False), FAILED, "RACECHECK SUMMARY: 4 hazards displayed (4 errors, 0 warnings)"),
+        (Finished(0, RACES, False), FAILED, "RACECHECK SUMMARY: 4 hazards displayed (4 errors, 0 warnings)"),
+        (
+            Finished(1, REFUSED + "torch.AcceleratorError: unknown error\n", False),
+            NOT_RUN,
+            "Error: Device not supported. Please refer to the documentation",
+        ),
+        (Finished(0, "", False), FAILED, "exit code 0: no output"),
+        (Finished(0, ENDED, False), FAILED, "exit code 0: exercise completed"),
+        (Finished(0, "========= ERROR SUMMARY: 0 errors\n", False), FAILED, "exit code 0"),
+        (Finished(-9, "exercise started\n", True), NOT_RUN, "no result after 100 s"),
+        (Finished(1, "exercise started\nValueError: wrong\n", False), FAILED, "exit code 1: ValueError: wrong"),
+        (Finished(0, CLEAN.replace(": 0 errors", ": 10 errors"), False), FAILED, "ERROR SUMMARY: 10 errors"),
+    ],
+    ids=[
+        *("clean", "no_races", "races", "races_exit_0", "refused", "silent", "no_summary", "program_did_not_run"),
+        *("too_slow", "program_failed", "ten_errors"),
+    ],
+)
+def test_what_a_sanitizer_said(done: Finished, status: str, reason: str | None) -> None:
+    outcome = sanitizer.judge(done, 100)
+    assert outcome.status == status
+    assert outcome.reason == reason or (reason is not None and (outcome.reason or "").startswith(reason))
+
+
+def test_a_refused_tool_never_passes() -> None:
+    outcomes = {"memcheck": Outcome(PASSED), "racecheck": Outcome(NOT_RUN, "Device not supported")}
+    combined = sanitizer.combine(outcomes)
+    assert (combined.status, combined.reason) == (NOT_RUN, "racecheck not run: Device not supported")
+    assert combined.details["memcheck"]["status"] == PASSED
+    outcomes["synccheck"] = Outcome(FAILED, "1 error")
+    assert (sanitizer.combine(outcomes).status) == FAILED
+    assert sanitizer.combine({"memcheck": Outcome(PASSED)}).status == PASSED
+
+
+def fake_tool(tmp_path: Path, text: str, code: int) -> str:
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(f"#!{sys.executable}\nimport sys\nprint({text!r}, end='')\nprint(sys.argv[1:])\nsys.exit({code})\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_all_four_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "find_tool", lambda: fake_tool(tmp_path, CLEAN, 0))
+    outcome = sanitizer.run(limit=100, log=tmp_path / "log.txt")
+    assert outcome.status == PASSED
+    assert set(outcome.details) == {"memcheck", "racecheck", "initcheck", "synccheck"}
+    log = (tmp_path / "log.txt").read_text()
+    assert all(f"'--tool', '{tool}', '--error-exitcode', '86'" in log for tool in outcome.details)
+
+
+def test_no_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "find_tool", lambda: None)
+    outcome = sanitizer.run(limit=100, log=tmp_path / "log.txt")
+    assert (outcome.status, outcome.reason) == (NOT_RUN, "compute-sanitizer is not installed")
+
+
+def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch  # noqa: PLC0415
+    from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC0415
+
+    from dreluop.ops import schemas  # noqa: PLC0415
+
+    called: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == schemas.NAMESPACE:
+                called.add(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(exercise, "CASES", exercise.CASES[6:9])
+    with Watch():
+        exercise.main(torch.device("cpu"))
+    assert called == set(schemas.SCHEMAS)
+
+
+TESTS = """
+import pytest
+
+def test_cuda_one(): pass
+
+@pytest.mark.skip(reason="needs mlxtend, not installed")
+def test_two(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason"),
+    [
+        (TESTS, PASSED, None),
+        (TESTS + "\ndef test_three(): assert False\n", FAILED, "1 tests failed, the first: "),
+        (TESTS.replace("cuda_one", "one"), NOT_RUN, "no test of the GPU ran: needs mlxtend, not installed"),
+        ("", FAILED, "pytest ended with exit code 5"),
+        ("import nothing_of_this_name", FAILED, "1 tests failed"),
+    ],
+    ids=["passed", "failed", "no_gpu_test", "no_test", "import_error"],
+)
+def test_pytest_stages(tmp_path: Path, text: str, status: str, reason: str | None) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(text)
+    outcome = pytests.run_pytest([str(path)], limit=100, log=tmp_path / "log.txt")
+    assert outcome.status == status, outcome
+    assert (outcome.reason or "").startswith(reason or "")
+    if text.startswith(TESTS):
+        assert outcome.details["skipped"] == {"needs mlxtend, not installed": 1}
+        assert outcome.details["passed"] == 1
+
+
+def test_without_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytests, "is_installed", lambda name: name != "pytest")
+    outcome = pytests.run_pytest([], limit=100, log=tmp_path / "log.txt")
+    assert (outcome.status, outcome.reason) == (NOT_RUN, "pytest is not installed")
+
+
+def test_a_run_that_was_stopped_failed() -> None:
+    assert pytests.judge(0, True, {"gpu passed": 5}, 100).reason == "stopped after 100 s"
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """What stages would execute."""
+    found: list[tuple[list[str], dict[str, str]]] = []
+
+    def execute(command: list[str], *, environment: dict[str, str] | None = None, **_: Any) -> Finished:
+        found.append((command, environment or {}))
+        return Finished(1, "nvcc is missing\n", False)
+
+    monkeypatch.setattr(stages, "execute", execute)
+    monkeypatch.setattr(pytests, "execute", execute)
+    return found
+
+
+def test_build_is_for_the_card(tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    outcome = stages.build(stages.Context(card, tmp_path, 100))
+    ((command, environment),) = commands
+    assert command[1:] == ["setup.py", "build_ext", "--inplace"]
+    assert environment == {"DRELUOP_BUILD": "cuda", "DRELUOP_CUDA_ARCHS": "90"}
+    assert (outcome.status, outcome.reason) == (FAILED, "setup.py ended with exit code 1: nvcc is missing")
+    assert outcome.details["archs"] == "90"
+
+
+@pytest.mark.parametrize("name", ["smoke", "tests", "graphs", "large"])
+def test_stages_of_tests_name_files_that_exist(
+    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str
+) -> None:
+    outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100))
+    assert outcome.status == FAILED
+    ((command, environment),) = commands
+    assert environment["DRELUOP_REQUIRE_CUDA"] == "1"
+    files = [argument for argument in command if argument.startswith("tests/")]
+    assert all((Path(__file__).parents[3] / file).exists() for file in files)
+    assert bool(files) == (name != "tests")
+
+
+def test_a_benchmark_that_fails(tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    outcome = stages.bench(stages.Context(card, tmp_path, 100, quick=True))
+    assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
+    assert commands[0][0][1:] == ["-m", "benchmarks.gpu.bench", "--out", str(tmp_path), "--quick"]

@@ -1,0 +1,90 @@
+"""Few calls that reach every kernel and every branch in it, for compute-sanitizer: `python -m tests.gpu.exercise`.
+
+Results are compared with the oracle, so that a tool that changes what is computed is noticed too.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from dreluop.backends import native
+from tests import oracle
+from tests.cases import DTYPES, MIXED_DTYPES, Case
+from tests.devices import moved
+from tests.gpu.helpers import WALKS, every_result
+
+CASES = (
+    *WALKS,
+    # Head and tail, single elements, nothing at all.
+    Case((1025,), (), layout="offset"),
+    Case((7,), (1,)),
+    Case((), ()),
+    Case((0, 4), (4,)),
+    Case((4, 0), (0,)),
+    # Short and long runs, rows that are no whole groups, more columns than a tile holds.
+    Case((1025, 5, 3), (5,)),
+    Case((3, 13, 9, 29), (13,)),
+    Case((2, 8, 16, 16), (8,)),
+    Case((3, 4099), (4099,)),
+    Case((64, 512), (512,)),
+    Case((1, 7, 1009), (7, 1009)),
+    # General strides, of x and of caps.
+    Case((6, 35, 33), (35,), layout="narrow"),
+    Case((9, 6, 65), (6,), layout="transposed"),
+    Case((3, 5, 11), (11,), dim=-1, layout="step"),
+    Case((7, 3, 5, 6), (3, 5, 6), layout="permuted"),
+    Case((7, 3, 5, 6), (3, 5, 6), layout="channels_last"),
+)
+MANY_CAPS = 400  # more than one launch of penalty takes
+
+
+def check(case: Case, dtypes: tuple[torch.dtype, torch.dtype], device: torch.device) -> None:
+    x, cap = case.inputs(*dtypes)
+    grad = case.grad(x.dtype)
+    x_there, cap_there, grad_there = (moved(t, device) for t in (x, cap, grad))
+    y = every_result(x_there, cap_there, grad_there, case.dim)[0]
+    oracle.assert_same_bits(y.cpu(), oracle.forward(x, cap, case.dim))
+    with_addends(case, x_there, cap_there, grad_there)
+
+
+def with_addends(case: Case, x: torch.Tensor, cap: torch.Tensor, grad: torch.Tensor) -> None:
+    if case.dim >= x.ndim:
+        return
+    shape = cap.shape if cap.ndim > 1 else (x.shape[case.dim],)
+    bias = moved(torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape), x.device)
+    ops = torch.ops.dreluop
+    for residual in (None, grad):
+        y, code, _ = ops.forward_extra(x, cap, case.dim, True, 0.5, bias, residual)
+        for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
+            for need in (True, False):
+                ops.backward(grad, saved, cap, case.dim, order, need, need, None, None, bias)
+
+
+def penalties(device: torch.device) -> None:
+    caps = [moved(torch.full((i % 7,), 0.5), device) for i in range(MANY_CAPS)] + [moved(torch.ones(20_000), device)]
+    total = torch.ops.dreluop.penalty(caps, 0.1)
+    expected = 0.1 * (sum(i % 7 for i in range(MANY_CAPS)) * 0.25 + 20_000)
+    assert abs(total.item() - expected) < 1e-3 * expected, total
+    torch.ops.dreluop.penalty_backward(total, caps, 0.1)
+
+
+def main(device: torch.device) -> None:
+    reason = native.cuda_reason() if device.type == "cuda" else native.load_error
+    if reason is not None:
+        sys.exit(f"the native kernels do not serve: {reason}")
+    print("exercise started", flush=True)
+    for case in CASES:
+        for dtype in DTYPES:
+            check(case, (dtype, dtype), device)
+    for dtypes in MIXED_DTYPES:
+        check(Case((65, 130), (130,)), dtypes, device)
+    penalties(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    print("exercise completed", flush=True)
+
+
+if __name__ == "__main__":
+    main(torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda"))

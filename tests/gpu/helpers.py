@@ -1,0 +1,77 @@
+"""Every operator in one call, a way to keep a stream busy, and the kernels that a call launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+
+from dreluop.ops import schemas
+from tests import oracle
+from tests.cases import Case
+from tests.devices import moved
+
+ops = getattr(torch.ops, schemas.NAMESPACE)
+
+# One of every way in which the backward kernels walk, each with several blocks that share a cap.
+WALKS = (
+    Case((300_001,), ()),
+    Case((401, 1009), (1009,)),
+    Case((60_013, 7), (7,)),
+    Case((5, 11, 7001), (11,)),
+    Case((16, 32, 33, 31), (32,), layout="channels_last"),
+    Case((90, 61, 73), (61, 73)),
+)
+
+
+def inputs(case: Case, dtype: torch.dtype, device: torch.device | str = "cuda") -> tuple[Tensor, Tensor, Tensor]:
+    """x, cap and a gradient of y."""
+    x, cap = case.inputs(dtype)
+    grad = torch.empty_like(x).copy_(case.grad(dtype))
+    return moved(x, device), moved(cap, device), moved(grad, device)
+
+
+def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1) -> list[Tensor]:
+    """What all operators give, on the current stream; nothing here waits for the device."""
+    y, code, penalty = ops.forward_extra(x, cap, dim, True, 0.5)
+    results = [y, code, penalty, ops.forward(x, cap, dim)]
+    in_place, overwritten = x.clone(), x.clone()
+    ops.forward_(in_place, cap, dim)
+    results += [in_place, *ops.forward_extra_(overwritten, cap, dim, True, 0.5), overwritten]
+    weight = torch.ones((), dtype=penalty.dtype, device=x.device)
+    for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
+        results += ops.backward(grad, saved, cap, dim, order, True, True, 0.5, weight)
+        results.append(ops.tangent(grad, cap, saved, cap, dim, order))
+    if x.ndim:
+        results += ops.saturation(x, cap, dim)
+    results.append(ops.penalty([cap, cap], 0.5))
+    return [*results, *ops.penalty_backward(weight, [cap, cap], 0.5)]
+
+
+def assert_all_same_bits(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+    for one, other in zip(got, want, strict=True):
+        oracle.assert_same_bits(one.cpu(), other.cpu())
+
+
+def sleep() -> None:
+    """Keep the current stream busy for about 0.1 s; returns at once."""
+    torch.cuda._sleep(200_000_000)
+
+
+def kernels_of(function: Callable[[], object]) -> list[str]:
+    """Names of the kernels (not of memsets and copies) that a call launches; skips where the profiler sees none."""
+    function()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.ones(1, device="cuda")
+        torch.cuda.synchronize()
+    found = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    if not found:
+        pytest.skip("the profiler records no kernels on this machine")
+    names = [event.name for event in sorted(found, key=lambda event: event.time_range.start)]
+    # The last one is the fill that shows whether anything is recorded.
+    return [name for name in names[:-1] if not name.startswith(("Memset", "Memcpy"))]

@@ -1,0 +1,139 @@
+"""CUDA graphs: captured once, replayed with other data, on other streams, beside eager calls."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dreluop
+from tests.cases import DTYPES, Case, dtype_id
+from tests.gpu.helpers import WALKS, assert_all_same_bits, every_result, inputs
+
+
+def captured(case: Case, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    every_result(x, cap, grad, case.dim)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = every_result(x, cap, grad, case.dim)
+    return graph, results
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("case", WALKS, ids=str)
+def test_replays_with_other_data(case: Case, dtype: torch.dtype) -> None:
+    x, cap, grad = inputs(case, dtype)
+    graph, results = captured(case, x, cap, grad)
+    for _ in range(3):
+        # Counters that a replay leaves behind would spoil the next one.
+        x.copy_(torch.randn(case.shape))
+        grad.copy_(torch.randn(case.shape))
+        graph.replay()
+        got = [t.clone() for t in results]
+        assert_all_same_bits(got, every_result(x, cap, grad, case.dim))
+
+
+@pytest.mark.parametrize("case", WALKS, ids=str)
+def test_replayed_on_another_stream_while_eager_calls_run(case: Case) -> None:
+    x, cap, grad = inputs(case, torch.float32)
+    others = torch.randn_like(x), cap, torch.randn_like(grad)
+    expected, expected_eager = every_result(x, cap, grad, case.dim), every_result(*others, case.dim)
+    graph, results = captured(case, x, cap, grad)
+    replaying, eager = torch.cuda.Stream(), torch.cuda.Stream()
+    copies, eager_results = [], []
+    torch.cuda.synchronize()
+    for _ in range(20):
+        with torch.cuda.stream(replaying):
+            graph.replay()
+            copies.append([t.clone() for t in results])
+        with torch.cuda.stream(eager):
+            eager_results.append(every_result(*others, case.dim))
+    torch.cuda.synchronize()
+    for got, got_eager in zip(copies, eager_results, strict=True):
+        assert_all_same_bits(got, expected)
+        assert_all_same_bits(got_eager, expected_eager)
+
+
+@pytest.mark.parametrize("case", WALKS, ids=str)
+def test_two_graphs_replayed_at_once(case: Case) -> None:
+    sets = [inputs(case, torch.float32), (*(torch.randn_like(t) for t in inputs(case, torch.float32)),)]
+    expected = [every_result(*arguments, case.dim) for arguments in sets]
+    graphs = [captured(case, *arguments) for arguments in sets]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for stream, (graph, _) in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for (_, results), want in zip(graphs, expected, strict=True):
+        assert_all_same_bits(results, want)
+
+
+def model_of(save: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        dreluop.DReLU(16, init=0.7, save=save),
+        nn.Conv2d(16, 8, 3, padding=1),
+        dreluop.DReLU((8, 12, 12), init=0.5),
+        nn.Flatten(),
+        nn.Linear(8 * 12 * 12, 10),
+        dreluop.DReLU(init=0.9),
+    ).cuda()
+
+
+@pytest.mark.parametrize("save", ["output", "code"])
+def test_make_graphed_callables(save: str) -> None:
+    model = model_of(save)
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), (torch.randn(4, 3, 12, 12, device="cuda"),))
+    for _ in range(3):
+        data = torch.randn(4, 3, 12, 12, device="cuda")
+        gradients = []
+        for call in (model, graphed):
+            call.zero_grad(set_to_none=True)
+            call(data).square().sum().backward()
+            gradients.append([p.grad.clone() for p in call.parameters()])
+        for got, want in zip(*gradients, strict=True):
+            # cuDNN may choose other kernels under capture.
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_whole_training_step_is_captured() -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        loss = model(data).square().sum() + dreluop.cap_penalty(model, 0.1)
+        loss.backward()
+        optimizer.step()
+
+    def network() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        caps = dreluop.DReLU(64, init=0.5)
+        model = nn.Sequential(nn.Linear(32, 64), caps, nn.Linear(64, 64), dreluop.DReLU(init=0.5, save="code")).cuda()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return model, torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    batches = torch.randn(6, 128, 32, device="cuda")
+    eager, eager_optimizer = network()
+    for data in batches:
+        step(eager, eager_optimizer, data)
+
+    model, optimizer = network()
+    data = batches[0].clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(model, optimizer, data)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(model, optimizer, data)
+    for batch in batches[1:]:
+        data.copy_(batch)
+        graph.replay()
+    for got, want in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)

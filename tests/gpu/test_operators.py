@@ -1,0 +1,110 @@
+"""What holds on a card beyond the tests of the operators, which run there as ``native_cuda``: the same bits as on the
+CPU and on every run, deterministic by torch's rules, and no memory beyond what is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import dreluop
+from tests import oracle
+from tests.cases import DTYPES, FEW_CASES, Case, dtype_id
+from tests.gpu.helpers import WALKS, assert_all_same_bits, every_result, inputs
+from tests.ops.test_accumulation import LARGE
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+by_walk = pytest.mark.parametrize("case", WALKS, ids=str)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_values_over_many_blocks(case: Case, dtype: torch.dtype) -> None:
+    x, cap = case.inputs(dtype)
+    grad = case.grad(dtype)
+    there, cap_there, grad_there = (t.cuda() for t in (x, cap, grad))
+    y, code, _ = torch.ops.dreluop.forward_extra(there, cap_there, case.dim, True, None)
+    expected = oracle.forward(x, cap, case.dim)
+    oracle.assert_same_bits(y.cpu(), expected)
+    for saved, order in ((y, []), (code, oracle.code_order(y, cap_there))):
+        dx, dcap, _ = torch.ops.dreluop.backward(grad_there, saved, cap_there, case.dim, order, True, True, None, None)
+        oracle.assert_same_bits(dx.cpu(), oracle.grad_x(grad, x, cap, case.dim))
+        oracle.assert_grad_cap(dcap.cpu(), grad, x, cap, case.dim)
+
+
+@by_dtype
+@by_walk
+def test_the_same_bits_as_on_the_cpu(case: Case, dtype: torch.dtype) -> None:
+    there, here = (every_result(*inputs(case, dtype, device), case.dim) for device in ("cuda", "cpu"))
+    for got, want in zip(there, here, strict=True):
+        assert got.stride() == want.stride()
+        # Sums have a bound, not bits, and their own tests.
+        if not (got.dtype.is_floating_point and tuple(got.shape) in ((), case.cap_shape)):
+            oracle.assert_same_bits(got.cpu(), want)
+
+
+@by_dtype
+@by_walk
+def test_many_runs_give_the_same_bits(case: Case, dtype: torch.dtype) -> None:
+    arguments = inputs(case, dtype)
+    first = every_result(*arguments, case.dim)
+    for _ in range(10):
+        assert_all_same_bits(every_result(*arguments, case.dim), first)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.filterwarnings("error")
+@by_walk
+def test_deterministic_algorithms_are_satisfied(case: Case) -> None:
+    arguments = inputs(case, torch.float32)
+    # This mode fills fresh memory with NaN: what a kernel did not write would show.
+    first = every_result(*arguments, case.dim)
+    torch.use_deterministic_algorithms(False)
+    assert_all_same_bits(every_result(*arguments, case.dim), first)
+
+
+@pytest.mark.parametrize("case", FEW_CASES, ids=str)
+def test_gradient_of_the_penalty_may_lie_on_the_cpu(case: Case) -> None:
+    # autograd hands a 0-dimensional gradient over as it came.
+    x, cap, grad = inputs(case, torch.float32)
+    y = torch.ops.dreluop.forward(x, cap, case.dim)
+    results = [
+        torch.ops.dreluop.backward(grad, y, cap, case.dim, [], True, True, 0.5, weight)
+        for weight in (torch.tensor(1.5), torch.tensor(1.5, device="cuda"))
+    ]
+    assert_all_same_bits(*results)
+
+
+@pytest.mark.parametrize(("save", "bytes_per_element"), [("output", 4), ("code", 4.25)])
+def test_memory_kept_for_backward(save: str, bytes_per_element: float) -> None:
+    x = torch.randn(1024, 4096, device="cuda", requires_grad=True)
+    cap = torch.rand(4096, device="cuda", requires_grad=True)
+    dreluop.capped_relu(x, cap, save=save).sum().backward()
+    x.grad = cap.grad = None
+    before = torch.cuda.memory_allocated()
+    y = dreluop.capped_relu(x, cap, save=save)
+    assert torch.cuda.memory_allocated() - before == x.numel() * bytes_per_element
+    assert y.requires_grad
+
+
+def test_memory_of_a_pass() -> None:
+    x, grad = (torch.randn(1024, 4096, device="cuda") for _ in range(2))
+    cap = torch.rand(4096, device="cuda")
+    for call in (
+        lambda: torch.ops.dreluop.forward(x, cap),
+        lambda: torch.ops.dreluop.backward(grad, x, cap, 1, [], True, True, None, None),
+    ):
+        call()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        # The result, and partial sums that are small beside it.
+        assert torch.cuda.max_memory_allocated() - before <= 1.05 * x.numel() * x.element_size()
