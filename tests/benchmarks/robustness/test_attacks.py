@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import dreluop
 from benchmarks.robustness import attacks
 from benchmarks.robustness.attacks import fgsm, frozen, input_gradient, pgd, zero_gradient_share
 from benchmarks.robustness.data import Digits
@@ -96,7 +97,11 @@ def test_attacks_reduce_the_accuracy_of_a_trained_network(trained: DenseNetwork,
 
 
 def test_zero_gradient_share_is_1_where_the_caps_are_0(few: Digits):
-    model = dense_drelu(0, init=0.0)
+    model = dense_drelu(0)
+    caps = [module.cap for module in model.modules() if isinstance(module, dreluop.DReLU)]
+    assert caps
+    for cap in caps:
+        torch.nn.init.zeros_(cap)
     assert zero_gradient_share(model, *few.test) == 1
     assert torch.equal(fgsm(model, *few.test, EPS), few.test.x)
 
