@@ -10,6 +10,7 @@ What is built depends on this choice and on the compilers found, never on whethe
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,9 @@ TORCH_TARGET_VERSION = "0x020a000000000000"
 X86_FLAGS = {"primitives_avx2.cpp": ["-march=x86-64-v3"], "primitives_avx512.cpp": ["-march=x86-64-v4"]}
 CPU_FLAGS = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}
 CUDA_ARCHS = "80;90;100+PTX"
+OLDEST_ARCH = 80
+# Kernel parameters of more than 4 kB.
+OLDEST_NVCC = (12, 1)
 
 
 def stop(sentence: str) -> None:
@@ -78,13 +82,23 @@ def torch_module():
     return torch
 
 
+def nvcc_output(*options: str) -> str:
+    command = [str(cuda_home() / "bin" / "nvcc"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def nvcc_version() -> tuple[int, int]:
+    found = re.search(r"release (\d+)\.(\d+)", nvcc_output("--version"))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
 def cuda_archs() -> str:
-    """DRELUOP_CUDA_ARCHS, or those of the default that this nvcc knows."""
+    """DRELUOP_CUDA_ARCHS, or those of the default that this nvcc knows; the PTX is kept in any case."""
     if "DRELUOP_CUDA_ARCHS" in os.environ:
         return os.environ["DRELUOP_CUDA_ARCHS"]
-    nvcc = [str(cuda_home() / "bin" / "nvcc"), "--list-gpu-arch"]
-    known = subprocess.run(nvcc, capture_output=True, text=True, check=False).stdout.split()
-    return ";".join(a for a in CUDA_ARCHS.split(";") if f"compute_{a.removesuffix('+PTX')}" in known) or CUDA_ARCHS
+    known = nvcc_output("--list-gpu-arch").split()
+    numbers = [arch for arch in CUDA_ARCHS.removesuffix("+PTX").split(";") if f"compute_{arch}" in known]
+    return ";".join(numbers) + "+PTX" if numbers else CUDA_ARCHS
 
 
 def gencode(archs: str) -> list[str]:
@@ -92,7 +106,10 @@ def gencode(archs: str) -> list[str]:
     numbers = [arch.removesuffix("+PTX") for arch in archs.split(";")]
     if not all(number.isdigit() for number in numbers):
         stop(f'DRELUOP_CUDA_ARCHS={archs}: expected numbers such as "80;90;100+PTX".')
-    lowest = min(numbers, key=int)
+    if any(int(number) < OLDEST_ARCH for number in numbers):
+        stop(f"DRELUOP_CUDA_ARCHS={archs}: the kernels need {OLDEST_ARCH} or newer (bf16 conversions).")
+    numbers = sorted(set(numbers), key=int)
+    lowest = numbers[0]
     kept = [f"compute_{lowest}"] if "+PTX" in archs else []
     return [f"-gencode=arch=compute_{lowest},code=[{','.join([*(f'sm_{n}' for n in numbers), *kept])}]"]
 
@@ -154,6 +171,13 @@ def usable_cuda(choice: str) -> Path | None:
     cuda = cuda_home() if choice in ("auto", "cuda") else None
     if cuda and choice == "auto" and not (cuda / "lib64" / "libcudart_static.a").exists():
         print(f"dreluop: {cuda} has no static cudart; building without CUDA", file=sys.stderr)
+        return None
+    if cuda and nvcc_version() < OLDEST_NVCC:
+        found, needed = (".".join(map(str, version)) for version in (nvcc_version(), OLDEST_NVCC))
+        sentence = f"nvcc {found} is too old, the CUDA kernels need {needed}"
+        if choice == "cuda":
+            stop(f"DRELUOP_BUILD=cuda, but {sentence}.")
+        print(f"dreluop: {sentence}; building without CUDA", file=sys.stderr)
         return None
     if cuda:
         gencode(cuda_archs())

@@ -34,22 +34,33 @@ class Result(NamedTuple):
 
 def backends() -> list[Backend]:
     """Every backend, in the order in which they are preferred."""
-    return [Backend("native", ("cpu",), native.load_error), Backend("reference", ("every device",), None)]
+    return [
+        Backend("native", native_devices() or ("cpu",), native.load_error),
+        Backend("reference", ("every device",), None),
+    ]
+
+
+def native_devices() -> tuple[str, ...]:
+    """The kinds of device that the compiled kernels serve. Initialises CUDA, where there is a card."""
+    if not native.is_loaded():
+        return ()
+    return ("cpu", "cuda") if native.cuda_reason() is None else ("cpu",)
 
 
 def run() -> list[Result]:
     """Compare all operators of all backends that serve; empty if only the reference does."""
-    return list(_compare_native()) if native.is_loaded() else []
+    return [result for device in native_devices() for result in _compare_native(device)]
 
 
-def _compare_native() -> Iterator[Result]:
+def _compare_native(device: str) -> Iterator[Result]:
     generator = torch.Generator().manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
         for case, x, cap in _inputs(dtype, generator):
-            text = f"{str(dtype).removeprefix('torch.')}, {case}"
-            grad = torch.randn(x.shape, generator=generator).to(dtype)
-            weight = torch.tensor(0.5)
-            bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator)
+            text = f"{device}, {str(dtype).removeprefix('torch.')}, {case}"
+            x, cap = x.to(device), cap.to(device)
+            grad = torch.randn(x.shape, generator=generator).to(device, dtype)
+            weight = torch.tensor(0.5, device=device)
+            bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator).to(device)
             shifted = [f(x, cap, 1, True, 0.1, bias, grad) for f in (calls.forward_extra, reference.forward_extra)]
             yield Result("native", "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
             expected = reference.forward_extra(x, cap, 1, True, 0.1)

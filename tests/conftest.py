@@ -101,6 +101,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        # benchmarks/gpu/pytests.py counts those that passed.
+        item.user_properties.append(("gpu", "yes"))
+
+
 def pytest_configure() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:

@@ -63,11 +63,12 @@ from dreluop.backends import native
 {HAS_KERNELS}
 kernels = native.cuda_kernels
 kernels._asked_by_name = {asked_by_name}
-kernels._unavailable = lambda: "Card 9000 (device 0): no kernel image"
+kernels._unavailable = lambda: "device 0: no kernel image"
+kernels.register()
 kernels.register()
 print(any(has_kernels()), kernels.reason())
 """
-    assert run(code) == f"{asked_by_name} Card 9000 (device 0): no kernel image"
+    assert run(code) == f"{asked_by_name} device 0: no kernel image"
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -90,3 +91,29 @@ def test_built_for_names_version_and_architectures(built_for_cuda: native_cuda.C
     version, archs = text.removeprefix("CUDA ").split(" for ")
     assert tuple(map(int, version.split("."))) >= (12, 1)
     assert all(arch.removesuffix("+PTX").isdigit() for arch in archs.split(";"))
+
+
+def test_an_error_while_registering_is_a_reason_not_the_end_of_cuda(built_for_cuda: native_cuda.CudaKernels) -> None:
+    code = """
+from dreluop.backends import native
+def fails():
+    raise OSError("driver gone")
+native.cuda_kernels._unavailable = fails
+native.cuda_kernels.register()
+print(native.cuda_kernels.reason())
+"""
+    assert run(code) == "OSError: driver gone"
+
+
+def test_which_cards_can_run_the_build(built_for_cuda: native_cuda.CudaKernels) -> None:
+    if "80;90;100+PTX" not in (built_for_cuda.built_for() or ""):
+        pytest.skip("built for other architectures than the default ones")
+    # 8.6 and 8.9 run code of 8.0, 12.0 compiles the PTX of 8.0; nothing is there for what is older.
+    for capability in (80, 86, 89, 90, 100, 103, 120):
+        assert built_for_cuda.unsupported_capability(capability) == "", capability
+    for capability in (61, 70, 75):
+        reason = built_for_cuda.unsupported_capability(capability)
+        assert (
+            reason
+            == f"its compute capability {capability // 10}.{capability % 10} is not among those built for, 80;90;100+PTX"
+        )

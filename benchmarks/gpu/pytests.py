@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
@@ -20,7 +21,8 @@ ENVIRONMENT = {
     # tests/missing.py: nothing can be installed here.
     "DRELUOP_SKIP_MISSING_PACKAGES": "1",
 }
-WORKERS = 8
+WORKERS = min(8, os.cpu_count() or 1)
+GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a card
 # conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
 NEEDED_BY_FOLDER = {
     "tests/benchmarks/kernels": ("rich", "tqdm"),
@@ -81,5 +83,5 @@ def read_report(path: Path) -> dict[str, Any]:
             skipped[(reason.get("message") or "no reason given").removeprefix("Skipped: ")] += 1
         else:
             passed += 1
-            gpu += "cuda" in name or ".gpu." in name
+            gpu += any(p.get("name") == GPU_PROPERTY for p in case.iter("property"))
     return {"passed": passed, "gpu passed": gpu, "failed": failed, "skipped": dict(skipped.most_common())}

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.gpu.execute import Finished, execute
@@ -41,8 +42,9 @@ def run(*, limit: float, log: Path) -> Outcome:
     if sanitizer is None:
         return Outcome(NOT_RUN, "compute-sanitizer is not installed")
     outcomes: dict[str, Outcome] = {}
-    share = limit / len(TOOLS)
-    for tool in TOOLS:
+    started = time.monotonic()
+    for index, tool in enumerate(TOOLS):
+        share = (limit - (time.monotonic() - started)) / (len(TOOLS) - index)
         command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND_ERRORS), "--print-limit", "20"]
         done = execute([*command, sys.executable, "-m", PROGRAM], limit=share, log=log, environment=ENVIRONMENT)
         outcomes[tool] = judge(done, share)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,6 +102,11 @@ def launches(function: Callable[[Any], object], prepare: Callable[[], Any]) -> L
     return Launches(len(names) - memsets - copies, memsets, copies) if names else None
 
 
+def release() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def cuda_machine() -> Machine:
     """The current CUDA device."""
     device = torch.device("cuda", torch.cuda.current_device())
@@ -111,5 +117,5 @@ def cuda_machine() -> Machine:
         launches=launches,
         cache_bytes=torch.cuda.get_device_properties(device).L2_cache_size,
         free_bytes=lambda: torch.cuda.mem_get_info(device)[0],
-        release=torch.cuda.empty_cache,
+        release=release,
     )

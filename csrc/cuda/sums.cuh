@@ -114,7 +114,8 @@ DRELUOP_DEVICE bool arrives_last(unsigned* counter, unsigned expected, unsigned*
   if (threadIdx.x == 0) *slot = atomicAdd(counter, 1u);
   __syncthreads();
   const bool last = *slot == expected - 1;
-  __threadfence();
+  // Also drops what L1 may hold of the others' sums.
+  if (last) __threadfence();
   return last;
 }
 

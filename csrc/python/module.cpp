@@ -43,8 +43,7 @@ py::dict layout_plan(const std::vector<int64_t>& shape, const std::vector<int64_
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build information and launch plans of the compiled part of dreluop.";
-  m.def("build_info", &build_info,
-        "What this was built with: version, compiler, torch headers and lowest torch.");
+  m.def("build_info", &build_info, "What this was built with: version, compiler, torch headers and lowest torch.");
   m.def(
       "cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
       "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");

@@ -3,7 +3,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <array>
+#include <atomic>
+
 #include "cuda/kernels.h"
+#include "cuda/probe.h"
 #include "torch/tensors.h"
 
 // In libtorch_cuda only. Weak, so that the library also loads under a torch for the CPU, where nobody calls it.
@@ -16,6 +20,7 @@ constexpr const char* kDeviceKey = "CUDA";
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& on) : index_(index_of(on)), guard_(index_) {
+    check_card(index_);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
     cuda::Status status;
     multiprocessors_ = cuda::multiprocessors(index_, &status);
@@ -30,6 +35,16 @@ class OnDevice {
   }
 
  private:
+  // Beside a card that can run the kernels there may be one that cannot.
+  static void check_card(int32_t index) {
+    static std::array<std::atomic<bool>, 64> fine{};
+    const bool cached = index >= 0 && index < static_cast<int32_t>(fine.size());
+    if (cached && fine[index]) return;
+    const std::string reason = cuda::unavailable_reason(index, DRELUOP_CUDA_ARCHS);
+    if (!reason.empty()) throw std::runtime_error("CUDA device " + std::to_string(index) + ": " + reason);
+    if (cached) fine[index] = true;
+  }
+
   static int32_t index_of(const Tensor& t) {
     int32_t index = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the compiled operators. They serve from torch's first use of CUDA on, if every card can run them.
+"""The CUDA kernels of the compiled operators. They serve from torch's first use of CUDA on, if a card can run them.
 
 Not from the import on: asking the driver there would break processes that fork before they use CUDA.
 """
@@ -30,8 +30,11 @@ class CudaKernels:
         if self.built:
             self._library.dreluop_cuda_archs.restype = ctypes.c_char_p
             self._library.dreluop_cuda_unavailable_reason.restype = ctypes.c_char_p
+            self._library.dreluop_cuda_unsupported_capability.restype = ctypes.c_char_p
             self._asked = False
             torch.cuda._lazy_call(self.register)
+        elif asked_by_name:
+            self._refuse()
 
     def built_for(self) -> str | None:
         """The CUDA version of the build and its architectures; None without CUDA code."""
@@ -51,23 +54,38 @@ class CudaKernels:
         return self._reason
 
     def register(self) -> None:
-        """Make the kernels serve CUDA tensors, if every visible card can run them."""
+        """Make the kernels serve CUDA tensors, if a visible card can run them; one that cannot is then an error."""
+        if self._asked:
+            return
         self._asked = True
-        self._reason = self._unavailable()
-        if self._reason is None:
-            self._library.dreluop_register_cuda()
-        elif self._asked_by_name:
-            for name in SCHEMAS:
-                library.impl(name, _refusal(name, self._reason), "CUDA")
+        try:
+            self._reason = self._unavailable()
+            if self._reason is None:
+                self._library.dreluop_register_cuda()
+            elif self._asked_by_name:
+                self._refuse()
+        except Exception as error:
+            self._reason = f"{type(error).__name__}: {error}"
+
+    def unsupported_capability(self, capability: int) -> str:
+        """Why a compute capability (90 is 9.0) cannot run the code of this build; empty if it can."""
+        text: str = self._library.dreluop_cuda_unsupported_capability(capability).decode()
+        return text
+
+    def _refuse(self) -> None:
+        for name in SCHEMAS:
+            library.impl(name, _refusal(name, self._reason or ""), "CUDA")
 
     def _unavailable(self) -> str | None:
         if torch.version.cuda is None:
             return "this torch is not built for CUDA"
+        reasons = []
         for device in range(torch.cuda.device_count()):
             why = self._library.dreluop_cuda_unavailable_reason(device).decode()
-            if why:
-                return f"{torch.cuda.get_device_name(device)} (device {device}): {why}"
-        return None
+            if not why:
+                return None
+            reasons.append(f"device {device}: {why}")
+        return "; ".join(reasons) or "torch sees no CUDA device"
 
 
 def _refusal(name: str, why: str) -> Any:

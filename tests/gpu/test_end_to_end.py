@@ -95,7 +95,7 @@ def test_torch_func() -> None:
     x, cap = torch.randn(5, 4, 3), torch.rand(3) + 0.5
 
     def loss(x: Tensor, cap: Tensor) -> Tensor:
-        return dreluop.capped_relu(x, cap).square().sum()
+        return dreluop.capped_relu(x, cap, dim=-1).square().sum()
 
     per_sample = torch.vmap(torch.func.grad(loss, (0, 1)), (0, None))
     for got, want in zip(per_sample(x.cuda(), cap.cuda()), per_sample(x, cap), strict=True):

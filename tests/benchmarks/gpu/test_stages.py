@@ -110,7 +110,7 @@ def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytes
 TESTS = """
 import pytest
 
-def test_cuda_one(): pass
+def test_one(record_property): record_property("gpu", "yes")
 
 @pytest.mark.skip(reason="needs mlxtend, not installed")
 def test_two(): pass
@@ -122,7 +122,7 @@ def test_two(): pass
     [
         (TESTS, PASSED, None),
         (TESTS + "\ndef test_three(): assert False\n", FAILED, "1 tests failed, the first: "),
-        (TESTS.replace("cuda_one", "one"), NOT_RUN, "no test of the GPU ran: needs mlxtend, not installed"),
+        (TESTS.replace('"gpu"', '"cpu"'), NOT_RUN, "no test of the GPU ran: needs mlxtend, not installed"),
         ("", FAILED, "pytest ended with exit code 5"),
         ("import nothing_of_this_name", FAILED, "1 tests failed"),
     ],
