@@ -114,6 +114,8 @@ class CappedReLUFunction(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_tangent, cap_tangent = tangents[:2]
+        if any(tangent is not None for tangent in tangents[6:]):
+            raise RuntimeError("CappedReLUFunction: no tangents of bias and residual; call capped_relu")
         y, cap = ctx.saved_for_forward
         u = x_tangent if x_tangent is not None else y.new_zeros(()).expand(y.shape)
         y_tangent = _tangent(u, cap_tangent, y, cap, ctx.dim, ())

@@ -55,9 +55,8 @@ def run() -> list[Result]:
 def _compare_native(device: str) -> Iterator[Result]:
     generator = torch.Generator().manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
-        for case, x, cap in _inputs(dtype, generator):
+        for case, x, cap in _inputs(dtype, device, generator):
             text = f"{device}, {str(dtype).removeprefix('torch.')}, {case}"
-            x, cap = x.to(device), cap.to(device)
             grad = torch.randn(x.shape, generator=generator).to(device, dtype)
             weight = torch.tensor(0.5, device=device)
             bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator).to(device)
@@ -91,10 +90,10 @@ def _compare_native(device: str) -> Iterator[Result]:
             yield Result("native", "penalty_backward", text, all(map(_near, *gradients)))
 
 
-def _inputs(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
     x = torch.randn(3, 5, 7, 9, generator=generator)
     x.view(-1)[:: x.numel() // len(_SPECIAL_VALUES)][: len(_SPECIAL_VALUES)] = torch.tensor(_SPECIAL_VALUES)
-    x = x.to(dtype)
+    x = x.to(device, dtype)
     formats = {
         "contiguous": x,
         "channels last": x.contiguous(memory_format=torch.channels_last),
@@ -104,8 +103,8 @@ def _inputs(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[st
         shapes = {"layer": (1,), "channel": (5,), "neuron": tuple(view.shape[1:])}
         for granularity, shape in shapes.items():
             cap = torch.randn(shape, generator=generator).abs()
-            yield f"{granularity} cap, {layout}", view, cap.to(dtype)
-    yield "float32 cap, contiguous", x, torch.rand(5, generator=generator)
+            yield f"{granularity} cap, {layout}", view, cap.to(device, dtype)
+    yield "float32 cap, contiguous", x, torch.rand(5, generator=generator).to(device)
 
 
 def _same(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:

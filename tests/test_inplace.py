@@ -302,3 +302,12 @@ def test_fake_tensors_have_no_memory_to_share() -> None:
     with FakeTensorMode():
         y = torch.nn.Sequential(torch.nn.Linear(3, 3), dreluop.DReLU(3, inplace=True))(torch.empty(4, 3))
     assert y.shape == (4, 3)
+
+
+def test_a_copy_on_write_twin_keeps_its_values() -> None:
+    values = torch.randn(4, 3)
+    twin = torch._lazy_clone(values)
+    before = values.clone()
+    torch.ops.dreluop.forward_(twin, torch.full((3,), 0.1))
+    oracle.assert_same_bits(values, before)
+    oracle.assert_same_bits(twin, oracle.forward(before, torch.full((3,), 0.1)))

@@ -113,7 +113,4 @@ def test_which_cards_can_run_the_build(built_for_cuda: native_cuda.CudaKernels) 
         assert built_for_cuda.unsupported_capability(capability) == "", capability
     for capability in (61, 70, 75):
         reason = built_for_cuda.unsupported_capability(capability)
-        assert (
-            reason
-            == f"its compute capability {capability // 10}.{capability % 10} is not among those built for, 80;90;100+PTX"
-        )
+        assert reason.endswith(f"{capability // 10}.{capability % 10} is not among those built for, 80;90;100+PTX")

@@ -22,7 +22,6 @@ inline void check_device(const Tensor& t, const char* name, const Tensor& like, 
   if (!same_device(t, like)) fail(std::string(name) + ": got a tensor on another device than " + like_name);
 }
 
-// As autograd hands it over: at most one value, on any device.
 inline void check_one_element(const Tensor& t, const char* name) {
   if (t.numel() != 1) fail(std::string(name) + ": got shape " + to_string(sizes_of(t)) + "; expected one element");
 }

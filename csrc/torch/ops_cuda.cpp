@@ -40,6 +40,8 @@ class Call : public Geometry {
   const cuda::Problem& problem() const { return problem_; }
 
   cuda::Operand operand(const Tensor& t) { return {data_of(t), keep(in_order(strides_of(t), walk.order))}; }
+  // For writing: before any pointer to read the same tensor is taken, as a copy-on-write one moves.
+  cuda::Operand output(const Tensor& t) { return {t.mutable_data_ptr(), keep(in_order(strides_of(t), walk.order))}; }
 
   // A tensor of the cap's shape, or of a single cap where the layout counts channels.
   cuda::PerCap cap(const Tensor& t, const char* name) {
@@ -95,8 +97,8 @@ void run_forward(Call& call, const Tensor& x, const Tensor& cap, const std::opti
                  const std::optional<Tensor>& residual, const Tensor& y, uint8_t* code, const Tensor* penalty,
                  double balancer) {
   cuda::Forward pass;
+  pass.y = call.output(y);
   pass.x = call.operand(x);
-  pass.y = call.operand(y);
   pass.cap = call.cap(cap, "cap");
   if (residual.has_value()) pass.residual = call.operand(*residual);
   if (bias.has_value()) pass.bias = call.per_channel(*bias, "bias");
@@ -187,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
       need_cap ? empty_contiguous(sizes_of(cap), cap.scalar_type(), cap) : nothing(cap.scalar_type(), cap);
   const Tensor dbias = bias.has_value() ? empty_contiguous(sizes_of(*bias), bias->scalar_type(), *bias)
                                         : nothing(grad.scalar_type(), grad);
-  if (need_x) pass.dx = call.operand(dx);
+  if (need_x) pass.dx = call.output(dx);
   if (need_cap) pass.dcap = call.cap(dcap, "dcap");
   if (bias.has_value()) pass.dbias = call.per_channel(dbias, "dbias");
   call.run(cuda::backward_workspace(call.problem(), pass),
@@ -204,7 +206,7 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
   give_saved(&pass, kept, call, saved);
   const Tensor out = empty_as_kept(kept, u, saved);
   pass.u = call.operand(u);
-  pass.out = call.operand(out);
+  pass.out = call.output(out);
   pass.cap = call.cap(cap, "cap");
   if (v.has_value()) pass.v = call.cap(*v, "v");
   call.run({}, [&](void*) { return cuda::tangent(call.problem(), pass); });

@@ -12,6 +12,7 @@ from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
 from dreluop.backends.reference import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library
+from dreluop.validation import bias_for
 
 
 def _forward(
@@ -65,6 +66,10 @@ def _backward(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.saved("grad", grad, saved, cap, dim, order)
+    if bias is not None:
+        bias_for(grad, cap, bias, dim)
+    if grad_penalty is not None:
+        checks.one_element("grad_penalty", grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
     dbias = grad.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
     return dx, cap.new_empty(cap.shape if need_cap else (0,)), dbias

@@ -80,6 +80,9 @@ def test_bad_cuda_archs_are_named():
     done = setup_py(DRELUOP_CUDA_ARCHS="hopper")
     assert done.returncode != 0
     assert "DRELUOP_CUDA_ARCHS=hopper" in done.stderr
+    old = setup_py(DRELUOP_CUDA_ARCHS="75;90")
+    assert old.returncode != 0
+    assert "DRELUOP_CUDA_ARCHS=75;90: the kernels need 80 or newer" in old.stderr
 
 
 def test_pure_wheel_works_and_says_why_it_is_slow(tmp_path):

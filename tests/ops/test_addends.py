@@ -139,6 +139,17 @@ def test_gradient_of_the_bias_does_not_depend_on_threads(native_backend: Any, th
             oracle.assert_same_bits(got, want)
 
 
+@pytest.mark.parametrize("shape", [(4, 0, 3), (0, 4, 3), (4, 3, 0)], ids=str)
+def test_without_elements_one_cap_still_has_its_penalty(backend: Any, shape: tuple[int, ...]) -> None:
+    x, cap, bias = torch.randn(shape), torch.tensor([2.0]), torch.randn(shape[1])
+    y, _, penalty = backend.forward_extra(x, cap, 1, True, 0.5, bias, None)
+    assert penalty.item() == 2
+    dx, dcap, dbias = backend.backward(x, y, cap, 1, (), True, True, 0.5, torch.ones(()), bias)
+    assert dx.shape == shape
+    assert dcap.tolist() == [2.0]
+    assert dbias.tolist() == [0.0] * shape[1]
+
+
 X, CAP = torch.ones(2, 3, 4), torch.ones(3)
 BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "bias shape": ((CAP, 1, torch.ones(4), None), r"bias: got shape \(4,\)"),

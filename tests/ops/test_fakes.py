@@ -31,6 +31,16 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "grad: got shape",
     ),
+    "backward bias": (
+        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, None, None, meta(4)),
+        ValueError,
+        "bias: got shape",
+    ),
+    "backward grad_penalty": (
+        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, 0.5, meta(4)),
+        ValueError,
+        "grad_penalty: got shape",
+    ),
     "tangent": (lambda: OPS.tangent(meta(2, 3), None, meta(2, 3), meta(4), 1, []), ValueError, "cap: got shape"),
     "saturation": (lambda: OPS.saturation(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
     "dtype": (lambda: OPS.forward(meta(2, 3, dtype=torch.int32), meta(3)), TypeError, "x: got dtype"),

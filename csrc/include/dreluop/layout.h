@@ -153,7 +153,8 @@ inline void check_bias(const Sizes& x, const Sizes& cap, const Sizes& bias, int6
 // With a bias, a single cap is walked as one per channel.
 inline Walk walk_with_bias(const Sizes& x, const Sizes& order, const Sizes& cap, const Sizes& bias, int64_t dim) {
   check_bias(x, cap, bias, dim);
-  const bool per_channel = granularity_of(x, cap, dim) == Granularity::kLayer;
+  // Without channels the one cap stays, and has its gradient.
+  const bool per_channel = granularity_of(x, cap, dim) == Granularity::kLayer && product(bias) > 0;
   Walk walk = walk_of(x, order, per_channel ? bias : cap, dim);
   walk.shared_cap = per_channel;
   return walk;
