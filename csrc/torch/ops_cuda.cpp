@@ -43,6 +43,19 @@ class Call : public Geometry {
   // For writing: before any pointer to read the same tensor is taken, as a copy-on-write one moves.
   cuda::Operand output(const Tensor& t) { return {t.mutable_data_ptr(), keep(in_order(strides_of(t), walk.order))}; }
 
+  // A cap, bias or tangent as it can be read fast. Neuron caps that do not lie as x does (channels-last) are few beside
+  // x and copied: where they are, every element of x would read far from the one before.
+  Tensor readable(const Tensor& t) {
+    const Sizes shape = sizes_of(t);
+    if (walk.granularity != Granularity::kNeuron || t.numel() == 0) return t;
+    const Sizes strides = dense_strides(shape, cap_order(shape.size()));
+    if (strides == strides_of(t)) return t;
+    Tensor copy = empty_strided(shape, strides, t.scalar_type(), t);
+    torch::stable::copy_(copy, t);
+    copies_.push_back(copy);
+    return copy;
+  }
+
   // A tensor of the cap's shape, or of a single cap where the layout counts channels.
   cuda::PerCap cap(const Tensor& t, const char* name) {
     if (walk.shared_cap) return {data_of(t), dtype_of(t, name), keep({0})};
@@ -80,6 +93,7 @@ class Call : public Geometry {
   Tensor like_;
   Sizes walked_, cap_sizes_;
   Sizes kept_[kMostArrays];
+  std::vector<Tensor> copies_;
   int kept_count_ = 0;
   cuda::Problem problem_;
 };
@@ -99,9 +113,9 @@ void run_forward(Call& call, const Tensor& x, const Tensor& cap, const std::opti
   cuda::Forward pass;
   pass.y = call.output(y);
   pass.x = call.operand(x);
-  pass.cap = call.cap(cap, "cap");
+  pass.cap = call.cap(call.readable(cap), "cap");
   if (residual.has_value()) pass.residual = call.operand(*residual);
-  if (bias.has_value()) pass.bias = call.per_channel(*bias, "bias");
+  if (bias.has_value()) pass.bias = call.per_channel(call.readable(*bias), "bias");
   pass.code = code;
   if (penalty != nullptr) {
     pass.penalty = scalar(*penalty, "penalty");
@@ -178,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
   cuda::Backward pass;
   give_saved(&pass, kept, call, saved);
   pass.grad = call.operand(grad);
-  pass.cap = call.cap(cap, "cap");
+  pass.cap = call.cap(call.readable(cap), "cap");
   if (need_cap && balancer.has_value() && grad_penalty.has_value()) {
     check_device(*grad_penalty, "grad_penalty", grad, "grad");
     pass.grad_penalty = scalar(*grad_penalty, "grad_penalty");
@@ -207,8 +221,8 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
   const Tensor out = empty_as_kept(kept, u, saved);
   pass.u = call.operand(u);
   pass.out = call.output(out);
-  pass.cap = call.cap(cap, "cap");
-  if (v.has_value()) pass.v = call.cap(*v, "v");
+  pass.cap = call.cap(call.readable(cap), "cap");
+  if (v.has_value()) pass.v = call.cap(call.readable(*v), "v");
   call.run({}, [&](void*) { return cuda::tangent(call.problem(), pass); });
   return out;
 }
@@ -220,7 +234,7 @@ std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_
   const Tensor live = empty_contiguous({call.sizes[0]}, ScalarType::Bool, x);
   cuda::Saturation pass;
   pass.x = call.operand(x);
-  pass.cap = call.cap(cap, "cap");
+  pass.cap = call.cap(call.readable(cap), "cap");
   pass.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   pass.counts_strides = call.contiguous_cap_strides(cap);
   pass.live = static_cast<uint8_t*>(live.mutable_data_ptr());

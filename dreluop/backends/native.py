@@ -56,7 +56,7 @@ cuda_kernels = (
 
 def cuda_reason() -> str | None:
     """Why CUDA tensors are not served by the compiled kernels; None if they are. Initialises CUDA."""
-    return load_error if cuda_kernels is None else cuda_kernels.reason()
+    return (load_error or "not loaded") if cuda_kernels is None else cuda_kernels.reason()
 
 
 def is_loaded() -> bool:
