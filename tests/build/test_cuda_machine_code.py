@@ -121,3 +121,29 @@ def test_registers_allow_the_planned_occupancy(kernels, arch, name):
     ceiling = REGISTERS // (threads * blocks) // 8 * 8
     used = kernels[arch][name]["registers"]
     assert used <= ceiling, f"{name} on {arch} uses {used} registers; {blocks} blocks of {threads} need <= {ceiling}"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in HOT if ", 0, " in name])
+def test_several_loads_are_in_flight(kernels, arch, name):
+    in_flight = most = 0
+    for op in kernels[arch][name]["code"]:
+        if op.startswith("LDG") and ".128" in op:
+            in_flight += 1
+            most = max(most, in_flight)
+        elif op.startswith("STG"):
+            in_flight = 0
+    assert most >= 4, f"{name} on {arch} asks for no more than {most} vectors before it waits"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in HOT if not name.startswith("tangent")])
+def test_the_last_block_sees_the_sums_of_the_others(kernels, arch, name):
+    # The host shim has no memory order to test: a fence before a block counts itself, one after it has counted.
+    code = kernels[arch][name]["code"]
+    counted = [place for place, op in enumerate(code) if op.startswith("ATOM")]
+    fences = [place for place, op in enumerate(code) if op.startswith("MEMBAR")]
+    assert counted, f"{name} on {arch} counts no blocks"
+    for place, following in zip(counted, [*counted[1:], len(code)], strict=True):
+        assert min(fences) < place, f"{name} on {arch}: nothing orders the sums before they are counted"
+        assert any(place < fence < following for fence in fences), f"{name} on {arch}: no fence after the count"
