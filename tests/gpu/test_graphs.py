@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -137,3 +139,22 @@ def test_a_whole_training_step_is_captured() -> None:
         graph.replay()
     for got, want in zip(model.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+FIRST_CALL = """
+import torch, dreluop
+x, cap = torch.randn(64, 128, device="cuda"), torch.rand(128, device="cuda")
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    y = dreluop.capped_relu(x, cap)
+graph.replay()
+torch.cuda.synchronize()
+print(torch.equal(y, torch.relu(torch.minimum(x, cap))))
+"""
+
+
+def test_capture_as_the_first_call_of_a_process() -> None:
+    # Kernels are loaded at their first launch, which here is inside a capture.
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stdout + done.stderr
