@@ -166,7 +166,7 @@ inline ScalarType check_caps(const std::vector<Tensor>& caps) {
   if (caps.empty()) fail("caps: got no tensor; expected at least one");
   ScalarType dtype = ScalarType::Float;
   for (const Tensor& cap : caps) {
-    dtype_of(cap, "caps");
+    dtype_of(cap, "cap");
     check_device(cap, "caps", caps[0], "the first of them");
     if (cap.scalar_type() == ScalarType::Double) dtype = ScalarType::Double;
   }
