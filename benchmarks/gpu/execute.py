@@ -43,6 +43,8 @@ def execute(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            # Whoever is started in the background ignores SIGINT, and so would the command.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no other thread yet)
             text=True,
             errors="replace",
             start_new_session=True,
