@@ -215,7 +215,7 @@ def extensions() -> list[Extension]:
     version: dict[str, str] = {}
     exec((ROOT / "dreluop" / "version.py").read_text(), version)
     warnings = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("DRELUOP_WERROR") else ["-Wall", "-Wextra"]
-    flags = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
+    flags = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
     headers = [file for ending in ("h", "inc", "cuh") for file in files(f"csrc/**/*.{ending}")]
     torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
@@ -243,7 +243,8 @@ def extensions() -> list[Extension]:
             ("DRELUOP_TORCH_HEADERS", f'"{torch.__version__}"'),
             ("DRELUOP_TORCH_TARGET", f'"{TORCH_TARGET}"'),
         ],
-        extra_compile_args=warnings,
+        # Asked once: not worth the time of optimising it.
+        extra_compile_args=["-O1", "-g0", *warnings],
         cxx_std=20,
     )
     if cuda:
