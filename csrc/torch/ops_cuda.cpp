@@ -250,8 +250,8 @@ struct CapList {
     for (size_t i = 0; i < caps.size(); ++i) {
       sizes[i] = sizes_of(caps[i]);
       strides[i] = strides_of(caps[i]);
-      tensors.push_back({data_of(caps[i]), dtype_of(caps[i], "cap"), static_cast<int>(sizes[i].size()),
-                         sizes[i].data(), strides[i].data()});
+      tensors.push_back({data_of(caps[i]), dtype_of(caps[i], "cap"), static_cast<int>(sizes[i].size()), sizes[i].data(),
+                         strides[i].data()});
     }
   }
   std::vector<Sizes> sizes, strides;
