@@ -79,19 +79,4 @@ void regions_of(const Plan& plan, const CapValues<typename Format::Storage>& cap
     loops.regions_each(y, caps.at(column), regions, n);
 }
 
-// Calls the instance of f for a dtype: f(Format()).
-template <class F>
-void with_format(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(Float32());
-    case DType::kFloat64:
-      return f(Float64());
-    case DType::kFloat16:
-      return f(Float16());
-    case DType::kBFloat16:
-      return f(BFloat16());
-  }
-}
-
 }  // namespace dreluop::cpu

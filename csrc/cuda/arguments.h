@@ -11,23 +11,6 @@ namespace dreluop::cuda {
 
 [[noreturn]] inline void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-inline int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
-
-// Calls f with the format of a dtype, and gives what it returns.
-template <class F>
-Status with_format(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return f(Float32());
-    case DType::kFloat64:
-      return f(Float64());
-    case DType::kFloat16:
-      return f(Float16());
-    default:
-      return f(BFloat16());
-  }
-}
-
 inline void check(const Problem& problem) {
   if (problem.rank < 0 || problem.rank > kMaxDims)
     refuse("x: got " + std::to_string(problem.rank) + " dimensions; expected at most " + std::to_string(kMaxDims));

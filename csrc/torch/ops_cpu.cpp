@@ -1,5 +1,4 @@
 // CPU kernels for the operators that dreluop/ops/schemas.py declares.
-#include <atomic>
 #include <memory>
 #include <tuple>
 
@@ -15,7 +14,6 @@ namespace {
 using cpu::Operand;
 using cpu::Problem;
 using cpu::Saved;
-using cpu::with_format;
 
 void parallel_for(int64_t n, int64_t grain, const cpu::Body& body) {
   if (n <= grain)
@@ -109,14 +107,8 @@ Tensor penalty_or_nothing(const Tensor& cap, std::optional<double> balancer) {
   return result;
 }
 
-int64_t element_size(const Tensor& t) {
-  int64_t size = 0;
-  with_format(dtype_of(t, "x"), [&](auto format) { size = sizeof(typename decltype(format)::Storage); });
-  return size;
-}
-
 Tensor in_large_pages(Tensor t) {
-  advise_huge_pages(t.mutable_data_ptr(), t.numel() * element_size(t));
+  advise_huge_pages(t.mutable_data_ptr(), t.numel() * size_of(dtype_of(t, "x")));
   return t;
 }
 

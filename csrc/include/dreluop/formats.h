@@ -153,4 +153,21 @@ struct Float16 : Bits16<Float16, 0x7c00> {
   }
 };
 
+constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+// Calls f with the format of a dtype, f(Format()), and gives what it returns.
+template <class F>
+auto with_format(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(Float32());
+    case DType::kFloat64:
+      return f(Float64());
+    case DType::kFloat16:
+      return f(Float16());
+    default:
+      return f(BFloat16());
+  }
+}
+
 }  // namespace dreluop
