@@ -2,6 +2,7 @@
 
 from dreluop import ops
 from dreluop.autograd import CappedReLUFunction
+from dreluop.backends.choice import available_backends, use_backend
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
 from dreluop.version import __version__
@@ -13,8 +14,10 @@ __all__ = [
     "SReLU",
     "Saturation",
     "__version__",
+    "available_backends",
     "cap_penalty",
     "capped_relu",
     "ops",
     "saturation",
+    "use_backend",
 ]

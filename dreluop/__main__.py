@@ -9,15 +9,14 @@ import sys
 import torch
 
 from dreluop import selfcheck
-from dreluop.backends import native
+from dreluop.backends import choice, names, native
 from dreluop.version import __version__
 
 
 def _cuda_line() -> str:
     code = (native.cuda_kernels and native.cuda_kernels.built_for()) or "no code"
     reason = native.cuda_reason()
-    served = "the compiled kernels" if reason is None else f"the reference ({reason})"
-    return f"CUDA         {code}; CUDA tensors are served by {served}"
+    return f"CUDA         {code}" + ("" if reason is None else f"; not serving: {reason}")
 
 
 def _build_lines() -> list[str]:
@@ -40,14 +39,26 @@ def _build_lines() -> list[str]:
     return lines
 
 
+def _served_by(device: str) -> str:
+    chosen = names.requested()
+    if chosen is None:
+        return f"are served by {choice.available_backends(device)[0]}"
+    reason = choice.unavailable_reason(chosen, device)
+    asked = f"{names.ENVIRONMENT_VARIABLE}={chosen}"
+    return f"are served by {chosen} ({asked})" if reason is None else f"are an error ({asked}, which does not serve them)"
+
+
 def main() -> int:
     print(f"dreluop      {__version__}")
     print(f"torch        {torch.__version__}")
     print(f"python       {platform.python_version()}, {platform.platform()}")
     print(*_build_lines(), sep="\n")
     for backend in selfcheck.backends():
-        state = "available" if backend.reason is None else f"not available: {backend.reason}"
-        print(f"{backend.name:12} {state} ({', '.join(backend.devices)})")
+        print(f"{backend.name:12} serves {', '.join(backend.devices) or 'nothing'}")
+        for device, reason in backend.reasons.items():
+            print(f"{'':12} not {device}: {reason}")
+    for device in choice.DEFAULT_RULE:
+        print(f"{device + ' tensors':12} {_served_by(device)}")
     results = selfcheck.run()
     wrong = [result for result in results if not result.agrees]
     for result in wrong:

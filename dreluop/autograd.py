@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dreluop import batching
 from dreluop.backends.reference import bias_gradient, code_order, fused_sum
+from dreluop.backends.choice import on_backend_of_forward, operators, using
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
-from dreluop.ops import calls
 from dreluop.penalty import penalty_gradient, penalty_tangent
 
 
@@ -49,6 +49,7 @@ class CappedReLUFunction(Function):
         balancer: float | None,
         *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
+        calls = operators()
         with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:
@@ -71,6 +72,7 @@ class CappedReLUFunction(Function):
         outputs = output if isinstance(output, tuple) else (output,)
         saved = y = outputs[0]
         ctx.arity, ctx.order = len(outputs), ()
+        ctx.operators = operators()
         ctx.set_materialize_grads(False)
         if ctx.inplace:
             ctx.mark_dirty(x)
@@ -89,6 +91,7 @@ class CappedReLUFunction(Function):
         ctx.save_for_forward(y, cap)
 
     @staticmethod
+    @on_backend_of_forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, cap, *bias = ctx.saved_tensors
         needs = ctx.needs_input_grad
@@ -112,6 +115,7 @@ class CappedReLUFunction(Function):
         return *result, dbias if bias else None, dx if need_residual else None
 
     @staticmethod
+    @on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_tangent, cap_tangent = tangents[:2]
         if any(tangent is not None for tangent in tangents[6:]):
@@ -149,6 +153,35 @@ class CappedReLUFunction(Function):
         return (y, y.detach()), (y_dim, y_dim)
 
 
+class PlainCappedReLUFunction(torch.autograd.Function):
+    """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim)``, nothing but y saved.
+
+    A small tensor feels every microsecond of Python, and this has no more of it than the derivatives need. Not for
+    ``torch.func`` and forward mode.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int) -> Tensor:
+        ctx.operators = calls = operators()
+        with below_autograd():
+            y = calls.forward(x, cap, dim)
+        ctx.dim = dim
+        ctx.save_for_backward(y, cap)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        y, cap = ctx.saved_tensors
+        need_x, need_cap, _ = ctx.needs_input_grad
+        if derivative_may_be_asked(grad, cap):
+            with using(ctx.operators):
+                dx, dcap, _ = _backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
+        else:
+            with below_autograd():
+                dx, dcap, _ = ctx.operators.backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
+        return dx if need_x else None, dcap if need_cap else None, None
+
+
 class CappedReLUBackwardFunction(Function):
     """(dx, dcap, dbias) from (grad, saved, cap); linear in grad, and through the penalty in grad_penalty and cap."""
 
@@ -166,13 +199,14 @@ class CappedReLUBackwardFunction(Function):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
-            return calls.backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
+            return operators().backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty, *bias = inputs
         ctx.bias = bias[0] if bias else None
         ctx.arguments = len(inputs)
+        ctx.operators = operators()
         ctx.set_materialize_grads(False)
         needed = (ctx.need_x, ctx.need_cap, ctx.bias is not None)
         ctx.mark_non_differentiable(*(t for t, wanted in zip(output, needed, strict=True) if not wanted))
@@ -183,6 +217,7 @@ class CappedReLUBackwardFunction(Function):
         ctx.save_for_forward(*kept)
 
     @staticmethod
+    @on_backend_of_forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, cap, *rest = ctx.saved_tensors
         grad_dx, grad_dcap, grad_dbias = grads
@@ -201,6 +236,7 @@ class CappedReLUBackwardFunction(Function):
         return (dgrad, None, dcap, None, None, None, None, None, dpenalty, None)[: ctx.arguments]
 
     @staticmethod
+    @on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
@@ -244,18 +280,20 @@ class CappedReLUTangentFunction(Function):
     @staticmethod
     def forward(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
         with below_autograd():
-            return calls.tangent(u, v, saved, cap, dim, order)
+            return operators().tangent(u, v, saved, cap, dim, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         u, v, saved, cap, ctx.dim, ctx.order = inputs
         ctx.has_v = v is not None
+        ctx.operators = operators()
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dtype, ctx.device = u.shape, u.dtype, u.device
         ctx.save_for_backward(saved, cap)
         ctx.save_for_forward(saved, cap)
 
     @staticmethod
+    @on_backend_of_forward
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
@@ -266,6 +304,7 @@ class CappedReLUTangentFunction(Function):
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
+    @on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         saved, cap = ctx.saved_for_forward
         return _tangent(_or_zeros(tangents[0], ctx), tangents[1], saved, cap, ctx.dim, ctx.order)
@@ -311,7 +350,7 @@ def _backward(
         result = CappedReLUBackwardFunction.apply(*args)
         return result
     with below_autograd():
-        result = calls.backward(*args)
+        result = operators().backward(*args)
     return result
 
 

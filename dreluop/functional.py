@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from dreluop import validation
-from dreluop.autograd import CappedReLUFunction, KeptCode
+from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
+from dreluop.backends.choice import operators_for
 from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
-from dreluop.ops import calls
+from dreluop.ops.calls import Operators
 from dreluop.penalty import penalty_of
+
+_TENSORS = frozenset({Tensor, nn.Parameter})
+# Past torch's own apply, which binds default arguments for 50 us.
+_apply_plain = super(torch.autograd.Function, PlainCappedReLUFunction).apply
 
 SaveMode = Literal["output", "code"]
 
@@ -84,10 +89,29 @@ def capped_relu(
             number.
         ValueError: the shape or device of cap, bias or residual does not fit x, dim is out of range, save is unknown,
             balancer is negative or not finite, or x cannot be written in place.
+        RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
+    if (
+        type(x) in _TENSORS
+        and type(cap) in _TENSORS
+        and type(dim) is int
+        and x.device == cap.device
+        and save == "output"
+        and inplace is False
+        and balancer is bias is residual is None
+        and not torch.compiler.is_compiling()
+        and not derivatives_by_plain_torch()
+    ):
+        # The usual call. Small tensors feel every microsecond, so it goes to the operator at once: that refuses whatever
+        # the checks below would, and they have the words for it.
+        try:
+            return _plain(x, cap, dim)
+        except (RuntimeError, TypeError, ValueError):
+            validation.float_tensor("x", x)
+            validation.cap_for(x, cap, dim)
+            raise
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
-    # Every microsecond here counts for small tensors, so the usual values are let through first.
     if save != "output":
         validation.save_mode(save)
     if inplace is not False:
@@ -101,13 +125,14 @@ def capped_relu(
         if residual is not None:
             validation.residual_for(x, residual)
         addends = (bias, residual)
+    calls = operators_for(x)
     if torch.compiler.is_compiling():
-        return _traced(x, cap, dim, inplace, save, balancer, addends)
+        return _traced(calls, x, cap, dim, inplace, save, balancer, addends)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *addends):
         with below_autograd():
-            return _without_derivative(x, cap, dim, inplace, balancer, addends)
+            return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
     if addends and derivatives_by_plain_torch():
         total = fused_sum(x, dim, bias, residual)
         x, addends = x.copy_(total) if inplace else total, ()
@@ -125,8 +150,23 @@ def capped_relu(
     return outputs[0], penalty_of([cap], balancer) if split else outputs[-1]
 
 
+def _plain(x: Tensor, cap: Tensor, dim: int) -> Tensor:
+    calls = operators_for(x)
+    if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
+        y: Tensor = _apply_plain(x, cap, dim)
+        return y
+    with below_autograd():
+        return calls.forward(x, cap, dim)
+
+
 def _without_derivative(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, balancer: float | None, addends: tuple[Tensor | None, ...]
+    calls: Operators,
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    balancer: float | None,
+    addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     if balancer is None:
         if not inplace:
@@ -140,6 +180,7 @@ def _without_derivative(
 
 
 def _traced(
+    calls: Operators,
     x: Tensor,
     cap: Tensor,
     dim: int,
@@ -186,6 +227,7 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
             )
+    calls = operators_for(tensors[0])
     if torch.compiler.is_compiling():
         return calls.penalty(tensors, balancer)
     return penalty_of(tensors, balancer)
@@ -241,5 +283,5 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     cap = validation.cap_for(x, cap, dim)
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
-    counts, live = calls.saturation(x.detach(), cap.detach(), dim)
+    counts, live = operators_for(x).saturation(x.detach(), cap.detach(), dim)
     return Saturation(counts[0], counts[1], counts[2], live)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreluop.backends.choice import on_backend_of_forward, operators
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
-from dreluop.ops import calls
 
 
 class CapPenaltyFunction(Function):
@@ -19,19 +19,22 @@ class CapPenaltyFunction(Function):
     @staticmethod
     def forward(balancer: float, *caps: Tensor) -> Tensor:
         with below_autograd():
-            return calls.penalty(caps, balancer)
+            return operators().penalty(caps, balancer)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.operators = operators()
         ctx.balancer, *caps = inputs
         ctx.save_for_backward(*caps)
         ctx.save_for_forward(*caps)
 
     @staticmethod
+    @on_backend_of_forward
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return (None, *penalty_gradient(grads[0], ctx.saved_tensors, ctx.balancer))
 
     @staticmethod
+    @on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
 
@@ -54,7 +57,7 @@ def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
         dtype = accumulation_dtype(grad, *caps)
         return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
     with below_autograd():
-        result: list[Tensor] = calls.penalty_backward(grad, list(caps), balancer)
+        result: list[Tensor] = operators().penalty_backward(grad, list(caps), balancer)
     return result
 
 

@@ -8,19 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreluop.backends import native, reference
-from dreluop.ops import calls
+from dreluop.backends import choice, names, reference
 from dreluop.validation import FLOAT_DTYPES
 
 _SPECIAL_VALUES = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, -1.0)
 
 
 class Backend(NamedTuple):
-    """A backend and, if it does not serve, why."""
+    """A backend: the kinds of device that it serves, and why it does not serve the others."""
 
     name: str
     devices: tuple[str, ...]
-    reason: str | None
+    reasons: dict[str, str]
 
 
 class Result(NamedTuple):
@@ -33,26 +32,28 @@ class Result(NamedTuple):
 
 
 def backends() -> list[Backend]:
-    """Every backend, in the order in which they are preferred."""
-    return [
-        Backend("native", native_devices() or ("cpu",), native.load_error),
-        Backend("reference", ("every device",), None),
-    ]
-
-
-def native_devices() -> tuple[str, ...]:
-    """The kinds of device that the compiled kernels serve. Initialises CUDA, where there is a card."""
-    if not native.is_loaded():
-        return ()
-    return ("cpu", "cuda") if native.cuda_reason() is None else ("cpu",)
+    """Every backend. Initialises CUDA, where there is a card."""
+    found = []
+    for name in names.BACKENDS:
+        reasons = {device: choice.unavailable_reason(name, device) for device in choice.DEFAULT_RULE}
+        serves = tuple(device for device, reason in reasons.items() if reason is None)
+        found.append(Backend(name, serves, {device: why for device, why in reasons.items() if why is not None}))
+    return found
 
 
 def run() -> list[Result]:
-    """Compare all operators of all backends that serve; empty if only the reference does."""
-    return [result for device in native_devices() for result in _compare_native(device)]
+    """Compare all operators of all backends that serve a device that is there; empty if only the reference does."""
+    return [
+        result
+        for backend in backends()
+        for device in backend.devices
+        if backend.name != "reference"
+        for result in _compare(backend.name, device)
+    ]
 
 
-def _compare_native(device: str) -> Iterator[Result]:
+def _compare(backend: str, device: str) -> Iterator[Result]:
+    calls = choice.operators_of(backend)
     generator = torch.Generator().manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
         for case, x, cap in _inputs(dtype, device, generator):
@@ -61,33 +62,33 @@ def _compare_native(device: str) -> Iterator[Result]:
             weight = torch.tensor(0.5, device=device)
             bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator).to(device)
             shifted = [f(x, cap, 1, True, 0.1, bias, grad) for f in (calls.forward_extra, reference.forward_extra)]
-            yield Result("native", "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
+            yield Result(backend, "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
             expected = reference.forward_extra(x, cap, 1, True, 0.1)
             got = calls.forward_extra(x, cap, 1, True, 0.1)
-            yield Result("native", "forward_extra", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2]))
-            yield Result("native", "forward", text, _same(calls.forward(x, cap, 1), expected[0]))
+            yield Result(backend, "forward_extra", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2]))
+            yield Result(backend, "forward", text, _same(calls.forward(x, cap, 1), expected[0]))
             y, code = expected[:2]
             for saved, order in ((y, []), (code, reference.code_order(y, cap))):
                 arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)
                 dx, *sums = calls.backward(*arguments, bias)
                 dx_expected, *sums_expected = reference.backward(*arguments, bias)
                 agrees = _same(dx, dx_expected) and all(map(_near, sums, sums_expected))
-                yield Result("native", "backward", text, agrees)
+                yield Result(backend, "backward", text, agrees)
                 tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
-                yield Result("native", "tangent", text, _same(*tangents))
+                yield Result(backend, "tangent", text, _same(*tangents))
             counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]
-            yield Result("native", "saturation", text, _same(*counts))
+            yield Result(backend, "saturation", text, _same(*counts))
             in_place = x.clone()
             calls.forward_(in_place, cap, 1)
-            yield Result("native", "forward_", text, _same(in_place, y))
+            yield Result(backend, "forward_", text, _same(in_place, y))
             overwritten = x.clone()
             extras = calls.forward_extra_(overwritten, cap, 1, True, 0.1)
             agrees = _same((overwritten, extras[0]), (y, code)) and _near(extras[1], expected[2])
-            yield Result("native", "forward_extra_", text, agrees)
+            yield Result(backend, "forward_extra_", text, agrees)
             penalties = [f([cap, cap], 0.1) for f in (calls.penalty, reference.penalty)]
-            yield Result("native", "penalty", text, _near(*penalties))
+            yield Result(backend, "penalty", text, _near(*penalties))
             gradients = [f(weight, [cap, cap], 0.1) for f in (calls.penalty_backward, reference.penalty_backward)]
-            yield Result("native", "penalty_backward", text, all(map(_near, *gradients)))
+            yield Result(backend, "penalty_backward", text, all(map(_near, *gradients)))
 
 
 def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dreluop
-from dreluop.ops import native, reference, schemas
+from dreluop.ops import choice, native, reference, schemas, triton
 from tests.devices import DEVICES, HAS_CUDA, on_device
 from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
 
@@ -24,8 +24,16 @@ if os.environ.get(TEST_OPERATORS):
     torch.ops.load_library(os.environ[TEST_OPERATORS])
     ctypes.CDLL(os.environ[TEST_OPERATORS]).dreluop_register_cuda()
     native.load_error = None
+    dreluop.use_backend(None)
 REQUIRE_CUDA = "DRELUOP_REQUIRE_CUDA"
-BACKENDS = ("native", "reference", *(("native_cuda", "reference_cuda") if HAS_CUDA else ()))
+# Triton's kernels run in its interpreter, on CPU tensors, in a process that asks for it from the start.
+INTERPRETED = triton.unavailable_reason("cpu") is None
+BACKENDS = (
+    "native",
+    "reference",
+    *(("triton",) if INTERPRETED else ()),
+    *(("native_cuda", "triton_cuda", "reference_cuda") if HAS_CUDA else ()),
+)
 
 
 def _skip_or_fail(reason: str, required_by: str) -> None:
@@ -52,13 +60,14 @@ def native_cuda_or_skip() -> None:
 def operators_of(name: str) -> SimpleNamespace:
     """The operators by name, called with CPU tensors.
 
-    ``native`` is what the dispatcher calls, ``reference`` are the functions of the reference; ending in ``_cuda``, they
-    run on copies of their arguments on the GPU.
+    ``native`` and ``triton`` are what the dispatcher calls, ``reference`` are the functions of the reference; ending in
+    ``_cuda``, they run on copies of their arguments on the GPU.
     """
     operators: dict[str, Callable[..., Any]] = {}
+    backend = name.removesuffix("_cuda")
     for operator in schemas.SCHEMAS:
-        dispatched = getattr(getattr(torch.ops, schemas.NAMESPACE), operator).default
-        function = getattr(reference, operator) if name.startswith("reference") else dispatched
+        dispatched = getattr(choice.operators_of(backend), operator)
+        function = getattr(reference, operator) if backend == "reference" else dispatched
         operators[operator] = on_device(function, torch.device("cuda")) if name.endswith("_cuda") else function
     return SimpleNamespace(name=name, **operators)
 
@@ -73,6 +82,8 @@ def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
         native_or_skip()
     if request.param == "native_cuda":
         native_cuda_or_skip()
+    if request.param == "triton_cuda" and (reason := triton.unavailable_reason("cuda")) is not None:
+        _skip_or_fail(f"Triton does not serve: {reason}", REQUIRE_CUDA)
     return operators_of(request.param)
 
 
@@ -118,7 +129,9 @@ def pytest_report_header() -> list[str]:
     served = "native" if native.is_loaded() else f"reference ({native.load_error})"
     where = os.path.dirname(dreluop.__file__)
     cuda = "tested too, see the tests named cuda" if HAS_CUDA else "NOT tested: torch sees no CUDA device"
+    triton_line = triton.unavailable_reason("cpu") or "tested in its interpreter, on the CPU"
     return [
+        f"Triton: {triton_line}",
         f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}",
         f"CPU tensors: {served}; CUDA tensors: {cuda}",
     ]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dreluop.backends import native
+from dreluop.backends import names
 from tests.conftest import native_cuda_or_skip
 
 
@@ -99,6 +99,6 @@ import torch, dreluop
 print(dreluop.ops.native.cuda_reason())
 print(dreluop.capped_relu(torch.full((2, 3), 5.0, device="cuda"), 1.0).sum().item())
 """
-    reason, value = run(program, **{native.ENVIRONMENT_VARIABLE: "reference"}).splitlines()
+    reason, value = run(program, **{names.ENVIRONMENT_VARIABLE: "reference"}).splitlines()
     assert reason != "None"
     assert value == "6.0"

@@ -14,14 +14,15 @@ import torch
 import dreluop
 from dreluop import __main__ as command
 from dreluop import selfcheck
-from dreluop.ops import native, schemas
+from dreluop.backends import choice, names
+from dreluop.ops import schemas
 from tests.conftest import native_or_skip
 
 PACKAGE = Path(dreluop.__file__).parent
 
 
 def run(*arguments: str, path: Path = PACKAGE.parent, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name != native.ENVIRONMENT_VARIABLE}
+    clean = {name: value for name, value in os.environ.items() if name != names.ENVIRONMENT_VARIABLE}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=path,
@@ -44,20 +45,28 @@ def test_it_compares_every_operator_of_the_native_part() -> None:
     native_or_skip()
     results = selfcheck.run()
     assert all(result.agrees for result in results)
-    assert {result.operator for result in results} == set(schemas.SCHEMAS)
+    assert {result.operator for result in results if result.backend == "native"} == set(schemas.SCHEMAS)
 
 
 def test_reference_on_request_gives_the_reason() -> None:
     result = run("-m", "dreluop", DRELUOP_BACKEND="reference")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "not available: not loaded: DRELUOP_BACKEND=reference" in result.stdout
+    assert "not cpu: not loaded: DRELUOP_BACKEND=reference" in result.stdout
+    assert "cpu tensors  are served by reference (DRELUOP_BACKEND=reference)" in result.stdout
     assert "nothing to compare" in result.stdout
 
 
 def test_unknown_backend_is_an_error() -> None:
-    result = run("-m", "dreluop", DRELUOP_BACKEND="triton")
+    result = run("-m", "dreluop", DRELUOP_BACKEND="torch")
     assert result.returncode != 0
-    assert 'DRELUOP_BACKEND: got "triton"; expected "native" or "reference"' in result.stderr
+    assert 'DRELUOP_BACKEND: got "torch"; expected "native", "triton" or "reference"' in result.stderr
+
+
+def test_a_backend_on_request_that_serves_nothing_here_is_said_so() -> None:
+    result = run("-m", "dreluop", DRELUOP_BACKEND="triton", TRITON_INTERPRET="0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "cpu tensors  are an error (DRELUOP_BACKEND=triton, which does not serve them)" in result.stdout
+    assert "not cpu: Triton has no CPU kernels" in result.stdout
 
 
 @pytest.mark.parametrize("operator", ["forward", "backward", "saturation", "penalty"])
@@ -65,7 +74,8 @@ def test_a_mismatch_is_printed_and_is_exit_code_1(
     operator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     native_or_skip()
-    right = getattr(selfcheck.calls, operator)
+    calls = choice.operators_of("native")
+    right = getattr(calls, operator)
 
     def wrong(*arguments: object) -> object:
         result = right(*arguments)
@@ -73,7 +83,7 @@ def test_a_mismatch_is_printed_and_is_exit_code_1(
         first.add_(1)
         return result
 
-    monkeypatch.setattr(selfcheck.calls, operator, wrong)
+    monkeypatch.setattr(calls, operator, wrong)
     assert command.main() == 1
     assert f"MISMATCH     native {operator}:" in capsys.readouterr().out
 

@@ -20,8 +20,8 @@ class CapSums {
   static constexpr bool kExact = sizeof(T) == sizeof(double);
 
  public:
-  CapSums(const Plan& plan, const CapLayout& layout, ParallelFor parallel_for, double* result)
-      : plan_(plan), layout_(layout), parallel_for_(parallel_for), result_(result) {
+  CapSums(const Plan& plan, const CapLayout& layout, ParallelFor parallel_for, double* result, bool in_double)
+      : plan_(plan), layout_(layout), parallel_for_(parallel_for), result_(result), in_double_(kExact || in_double) {
     if (result != nullptr) partials_.reset(new double[kExact ? 2 * plan.partials() : plan.partials()]);
   }
 
@@ -37,8 +37,13 @@ class CapSums {
     if (kExact) std::fill_n(error_of(at), n, 0.0);
   }
 
-  void add_columns(int64_t at, const T* terms, int64_t n) {
-    loops_.add_columns(terms, n, &partials_[at], kExact ? error_of(at) : nullptr);
+  // `count` rows of n terms each.
+  void add_columns(int64_t at, const T* const* rows, int count, int64_t n) {
+    if (!in_double_ && count == kRowsAtOnce) {
+      loops_.add_rows(rows, n, &partials_[at]);
+      return;
+    }
+    for (int r = 0; r < count; ++r) loops_.add_columns(rows[r], n, &partials_[at], kExact ? error_of(at) : nullptr);
   }
 
   // Partials of a cap are added in the order of the elements they stand for, whatever thread made them.
@@ -47,6 +52,11 @@ class CapSums {
     const int64_t per_cap = plan_.variant == Variant::kRuns ? plan_.tiles_across : layout_.inner;
     const int64_t period = layout_.caps * per_cap;
     const int64_t rows = ceil_div(plan_.partials(), columns);
+    if (plan_.partials() == layout_.caps) {
+      for (int64_t c = 0; c < layout_.caps; ++c)
+        result_[c] = kExact ? with_error(partials_[c], *error_of(c)) : partials_[c];
+      return;
+    }
     const int64_t partials_per_cap = std::max<int64_t>(1, rows * columns / layout_.caps);
     parallel_for_(layout_.caps, std::max<int64_t>(1, kTask / partials_per_cap), [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; c += kCapsAtOnce) {
@@ -79,6 +89,7 @@ class CapSums {
   const CapLayout& layout_;
   const ParallelFor parallel_for_;
   double* const result_;
+  const bool in_double_;
   std::unique_ptr<double[]> partials_;
   const Primitives<Format>& loops_ = primitives<Format>();
 };
@@ -89,15 +100,15 @@ class Backward {
 
  public:
   Backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
-           double* dbias)
+           double* dbias, bool in_double)
       : problem_(problem),
         grad_(grad),
         saved_(saved),
         dx_(dx),
         plan_(plan_for(problem.numel, problem.layout)),
         caps_(plan_, problem.layout, static_cast<const T*>(problem.caps)),
-        to_caps_(plan_, problem_.layout, problem.parallel_for, dcap),
-        to_biases_(plan_, problem_.layout, problem.parallel_for, dbias) {}
+        to_caps_(plan_, problem_.layout, problem.parallel_for, dcap, in_double),
+        to_biases_(plan_, problem_.layout, problem.parallel_for, dbias, in_double) {}
 
   void run() {
     const int64_t tile = plan_.tile_rows * plan_.tile_columns;
@@ -114,13 +125,21 @@ class Backward {
   }
 
  private:
-  // Calls sum(to_cap, dx) with both gradients of elements [i, i + n), n <= kBlock, each null if nobody needs it.
-  template <class Sum>
-  void route(int64_t i, int64_t n, int64_t cap, int64_t column, const Sum& sum) const {
-    T grad_buffer[kBlock], dx_buffer[kBlock], cap_buffer[kBlock];
+  // Where the gradients of a stretch are put.
+  struct Routed {
+    const T* to_cap;
+    const T* dx;
+  };
+  struct Buffers {
+    T to_cap[kBlock], dx[kBlock];
+  };
+
+  // Both gradients of elements [i, i + n), n <= kBlock, each null if nobody needs it.
+  Routed route(int64_t i, int64_t n, int64_t cap, int64_t column, Buffers* buffers) const {
+    T grad_buffer[kBlock];
     const T* g = grad_.read(i, n, grad_buffer);
-    T* to_cap = to_caps_.wanted() ? cap_buffer : nullptr;
-    T* dx = dx_ != nullptr ? dx_->target(i, n, dx_buffer) : to_biases_.wanted() ? dx_buffer : nullptr;
+    T* to_cap = to_caps_.wanted() ? buffers->to_cap : nullptr;
+    T* dx = dx_ != nullptr ? dx_->target(i, n, buffers->dx) : to_biases_.wanted() ? buffers->dx : nullptr;
     if (saved_.code != nullptr) {
       uint8_t regions[kBlock];
       loops_.unpack(saved_.code, i, n, regions);
@@ -133,20 +152,20 @@ class Backward {
       else
         loops_.route_each(g, y, caps_.at(column), dx, to_cap, n);
     }
-    sum(to_cap, dx);
-    if (dx_ != nullptr) dx_->write(i, n, dx, dx_buffer);
+    if (dx_ != nullptr) dx_->write(i, n, dx, buffers->dx);
+    return {to_cap, dx};
   }
 
   void run_tile(int64_t index) {
     const Tile tile = tile_at(plan_, index);
     const int64_t cap = tile.first_row % problem_.layout.caps;
     Lanes cap_lanes, bias_lanes;
+    Buffers buffers;
     for (int64_t c = tile.first_column; c < tile.last_column; c += kBlock) {
       const int64_t n = std::min(kBlock, tile.last_column - c);
-      route(tile.first_row * plan_.row + c, n, cap, c, [&](const T* to_cap, const T* dx) {
-        if (to_caps_.wanted()) loops_.add_run(to_cap, n, &cap_lanes);
-        if (to_biases_.wanted()) loops_.add_run(dx, n, &bias_lanes);
-      });
+      const Routed routed = route(tile.first_row * plan_.row + c, n, cap, c, &buffers);
+      if (to_caps_.wanted()) loops_.add_run(routed.to_cap, n, &cap_lanes);
+      if (to_biases_.wanted()) loops_.add_run(routed.dx, n, &bias_lanes);
     }
     if (to_caps_.wanted()) to_caps_.store_run(index, cap_lanes);
     if (to_biases_.wanted()) to_biases_.store_run(index, bias_lanes);
@@ -157,14 +176,29 @@ class Backward {
     const int64_t at = index / plan_.tiles_across * plan_.row + tile.first_column;
     if (to_caps_.wanted()) to_caps_.start_columns(at, tile.last_column - tile.first_column);
     if (to_biases_.wanted()) to_biases_.start_columns(at, tile.last_column - tile.first_column);
-    for (int64_t r = tile.first_row; r < tile.last_row; ++r) {
-      const int64_t i = r * plan_.row + tile.first_column;
-      const int64_t n = std::min(tile.last_column - tile.first_column, plan_.numel - i);
-      if (n <= 0) break;
-      route(i, n, 0, tile.first_column, [&](const T* to_cap, const T* dx) {
-        if (to_caps_.wanted()) to_caps_.add_columns(at, to_cap, n);
-        if (to_biases_.wanted()) to_biases_.add_columns(at, dx, n);
-      });
+    const int64_t columns = tile.last_column - tile.first_column;
+    Buffers buffers[kRowsAtOnce];
+    for (int64_t r = tile.first_row; r < tile.last_row; r += kRowsAtOnce) {
+      const T *to_cap[kRowsAtOnce], *dx[kRowsAtOnce];
+      const int count = static_cast<int>(std::min<int64_t>(kRowsAtOnce, tile.last_row - r));
+      const int64_t first = r * plan_.row + tile.first_column;
+      // The last row of all may be cut off.
+      const int64_t last_n = std::min(columns, plan_.numel - (first + (count - 1) * plan_.row));
+      const int whole = last_n == columns ? count : count - 1;
+      for (int j = 0; j < count; ++j) {
+        const int64_t n = j < whole ? columns : last_n;
+        if (n <= 0) continue;
+        const Routed routed = route(first + j * plan_.row, n, 0, tile.first_column, &buffers[j]);
+        to_cap[j] = routed.to_cap;
+        dx[j] = routed.dx;
+      }
+      const auto add = [&](CapSums<Format>& sums, const T* const* rows) {
+        if (!sums.wanted()) return;
+        sums.add_columns(at, rows, whole, columns);
+        if (whole < count && last_n > 0) sums.add_columns(at, rows + whole, 1, last_n);
+      };
+      add(to_caps_, to_cap);
+      add(to_biases_, dx);
     }
   }
 
@@ -181,12 +215,13 @@ class Backward {
 }  // namespace
 
 void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
-              double* dbias) {
+              double* dbias, bool sums_in_double) {
   if (dcap != nullptr) std::fill_n(dcap, problem.layout.caps, 0.0);
   if (dbias != nullptr) std::fill_n(dbias, problem.layout.caps, 0.0);
   if (problem.numel == 0 || (dx == nullptr && dcap == nullptr && dbias == nullptr)) return;
-  with_format(problem.dtype,
-              [&](auto format) { Backward<decltype(format)>(problem, grad, saved, dx, dcap, dbias).run(); });
+  with_format(problem.dtype, [&](auto format) {
+    Backward<decltype(format)>(problem, grad, saved, dx, dcap, dbias, sums_in_double).run();
+  });
 }
 
 }  // namespace dreluop::cpu

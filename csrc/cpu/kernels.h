@@ -41,9 +41,10 @@ struct Addends {
 // y may be x. The code, if wanted, has ceil(numel / 4) bytes.
 void forward(const Problem& problem, const Operand& x, const Addends& addends, const Operand& y, uint8_t* code);
 
-// dx, dcap and dbias (layout.caps sums each, in walking order) are each left out if null. dbias sums dx.
+// dx, dcap and dbias (layout.caps sums each, in walking order) are each left out if null. dbias sums dx. Sums are good
+// to float (double where x is), or to double if `sums_in_double`.
 void backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
-              double* dbias);
+              double* dbias, bool sums_in_double);
 
 // v: layout.caps values of dtype in walking order, or null for zero.
 void tangent(const Problem& problem, const Operand& u, const void* v, const Saved& saved, const Operand& out);

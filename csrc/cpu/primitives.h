@@ -17,6 +17,10 @@ struct Lanes {
   double error[kLanes] = {};
 };
 
+// Rows whose terms are added to one another before they meet a column's sum: two roundings to float, far inside the
+// bound, and a quarter of the additions in double.
+constexpr int kRowsAtOnce = 4;
+
 // What sums of a format's values are computed in.
 template <class Format>
 using Wide = std::conditional_t<sizeof(typename Format::Storage) == sizeof(double), double, float>;
@@ -42,6 +46,8 @@ struct Primitives {
   void (*add_run)(const T* terms, int64_t n, Lanes* lanes);
   // sum[i] += terms[i]; error is read and written for double only.
   void (*add_columns)(const T* terms, int64_t n, double* sum, double* error);
+  // sum[i] += the terms i of kRowsAtOnce rows, added in pairs in float first; not for double.
+  void (*add_rows)(const T* const* rows, int64_t n, double* sum);
   void (*pack)(const uint8_t* regions, int64_t n, uint8_t* code);
   void (*unpack)(const uint8_t* code, int64_t first, int64_t n, uint8_t* regions);
   void (*count)(const uint8_t* regions, int64_t n, int64_t* inside, int64_t* capped);

@@ -204,6 +204,11 @@ Tensor from_sums(const Tensor& like, const Geometry& geometry, const F& value_of
   with_format(dtype_of(like, "cap"), [&](auto format) {
     using Format = decltype(format);
     const int64_t numel = result.numel();
+    if (to.is_linear()) {
+      auto* const values = static_cast<typename Format::Storage*>(to.data());
+      for (int64_t i = 0; i < numel; ++i) values[i] = Format::round(value_of(i));
+      return;
+    }
     for (int64_t i = 0; i < numel; ++i) {
       typename Format::Storage buffer;
       auto* at = to.target(i, 1, &buffer);
@@ -244,8 +249,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
   const Operand dx_operand = need_x ? call.output(dx) : Operand();
   const int64_t count = call.walk.layout.caps;
   std::vector<double> to_caps(need_cap ? count : 0), to_biases(bias.has_value() ? count : 0);
+  const bool in_double =
+      cap.scalar_type() == ScalarType::Double || (bias.has_value() && bias->scalar_type() == ScalarType::Double);
   cpu::backward(call.problem(caps), call.operand(grad), view, need_x ? &dx_operand : nullptr,
-                need_cap ? to_caps.data() : nullptr, bias.has_value() ? to_biases.data() : nullptr);
+                need_cap ? to_caps.data() : nullptr, bias.has_value() ? to_biases.data() : nullptr, in_double);
   return {dx, need_cap ? cap_gradient(cap, call, std::move(to_caps), scale) : nothing(cap.scalar_type(), cap),
           bias.has_value() ? from_sums(*bias, call, [&](int64_t i) { return to_biases[i]; })
                            : nothing(grad.scalar_type(), grad)};

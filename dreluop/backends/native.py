@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from dreluop.backends.names import ENVIRONMENT_VARIABLE, requested
 from dreluop.backends.native_cuda import CudaKernels
 
 LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
-ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
 CPU_CAPABILITY_VARIABLE = "DRELUOP_CPU_CAPABILITY"  # read by csrc/cpu/capability.h
 CPU_CAPABILITIES = ("default", "avx2", "avx512")
 
@@ -19,11 +19,9 @@ load_error: str | None
 
 
 def _load() -> str | None:
-    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    wanted = requested()
     if wanted == "reference":
         return f"not loaded: {ENVIRONMENT_VARIABLE}=reference asks for the reference"
-    if wanted not in ("", "native"):
-        raise ValueError(f'{ENVIRONMENT_VARIABLE}: got "{wanted}"; expected "native" or "reference"')
     capability = os.environ.get(CPU_CAPABILITY_VARIABLE, "")
     if capability not in ("", *CPU_CAPABILITIES):
         raise ValueError(
@@ -50,7 +48,7 @@ def _load_library() -> str | None:
 
 load_error = _load()
 cuda_kernels = (
-    CudaKernels(LIBRARY, asked_by_name=os.environ.get(ENVIRONMENT_VARIABLE) == "native") if load_error is None else None
+    CudaKernels(LIBRARY, asked_by_name=requested() == "native") if load_error is None else None
 )
 
 

@@ -4,10 +4,13 @@ from dreluop.ops import schemas  # isort: skip
 from dreluop.backends import reference
 
 for _name in schemas.SCHEMAS:
-    # Serves every device that no other backend has registered a kernel for.
-    schemas.library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    # By the default rule, this serves every device that no other backend has registered a kernel for.
+    for _which in (schemas.DEFAULT, "reference"):
+        schemas.library.impl(
+            schemas.overload(_name, _which), getattr(reference, _name), "CompositeExplicitAutograd"
+        )
 
-from dreluop.backends import native  # noqa: E402
+from dreluop.backends import choice, native, triton  # noqa: E402
 from dreluop.ops import calls, derivatives, fakes  # noqa: E402
 
-__all__ = ["calls", "derivatives", "fakes", "native", "reference", "schemas"]
+__all__ = ["calls", "choice", "derivatives", "fakes", "native", "reference", "schemas", "triton"]

@@ -12,14 +12,28 @@ from torch import Tensor
 
 from dreluop.ops import schemas
 
-_namespace = getattr(torch.ops, schemas.NAMESPACE)
 
-forward: Callable[..., Tensor] = _namespace.forward.default
-forward_: Callable[..., None] = _namespace.forward_.default
-forward_extra: Callable[..., tuple[Tensor, Tensor, Tensor]] = _namespace.forward_extra.default
-forward_extra_: Callable[..., tuple[Tensor, Tensor]] = _namespace.forward_extra_.default
-backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _namespace.backward.default
-tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor] = _namespace.tangent.default
-saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = _namespace.saturation.default
-penalty: Callable[[Sequence[Tensor], float], Tensor] = _namespace.penalty.default
-penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]] = _namespace.penalty_backward.default
+class Operators:
+    """All operators, in their overloads for one backend or for the default rule."""
+
+    forward: Callable[..., Tensor]
+    forward_: Callable[..., None]
+    forward_extra: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    forward_extra_: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor]
+    saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    penalty: Callable[[Sequence[Tensor], float], Tensor]
+    penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]]
+
+    def __init__(self, which: str) -> None:
+        self.backend = which or None
+        namespace = getattr(torch.ops, schemas.NAMESPACE)
+        for name in schemas.SCHEMAS:
+            setattr(self, name, getattr(getattr(namespace, name), which or "default"))
+
+
+BY_OVERLOAD = {which: Operators(which) for which in schemas.OVERLOADS}
+DEFAULT = BY_OVERLOAD[schemas.DEFAULT]
+REFERENCE = BY_OVERLOAD["reference"]
+TRITON = BY_OVERLOAD["triton"]

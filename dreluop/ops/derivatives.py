@@ -15,10 +15,11 @@ from dreluop.autograd import (
     CappedReLUTangentFunction,
     KeptCode,
 )
+from dreluop.backends import choice
 from dreluop.backends.reference import accumulation_dtype, fused_sum
 from dreluop.function import below_autograd, derivatives_by_plain_torch
 from dreluop.ops import calls
-from dreluop.ops.schemas import IN_PLACE, library
+from dreluop.ops.schemas import IN_PLACE, OVERLOADS, library, overload
 from dreluop.penalty import CapPenaltyFunction, penalty_gradient
 
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
@@ -93,20 +94,22 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _register_autograd(name: str, differentiable: Callable[..., Any]) -> None:
-    op = getattr(calls, name)
+def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]) -> None:
+    operators = calls.BY_OVERLOAD[which]
+    op = getattr(operators, name)
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
-            return differentiable(*args)
+            with choice.using(operators):
+                return differentiable(*args)
         with below_autograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
-    library.impl(name, kernel, "Autograd", with_keyset=True)
+    library.impl(overload(name, which), kernel, "Autograd", with_keyset=True)
 
 
-def _register_version_bump(name: str) -> None:
-    op = getattr(calls, name)
+def _register_version_bump(name: str, which: str) -> None:
+    op = getattr(calls.BY_OVERLOAD[which], name)
 
     def kernel(keyset: torch._C.DispatchKeySet, x: Tensor, *args: Any) -> Any:
         with _below_view():
@@ -114,10 +117,11 @@ def _register_version_bump(name: str) -> None:
         torch.autograd.graph.increment_version(x)
         return result
 
-    library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
+    library.impl(overload(name, which), kernel, "ADInplaceOrView", with_keyset=True)
 
 
-for _name, _differentiable in DIFFERENTIABLE.items():
-    _register_autograd(_name, _differentiable)
-for _name in IN_PLACE:
-    _register_version_bump(_name)
+for _which in OVERLOADS:
+    for _name, _differentiable in DIFFERENTIABLE.items():
+        _register_autograd(_name, _which, _differentiable)
+    for _name in IN_PLACE:
+        _register_version_bump(_name, _which)

@@ -19,6 +19,9 @@ penalty_backward    its gradients, 2 * balancer * grad * cap
 ``saved`` is y (any strides) or the code (uint8, one dimension). ``order`` lists the dimensions of y in which the codes
 lie, outermost first (``reference.code_order``); it is read only with a code. A result that is not asked
 for (``need_x``, ``need_cap``, ``code``, ``balancer``) is a tensor with zero elements.
+
+Every operator has an overload without a name, served by the default rule of ``dreluop.backends.choice``, and one for
+each backend that can be chosen against that rule (``CHOSEN``).
 """
 
 from __future__ import annotations
@@ -44,9 +47,20 @@ SCHEMAS: dict[str, str] = {
 
 IN_PLACE = ("forward_", "forward_extra_")
 
+DEFAULT = ""
+CHOSEN = ("reference", "triton")
+OVERLOADS = (DEFAULT, *CHOSEN)
+
+
+def overload(name: str, which: str) -> str:
+    """``forward`` or, of a backend that was chosen, ``forward.triton``."""
+    return f"{name}.{which}" if which else name
+
+
 # Results have the strides that the fakes promise only if inductor hands over the strides it traced.
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _signature in SCHEMAS.items():
-    library.define(_name + _signature, tags=TAGS)
+    for _which in OVERLOADS:
+        library.define(overload(_name, _which) + _signature, tags=TAGS)

@@ -1,0 +1,206 @@
+"""Which backend serves a tensor: the default rule, the choice of a thread, and why a backend cannot serve.
+
+The default rule, per kind of device, is the first of these that can serve it:
+
+===========  ===================================================
+device       backends
+===========  ===================================================
+cpu          native (compiled), reference (pure PyTorch)
+cuda         native (compiled), triton, reference
+xpu          triton, reference
+any other    reference
+===========  ===================================================
+
+``use_backend`` or the environment variable ``DRELUOP_BACKEND`` choose otherwise; then a tensor that the chosen backend
+cannot serve is an error. Each operator has an overload per backend that can be chosen (``ops.schemas``): the choice is
+which overload is called. So it is fixed when a function is traced, and torch.compile, which guards on it, traces anew
+when it changes. A backward runs on the backend of its forward, whatever thread runs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from dreluop.backends import names, native, triton
+from dreluop.ops.calls import DEFAULT, REFERENCE, TRITON, Operators
+from dreluop.ops.schemas import SCHEMAS, library, overload
+
+BackendName = Literal["native", "triton", "reference"]
+
+DEFAULT_RULE: dict[str, tuple[str, ...]] = {
+    "cpu": ("native", "reference"),
+    "cuda": ("native", "triton", "reference"),
+    "xpu": ("triton", "reference"),
+}
+# Where native cannot serve, the check of the choice has said so: the default rule begins with it everywhere else.
+_OPERATORS: dict[str | None, Operators] = {
+    None: DEFAULT,
+    "native": DEFAULT,
+    "triton": TRITON,
+    "reference": REFERENCE,
+}
+
+
+class _Chosen(threading.local):
+    def __init__(self) -> None:
+        # Set here, not on the class: torch.compile guards on attributes of the thread's instance only.
+        self.name: str | None = names.requested()
+
+
+_chosen = _Chosen()
+
+
+class use_backend:  # noqa: N801 (called like a function, as torch.set_grad_enabled is)
+    """Choose the backend of this thread: ``with use_backend("reference"): ...``, or ``use_backend("reference")`` for good.
+
+    Args:
+        backend: ``"native"`` (the compiled kernels), ``"triton"`` or ``"reference"`` (pure PyTorch); None for the
+            default rule (``dreluop.backends.choice``).
+
+    The choice is looked at when a function of dreluop is called, or traced by torch.compile, which recompiles when it
+    changes; the backward of that call follows it. A tensor that the backend cannot serve is then a RuntimeError that
+    says why. Other threads keep their own choice; at first it is what ``DRELUOP_BACKEND`` says.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+
+    def __init__(self, backend: BackendName | None) -> None:
+        if backend is not None and backend not in names.BACKENDS:
+            raise ValueError(f"backend: got {backend!r}; expected {names.expected()}, or None for the default rule")
+        self._before = _chosen.name
+        _chosen.name = backend
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _chosen.name = self._before
+
+
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """The backends that can serve tensors of a device, those first that the default rule prefers.
+
+    Initialises CUDA when asked about it. ``python -m dreluop`` says why the others cannot.
+
+    Args:
+        device: a device, or the name of a kind of device.
+
+    Raises:
+        RuntimeError: torch knows no such device.
+    """
+    kind = torch.device(device).type
+    preferred = DEFAULT_RULE.get(kind, ("reference",))
+    others = tuple(name for name in names.BACKENDS if name not in preferred)
+    return tuple(name for name in (*preferred, *others) if unavailable_reason(name, kind) is None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unavailable_reason(backend: str, device_type: str) -> str | None:
+    """Why a backend cannot serve tensors on a kind of device; None if it can."""
+    if backend == "triton":
+        return triton.unavailable_reason(device_type)
+    if backend == "native" and device_type == "cpu":
+        return native.load_error
+    if backend == "native" and device_type == "cuda":
+        return native.cuda_reason()
+    if backend == "native":
+        return f"the compiled kernels serve cpu and cuda tensors, not {device_type}"
+    return None
+
+
+def operators() -> Operators:
+    """The operators of this thread's choice."""
+    return _OPERATORS[_chosen.name]
+
+
+def operators_of(backend: str) -> Operators:
+    """The operators of a backend, for tensors that it can serve."""
+    return _OPERATORS[backend]
+
+
+def operators_for(x: Tensor) -> Operators:
+    """The operators of this thread's choice.
+
+    Raises:
+        RuntimeError: the chosen backend cannot serve x.
+    """
+    name = _chosen.name
+    if name is not None:
+        reason = unavailable_reason(name, x.device.type)
+        if reason is not None:
+            raise RuntimeError(f'the backend "{name}" was asked for, but cannot serve a tensor on {x.device}: {reason}')
+    return _OPERATORS[name]
+
+
+class using:  # noqa: N801
+    """Choose operators for the calls within: what was chosen when a forward ran, for its derivatives."""
+
+    def __init__(self, chosen: Operators) -> None:
+        self._chosen = chosen
+
+    def __enter__(self) -> None:
+        self._before = _chosen.name
+        _chosen.name = self._chosen.backend
+
+    def __exit__(self, *_: object) -> None:
+        _chosen.name = self._before
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def on_backend_of_forward(method: _Method) -> _Method:
+    """For ``backward`` and ``jvp`` of a Function whose ctx has the ``operators`` that its forward used."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, *args: Any) -> Any:
+        with using(ctx.operators):
+            return method(ctx, *args)
+
+    return run  # type: ignore[return-value]
+
+
+def _triton_kernel(name: str) -> Callable[..., Any]:
+    """An operator by Triton, which is imported at the first call: that takes a second."""
+
+    def kernel(*arguments: Any) -> Any:
+        tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+        reason = _triton_reason(tensor.device.type)
+        if reason is not None:
+            raise RuntimeError(f"dreluop::{name}.triton: cannot serve a tensor on {tensor.device}: {reason}")
+        return triton.functions()[name](*arguments)
+
+    return kernel
+
+
+_triton_reason = functools.cache(triton.unavailable_reason)
+
+
+def _serve_by_triton(device_type: str, key: str) -> None:
+    """The rest of the default rule, once torch has initialised the devices of a kind: Triton where native cannot."""
+    try:
+        if "native" in DEFAULT_RULE[device_type] and native.cuda_reason() is None:
+            return
+        if names.requested() in (None, "triton") and triton.unavailable_reason(device_type) is None:
+            for name, function in triton.functions().items():
+                library.impl(name, function, key)
+    except Exception as error:
+        # An error here would keep torch from using the device at all.
+        warnings.warn(f"dreluop: the reference serves {device_type} tensors, as Triton's kernels fail: {error}", stacklevel=2)
+
+
+for _name in SCHEMAS:
+    library.impl(overload(_name, "triton"), _triton_kernel(_name), "CompositeExplicitAutograd")
+torch.cuda._lazy_call(functools.partial(_serve_by_triton, "cuda", "CUDA"))
+torch.xpu._lazy_call(functools.partial(_serve_by_triton, "xpu", "XPU"))
