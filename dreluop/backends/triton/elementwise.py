@@ -78,7 +78,7 @@ def _run_forward(
     counter, partials = None, None
     if programs > 1:
         counter = torch.zeros(1, dtype=torch.int32, device=x.device)
-        partials = torch.empty(2 * programs, dtype=torch.float64, device=x.device)
+        partials = torch.empty(2 * programs, dtype=penalty.dtype, device=x.device)
     flat = plan.flat_plan(call.group, call.numel, call.tuning.flat_tile)
     caps, biases = call.readable(cap), None if bias is None else call.readable(bias)
     launch(

@@ -96,8 +96,9 @@ class Backward:
         def partials(wanted: bool) -> tuple[Tensor | None, Tensor | None]:
             if not wanted or self.plan.partials == 0:
                 return None, None
-            sums = torch.empty(2 if wide else 1, self.plan.partials, dtype=torch.float64, device=device)
-            return sums[0], sums[1] if wide else None
+            dtype = torch.float64 if wide else torch.float32
+            sums = torch.empty(2, self.plan.partials, dtype=dtype, device=device)
+            return sums[0], sums[1]
 
         self.partials = partials(self.dcap is not None), partials(self.dbias is not None)
         self.counters = None
@@ -133,8 +134,7 @@ class Backward:
             rows.pieces, rows.per_split, rows.splits, *self._shared_arguments(),
             warps=call.tuning.row_warps, RUNS=rows.runs, WIDTH=rows.width, EDGES=rows.edges,
             ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
-            LOG_TILE=_log2(rows.runs * rows.width), LOG_RUNS=_log2(rows.runs),
-            LOG_PARTIALS=_log2(min(256, plan.power_of_two(rows.splits))),
+            PARTIALS=min(256, plan.power_of_two(rows.splits)),
         )  # fmt: skip
 
     def _run_columns(self, columns: ColumnPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
@@ -146,7 +146,7 @@ class Backward:
             columns.row_blocks, *self._shared_arguments(),
             warps=call.tuning.column_warps, WIDTH=columns.width, HEIGHT=columns.height,
             ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
-            LOG_HEIGHT=_log2(columns.height), LOG_PARTIALS=_log2(min(8, plan.power_of_two(columns.row_blocks))),
+            PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
         )  # fmt: skip
 
     def _finish(self, to: Tensor, partials: Tensor | None, errors: Tensor | None, weight: Tensor | None) -> None:
@@ -162,9 +162,5 @@ class Backward:
             finish_kernel, finish.programs, to.device,
             partials, errors, caps, p.blocks * repeat * inner, p.sum_columns, repeat, period, inner, to, sizes,
             strides[0], self.cap if weight is not None else None, strides[1], weight, self.factor,
-            LOG_ROWS=_log2(finish.terms), COLUMNS=finish.caps,
+            ROWS=finish.terms, COLUMNS=finish.caps,
         )  # fmt: skip
-
-
-def _log2(n: int) -> int:
-    return n.bit_length() - 1

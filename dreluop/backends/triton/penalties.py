@@ -29,7 +29,7 @@ def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
     groups = [_Listed(flat, first, last) for first, last in plan.launches_of([cap.numel() for cap in flat])]
     # An empty list of caps is one piece of nothing.
     pieces = max(1, sum(group.pieces for group in groups))
-    partials = torch.empty(2, pieces, dtype=torch.float64, device=device)
+    partials = torch.empty(2, pieces, dtype=result.dtype, device=device)
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     first_piece = 0
     for group in groups:

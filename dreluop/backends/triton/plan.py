@@ -22,12 +22,12 @@ class Tuning:
     programs where one is not enough (the last may be part empty).
     """
 
-    flat_tile: int = 512
+    flat_tile: int = 256
     flat_warps: int = 4
     row_tile: int = 256
     row_warps: int = 4
-    row_programs: int = 8
-    column_tile: int = 256
+    row_programs: int = 7
+    column_tile: int = 128
     column_warps: int = 4
     column_programs: int = 6
     waves: int = 4

@@ -22,27 +22,29 @@ CAPPED = tl.constexpr(2)
 def widen(value):
     """For comparing and adding: fp32, or fp64."""
     if value.dtype == tl.float64:
-        return value
-    if INTERPRETED and value.dtype == tl.bfloat16:
+        wide = value
+    elif INTERPRETED and value.dtype == tl.bfloat16:
         # The interpreter loses subnormal numbers.
-        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return value.to(tl.float32)
+        wide = (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = value.to(tl.float32)
+    return wide
 
 
 @triton.jit
 def round_to(value, dtype: tl.constexpr):
     """`value` in another dtype, by way of fp32 where it is narrower, as torch rounds."""
     if dtype == tl.float64:
-        return widen(value).to(tl.float64)
-    single = widen(value).to(tl.float32)
-    if dtype == tl.float32:
-        return single
-    if INTERPRETED and dtype == tl.bfloat16:
+        result = widen(value).to(tl.float64)
+    elif INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the low bits off where it should round.
+        single = widen(value).to(tl.float32)
         bits = single.to(tl.uint32, bitcast=True)
         rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
-        return tl.where(single != single, 0x7FC0, rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return single.to(dtype)
+        result = tl.where(single != single, 0x7FC0, rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = widen(value).to(tl.float32).to(dtype)
+    return result
 
 
 @triton.jit
@@ -70,21 +72,25 @@ def is_capped(y, m):
 @triton.jit
 def load(pointers, mask):
     if mask is None:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=mask, other=0)
+        values = tl.load(pointers)
+    else:
+        values = tl.load(pointers, mask=mask, other=0)
+    return values
 
 
 @triton.jit
 def offset_of(i, sizes, strides):
     """Where element i lies; ``strides`` is empty where elements lie side by side."""
     if len(strides) == 0:
-        return i
-    offset = i * 0
-    for k in tl.static_range(len(strides) - 1):
-        outer = i // sizes[len(strides) - 1 - k]
-        offset += (i - outer * sizes[len(strides) - 1 - k]) * strides[len(strides) - 1 - k]
-        i = outer
-    return offset + i * strides[0]
+        offset = i
+    else:
+        offset = i * 0
+        for k in tl.static_range(len(strides) - 1):
+            outer = i // sizes[len(strides) - 1 - k]
+            offset += (i - outer * sizes[len(strides) - 1 - k]) * strides[len(strides) - 1 - k]
+            i = outer
+        offset += i * strides[0]
+    return offset
 
 
 @triton.jit
@@ -97,8 +103,8 @@ def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl
     """What belongs to the caps of the groups that begin at elements ``first``: [1, 1] for one cap, else [groups, VEC]."""
     e = tl.arange(0, VEC)[None, :]
     if MODE == ONE:
-        return tl.load(source + tl.zeros((1, 1), tl.int32))
-    if MODE == SPAN:
+        values = tl.load(source + tl.zeros((1, 1), tl.int32))
+    elif MODE == SPAN:
         run = first // inner
         cap = run % caps
         left = inner - (first - run * inner)
@@ -106,13 +112,15 @@ def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl
         # Loaded for every group: as cheap as asking which need it.
         one = tl.load(source + cap * stride)
         following = tl.load(source + after * stride)
-        return tl.where(e < left[:, None], one[:, None], following[:, None])
-    if MODE == ALIGNED:
-        return tl.load(source + (tl.multiple_of(first % caps, VEC)[:, None] + e))
-    if MODE == EACH:
-        return tl.load(source + cap_of(first[:, None] + e, inner, caps) * stride)
-    cap = (first % caps)[:, None] + e
-    return tl.load(source + tl.where(cap >= caps, cap - caps, cap) * stride)
+        values = tl.where(e < left[:, None], one[:, None], following[:, None])
+    elif MODE == ALIGNED:
+        values = tl.load(source + (tl.multiple_of(first % caps, VEC)[:, None] + e))
+    elif MODE == EACH:
+        values = tl.load(source + cap_of(first[:, None] + e, inner, caps) * stride)
+    else:
+        cap = (first % caps)[:, None] + e
+        values = tl.load(source + tl.where(cap >= caps, cap - caps, cap) * stride)
+    return values
 
 
 @triton.jit

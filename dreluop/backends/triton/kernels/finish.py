@@ -11,14 +11,14 @@ from dreluop.backends.triton.kernels.sums import add, arrives_last, sum_partials
 def _write_gradient(
     to, total, first, count, sizes, strides, cap, cap_strides, grad_penalty, factor, COLUMNS: tl.constexpr
 ):
-    """For the caps [first, first + count), the penalty's gradient with it; ``total`` is fp64."""
+    """For the caps [first, first + count), the penalty's gradient with it."""
     column = tl.arange(0, COLUMNS)
     mask = column < count
     c = first + column
     if grad_penalty is not None:
         # Of the cap as given, not as rounded to x's dtype.
-        scale = factor * widen(tl.load(grad_penalty)).to(tl.float64)
-        total += scale * widen(load(cap + offset_of(c, sizes, cap_strides), mask)).to(tl.float64)
+        scale = tl.full((1,), factor, total.dtype) * widen(tl.load(grad_penalty + tl.arange(0, 1))).to(total.dtype)
+        total += scale * widen(load(cap + offset_of(c, sizes, cap_strides), mask)).to(total.dtype)
     tl.store(to + offset_of(c, sizes, strides), round_to(total, to.dtype.element_ty), mask=mask)
 
 
@@ -27,8 +27,7 @@ def _leave(partials, errors, value, error, block, columns, first, count, COLUMNS
     column = tl.arange(0, COLUMNS)
     place = block.to(tl.int64) * columns + first + column
     tl.store(partials + place, value, mask=column < count)
-    if errors is not None:
-        tl.store(errors + place, error, mask=column < count)
+    tl.store(errors + place, error, mask=column < count)
 
 
 @triton.jit
@@ -36,7 +35,7 @@ def finish(
     cap_value, cap_error, bias_value, bias_error, set_, block, blocks, first, count, columns,
     dcap, dbias, cap, cap_sizes, cap_strides, dcap_strides, dbias_strides, grad_penalty, factor,
     cap_partials, cap_errors, bias_partials, bias_errors, counters,
-    ALONE: tl.constexpr, LOG_ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ALONE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """What a program does with its sums over the columns [first, first + count), which are caps where it may write them.
 
@@ -59,13 +58,13 @@ def finish(
             if arrives_last(counters + set_, blocks):
                 if dcap is not None:
                     value, error = sum_partials(
-                        cap_partials, cap_errors, first, count, blocks, columns, LOG_ROWS, COLUMNS
+                        cap_partials, cap_errors, first, count, blocks, columns, ROWS, COLUMNS
                     )
                     _write_gradient(dcap, total_of(value, error), first, count, cap_sizes, dcap_strides, cap,
                                     cap_strides, grad_penalty, factor, COLUMNS)  # fmt: skip
                 if dbias is not None:
                     value, error = sum_partials(
-                        bias_partials, bias_errors, first, count, blocks, columns, LOG_ROWS, COLUMNS
+                        bias_partials, bias_errors, first, count, blocks, columns, ROWS, COLUMNS
                     )
                     _write_gradient(dbias, total_of(value, error), first, count, cap_sizes, dbias_strides, cap,
                                     cap_strides, None, factor, COLUMNS)  # fmt: skip
@@ -75,7 +74,7 @@ def finish(
                                "cap_strides"])  # fmt: skip
 def finish_kernel(
     partials, errors, caps, terms, columns, repeat, period, inner, to, sizes, strides, cap, cap_strides,
-    grad_penalty, factor: tl.float64, LOG_ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad_penalty, factor: tl.float64, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The second launch: cap c is the sum of partials[b * columns + q * period + c * inner + r] over all b, q, r.
 
@@ -83,9 +82,9 @@ def finish_kernel(
     """
     first = tl.program_id(0) * COLUMNS
     c = first + tl.arange(0, COLUMNS)[None, :]
-    row = tl.arange(0, 1 << LOG_ROWS)[:, None]
-    value = tl.zeros((1 << LOG_ROWS, COLUMNS), tl.float64)
-    error = tl.zeros((1 << LOG_ROWS, COLUMNS), tl.float64)
+    row = tl.arange(0, ROWS)[:, None]
+    value = tl.zeros((ROWS, COLUMNS), partials.dtype.element_ty)
+    error = tl.zeros((ROWS, COLUMNS), partials.dtype.element_ty)
     begin = 0
     while begin < terms:
         term = begin + row
@@ -94,9 +93,8 @@ def finish_kernel(
         block = run // repeat
         place = block.to(tl.int64) * columns + (run - block * repeat) * period + c * inner + (term - run * inner)
         value, error = add(value, error, load(partials + place, mask))
-        if errors is not None:
-            error += load(errors + place, mask)
-        begin += 1 << LOG_ROWS
-    value, error = sum_tile(value, error, LOG_ROWS, COLUMNS)
+        error += load(errors + place, mask)
+        begin += ROWS
+    value, error = sum_tile(value, error)
     _write_gradient(to, total_of(value, error), first, caps - first, sizes, strides, cap, cap_strides, grad_penalty,
                     factor, COLUMNS)  # fmt: skip

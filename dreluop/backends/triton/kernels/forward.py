@@ -50,24 +50,23 @@ def forward_kernel(
     PENALTY_PROGRAMS: tl.constexpr, SQUARES_TILE: tl.constexpr,
 ):  # fmt: skip
     """Programs 0 to PENALTY_PROGRAMS sum squares, the next `full` take whole tiles, the last one the rest."""
-    program = tl.program_id(0)
-    if program < PENALTY_PROGRAMS:
-        penalty_program(
-            cap, cap_stride, penalty_caps, program, penalty, penalty_partials, penalty_counter, balancer,
-            PENALTY_PROGRAMS, SQUARES_TILE,
+    program = tl.program_id(0) - PENALTY_PROGRAMS
+    if PENALTY_PROGRAMS > 0:
+        if program < 0:
+            penalty_program(
+                cap, cap_stride, penalty_caps, tl.program_id(0), penalty, penalty_partials, penalty_counter, balancer,
+                PENALTY_PROGRAMS, SQUARES_TILE,
+            )  # fmt: skip
+    group = program * TILE + tl.arange(0, TILE)
+    if WIDE:
+        group = program.to(tl.int64) * TILE + tl.arange(0, TILE)
+    if (program >= 0) & (program < full):
+        _tile(
+            x, y, residual, cap, bias, code, group, numel, inner, caps, cap_stride, bias_stride,
+            sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, False,
         )  # fmt: skip
-    else:
-        program -= PENALTY_PROGRAMS
-        group = program * TILE + tl.arange(0, TILE)
-        if WIDE:
-            group = program.to(tl.int64) * TILE + tl.arange(0, TILE)
-        if program < full:
-            _tile(
-                x, y, residual, cap, bias, code, group, numel, inner, caps, cap_stride, bias_stride,
-                sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, False,
-            )  # fmt: skip
-        else:
-            _tile(
-                x, y, residual, cap, bias, code, group, numel, inner, caps, cap_stride, bias_stride,
-                sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, True,
-            )  # fmt: skip
+    if program >= full:
+        _tile(
+            x, y, residual, cap, bias, code, group, numel, inner, caps, cap_stride, bias_stride,
+            sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, True,
+        )  # fmt: skip

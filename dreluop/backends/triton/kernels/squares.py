@@ -13,7 +13,7 @@ def _add_squares(source, stride, begin, end, step, value, error, TILE: tl.conste
     first = begin
     while first < end:
         place = first + tl.arange(0, TILE)
-        m = widen(load(source + place * stride, place < end)).to(tl.float64)
+        m = widen(load(source + place * stride, place < end)).to(value.dtype)
         value, error = add(value, error, m * m)
         first += step
     return value, error
@@ -24,19 +24,19 @@ def penalty_program(
     cap, stride, count, program, result, partials, counter, balancer, PROGRAMS: tl.constexpr, TILE: tl.constexpr
 ):
     """What program `program` of PROGRAMS does: its share of the squares, and if it is the last one, the penalty."""
-    value = tl.zeros((TILE, 1), tl.float64).reshape(TILE)
-    error = tl.zeros((TILE, 1), tl.float64).reshape(TILE)
+    value = tl.zeros((TILE,), result.dtype.element_ty)
+    error = tl.zeros((TILE,), result.dtype.element_ty)
     value, error = _add_squares(cap, stride, program * TILE, count, PROGRAMS * TILE, value, error, TILE)
-    value, error = sum_tile(value.reshape(TILE, 1), error.reshape(TILE, 1), 10, 1)
+    value, error = sum_tile(value[:, None], error[:, None])
     one = tl.arange(0, 1)
     if PROGRAMS == 1:
-        tl.store(result + one, round_to(balancer * total_of(value, error), result.dtype.element_ty))
+        tl.store(result + one, total_of(value, error) * tl.full((1,), balancer, value.dtype))
     else:
         tl.store(partials + program + one, value)
         tl.store(partials + PROGRAMS + program + one, error)
         if arrives_last(counter, PROGRAMS):
-            value, error = sum_partials(partials, partials + PROGRAMS, 0, 1, PROGRAMS, 1, 6, 1)
-            tl.store(result + one, round_to(balancer * total_of(value, error), result.dtype.element_ty))
+            value, error = sum_partials(partials, partials + PROGRAMS, 0, 1, PROGRAMS, 1, 64, 1)
+            tl.store(result + one, total_of(value, error) * tl.full((1,), balancer, value.dtype))
 
 
 @triton.jit(do_not_specialize=["first_pieces", "counts", "first_piece", "expected", "pieces"])
@@ -49,21 +49,21 @@ def penalty_kernel(
     Cap k has the pieces from ``first_pieces[k]`` on. ``counter`` is None in all launches but the last one.
     """
     piece = first_piece + tl.program_id(0)
-    value = tl.zeros((TILE,), tl.float64)
-    error = tl.zeros((TILE,), tl.float64)
+    value = tl.zeros((TILE,), result.dtype.element_ty)
+    error = tl.zeros((TILE,), result.dtype.element_ty)
     for k in tl.static_range(len(caps)):
         begin = (piece - first_pieces[k]) * PIECE
         # Nothing where the piece belongs to another tensor.
         end = tl.where(begin >= 0, tl.minimum(counts[k], begin + PIECE), begin)
         value, error = _add_squares(caps[k], 1, begin, end, TILE, value, error, TILE)
-    value, error = sum_tile(value.reshape(TILE, 1), error.reshape(TILE, 1), 10, 1)
+    value, error = sum_tile(value[:, None], error[:, None])
     one = tl.arange(0, 1)
     tl.store(partials + piece + one, value)
     tl.store(errors + piece + one, error)
     if counter is not None:
         if arrives_last(counter, expected):
-            value, error = sum_partials(partials, errors, 0, 1, pieces, 1, 8, 1)
-            tl.store(result + one, round_to(balancer * total_of(value, error), result.dtype.element_ty))
+            value, error = sum_partials(partials, errors, 0, 1, pieces, 1, 256, 1)
+            tl.store(result + one, total_of(value, error) * tl.full((1,), balancer, value.dtype))
 
 
 @triton.jit(do_not_specialize=["first_pieces", "counts"])
@@ -71,13 +71,15 @@ def penalty_backward_kernel(
     grad, caps, gradients, counts, first_pieces, factor: tl.float64, PIECE: tl.constexpr, TILE: tl.constexpr
 ):
     """gradients[k] = factor * grad * caps[k]; program p does the p-th piece of all caps."""
-    scale = factor * widen(tl.load(grad)).to(tl.float64)
+    weight = widen(tl.load(grad + tl.arange(0, 1)))
+    weight = tl.full((1,), factor, weight.dtype) * weight
     for k in tl.static_range(len(caps)):
         begin = (tl.program_id(0) - first_pieces[k]) * PIECE
         end = tl.where(begin >= 0, tl.minimum(counts[k], begin + PIECE), begin)
         first = begin
         while first < end:
             place = first + tl.arange(0, TILE)
-            m = widen(load(caps[k] + place, place < end)).to(tl.float64)
-            tl.store(gradients[k] + place, round_to(scale * m, gradients[k].dtype.element_ty), mask=place < end)
+            m = widen(load(caps[k] + place, place < end))
+            product = weight * m
+            tl.store(gradients[k] + place, round_to(product, gradients[k].dtype.element_ty), mask=place < end)
             first += TILE
