@@ -9,15 +9,26 @@ import os
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.build.machine_code import (
+    ARCHITECTURES,
+    MISSING_TOOLS,
+    Function,
+    check_fences_around_counts,
+    cuobjdump,
+    functions_in,
+    has_tools,
+    local_accesses,
+    most_in_flight,
+    register_ceiling,
+    wide_accesses,
+)
+
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "dreluop" / "_ops.abi3.so"
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-REGISTERS = 65536  # of a multiprocessor, on every one of these architectures
 
 FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
@@ -37,26 +48,9 @@ HOT = {
 }
 
 
-def find_tool(name: str) -> Path | None:
-    site = Path(sysconfig.get_paths()["purelib"])
-    candidates = [site / "nvidia/cu13/bin" / name, site / "triton/backends/nvidia/bin" / name]
-    return next((c for c in candidates if c.exists()), None) or (Path(p) if (p := shutil.which(name)) else None)
-
-
-CUOBJDUMP, NVDISASM = find_tool("cuobjdump"), find_tool("nvdisasm")
-
-
 def inspected() -> list[Path]:
     objects = os.environ.get("DRELUOP_CUDA_OBJECTS")
     return [Path(p) for p in objects.split(":")] if objects else [LIBRARY]
-
-
-def cuobjdump(path: Path, *flags: str) -> str:
-    env = {**os.environ, "PATH": f"{NVDISASM.parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([CUOBJDUMP, *flags, path], env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0 and "does not contain device code" not in done.stdout + done.stderr:
-        raise RuntimeError(f"cuobjdump {' '.join(flags)} {path}: {done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def readable(mangled: str) -> str:
@@ -67,10 +61,10 @@ def readable(mangled: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> dict[str, dict[str, dict[str, object]]]:
-    """For every architecture and kernel: its instructions and its registers."""
-    if CUOBJDUMP is None or NVDISASM is None or shutil.which("c++filt") is None:
-        pytest.skip("needs cuobjdump, nvdisasm (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm) and c++filt")
+def kernels() -> dict[str, dict[str, Function]]:
+    """For every architecture, the kernels by their readable names."""
+    if not has_tools() or shutil.which("c++filt") is None:
+        pytest.skip(f"{MISSING_TOOLS} and c++filt")
     files = [path for path in inspected() if path.exists()]
     if not files:
         pytest.skip(f"{inspected()[0]} is not built")
@@ -78,17 +72,12 @@ def kernels() -> dict[str, dict[str, dict[str, object]]]:
     if not files:
         pytest.skip(f"{inspected()[0]} holds no CUDA code")
     names: dict[str, str] = {}
-    result: dict[str, dict[str, dict[str, object]]] = {}
+    result: dict[str, dict[str, Function]] = {}
     for arch in ARCHITECTURES:
         found = result.setdefault(arch, {})
         for path in files:
-            sass = cuobjdump(path, "--dump-sass", "-arch", arch)
-            for mangled, body in re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.DOTALL):
-                name = names.setdefault(mangled, readable(mangled))
-                found[name] = {"code": re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", body)}
-            usage = cuobjdump(path, "--dump-resource-usage", "-arch", arch)
-            for mangled, registers, stack in re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage):
-                found[names[mangled]] |= {"registers": int(registers), "stack": int(stack)}
+            for mangled, function in functions_in(path, arch).items():
+                found[names.setdefault(mangled, readable(mangled))] = function
     return result
 
 
@@ -101,16 +90,14 @@ def test_every_hot_kernel_is_found(kernels):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", HOT)
 def test_reads_and_writes_are_wide(kernels, arch, name):
-    code = kernels[arch][name]["code"]
     for access in ("LDG", "STG"):
-        wide = [op for op in code if op.startswith(f"{access}.") and ".128" in op]
-        assert wide, f"{name} on {arch} has no 128-bit {access}"
+        assert wide_accesses(kernels[arch][name].code, access), f"{name} on {arch} has no 128-bit {access}"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", HOT)
 def test_nothing_is_kept_in_local_memory(kernels, arch, name):
-    local = [op for op in kernels[arch][name]["code"] if op.split(".")[0] in ("LDL", "STL")]
+    local = local_accesses(kernels[arch][name].code)
     assert not local, f"{name} on {arch} keeps values in local memory: {local}"
 
 
@@ -118,32 +105,19 @@ def test_nothing_is_kept_in_local_memory(kernels, arch, name):
 @pytest.mark.parametrize("name", HOT)
 def test_registers_allow_the_planned_occupancy(kernels, arch, name):
     threads, blocks = HOT[name]
-    ceiling = REGISTERS // (threads * blocks) // 8 * 8
-    used = kernels[arch][name]["registers"]
+    ceiling, used = register_ceiling(threads, blocks), kernels[arch][name].registers
     assert used <= ceiling, f"{name} on {arch} uses {used} registers; {blocks} blocks of {threads} need <= {ceiling}"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", [name for name in HOT if ", 0, " in name])
 def test_several_loads_are_in_flight(kernels, arch, name):
-    in_flight = most = 0
-    for op in kernels[arch][name]["code"]:
-        if op.startswith("LDG") and ".128" in op:
-            in_flight += 1
-            most = max(most, in_flight)
-        elif op.startswith("STG"):
-            in_flight = 0
+    most = most_in_flight(kernels[arch][name].code)
     assert most >= 4, f"{name} on {arch} asks for no more than {most} vectors before it waits"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", [name for name in HOT if not name.startswith("tangent")])
 def test_the_last_block_sees_the_sums_of_the_others(kernels, arch, name):
-    # The host shim has no memory order to test: a fence before a block counts itself, one after it has counted.
-    code = kernels[arch][name]["code"]
-    counted = [place for place, op in enumerate(code) if op.startswith("ATOM")]
-    fences = [place for place, op in enumerate(code) if op.startswith("MEMBAR")]
-    assert counted, f"{name} on {arch} counts no blocks"
-    for place, following in zip(counted, [*counted[1:], len(code)], strict=True):
-        assert min(fences) < place, f"{name} on {arch}: nothing orders the sums before they are counted"
-        assert any(place < fence < following for fence in fences), f"{name} on {arch}: no fence after the count"
+    # The host shim has no memory order to test.
+    check_fences_around_counts(kernels[arch][name].code)

@@ -1,0 +1,166 @@
+"""backward on Triton kernels, with the arguments and results of `dreluop.backends.reference.backward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop.backends import checks
+from dreluop.backends.reference import empty_as_saved
+from dreluop.backends.triton import plan, tuning
+from dreluop.backends.triton.call import Call, Saved, nothing, same_device
+from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
+from dreluop.backends.triton.kernels.finish import finish_kernel
+from dreluop.backends.triton.kernels.types import ACCUMULATORS
+from dreluop.backends.triton.launch import launch
+from dreluop.backends.triton.plan import BackwardPlan, ColumnPlan, RowPlan
+from dreluop.validation import bias_for
+
+
+def backward(
+    grad: Tensor,
+    saved: Tensor,
+    cap: Tensor,
+    dim: int,
+    order: Sequence[int],
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.saved("grad", grad, saved, cap, dim, order)
+    same_device(grad, "grad", saved=saved, cap=cap, grad_penalty=grad_penalty)
+    if bias is not None:
+        bias_for(grad, cap, bias, dim)
+    if grad_penalty is not None:
+        checks.one_element("grad_penalty", grad_penalty)
+    dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
+    dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)
+    dbias = nothing(grad, grad.dtype) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
+    kept = Saved(grad, saved, cap, order)
+    call = Call(
+        grad, cap, dim, kept.walk_order, bias, grad=grad, y=kept.y, dx=dx if need_x else None, code=kept.code_strides
+    )
+    if need_x or need_cap or bias is not None:
+        weight = grad_penalty if balancer is not None and need_cap else None
+        Backward(call, kept, cap, dcap if need_cap else None, None if bias is None else dbias, weight, balancer).run(
+            grad, dx if need_x else None
+        )
+    return dx, dcap, dbias
+
+
+class Backward:
+    """The launches of one call; ``dx``, ``dcap`` and ``dbias`` are None where not wanted."""
+
+    def __init__(
+        self,
+        call: Call,
+        kept: Saved,
+        cap: Tensor,
+        dcap: Tensor | None,
+        dbias: Tensor | None,
+        grad_penalty: Tensor | None,
+        balancer: float | None,
+    ) -> None:
+        self.call, self.kept, self.cap, self.dcap, self.dbias = call, kept, cap, dcap, dbias
+        self.grad_penalty = grad_penalty
+        self.factor = 2 * (balancer or 0.0)
+        self.one_cap_over_channels = call.walk.shared_cap and dcap is not None
+        self.plan: BackwardPlan = plan.backward_plan(
+            call.group, call.layout, tuning.processors(call.device), call.tuning,
+            one_cap_over_channels=self.one_cap_over_channels,
+        )  # fmt: skip
+
+    def run(self, grad: Tensor, dx: Tensor | None) -> None:
+        # The sums of a gradient in fp64 must be better than fp32 allows.
+        wide = torch.float64 in (t.dtype for t in (grad, self.dcap, self.dbias) if t is not None)
+        self._make_workspace(grad.device, wide)
+        rows, columns = self.plan.rows, self.plan.columns
+        if rows is not None:
+            self._run_rows(rows, grad, dx, wide)
+        elif columns is not None:
+            self._run_columns(columns, grad, dx, wide)
+        if self.plan.second_launch:
+            for to, partials, errors, weight in (
+                (self.dcap, *self.partials[0], self.grad_penalty),
+                (self.dbias, *self.partials[1], None),
+            ):
+                if to is not None:
+                    self._finish(to, partials, errors, weight)
+
+    def _make_workspace(self, device: torch.device, wide: bool) -> None:
+        def partials(wanted: bool) -> tuple[Tensor | None, Tensor | None]:
+            if not wanted or self.plan.partials == 0:
+                return None, None
+            dtype = torch.float64 if wide else torch.float32
+            sums = torch.empty(2, self.plan.partials, dtype=dtype, device=device)
+            return sums[0], sums[1]
+
+        self.partials = partials(self.dcap is not None), partials(self.dbias is not None)
+        self.counters = None
+        if self.plan.counters and (self.dcap is not None or self.dbias is not None):
+            # Filled on the same stream, and captured with it.
+            self.counters = torch.zeros(self.plan.counters, dtype=torch.int32, device=device)
+
+    def _shared_arguments(self) -> tuple[Any, ...]:
+        """What both kernels need to read operands, and to finish."""
+        call, kept = self.call, self.kept
+        # One cap over all channels is finished by the second launch.
+        dcap = None if self.one_cap_over_channels else self.dcap
+        sizes, strides = call.cap_sizes(None if self.one_cap_over_channels else self.cap, dcap, self.dbias)
+        (cap_partials, cap_errors), (bias_partials, bias_errors) = self.partials
+        return (
+            call.sizes, call.strides["grad"], call.strides["y"], call.strides["dx"], call.strides["code"],
+            kept.code_step, self.dcap, self.dbias, self.cap if self.grad_penalty is not None else None, sizes, *strides,
+            self.grad_penalty, self.factor, cap_partials, cap_errors, bias_partials, bias_errors, self.counters,
+        )  # fmt: skip
+
+    def _caps(self) -> tuple[Tensor | None, int]:
+        """A code says all about regions."""
+        if self.kept.code is not None:
+            return None, 0
+        caps = self.call.readable(self.cap)
+        return caps, self.call.stride_of(caps)
+
+    def _run_rows(self, rows: RowPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
+        call, layout, kept = self.call, self.call.layout, self.kept
+        launch(
+            backward_rows_kernel, rows.programs, grad.device,
+            grad, kept.y, kept.code, dx, *self._caps(), layout.caps, layout.inner, rows.chunk, rows.chunks,
+            rows.pieces, rows.per_split, rows.splits, *self._shared_arguments(),
+            warps=call.tuning.row_warps, RUNS=rows.runs, WIDTH=rows.width, EDGES=rows.edges,
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
+            PARTIALS=min(256, plan.power_of_two(rows.splits)),
+        )  # fmt: skip
+
+    def _run_columns(self, columns: ColumnPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
+        call, layout, kept = self.call, self.call.layout, self.kept
+        launch(
+            backward_columns_kernel, columns.programs, grad.device,
+            grad, kept.y, kept.code, dx, *self._caps(), call.numel, layout.caps, layout.inner, columns.row,
+            columns.rows, call.numel // columns.row, columns.groups, columns.tiles, columns.per_program,
+            columns.row_blocks, *self._shared_arguments(),
+            warps=call.tuning.column_warps, WIDTH=columns.width, HEIGHT=columns.height,
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
+            PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
+        )  # fmt: skip
+
+    def _finish(self, to: Tensor, partials: Tensor | None, errors: Tensor | None, weight: Tensor | None) -> None:
+        layout, p = self.call.layout, self.plan
+        caps, repeat, inner, period = layout.caps, p.repeat, p.inner, layout.period if p.columns else layout.caps
+        if to is self.dcap and self.one_cap_over_channels:
+            caps, repeat, inner, period = 1, 1, p.sum_columns, p.sum_columns
+            sizes, strides = (), [(), ()]
+        else:
+            sizes, strides = self.call.cap_sizes(to, self.cap if weight is not None else None)
+        finish = plan.finish_plan(caps, p.blocks * repeat * inner)
+        launch(
+            finish_kernel, finish.programs, to.device,
+            partials, errors, caps, p.blocks * repeat * inner, p.sum_columns, repeat, period, inner, to, sizes,
+            strides[0], self.cap if weight is not None else None, strides[1], weight, self.factor,
+            ROWS=finish.terms, COLUMNS=finish.caps,
+        )  # fmt: skip

@@ -1,0 +1,294 @@
+"""How a pass over an activation is cut into Triton programs: pure arithmetic, as csrc/include/dreluop/cuda_plan.h is.
+
+A program handles a tile of `tile` groups; a group is `group_of(itemsize)` elements that one thread reads and writes with
+16-byte accesses. Masks go by whole groups wherever possible, so that odd sizes keep these accesses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MOST_PROGRAMS = 2**31 - 1
+LEAST_ROWS = 32  # of a program that shares its caps: keeps the partial sums few
+LEAST_WIDTH = 32  # groups side by side: whole lines of memory
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Launch parameters. ``*_tile``: groups of a program at a time; ``*_warps``: warps of a program.
+
+    ``*_programs``: programs that a multiprocessor holds at once, given what registers allow. ``waves``: rounds of
+    programs where one is not enough (the last may be part empty).
+    """
+
+    flat_tile: int = 256
+    flat_warps: int = 4
+    row_tile: int = 256
+    row_warps: int = 4
+    row_programs: int = 7
+    column_tile: int = 128
+    column_warps: int = 4
+    column_programs: int = 6
+    waves: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}: got {value!r}; expected a whole number >= 1")
+            if not name.endswith(("programs", "waves")) and value & (value - 1):
+                raise ValueError(f"{name}: got {value}; expected a power of two")
+        for kind in ("flat", "row", "column"):
+            threads, tile = 32 * getattr(self, f"{kind}_warps"), getattr(self, f"{kind}_tile")
+            if threads > 1024 or not threads <= tile <= 32 * threads:
+                raise ValueError(
+                    f"{kind}_tile: got {tile} groups for {threads} threads; expected 1 to 32 for each of at most 1024"
+                )
+
+
+# One thread, whatever the number of warps: few programs of large tiles.
+INTERPRETER = Tuning(flat_tile=1024, row_tile=1024, column_tile=1024, row_programs=2, column_programs=2, waves=1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """x, walked in some order, as (outer, caps, inner): element i uses cap ``(i // inner) % caps``."""
+
+    outer: int
+    caps: int
+    inner: int
+
+    @property
+    def numel(self) -> int:
+        return self.outer * self.caps * self.inner
+
+    @property
+    def period(self) -> int:
+        return self.caps * self.inner
+
+    def merged(self) -> Layout:
+        """One cap is one run, whatever the layout that it came from."""
+        return Layout(1, 1, self.outer * self.inner) if self.caps == 1 else self
+
+
+def group_of(itemsize: int) -> int:
+    """Elements of a group: at least four, so that the codes of a group are whole bytes."""
+    return 8 if itemsize == 2 else 4
+
+
+def up_to(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def checked_programs(programs: int) -> int:
+    if programs > MOST_PROGRAMS:
+        raise ValueError(f"x: too many elements for one launch: {programs} programs, at most {MOST_PROGRAMS}")
+    return programs
+
+
+# How an elementwise pass finds the caps of a group.
+ONE, SPAN, ALIGNED, RING, EACH = range(5)
+CAP_MODES = {
+    ONE: "a single cap",
+    SPAN: "a group lies in one run of `inner` elements, or over the border of two",
+    ALIGNED: "one cap per element, groups never wrap around, and the caps lie side by side",
+    RING: "one cap per element, and a group wraps around at most once",
+    EACH: "any other",
+}
+
+
+def cap_mode(group: int, layout: Layout, *, side_by_side: bool) -> int:
+    if layout.caps == 1:
+        return ONE
+    if layout.inner >= group:
+        return SPAN
+    if layout.inner == 1 and layout.caps % group == 0 and side_by_side:
+        return ALIGNED
+    return RING if layout.inner == 1 and layout.caps >= group else EACH
+
+
+@dataclass(frozen=True)
+class FlatPlan:
+    """Elementwise passes: program p takes the groups ``[p * tile, (p + 1) * tile)``; the first `full` need no mask."""
+
+    numel: int
+    tile: int
+    full: int
+    programs: int
+
+
+def flat_plan(group: int, numel: int, tile: int) -> FlatPlan:
+    # A small tensor needs no wider program than it has groups.
+    tile = min(tile, power_of_two(up_to(max(1, numel), group)))
+    return FlatPlan(numel, tile, numel // (tile * group), checked_programs(up_to(numel, tile * group)))
+
+
+def splits_wanted(sets: int, resident: int, waves: int) -> int:
+    """Programs for each of `sets`: one round of programs if that fills the device well, else several."""
+    return resident // sets if sets * waves <= resident else up_to(waves * resident, sets)
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Runs of one cap. A cap has outer * chunks pieces, each a stretch of one run.
+
+    A program sums the pieces ``[split * per_split, (split + 1) * per_split)`` of one cap, `runs` pieces at a time, each
+    spread over `width` groups. Program b has cap ``b % caps``, split ``b // caps``. Unless a run is whole groups, the
+    elements before its first and after its last whole group are read one by one (`edges`).
+    """
+
+    chunk: int
+    chunks: int
+    pieces: int
+    width: int
+    runs: int
+    per_split: int
+    splits: int
+    programs: int
+    edges: bool
+
+
+def row_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> RowPlan:
+    chunk = max(1, min(layout.inner, tuning.row_tile * group))
+    chunks = up_to(layout.inner, chunk)
+    pieces = layout.outer * chunks
+    width = power_of_two(up_to(chunk, group))
+    runs = max(1, min(tuning.row_tile // width, power_of_two(max(1, pieces))))
+    wanted = splits_wanted(layout.caps, tuning.row_programs * processors, tuning.waves)
+    per_split = up_to(max(1, pieces), max(1, min(wanted, up_to(pieces, runs))))
+    per_split = up_to(per_split, runs) * runs
+    splits = max(1, up_to(pieces, per_split))
+    return RowPlan(
+        chunk, chunks, pieces, width, runs, per_split, splits, checked_programs(layout.caps * splits),
+        edges=layout.inner % group != 0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """Elements in walking order as rows of ``row = repeat * caps * inner`` elements, whole groups; the last may be cut.
+
+    A program sums each of `width` groups of columns over `per_program` rows, `height` rows at a time. Program b has tile
+    ``b % tiles``, row block ``b // tiles``.
+    """
+
+    repeat: int
+    row: int
+    rows: int
+    groups: int
+    width: int
+    height: int
+    tiles: int
+    per_program: int
+    row_blocks: int
+    programs: int
+
+
+def column_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> ColumnPlan:
+    least = group // math.gcd(layout.period, group)
+    # Narrow rows side by side, as long as some stay one below the other.
+    more = min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least)
+    repeat = least * max(1, more)
+    row = repeat * layout.period
+    rows, groups = up_to(layout.numel, row), row // group
+    few_rows = up_to(tuning.column_tile, rows)
+    width = min(power_of_two(groups), tuning.column_tile, power_of_two(max(LEAST_WIDTH, few_rows)))
+    height = min(tuning.column_tile // width, power_of_two(rows))
+    tiles = up_to(groups, width)
+    wanted = splits_wanted(tiles, tuning.column_programs * processors, tuning.waves)
+    per_program = max(LEAST_ROWS, 2 * height, up_to(rows, max(1, wanted)))
+    per_program = up_to(per_program, height) * height
+    row_blocks = up_to(rows, per_program)
+    return ColumnPlan(
+        repeat, row, rows, groups, width, height, tiles, per_program, row_blocks, checked_programs(tiles * row_blocks)
+    )
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """Rows or columns; what the sums need beside the launch.
+
+    `blocks` programs share a column (a cap, if by rows): as many partial sums each, of `columns` columns, none if the
+    program that sums also finishes. The last of each of `counters` sets of programs finishes, unless that takes a
+    `second_launch`, with `inner` columns of each of `repeat` rows side by side to a cap.
+    """
+
+    rows: RowPlan | None
+    columns: ColumnPlan | None
+    sum_columns: int
+    blocks: int
+    partials: int
+    counters: int
+    second_launch: bool
+    repeat: int
+    inner: int
+    programs: int
+
+
+def runs_by_rows(group: int, layout: Layout) -> bool:
+    return layout.caps == 1 or layout.inner >= group or layout.numel == 0
+
+
+def backward_plan(
+    group: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
+) -> BackwardPlan:
+    """``one_cap_over_channels``: the layout counts channels, for the bias, and all share a cap that wants a gradient."""
+    if runs_by_rows(group, layout):
+        rows = row_plan(group, layout, processors, tuning)
+        second = one_cap_over_channels
+        shared = rows.splits > 1
+        return BackwardPlan(
+            rows, None, layout.caps, rows.splits, rows.splits * layout.caps if shared or second else 0,
+            layout.caps if shared and not second else 0, second, 1, 1, rows.programs,
+        )  # fmt: skip
+    columns = column_plan(group, layout, processors, tuning)
+    # A tile of columns that is a tile of caps is finished by its last program.
+    second = one_cap_over_channels or layout.inner > 1 or columns.repeat > 1
+    shared = columns.row_blocks > 1
+    return BackwardPlan(
+        None, columns, columns.row, columns.row_blocks, columns.row_blocks * columns.row if shared or second else 0,
+        columns.tiles if shared and not second else 0, second, columns.repeat, layout.inner, columns.programs,
+    )  # fmt: skip
+
+
+SQUARES_TILE = 1024
+SQUARES_PER_PROGRAM = 8192
+MOST_PENALTY_PROGRAMS = 64
+
+
+def penalty_programs(caps: int) -> int:
+    """Programs of the forward launch that sum squares of caps."""
+    return min(max(1, up_to(caps, SQUARES_PER_PROGRAM)), MOST_PENALTY_PROGRAMS)
+
+
+PIECE_OF_CAPS = 4096  # of one program, in the passes over many caps
+CAPS_PER_LAUNCH = 16
+
+
+def launches_of(sizes: list[int]) -> list[tuple[int, int]]:
+    """Ranges of caps, at most CAPS_PER_LAUNCH each, that one launch takes together."""
+    return [(first, min(first + CAPS_PER_LAUNCH, len(sizes))) for first in range(0, len(sizes), CAPS_PER_LAUNCH)]
+
+
+FINISH_TILE = 1024
+
+
+@dataclass(frozen=True)
+class FinishPlan:
+    """The second launch: `caps` caps at a time per program, `terms` of their partial sums at a time."""
+
+    caps: int
+    terms: int
+    programs: int
+
+
+def finish_plan(caps: int, terms: int) -> FinishPlan:
+    side_by_side = min(32, power_of_two(max(1, caps)))
+    return FinishPlan(
+        side_by_side, min(FINISH_TILE // side_by_side, power_of_two(max(1, terms))), up_to(caps, side_by_side)
+    )
