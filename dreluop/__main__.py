@@ -45,7 +45,9 @@ def _served_by(device: str) -> str:
         return f"are served by {choice.available_backends(device)[0]}"
     reason = choice.unavailable_reason(chosen, device)
     asked = f"{names.ENVIRONMENT_VARIABLE}={chosen}"
-    return f"are served by {chosen} ({asked})" if reason is None else f"are an error ({asked}, which does not serve them)"
+    return (
+        f"are served by {chosen} ({asked})" if reason is None else f"are an error ({asked}, which does not serve them)"
+    )
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dreluop import batching
-from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.backends.choice import on_backend_of_forward, operators, using
+from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.penalty import penalty_gradient, penalty_tangent
 
@@ -170,7 +170,7 @@ class PlainCappedReLUFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         y, cap = ctx.saved_tensors
         need_x, need_cap, _ = ctx.needs_input_grad
         if derivative_may_be_asked(grad, cap):

@@ -93,23 +93,19 @@ def capped_relu(
     """
     if (
         type(x) in _TENSORS
+        and isinstance(cap, Tensor)
         and type(cap) in _TENSORS
         and type(dim) is int
         and x.device == cap.device
         and save == "output"
         and inplace is False
-        and balancer is bias is residual is None
+        and balancer is None
+        and bias is None
+        and residual is None
         and not torch.compiler.is_compiling()
         and not derivatives_by_plain_torch()
     ):
-        # The usual call. Small tensors feel every microsecond, so it goes to the operator at once: that refuses whatever
-        # the checks below would, and they have the words for it.
-        try:
-            return _plain(x, cap, dim)
-        except (RuntimeError, TypeError, ValueError):
-            validation.float_tensor("x", x)
-            validation.cap_for(x, cap, dim)
-            raise
+        return _plain(x, cap, dim)
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
     if save != "output":
@@ -120,11 +116,7 @@ def capped_relu(
         balancer = validation.penalty_weight(balancer)
     addends: tuple[Tensor | None, ...] = ()
     if bias is not None or residual is not None:
-        if bias is not None:
-            validation.bias_for(x, cap, bias, dim)
-        if residual is not None:
-            validation.residual_for(x, residual)
-        addends = (bias, residual)
+        addends = validation.addends_for(x, cap, dim, bias, residual)
     calls = operators_for(x)
     if torch.compiler.is_compiling():
         return _traced(calls, x, cap, dim, inplace, save, balancer, addends)
@@ -151,12 +143,21 @@ def capped_relu(
 
 
 def _plain(x: Tensor, cap: Tensor, dim: int) -> Tensor:
-    calls = operators_for(x)
-    if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
-        y: Tensor = _apply_plain(x, cap, dim)
-        return y
-    with below_autograd():
-        return calls.forward(x, cap, dim)
+    """The usual call. Small tensors feel every microsecond, so the operator is asked at once.
+
+    It refuses whatever the checks would, which then have the words for it.
+    """
+    try:
+        calls = operators_for(x)
+        if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
+            y: Tensor = _apply_plain(x, cap, dim)
+            return y
+        with below_autograd():
+            return calls.forward(x, cap, dim)
+    except (RuntimeError, TypeError, ValueError):
+        validation.float_tensor("x", x)
+        validation.cap_for(x, cap, dim)
+        raise
 
 
 def _without_derivative(

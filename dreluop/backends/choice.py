@@ -59,7 +59,7 @@ _chosen = _Chosen()
 
 
 class use_backend:  # noqa: N801 (called like a function, as torch.set_grad_enabled is)
-    """Choose the backend of this thread: ``with use_backend("reference"): ...``, or ``use_backend("reference")`` for good.
+    """Choose this thread's backend: ``with use_backend("reference"): ...``, or ``use_backend("reference")`` for good.
 
     Args:
         backend: ``"native"`` (the compiled kernels), ``"triton"`` or ``"reference"`` (pure PyTorch); None for the
@@ -197,7 +197,9 @@ def _serve_by_triton(device_type: str, key: str) -> None:
                 library.impl(name, function, key)
     except Exception as error:
         # An error here would keep torch from using the device at all.
-        warnings.warn(f"dreluop: the reference serves {device_type} tensors, as Triton's kernels fail: {error}", stacklevel=2)
+        warnings.warn(
+            f"dreluop: the reference serves {device_type} tensors, as Triton's kernels fail: {error}", stacklevel=2
+        )
 
 
 for _name in SCHEMAS:

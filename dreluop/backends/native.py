@@ -47,9 +47,7 @@ def _load_library() -> str | None:
 
 
 load_error = _load()
-cuda_kernels = (
-    CudaKernels(LIBRARY, asked_by_name=requested() == "native") if load_error is None else None
-)
+cuda_kernels = CudaKernels(LIBRARY, asked_by_name=requested() == "native") if load_error is None else None
 
 
 def cuda_reason() -> str | None:

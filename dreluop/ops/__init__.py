@@ -6,9 +6,7 @@ from dreluop.backends import reference
 for _name in schemas.SCHEMAS:
     # By the default rule, this serves every device that no other backend has registered a kernel for.
     for _which in (schemas.DEFAULT, "reference"):
-        schemas.library.impl(
-            schemas.overload(_name, _which), getattr(reference, _name), "CompositeExplicitAutograd"
-        )
+        schemas.library.impl(schemas.overload(_name, _which), getattr(reference, _name), "CompositeExplicitAutograd")
 
 from dreluop.backends import choice, native, triton  # noqa: E402
 from dreluop.ops import calls, derivatives, fakes  # noqa: E402

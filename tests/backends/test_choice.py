@@ -1,0 +1,261 @@
+"""Which backend serves: the default rule, the choice of a thread, its errors, and what torch.compile makes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dreluop
+from dreluop.backends import choice, names
+from dreluop.ops import schemas
+from tests.conftest import INTERPRETED, native_or_skip
+
+OTHERS = ("reference", *(("triton",) if INTERPRETED else ()))
+
+
+@pytest.fixture(autouse=True)
+def default_rule() -> Iterator[None]:
+    with dreluop.use_backend(None):
+        yield
+
+
+class Called(TorchDispatchMode):
+    """The overloads of our operators that reach the backends, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == schemas.NAMESPACE:
+            self.names.append(f"{function._schema.name.removeprefix('dreluop::')}.{function._overloadname}")
+        return function(*args, **(kwargs or {}))
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    x = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+    return x, torch.tensor([0.3, 0.7, 1.1], dtype=torch.float64, requires_grad=True)
+
+
+def bias_for(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[1], dtype=x.dtype)
+
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": dreluop.capped_relu,
+    "no gradient": lambda x, cap: dreluop.capped_relu(x.detach(), cap.detach()),
+    "in place": lambda x, cap: dreluop.capped_relu(x * 1, cap, inplace=True),
+    "code": lambda x, cap: dreluop.capped_relu(x, cap, save="code"),
+    "penalty in the pass": lambda x, cap: sum(dreluop.capped_relu(x, cap, balancer=0.1)),
+    "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=bias_for(x)),
+    "penalty": lambda x, cap: dreluop.cap_penalty([cap], 0.1),
+    "saturation": lambda x, cap: dreluop.saturation(x, cap).off,
+    "module": lambda x, cap: torch.nn.Sequential(dreluop.DReLU(3, init=0.5).double())(x),
+}
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_forward_and_backward_are_on_the_chosen_backend(backend: Any, call: Callable[..., Tensor]) -> None:
+    x, cap = inputs()
+    called, elsewhere, later = Called(), Called(), Called()
+    with called, dreluop.use_backend(backend):
+        result = call(x, cap)
+
+    def backward() -> None:
+        with elsewhere:
+            result.sum().backward()
+
+    if result.requires_grad:
+        # The choice is over, and was never made in this thread.
+        thread = threading.Thread(target=backward)
+        thread.start()
+        thread.join()
+        assert {name.split(".")[1] for name in elsewhere.names} == {backend}
+    with later:
+        call(x, cap)
+    assert {name.split(".")[1] for name in called.names} == {backend}
+    assert {name.split(".")[1] for name in later.names} == {"default"}
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_second_derivatives_stay_on_the_backend_of_the_forward(backend: Any) -> None:
+    x, cap = inputs()
+    with dreluop.use_backend(backend):
+        y = dreluop.capped_relu(x.square(), cap, balancer=0.1)
+    with Called() as called:
+        first = torch.autograd.grad(sum(map(torch.sum, y)), (x, cap), create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in first), (x, cap))
+    assert called.names and {name.split(".")[1] for name in called.names} == {backend}
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_the_overloads_have_derivatives_of_their_own(backend: str) -> None:
+    x, cap = inputs()
+    operators = choice.operators_of(backend)
+    assert torch.autograd.gradcheck(lambda x, cap: operators.forward(x, cap, 1), (x, cap))
+    with Called() as called:
+        operators.forward(x, cap, 1).sum().backward()
+    assert called.names == [f"forward.{backend}", f"backward.{backend}"]
+
+
+def test_raw_in_place_overloads_bump_the_version() -> None:
+    for which in OTHERS:
+        x, cap = torch.randn(5), torch.tensor(0.5)
+        before = x._version
+        choice.operators_of(which).forward_(x, cap, 0)
+        assert x._version == before + 1
+
+
+def test_as_a_function_it_holds_until_changed() -> None:
+    x, cap = inputs()
+    dreluop.use_backend("reference")
+    with Called() as called:
+        dreluop.capped_relu(x, cap)
+    assert called.names == ["forward.reference"]
+
+
+def test_the_choice_ends_with_an_error_and_nests() -> None:
+    with pytest.raises(KeyError), dreluop.use_backend("reference"):
+        with dreluop.use_backend(None):
+            assert choice.operators().backend is None
+        assert choice.operators().backend == "reference"
+        raise KeyError
+    assert choice.operators().backend is None
+
+
+def test_every_thread_has_its_own_choice() -> None:
+    seen: list[str | None] = []
+    with dreluop.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(choice.operators().backend))
+        thread.start()
+        thread.join()
+    assert seen == [names.requested()]
+
+
+@pytest.mark.parametrize("wrong", ["cuda", "", "Native", 1])
+def test_unknown_backend(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"backend: got .*; expected \"native\", \"triton\" or \"reference\", or None"):
+        dreluop.use_backend(wrong)
+    assert choice.operators().backend is None
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves CPU tensors")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_backend_that_cannot_serve_the_tensor_is_an_error(call: Callable[..., Tensor]) -> None:
+    x, cap = inputs()
+    message = 'the backend "triton" was asked for, but cannot serve a tensor on cpu: Triton has no CPU kernels'
+    with dreluop.use_backend("triton"), pytest.raises(RuntimeError, match=message):
+        call(x, cap)
+    with pytest.raises(RuntimeError, match=r"dreluop::forward\.triton: cannot serve a tensor on cpu: Triton has no"):
+        choice.operators_of("triton").forward(x, cap, 1)
+
+
+def test_native_where_it_is_not_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice.native, "load_error", "no such file")
+    x, cap = inputs()
+    dreluop.capped_relu(x, cap)
+    with dreluop.use_backend("native"), pytest.raises(RuntimeError, match=r'"native" was asked for.*no such file'):
+        dreluop.capped_relu(x, cap)
+
+
+def test_native_serves_cpu_and_cuda_only() -> None:
+    x = torch.empty(3, device="meta")
+    with dreluop.use_backend("native"), pytest.raises(RuntimeError, match="serve cpu and cuda tensors, not meta"):
+        dreluop.capped_relu(x, torch.empty((), device="meta"))
+
+
+def test_available_backends() -> None:
+    native_or_skip()
+    triton = ("triton",) if INTERPRETED else ()
+    assert dreluop.available_backends() == ("native", "reference", *triton)
+    assert dreluop.available_backends("meta") == ("reference",)
+    assert dreluop.available_backends(torch.device("cuda", 0))[-1] == "reference"
+
+
+@pytest.mark.parametrize("asked", ["native", "triton", "reference"])
+def test_the_environment_chooses_for_every_thread(asked: str) -> None:
+    if asked == "native":
+        native_or_skip()
+    program = """
+import threading, dreluop
+from dreluop.backends import choice
+seen = []
+thread = threading.Thread(target=lambda: seen.append(choice._chosen.name))
+thread.start(); thread.join()
+print(choice._chosen.name, *seen)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, names.ENVIRONMENT_VARIABLE: asked},
+    )
+    assert done.stdout.split() == [asked, asked]
+
+
+def test_compiled_code_follows_the_choice() -> None:
+    graphs: list[list[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append([node.target._overloadname for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    compiled = torch.compile(dreluop.capped_relu, backend=backend, fullgraph=True)
+    x, cap = torch.randn(5, 3), torch.rand(3)
+    expected = dreluop.capped_relu(x, cap)
+    for _ in range(2):
+        assert torch.equal(compiled(x, cap), expected)
+        with dreluop.use_backend("reference"):
+            assert torch.equal(compiled(x, cap), expected)
+    assert graphs == [["default"], ["reference"]]
+
+
+def test_a_choice_inside_compiled_code() -> None:
+    names_of: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        names_of.extend(getattr(node.target, "_overloadname", "") for node in graph.graph.nodes)
+        return graph.forward
+
+    def function(x: Tensor, cap: Tensor) -> Tensor:
+        with dreluop.use_backend("reference"):
+            y = dreluop.capped_relu(x, cap)
+        return dreluop.capped_relu(y, cap)
+
+    torch.compile(function, backend=backend, fullgraph=True)(torch.randn(5, 3), torch.rand(3))
+    assert [name for name in names_of if name] == ["reference", "default"]
+    assert choice.operators().backend is None
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_compiled_training_on_a_chosen_backend(backend: Any) -> None:
+    x, cap = inputs()
+    compiled = torch.compile(dreluop.capped_relu, backend="aot_eager", fullgraph=True)
+    with Called() as called, dreluop.use_backend(backend):
+        compiled(x, cap).sum().backward()
+    got = x.grad, cap.grad
+    assert f"forward.{backend}" in called.names and f"backward.{backend}" in called.names
+    x2, cap2 = (t.detach().requires_grad_() for t in (x, cap))
+    dreluop.capped_relu(x2, cap2).sum().backward()
+    torch.testing.assert_close(got, (x2.grad, cap2.grad))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter serves CPU tensors")
+def test_compiling_for_a_backend_that_cannot_serve_is_the_same_error() -> None:
+    compiled = torch.compile(lambda x: dreluop.capped_relu(x, 1.0), backend="eager", fullgraph=True)
+    with (
+        dreluop.use_backend("triton"),
+        pytest.raises(Exception, match="cannot serve a tensor on cpu: Triton has no CPU"),
+    ):
+        compiled(torch.randn(3))
