@@ -17,9 +17,16 @@ from benchmarks.gpu.targets import TARGETS
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, FORWARD
 from benchmarks.kernels.tables import DTYPES
-from benchmarks.palette import BLUE, GREY, ORANGE, PURPLE
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 
-WHO = ((c.OURS.name, BLUE), (c.COMPILED.name, ORANGE), (c.CLAMP.name, PURPLE), (c.RELU_MINIMUM.name, GREY))
+WHO = (
+    (c.OURS.name, BLUE),
+    (c.OURS_TRITON.name, GREEN),
+    (c.COMPILED.name, ORANGE),
+    (c.CLAMP.name, PURPLE),
+    (c.RELU_MINIMUM.name, GREY),
+)
+BAR = 0.17  # of the space between two inputs
 DPI = 130
 
 
@@ -32,8 +39,8 @@ def draw(document: Document, path: Path) -> None:
     for axes, pass_ in zip(sides, (FORWARD, BACKWARD), strict=True):
         for place, (name, colour) in enumerate(WHO):
             found = _fractions(rows, pass_, name)
-            places = [index + (place - 1.5) * 0.2 for index, key in enumerate(inputs) if key in found]
-            axes.barh(places, [found[key] for key in inputs if key in found], 0.2, color=colour, label=name)
+            places = [index + (place - (len(WHO) - 1) / 2) * BAR for index, key in enumerate(inputs) if key in found]
+            axes.barh(places, [found[key] for key in inputs if key in found], BAR, color=colour, label=name)
         for target in TARGETS:
             if (target.pass_, target.against) == (pass_, c.COPY):
                 axes.axvline(

@@ -36,7 +36,7 @@ LARGEST = 2**30  # bytes of x of the largest cases, about
 MEMORY_OF_X = 40  # times x: what all contenders of a case need at once
 ADDENDS = ("bias", "residual")
 MAIN = (torch.bfloat16, torch.float32)
-EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name)
+EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name, c.OURS_TRITON.name)
 EVERYONE = (*EAGER, c.COMPILED.name)
 
 Row = TypedDict(

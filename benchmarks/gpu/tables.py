@@ -11,7 +11,9 @@ from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
 from benchmarks.kernels.tables import DTYPES, MISSING, Table, noise_of
 
-OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name)
+OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name, c.OURS_TRITON.name)
+# Beside the kernels of the default rule: what it adds to the name of a column.
+VARIANTS = {c.OURS.name: "", c.OURS_CODE.name: ", code", c.OURS_TRITON.name: ", Triton"}
 
 LEGEND = (
     "Times are medians of CUDA-graph replays between events, contenders by turns, random data, buffers rotated so that "
@@ -88,13 +90,14 @@ def _measured(verdict: Verdict) -> str:
 
 
 def case_table(document: Document) -> Table:
-    """Per input: our times and shares of the copy's bandwidth, those of the 2-bit code, and ratios to the others."""
+    """Per input: our times and shares of the copy's bandwidth, with the 2-bit code and by Triton too, and ratios."""
     rows = document["rows"]
     ours = [row for row in rows if row["contender"] == c.OURS.name and row["pass"] == FORWARD]
     lines = []
     for forward in ours:
-        passes = {row["pass"]: row for row in rows if _same_input(row, forward) and row["contender"] == c.OURS.name}
-        coded = {row["pass"]: row for row in rows if _same_input(row, forward) and row["contender"] == c.OURS_CODE.name}
+        alike = [row for row in rows if _same_input(row, forward)]
+        by_variant = {name: {row["pass"]: row for row in alike if row["contender"] == name} for name in VARIANTS}
+        passes = by_variant[c.OURS.name]
         both = passes.get(BOTH)
         lines.append(
             (
@@ -102,14 +105,13 @@ def case_table(document: Document) -> Table:
                 "x".join(map(str, forward["shape"])),
                 DTYPES[forward["dtype"]],
                 *(_milliseconds(passes.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
-                *(_fraction(passes.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
-                *(_fraction(coded.get(pass_)) for pass_ in (FORWARD, BACKWARD)),
+                *(_fraction(of.get(pass_)) for of in by_variant.values() for pass_ in (FORWARD, BACKWARD)),
                 *(_ratio(document, both, other) for other in OTHERS),
             )
         )
     header = (
-        *("x", "shape", "dtype", "forward, ms", "backward, ms", "forward", "backward"),
-        *("forward, code", "backward, code"),
+        *("x", "shape", "dtype", "forward, ms", "backward, ms"),
+        *(f"{pass_}{variant}" for variant in VARIANTS.values() for pass_ in (FORWARD, BACKWARD)),
         *(f"{other} / ours" for other in OTHERS),
     )
     return Table("dreluop", header, lines)

@@ -69,8 +69,21 @@ def ours_code(
     return dreluop.capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
 
 
+def ours_triton(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """Its backward is Triton's too: it follows its forward."""
+    with dreluop.use_backend("triton"):
+        return ours(x, cap, dim, bias, residual)
+
+
 def ours_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return dreluop.capped_relu(x, cap, dim=dim, inplace=True)
+
+
+def ours_triton_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    with dreluop.use_backend("triton"):
+        return ours_(x, cap, dim)
 
 
 def ours_code_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
@@ -109,7 +122,9 @@ CLAMP = Contender("clamp", clamp_tensor, clamp_tensor_)
 COMPILED = Contender("torch.compile relu(minimum)", relu_minimum, compiled=True)
 OURS = Contender("dreluop", ours, ours_)
 OURS_CODE = Contender("dreluop, 2-bit code", ours_code, ours_code_)
-CONTENDERS = {contender.name: contender for contender in (RELU_MINIMUM, CLAMP, COMPILED, OURS, OURS_CODE)}
+OURS_TRITON = Contender("dreluop, Triton", ours_triton, ours_triton_)
+EVERY = (RELU_MINIMUM, CLAMP, COMPILED, OURS, OURS_CODE, OURS_TRITON)
+CONTENDERS = {contender.name: contender for contender in EVERY}
 
 # The floors: what any implementation must at least do, a read of x and a write of y, without arithmetic.
 CLONE = "clone"
