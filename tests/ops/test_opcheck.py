@@ -12,7 +12,7 @@ from torch import Tensor
 from dreluop.ops import native, schemas
 from tests import oracle
 from tests.cases import FEW_CASES, Case, dtype_id
-from tests.conftest import native_or_skip
+from tests.conftest import INTERPRETED, native_or_skip
 
 MORE_CASES = (
     *FEW_CASES,
@@ -23,8 +23,11 @@ MORE_CASES = (
 )
 
 
-def operator(name: str) -> Any:
-    return getattr(torch.ops.dreluop, name).default
+CHOSEN = tuple(which for which in schemas.CHOSEN if which != "triton" or INTERPRETED)
+
+
+def operator(name: str, which: str = "default") -> Any:
+    return getattr(getattr(torch.ops.dreluop, name), which)
 
 
 def leaf(t: Tensor, needs_grad: bool) -> Tensor:
@@ -113,6 +116,15 @@ def test_opcheck(name: str, case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", [FEW_CASES[4], FEW_CASES[6]], ids=str)
+@pytest.mark.parametrize("which", CHOSEN)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck_of_a_chosen_backend(name: str, which: str, case: Case) -> None:
+    x, cap = case.inputs(torch.float32)
+    for sample in SAMPLES[name](case, x, cap, name != "forward_extra_"):
+        torch.library.opcheck(operator(name, which), sample, test_utils=QUICK)
+
+
+@pytest.mark.parametrize("case", [FEW_CASES[4], FEW_CASES[6]], ids=str)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_aot_dispatch(name: str, case: Case) -> None:
     x, cap = case.inputs(torch.float32)
@@ -133,5 +145,7 @@ def test_every_operator_has_a_native_kernel(name: str) -> None:
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_every_operator_has_a_reference_and_an_autograd_kernel(name: str) -> None:
     keys = ["CompositeExplicitAutograd"] + ([] if name == "saturation" else ["Autograd"])
-    for key in keys:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dreluop::{name}", key), key
+    for which in schemas.OVERLOADS:
+        for key in keys:
+            qualified = f"dreluop::{schemas.overload(name, which)}"
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key), (qualified, key)
