@@ -1,6 +1,7 @@
 """Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
 
-from dreluop import ops
+from dreluop import ops  # isort: skip
+from dreluop import adaptive
 from dreluop.autograd import CappedReLUFunction
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
@@ -13,6 +14,7 @@ __all__ = [
     "SReLU",
     "Saturation",
     "__version__",
+    "adaptive",
     "cap_penalty",
     "capped_relu",
     "ops",

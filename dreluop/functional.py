@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import validation
+from dreluop import surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode
 from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
@@ -43,7 +43,7 @@ def capped_relu(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]: ...
-def capped_relu(
+def capped_relu(  # noqa: PLR0912
     x: Tensor,
     cap: Tensor | float,
     *,
@@ -101,6 +101,10 @@ def capped_relu(
         if residual is not None:
             validation.residual_for(x, residual)
         addends = (bias, residual)
+    if surrogate.active:
+        run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
+        if (replaced := run(x, cap, dim, inplace, save, balancer, addends)) is not None:
+            return replaced
     if torch.compiler.is_compiling():
         return _traced(x, cap, dim, inplace, save, balancer, addends)
     if inplace:

@@ -75,6 +75,10 @@ def _compare_native(device: str) -> Iterator[Result]:
                 yield Result("native", "backward", text, agrees)
                 tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
                 yield Result("native", "tangent", text, _same(*tangents))
+                through = [f(grad, saved, cap, 1, order) for f in (calls.surrogate, reference.surrogate)]
+                yield Result("native", "surrogate", text, _same(*through))
+            soft = [f(grad, x, cap, 1, [], cap + 0.1) for f in (calls.surrogate, reference.surrogate)]
+            yield Result("native", "surrogate", f"{text}, soft", _near(*soft))
             counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]
             yield Result("native", "saturation", text, _same(*counts))
             in_place = x.clone()

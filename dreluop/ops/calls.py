@@ -20,6 +20,7 @@ forward_extra: Callable[..., tuple[Tensor, Tensor, Tensor]] = _namespace.forward
 forward_extra_: Callable[..., tuple[Tensor, Tensor]] = _namespace.forward_extra_.default
 backward: Callable[..., tuple[Tensor, Tensor, Tensor]] = _namespace.backward.default
 tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor] = _namespace.tangent.default
+surrogate: Callable[..., Tensor] = _namespace.surrogate.default
 saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = _namespace.saturation.default
 penalty: Callable[[Sequence[Tensor], float], Tensor] = _namespace.penalty.default
 penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]] = _namespace.penalty_backward.default
