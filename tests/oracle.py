@@ -122,6 +122,13 @@ def grad_bias(grad: Tensor, x: Tensor, cap: Tensor, bias: Tensor, dim: int = 1) 
     return _sums(grad, regions(x, cap, dim) == INSIDE, owner, bias)
 
 
+def sum_to_bias(dx: Tensor, bias: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """The sum of dx over the elements of each bias, in fp64, and the sum of magnitudes."""
+    numbers = torch.arange(bias.numel()).reshape(bias.shape)
+    owner = numbers.expand(dx.shape) if bias.ndim > 1 else spread_channels(numbers, dx, dim)
+    return _sums(dx, torch.ones(dx.shape, dtype=torch.bool), owner, bias)
+
+
 def _sums(grad: Tensor, counted: Tensor, owner: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     owner, terms = owner[counted], grad[counted].double()
     if accumulator(grad, like) != torch.float64 or not bool(terms.isfinite().all()):
