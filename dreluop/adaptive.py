@@ -49,7 +49,8 @@ def surrogate_backward(
 
     For attacks only, never for training: use ``torch.autograd.grad(loss, inputs)`` or freeze the weights. Caps and
     penalties keep their ordinary gradient for the g that reaches them, but whatever lies before a capped activation
-    gets a gradient that is not that of the loss. Source: design measured in ``benchmarks/robustness``.
+    gets a gradient that is not that of the loss. Source: backward pass differentiable approximation, Athalye et al.,
+    ICML 2018.
 
     Works in ``torch.autograd`` to any order and in ``torch.func.grad`` and ``vjp``; a compiled model leaves its graph
     at each capped activation (an error with ``fullgraph=True``). Not covered: a graph of operators that was exported,

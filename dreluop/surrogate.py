@@ -101,7 +101,8 @@ def capped(
             std = batch_std(fused_sum(x, dim, *addends or (None, None)), cap, dim)
         wanted.measured.setdefault(cap, []).append(std)
         return None
-    if not derivative_may_be_asked(x, cap, *addends):
+    # The gradient of the cap alone is the ordinary one.
+    if not derivative_may_be_asked(x, *addends):
         return None
     _refuse_transforms()
     if inplace:
