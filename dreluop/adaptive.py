@@ -53,9 +53,9 @@ def surrogate_backward(
     ICML 2018.
 
     Works in ``torch.autograd`` to any order and in ``torch.func.grad`` and ``vjp``; a compiled model leaves its graph
-    at each capped activation (an error with ``fullgraph=True``). Not covered: a graph of operators that was exported,
-    or operators called directly (an error); reentrant activation checkpointing, which runs forward again in backward
-    and follows the block that is open then.
+    at each capped activation (an error with ``fullgraph=True``), in every thread while one is inside. Not covered:
+    operators called directly, as exported programs do (an error); reentrant activation checkpointing, which runs
+    forward again in backward and follows the block that is open then.
 
     Args:
         mode: the form.

@@ -22,15 +22,22 @@ from tests.surrogates import SOME_CASES, TAU, activation, exact
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
 def test_the_standard_deviation_of_the_batch(case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
-    x = torch.empty_like(x).copy_(x + 100 * oracle.spread(torch.rand(cap.shape), x, case.dim)).requires_grad_()
-    grad = case.grad(dtype)
+    owner = oracle.spread(torch.arange(cap.numel()).reshape(cap.shape), x, case.dim)
+
+    def expected_std(x: Tensor) -> Tensor:
+        groups = [x.double()[owner == c].std(correction=0) for c in range(cap.numel())]
+        return torch.stack(groups).reshape(cap.shape)
+
+    # Far from zero, where a difference of squares would have nothing left.
+    shifted = torch.empty_like(x).copy_(x + 100 * oracle.spread(torch.rand(cap.shape), x, case.dim))
+    got = surrogate.batch_std(shifted, cap, case.dim)
+    torch.testing.assert_close(got, expected_std(shifted).to(oracle.accumulator(x)), rtol=1e-4, atol=0)
+
+    std, grad = expected_std(x), case.grad(dtype)
+    x = torch.empty_like(x).copy_(x).requires_grad_()
     with surrogate_backward("soft", TAU):
         y = dreluop.capped_relu(x, cap, dim=case.dim)
     got = torch.autograd.grad(y, x, grad, retain_graph=True)[0]
-    owner = oracle.spread(torch.arange(cap.numel()).reshape(cap.shape), x, case.dim)
-    groups = [x.detach().double()[owner == c].std(correction=0) for c in range(cap.numel())]
-    std = torch.stack(groups).reshape(cap.shape)
-    torch.testing.assert_close(surrogate.batch_std(x, cap, case.dim), std.to(oracle.accumulator(x)), rtol=1e-4, atol=0)
     with surrogate_backward("soft", TAU, std={cap: std}):
         given = dreluop.capped_relu(x, cap, dim=case.dim)
     expected = torch.autograd.grad(given, x, grad)[0]
