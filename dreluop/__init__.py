@@ -1,6 +1,7 @@
 """Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
 
-from dreluop import ops
+from dreluop import ops  # isort: skip
+from dreluop import adaptive
 from dreluop.autograd import CappedReLUFunction
 from dreluop.backends.choice import available_backends, use_backend
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
@@ -14,6 +15,7 @@ __all__ = [
     "SReLU",
     "Saturation",
     "__version__",
+    "adaptive",
     "available_backends",
     "cap_penalty",
     "capped_relu",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import validation
+from dreluop import surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends.choice import operators_for
 from dreluop.backends.reference import fused_sum
@@ -102,10 +102,42 @@ def capped_relu(
         and balancer is None
         and bias is None
         and residual is None
+        and not surrogate.active
         and not torch.compiler.is_compiling()
         and not derivatives_by_plain_torch()
     ):
         return _plain(x, cap, dim)
+    return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
+
+
+def _plain(x: Tensor, cap: Tensor, dim: int) -> Tensor:
+    """The usual call. Small tensors feel every microsecond, so the operator is asked at once.
+
+    It refuses whatever the checks would, which then have the words for it.
+    """
+    try:
+        calls = operators_for(x)
+        if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
+            y: Tensor = _apply_plain(x, cap, dim)
+            return y
+        with below_autograd():
+            return calls.forward(x, cap, dim)
+    except (RuntimeError, TypeError, ValueError):
+        validation.float_tensor("x", x)
+        validation.cap_for(x, cap, dim)
+        raise
+
+
+def _any_call(
+    x: Tensor,
+    cap: Tensor | float,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:
     validation.float_tensor("x", x)
     cap = validation.cap_for(x, cap, dim)
     if save != "output":
@@ -117,6 +149,10 @@ def capped_relu(
     addends: tuple[Tensor | None, ...] = ()
     if bias is not None or residual is not None:
         addends = validation.addends_for(x, cap, dim, bias, residual)
+    if surrogate.active:
+        run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
+        if (replaced := run(x, cap, dim, inplace, save, balancer, addends)) is not None:
+            return replaced
     calls = operators_for(x)
     if torch.compiler.is_compiling():
         return _traced(calls, x, cap, dim, inplace, save, balancer, addends)
@@ -140,24 +176,6 @@ def capped_relu(
     if balancer is None:
         return outputs[0]
     return outputs[0], penalty_of([cap], balancer) if split else outputs[-1]
-
-
-def _plain(x: Tensor, cap: Tensor, dim: int) -> Tensor:
-    """The usual call. Small tensors feel every microsecond, so the operator is asked at once.
-
-    It refuses whatever the checks would, which then have the words for it.
-    """
-    try:
-        calls = operators_for(x)
-        if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
-            y: Tensor = _apply_plain(x, cap, dim)
-            return y
-        with below_autograd():
-            return calls.forward(x, cap, dim)
-    except (RuntimeError, TypeError, ValueError):
-        validation.float_tensor("x", x)
-        validation.cap_for(x, cap, dim)
-        raise
 
 
 def _without_derivative(

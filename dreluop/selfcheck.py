@@ -76,6 +76,10 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
                 yield Result(backend, "backward", text, agrees)
                 tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
                 yield Result(backend, "tangent", text, _same(*tangents))
+                through = [f(grad, saved, cap, 1, order) for f in (calls.surrogate, reference.surrogate)]
+                yield Result(backend, "surrogate", text, _same(*through))
+            soft = [f(grad, x, cap, 1, [], cap + 0.1) for f in (calls.surrogate, reference.surrogate)]
+            yield Result(backend, "surrogate", f"{text}, soft", _near(*soft))
             counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]
             yield Result(backend, "saturation", text, _same(*counts))
             in_place = x.clone()

@@ -83,6 +83,31 @@ def tangent(u: Tensor, v: Tensor | None, x: Tensor, cap: Tensor, dim: int = 1) -
     return out
 
 
+def straight_through(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    dx = torch.zeros(x.shape, dtype=grad.dtype)
+    on = regions(x, cap, dim) != OFF
+    dx[on] = grad[on]
+    return dx
+
+
+def soft(grad: Tensor, x: Tensor, cap: Tensor, width: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """grad * s * (1 - s) in fp64, and how far a result computed in the accumulator's dtype may be from it."""
+    m = spread(cap.to(x.dtype).double(), x, dim)
+    z = (x.double() - m / 2) / spread(width.double(), x, dim)
+    e = (-z.abs()).exp()
+    dx = torch.where(m <= 0, 0, grad.double() * (e / (1 + e) ** 2))
+    info = torch.finfo(accumulator(x))
+    # z has two roundings, which exp multiplies by z; exp may flush what is near the smallest number to zero.
+    slack = torch.where(dx == 0, 0, (2 * z.abs() + 8) * info.eps * dx.abs()) + 2 * info.tiny * grad.double().abs()
+    return dx, slack
+
+
+def assert_soft(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, width: Tensor, dim: int = 1) -> None:
+    assert got.dtype == x.dtype
+    want, slack = soft(grad, x, cap, width, dim)
+    assert_between(got, want, slack, accumulator(x))
+
+
 def grad_cap(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     """The gradient of every cap in fp64, and the sum of magnitudes that its bound is relative to."""
     capped = regions(x, cap, dim) == CAPPED
@@ -95,6 +120,13 @@ def grad_bias(grad: Tensor, x: Tensor, cap: Tensor, bias: Tensor, dim: int = 1) 
     numbers = torch.arange(bias.numel()).reshape(bias.shape)
     owner = numbers.expand(x.shape) if bias.ndim > 1 else spread_channels(numbers, x, dim)
     return _sums(grad, regions(x, cap, dim) == INSIDE, owner, bias)
+
+
+def sum_to_bias(dx: Tensor, bias: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+    """The sum of dx over the elements of each bias, in fp64, and the sum of magnitudes."""
+    numbers = torch.arange(bias.numel()).reshape(bias.shape)
+    owner = numbers.expand(dx.shape) if bias.ndim > 1 else spread_channels(numbers, dx, dim)
+    return _sums(dx, torch.ones(dx.shape, dtype=torch.bool), owner, bias)
 
 
 def _sums(grad: Tensor, counted: Tensor, owner: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,20 +196,25 @@ def assert_same_bits(got: Tensor, want: Tensor) -> None:
 
 def assert_sum(got: Tensor, total: Tensor, magnitude: Tensor, accumulated_in: torch.dtype) -> None:
     """|got - total| <= 8 eps(accumulator) * magnitude, plus one rounding to got's dtype."""
-    assert got.shape == total.shape
     unbounded = ~total.isfinite()
     slack = torch.where(unbounded, 0, SUM_BOUND * torch.finfo(accumulated_in).eps * magnitude)
-    low, high = total - slack, total + slack
+    assert_between(got, total, slack, accumulated_in)
+
+
+def assert_between(got: Tensor, want: Tensor, slack: Tensor, accumulated_in: torch.dtype) -> None:
+    """|got - want| <= slack, plus one rounding to got's dtype; NaN where it is wanted."""
+    assert got.shape == want.shape
+    low, high = want - slack, want + slack
     if torch.finfo(got.dtype).eps > torch.finfo(accumulated_in).eps:
-        # Rounding keeps the order, so the rounded ends bound the rounded sum, also where it overflows.
+        # Rounding keeps the order, so the rounded ends bound the rounded value, also where it overflows.
         low, high = (t.to(accumulated_in).to(got.dtype).double() for t in (low, high))
     value = got.detach().double()
-    right = ((low <= value) & (value <= high)) | (total.isnan() & value.isnan())
+    right = ((low <= value) & (value <= high)) | (want.isnan() & value.isnan())
     if not bool(right.all()):
         where = tuple((~right).nonzero()[0].tolist())
         raise AssertionError(
-            f"{int((~right).sum())} of {right.numel()} sums are off, first at {where}: got {value[where].item()!r}, "
-            f"want {total[where].item()!r} +- {slack[where].item():.3g}"
+            f"{int((~right).sum())} of {right.numel()} values are off, first at {where}: got {value[where].item()!r}, "
+            f"want {want[where].item()!r} +- {slack[where].item():.3g}"
         )
 
 

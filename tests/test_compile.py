@@ -158,6 +158,8 @@ def every_operator(x: Tensor, cap: Tensor, grad: Tensor, case: Case) -> list[tup
             gradients = ops.backward(grad, saved, cap, case.dim, order, need_x, need_cap, None, None)
             results += signature(gradients)
         results += signature(ops.tangent(grad, cap, saved, cap, case.dim, order))
+        results += signature(ops.surrogate(grad, saved, cap, case.dim, order, None))
+    results += signature(ops.surrogate(grad, x, cap, case.dim, [], cap))
     if not case.overlaps:
         strided = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
         results += signature(ops.forward_extra_(strided, cap, case.dim, True, 0.5))

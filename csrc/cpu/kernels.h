@@ -49,6 +49,11 @@ void backward(const Problem& problem, const Operand& grad, const Saved& saved, c
 // v: layout.caps values of dtype in walking order, or null for zero.
 void tangent(const Problem& problem, const Operand& u, const void* v, const Saved& saved, const Operand& out);
 
+// The derivatives of attacks (dreluop/surrogate.h). Without widths, dx = grad where y, or the code, is on, else 0. With
+// them (layout.caps values in walking order, double for kFloat64, else float) `saved.y` is x before the cap, and dx is
+// grad times the bump.
+void surrogate(const Problem& problem, const Operand& grad, const Saved& saved, const void* widths, const Operand& dx);
+
 // Which sample an element belongs to: (i / inner) % samples.
 struct SampleLayout {
   int64_t samples;

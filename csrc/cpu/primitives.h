@@ -6,6 +6,7 @@
 
 #include "cpu/capability.h"
 #include "dreluop/semantics.h"
+#include "dreluop/surrogate.h"
 
 namespace dreluop::cpu {
 
@@ -43,6 +44,12 @@ struct Primitives {
   void (*route_regions)(const T* g, const uint8_t* regions, T* dx, T* to_cap, int64_t n);
   void (*tangent_one)(const T* u, T v, const uint8_t* regions, T* out, int64_t n);
   void (*tangent_each)(const T* u, const T* v, const uint8_t* regions, T* out, int64_t n);
+  // dx = g where y is on, also at its cap, else 0.
+  void (*pass)(const T* g, const T* y, T* dx, int64_t n);
+  void (*pass_regions)(const T* g, const uint8_t* regions, T* dx, int64_t n);
+  // dx = g times the bump of x around m / 2, of the given width.
+  void (*soften_one)(const T* g, const T* x, T m, Wide<Format> width, T* dx, int64_t n);
+  void (*soften_each)(const T* g, const T* x, const T* m, const Wide<Format>* width, T* dx, int64_t n);
   void (*add_run)(const T* terms, int64_t n, Lanes* lanes);
   // sum[i] += terms[i]; error is read and written for double only.
   void (*add_columns)(const T* terms, int64_t n, double* sum, double* error);

@@ -104,6 +104,15 @@ struct Tangent {
 };
 Status tangent(const Problem& problem, const Tangent& pass);
 
+// The derivatives of attacks (dreluop/surrogate.h). Without a width, dx = grad where the saved output, or the code, is
+// on, else 0. With one, `saved` is x before the cap, there is no code, and dx is grad times the bump.
+struct Surrogate {
+  Operand grad, saved, dx;
+  const uint8_t* code = nullptr;
+  PerCap cap, width;
+};
+Status surrogate(const Problem& problem, const Surrogate& pass);
+
 // counts: three int64 numbers per cap (off, inside, capped), `caps` apart, the caps within each third at the given
 // strides for cap_sizes. live: one byte per sample, 1 if any of its elements is inside. Element i belongs to sample
 // (i / sample_inner) % samples. Both are zeroed first.

@@ -1,7 +1,8 @@
-// Passes that are not on the way of every training step: tangent, saturation, and the penalty by itself.
+// Passes that are not on the way of every training step: tangent, surrogate, saturation, and the penalty by itself.
 #include "cuda/arguments.h"
 #include "cuda/penalty.cuh"
 #include "cuda/saturation.cuh"
+#include "cuda/surrogate.cuh"
 #include "cuda/tangent.cuh"
 
 namespace dreluop::cuda {
@@ -103,6 +104,27 @@ Status tangent(const Problem& problem, const Tangent& pass) {
   CapReading(problem, pass.v).fill(&p.v);
   return with_format(problem.dtype, [&](auto format) {
     return launch("dreluop tangent", tangent_kernel<decltype(format)>, p.plan.blocks, kFlatThreads, kRoom,
+                  problem.stream, p);
+  });
+}
+
+Status surrogate(const Problem& problem, const Surrogate& pass) {
+  check(problem);
+  const int64_t numel = numel_of(problem);
+  const bool soft = pass.width.data != nullptr;
+  if (numel > 0 && (pass.grad.data == nullptr || pass.dx.data == nullptr)) refuse("grad, dx: missing");
+  if (numel > 0 && pass.saved.data == nullptr && pass.code == nullptr) refuse("saved: missing, and there is no code");
+  if (soft && pass.code != nullptr) refuse("code: the soft form needs x");
+  if (numel > 0 && soft && pass.cap.data == nullptr) refuse("cap: missing");
+  SurrogateParameters p{};
+  OperandSet(problem, {pass.grad, pass.saved, pass.dx}).fill(&p.operands);
+  p.code = pass.code;
+  p.plan = flat_plan(problem.dtype, numel, 0, kInFlightOfTwo);
+  p.map = cap_map(merged(problem.layout));
+  CapReading(problem, pass.cap).fill(&p.cap);
+  CapReading(problem, pass.width).fill(&p.width);
+  return with_format(problem.dtype, [&](auto format) {
+    return launch("dreluop surrogate", surrogate_kernel<decltype(format)>, p.plan.blocks, kFlatThreads, kRoom,
                   problem.stream, p);
   });
 }

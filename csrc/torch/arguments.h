@@ -150,6 +150,14 @@ inline void check_tangent_of_cap(const Tensor& v, const Tensor& cap, const Tenso
   check_device(v, "v", u, "u");
 }
 
+// The soft form needs x itself: neither the code nor y tells where x lies beside the cap.
+inline void check_width(const Tensor& width, const Tensor& cap, const Kept& kept, const Tensor& grad) {
+  if (sizes_of(width) != sizes_of(cap))
+    fail("width: got shape " + to_string(sizes_of(width)) + "; expected the cap's, " + to_string(sizes_of(cap)));
+  check_device(width, "width", grad, "grad");
+  if (kept.is_code) fail("saved: got a code beside a width; expected the activation before the cap");
+}
+
 inline void check_has_samples(const Tensor& x) {
   if (x.dim() == 0) fail("x: got 0 dimensions; expected at least one, the sample");
 }

@@ -272,6 +272,21 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
   return out;
 }
 
+Tensor surrogate(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
+                 const std::vector<int64_t>& order, const std::optional<Tensor>& width) {
+  const Kept kept(grad, "grad", saved, order);
+  const Call call(grad, "grad", cap, dim, kept.order);
+  if (width.has_value()) check_width(*width, cap, kept, grad);
+  const PerCap caps(cap, "cap", call, call.dtype);
+  std::optional<PerCap> widths;
+  if (width.has_value())
+    widths.emplace(*width, "width", call, call.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32);
+  const Saved view = view_of(kept, call, saved);
+  const Tensor dx = in_large_pages(empty_as_kept(kept, grad, saved));
+  cpu::surrogate(call.problem(caps), call.operand(grad), view, widths ? widths->values() : nullptr, call.output(dx));
+  return dx;
+}
+
 std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_t dim) {
   check_has_samples(x);
   const Call call(x, "x", cap, dim, memory_order(strides_of(x)));
@@ -336,6 +351,7 @@ STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) {
   m.impl("forward_extra_", TORCH_BOX(&dreluop::forward_extra_));
   m.impl("backward", TORCH_BOX(&dreluop::backward));
   m.impl("tangent", TORCH_BOX(&dreluop::tangent));
+  m.impl("surrogate", TORCH_BOX(&dreluop::surrogate));
   m.impl("saturation", TORCH_BOX(&dreluop::saturation));
   m.impl("penalty", TORCH_BOX(&dreluop::penalty));
   m.impl("penalty_backward", TORCH_BOX(&dreluop::penalty_backward));

@@ -227,6 +227,28 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
   return out;
 }
 
+Tensor surrogate(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
+                 const std::vector<int64_t>& order, const std::optional<Tensor>& width) {
+  const Kept kept(grad, "grad", saved, order);
+  Call call(grad, "grad", cap, dim, kept.order);
+  if (width.has_value()) check_width(*width, cap, kept, grad);
+  cuda::Surrogate pass;
+  kept.check_walk(call);
+  if (kept.is_code)
+    pass.code = static_cast<const uint8_t*>(saved.const_data_ptr());
+  else
+    pass.saved = call.operand(saved);
+  const Tensor dx = empty_as_kept(kept, grad, saved);
+  pass.grad = call.operand(grad);
+  pass.dx = call.output(dx);
+  if (width.has_value()) {
+    pass.cap = call.cap(call.readable(cap), "cap");
+    pass.width = call.cap(call.readable(*width), "width");
+  }
+  call.run({}, [&](void*) { return cuda::surrogate(call.problem(), pass); });
+  return dx;
+}
+
 std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_t dim) {
   check_has_samples(x);
   Call call(x, "x", cap, dim, memory_order(strides_of(x)));
@@ -297,6 +319,7 @@ extern "C" __attribute__((visibility("default"))) void dreluop_register_cuda() {
     library->impl("forward_extra_", TORCH_BOX(&dreluop::forward_extra_));
     library->impl("backward", TORCH_BOX(&dreluop::backward));
     library->impl("tangent", TORCH_BOX(&dreluop::tangent));
+    library->impl("surrogate", TORCH_BOX(&dreluop::surrogate));
     library->impl("saturation", TORCH_BOX(&dreluop::saturation));
     library->impl("penalty", TORCH_BOX(&dreluop::penalty));
     library->impl("penalty_backward", TORCH_BOX(&dreluop::penalty_backward));

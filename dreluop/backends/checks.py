@@ -50,6 +50,15 @@ def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, dim: int, order: S
     granularity_of(like.shape, cap.shape, dim)
 
 
+def width(given: Tensor, kept: Tensor, cap: Tensor) -> None:
+    """The soft form needs x itself: neither the code nor y tells where x lies beside the cap."""
+    float_tensor("width", given)
+    if given.shape != cap.shape:
+        raise ValueError(f"width: got shape {tuple(given.shape)}; expected the cap's, {tuple(cap.shape)}")
+    if kept.dtype == torch.uint8:
+        raise ValueError("saved: got a code beside a width; expected the activation before the cap")
+
+
 def one_element(name: str, value: Tensor) -> None:
     if value.numel() != 1:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; expected one element")

@@ -159,6 +159,31 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
     return out
 
 
+def surrogate(
+    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
+) -> Tensor:
+    value = surrogate_values(grad, saved, cap, dim, order, width)
+    return empty_as_saved(grad, saved, order).copy_(value)
+
+
+def surrogate_values(
+    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
+) -> Tensor:
+    """`surrogate` with any strides: from operators that have every derivative, and can be batched."""
+    checks.saved("grad", grad, saved, cap, dim, order)
+    if width is None:
+        if saved.dtype == torch.uint8:
+            inside, capped = unpack(saved, grad.shape, order)
+            return torch.where(inside | capped, grad, 0)
+        return torch.where((saved > 0) | saved.isnan(), grad, 0)
+    checks.width(width, saved, cap)
+    wide = accumulation_dtype(grad)
+    m = _effective_cap(cap, saved, dim).to(wide)
+    z = (saved.to(wide) - m / 2) / width.to(wide).reshape(broadcast_shape(saved.shape, cap.shape, dim))
+    # sigmoid(-z) and not 1 - sigmoid(z), which is 0 long before it should be.
+    return torch.where(m <= 0, 0, grad.to(wide) * (z.sigmoid() * (-z).sigmoid())).to(grad.dtype)
+
+
 def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")

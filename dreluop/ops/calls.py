@@ -22,6 +22,7 @@ class Operators:
     forward_extra_: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor]
+    surrogate: Callable[..., Tensor]
     saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
     penalty: Callable[[Sequence[Tensor], float], Tensor]
     penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]]

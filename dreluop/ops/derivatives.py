@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from dreluop import surrogate
 from dreluop.autograd import (
     CappedReLUBackwardFunction,
     CappedReLUFunction,
     CappedReLUTangentFunction,
     KeptCode,
 )
-from dreluop.backends import choice
+from dreluop.backends import choice, reference
 from dreluop.backends.reference import accumulation_dtype, fused_sum
 from dreluop.function import below_autograd, derivatives_by_plain_torch
 from dreluop.ops import calls
@@ -89,6 +90,8 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "forward_extra_": _forward_extra_,
     "backward": CappedReLUBackwardFunction.apply_at_this_level,
     "tangent": CappedReLUTangentFunction.apply_at_this_level,
+    # Whatever derivative may be asked, plain torch has it.
+    "surrogate": reference.surrogate,
     "penalty": _penalty,
     "penalty_backward": penalty_gradient,
 }
@@ -97,9 +100,12 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]) -> None:
     operators = calls.BY_OVERLOAD[which]
     op = getattr(operators, name)
+    is_forward = name.startswith("forward")
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
+            if is_forward and surrogate.active:
+                surrogate.refuse_operator(name)
             with choice.using(operators):
                 return differentiable(*args)
         with below_autograd():

@@ -80,6 +80,15 @@ def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, 
     return empty_as_saved(u, saved, order)
 
 
+def _surrogate(
+    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
+) -> Tensor:
+    checks.saved("grad", grad, saved, cap, dim, order)
+    if width is not None:
+        checks.width(width, saved, cap)
+    return empty_as_saved(grad, saved, order)
+
+
 def _saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     checks.inputs(x, cap, dim)
     return x.new_empty((3, *cap.shape), dtype=torch.int64), x.new_empty((x.shape[0],), dtype=torch.bool)
@@ -100,6 +109,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "forward_extra_": _forward_extra_,
     "backward": _backward,
     "tangent": _tangent,
+    "surrogate": _surrogate,
     "saturation": _saturation,
     "penalty": _penalty,
     "penalty_backward": _penalty_backward,

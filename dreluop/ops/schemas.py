@@ -11,6 +11,9 @@ backward            gradients to x (and residual), cap and bias from the gradien
                     (y, or the code); ``bias`` is given where its gradient is wanted, and never read
 tangent             u where x is inside, v where it is capped: the forward-mode derivative, and the derivative
                     of ``backward`` with respect to ``grad``
+surrogate           the gradient to x that attacks put in place of ``backward``'s: without ``width``, grad where
+                    ``saved`` is on, also at the cap; with it (the cap's shape), ``saved`` is x before the cap, and
+                    it is grad * s * (1 - s), s = sigmoid((x - cap / 2) / width)
 saturation          counts of off, inside, capped per cap, and whether each sample has an element inside
 penalty             balancer * sum of squares over a list of caps
 penalty_backward    its gradients, 2 * balancer * grad * cap
@@ -40,6 +43,7 @@ SCHEMAS: dict[str, str] = {
     "backward": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order, bool need_x, bool need_cap,"
     " float? balancer, Tensor? grad_penalty, Tensor? bias=None) -> (Tensor dx, Tensor dcap, Tensor dbias)",
     "tangent": "(Tensor u, Tensor? v, Tensor saved, Tensor cap, int dim, int[] order) -> Tensor",
+    "surrogate": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order, Tensor? width=None) -> Tensor",
     "saturation": "(Tensor x, Tensor cap, int dim=1) -> (Tensor counts, Tensor live)",
     "penalty": "(Tensor[] caps, float balancer) -> Tensor",
     "penalty_backward": "(Tensor grad, Tensor[] caps, float balancer) -> Tensor[]",

@@ -32,6 +32,7 @@ LIBRARY = ROOT / "dreluop" / "_ops.abi3.so"
 
 FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
+ELEMENTWISE = ("tangent", "surrogate")  # no sums
 # Kernels on the way of a training step, by their template arguments (Access 0 is kVector, 1 kGeneral), with the threads
 # of a block and the blocks that a multiprocessor must hold at once.
 HOT = {
@@ -44,7 +45,7 @@ HOT = {
     "forward_kernel<Native<double>, 1, 2, true>": (256, 3),
     "backward_rows_kernel<Native<double>, 1, 2>": (256, 2),
     "backward_columns_kernel<Native<double>, 1, 2>": (256, 2),
-    **{f"tangent_kernel<{f}>": (256, 4) for f in (*FORMATS, "Native<double>")},
+    **{f"{name}_kernel<{f}>": (256, 4) for name in ELEMENTWISE for f in (*FORMATS, "Native<double>")},
 }
 
 
@@ -117,7 +118,7 @@ def test_several_loads_are_in_flight(kernels, arch, name):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", [name for name in HOT if not name.startswith("tangent")])
+@pytest.mark.parametrize("name", [name for name in HOT if not name.startswith(ELEMENTWISE)])
 def test_the_last_block_sees_the_sums_of_the_others(kernels, arch, name):
     # The host shim has no memory order to test.
     check_fences_around_counts(kernels[arch][name].code)

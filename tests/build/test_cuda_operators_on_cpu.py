@@ -92,6 +92,8 @@ calls = {
     "forward   ": lambda: ops.forward_extra_(x, cap, 1, True, 0.5),
     "backward": lambda: ops.backward(x, y, cap, 1, [], True, True, 0.5, one, bias),
     "tangent": lambda: ops.tangent(x, cap, code, cap, 1, [0, 1]),
+    "surrogate": lambda: ops.surrogate(x, code, cap, 1, [0, 1], None),
+    "surrogate ": lambda: ops.surrogate(x, x, cap, 1, [], cap),
     "saturation": lambda: ops.saturation(x, cap),
     "penalty": lambda: ops.penalty([cap, bias], 0.5),
     "penalty backward": lambda: ops.penalty_backward(one, [cap, bias], 0.5),

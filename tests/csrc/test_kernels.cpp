@@ -75,10 +75,10 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   const Problem problem{dtype, numel, layout, caps.data.get(), parallel_for};
   const Operand x_operand(x.data.get(), sizes, strides, order), g_operand(g.data.get(), sizes, strides, order);
 
-  Array<T> y(numel), dx(numel), out(numel);
+  Array<T> y(numel), dx(numel), out(numel), through(numel);
   Array<uint8_t> code((numel + 3) / 4);
   const Operand y_operand(y.data.get(), sizes, dense, order), dx_operand(dx.data.get(), sizes, dense, order),
-      out_operand(out.data.get(), sizes, dense, order);
+      out_operand(out.data.get(), sizes, dense, order), through_operand(through.data.get(), sizes, dense, order);
   forward(problem, x_operand, {}, y_operand, code.data.get());
   const auto cap_of = [&](int64_t i) { return i / layout.inner % layout.caps; };
   std::vector<double> sums(layout.caps, 0), sizes_of_sums(layout.caps, 0);
@@ -116,11 +116,13 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
     std::vector<double> dbias(layout.caps);
     backward(problem, g_operand, *saved, &dx_operand, dcap.data(), dbias.data(), in_double);
     tangent(problem, g_operand, v.data.get(), *saved, out_operand);
+    surrogate(problem, g_operand, *saved, nullptr, through_operand);
     for (int64_t i = 0; i < numel; ++i) {
       const uint8_t region = region_in_byte(code[i / 4], i % 4);
       CHECK(same(dx[i], region == kInside ? g[i * step] : Format::zero()), which);
       const T at_cap = region == kCapped ? v[cap_of(i)] : Format::zero();
       CHECK(same(out[i], region == kInside ? g[i * step] : at_cap), which);
+      CHECK(same(through[i], region != kOff ? g[i * step] : Format::zero()), which);
     }
     for (int64_t c = 0; c < layout.caps; ++c) {
       const bool finite = std::isfinite(sums[c]);
@@ -152,6 +154,24 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   using Sum = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
   Array<Sum> bias(layout.caps);
   for (int64_t c = 0; c < layout.caps; ++c) bias[c] = static_cast<Sum>(c % 3) - 1;
+  Array<Sum> widths(layout.caps);
+  for (int64_t c = 0; c < layout.caps; ++c) widths[c] = static_cast<Sum>(c % 5 + 1) / 4;
+  Saved before_the_cap;
+  before_the_cap.y = x_operand;
+  surrogate(problem, g_operand, before_the_cap, widths.data.get(), out_operand);
+  for (int64_t i = 0; i < numel; ++i) {
+    const auto wide = [](T value) { return static_cast<Sum>(Format::widen(value)); };
+    const Sum m = wide(caps[cap_of(i)]), width = widths[cap_of(i)];
+    const Sum expected = softened(wide(g[i * step]), wide(x[i * step]), m, width);
+    CHECK(equal_or_nan<Format>(out[i], Format::round(expected)), which);
+    // The bump itself, against the exponential of the library.
+    const double z = std::abs(static_cast<double>((wide(x[i * step]) - m / 2) / width)), e = std::exp(-z);
+    const double bump = e / ((1 + e) * (1 + e)), got = sigmoid_slope(static_cast<Sum>(z));
+    CHECK(std::isnan(bump) ? std::isnan(got)
+                           : std::abs(got - bump) <=
+                                 4 * std::numeric_limits<Sum>::epsilon() * bump + 2 * std::numeric_limits<Sum>::min(),
+          which);
+  }
   for (const bool has_bias : {false, true}) {
     for (const bool has_residual : {false, true}) {
       Addends addends;

@@ -45,6 +45,8 @@ def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1) -> list[Ten
     for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
         results += ops.backward(grad, saved, cap, dim, order, True, True, 0.5, weight)
         results.append(ops.tangent(grad, cap, saved, cap, dim, order))
+        results.append(ops.surrogate(grad, saved, cap, dim, order, None))
+    results.append(ops.surrogate(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
     if x.ndim:
         results += ops.saturation(x, cap, dim)
     results.append(ops.penalty([cap, cap], 0.5))

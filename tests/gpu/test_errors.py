@@ -36,6 +36,10 @@ RAW: dict[str, tuple[Callable[[Tensor], Any], str]] = {
         "saved",
     ),
     "v": (lambda x: ops.tangent(x, tensor(3, device=HERE), x, tensor(3), 1, []), "v: "),
+    "width": (
+        lambda x: ops.surrogate(x, x, tensor(3), 1, [], tensor(3, device=HERE)),
+        "width: got a tensor on",
+    ),
     "cap of saturation": (lambda x: ops.saturation(x, tensor(3, device=HERE)), "cap"),
     "caps": (lambda x: ops.penalty([tensor(3), tensor(3, device=HERE)], 0.5), "cap"),
     "shape": (lambda x: ops.forward_(x, tensor(4)), "cap: got shape"),

@@ -98,6 +98,8 @@ def every_result(backend: SimpleNamespace, case: Case, dtype: torch.dtype) -> li
     for saved, order in ((y, ()), (code, oracle.code_order(y, cap))):
         results += backend.backward(grad, saved, cap, case.dim, order, True, True, 0.5, torch.ones(()))
         results.append(backend.tangent(grad, v, saved, cap, case.dim, order))
+        results.append(backend.surrogate(grad, saved, cap, case.dim, order, None))
+    results.append(backend.surrogate(grad, x, cap, case.dim, (), v))
     return [*results, backend.penalty([cap], 0.5)]
 
 

@@ -87,5 +87,9 @@ def check(x: torch.Tensor, cap: torch.Tensor, dim: int) -> None:
         oracle.assert_grad_cap(dcap, grad, x, cap, dim)
         tangent = native.tangent(grad, v, saved, cap, dim, its_order)
         oracle.assert_same_bits(tangent, oracle.tangent(grad, v, x, cap, dim))
+        through = native.surrogate(grad, saved, cap, dim, its_order, None)
+        oracle.assert_same_bits(through, oracle.straight_through(grad, x, cap, dim))
+    width = torch.rand(cap.shape) + 0.1
+    oracle.assert_soft(native.surrogate(grad, x, cap, dim, [], width), grad, x, cap, width, dim)
     for got, want in zip(native.saturation(x, cap, dim), oracle.saturation(x, cap, dim), strict=True):
         oracle.assert_same_bits(got, want)

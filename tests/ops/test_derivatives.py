@@ -99,6 +99,35 @@ def test_tangent(granularity: Granularity, save: str) -> None:
     assert gradcheck(lambda u: ops.tangent(u, None, kept, cap, granularity.dim, order), (u,), check_forward_ad=True)
 
 
+@by_granularity
+@by_save
+def test_surrogate_straight_through(granularity: Granularity, save: str) -> None:
+    kept, cap, order = saved(granularity, save)
+    grad = torch.randn(granularity.shape, dtype=torch.float64, requires_grad=True)
+
+    def function(grad: Tensor) -> Tensor:
+        return ops.surrogate(grad, kept, cap, granularity.dim, order, None)
+
+    assert gradcheck(function, (grad,), check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(function, (grad,), fast_mode=True)
+
+
+@by_granularity
+def test_surrogate_soft(granularity: Granularity) -> None:
+    x, cap = granularity.inputs()
+    grad = torch.randn(granularity.shape, dtype=torch.float64, requires_grad=True)
+    width = torch.rand(granularity.cap_shape, dtype=torch.float64).add_(0.3).requires_grad_()
+
+    def function(grad: Tensor, x: Tensor, cap: Tensor, width: Tensor) -> Tensor:
+        return ops.surrogate(grad, x, cap, granularity.dim, [], width)
+
+    # The whole Jacobian of four arguments takes ten seconds, and twice that for its own.
+    assert gradcheck(function, (grad, x, cap, width), check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(function, (grad, x, cap, width), fast_mode=True)
+    with torch.no_grad():
+        oracle.assert_soft(function(grad, x, cap, width), grad, x, cap, width, granularity.dim)
+
+
 def test_penalty_and_its_backward() -> None:
     caps = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((), (3,), (2, 2))]
     grad = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

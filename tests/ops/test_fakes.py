@@ -42,6 +42,16 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "grad_penalty: got shape",
     ),
     "tangent": (lambda: OPS.tangent(meta(2, 3), None, meta(2, 3), meta(4), 1, []), ValueError, "cap: got shape"),
+    "surrogate grad": (
+        lambda: OPS.surrogate(meta(2, 4), meta(2, 3), meta(3), 1, [], None),
+        ValueError,
+        "grad: got shape",
+    ),
+    "surrogate width": (
+        lambda: OPS.surrogate(meta(2, 3), meta(2, 3), meta(3), 1, [], meta(4)),
+        ValueError,
+        "width: got shape",
+    ),
     "saturation": (lambda: OPS.saturation(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
     "dtype": (lambda: OPS.forward(meta(2, 3, dtype=torch.int32), meta(3)), TypeError, "x: got dtype"),
 }

@@ -76,6 +76,13 @@ def tangent(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[
     ]
 
 
+def surrogate(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+    grad = leaf(case.grad(x.dtype), needs_grad)
+    width = leaf(torch.full_like(cap, 0.5), needs_grad)
+    through = [(grad, saved, cap, case.dim, order, None) for saved, order in saved_both_ways(case, x, cap)]
+    return [*through, (grad, leaf(x, needs_grad), leaf(cap, needs_grad), case.dim, [], width)]
+
+
 def saturation(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     return [(x, cap, case.dim)] if x.ndim else []
 
@@ -92,7 +99,8 @@ def penalty_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> li
 SAMPLES: dict[str, Callable[[Case, Tensor, Tensor, bool], list[tuple[Any, ...]]]] = {
     f.__name__: f
     for f in (
-        forward, forward_, forward_extra, forward_extra_, backward, tangent, saturation, penalty, penalty_backward,
+        forward, forward_, forward_extra, forward_extra_, backward, tangent, surrogate, saturation, penalty,
+        penalty_backward,
     )
 }  # fmt: skip
 

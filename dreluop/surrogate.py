@@ -1,0 +1,301 @@
+"""Surrogate gradients (``dreluop.adaptive``): which one this thread asked for, and the activation that has it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from dreluop import validation
+from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
+from dreluop.backends import reference
+from dreluop.backends.choice import on_backend_of_forward, operators, operators_for
+from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
+from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.granularity import granularity_of
+from dreluop.penalty import penalty_of
+
+# Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
+active = False
+_entered = 0
+_lock = threading.Lock()
+_of_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What a context asks for. ``measured``: only look at the standard deviations, and note them per cap."""
+
+    soft: bool
+    tau: float = 1.0
+    std: float | Mapping[Tensor, float | Tensor] | None = None
+    measured: dict[Tensor, list[Tensor]] | None = None
+
+    def width(self, x: Tensor, cap: Tensor, dim: int) -> Tensor:
+        """tau times the standard deviation per cap, of the cap's shape."""
+        if self.std is None:
+            return self.tau * batch_std(x, cap, dim)
+        std = self.std.get(cap) if isinstance(self.std, Mapping) else self.std
+        if std is None:
+            raise ValueError(
+                f"std: holds nothing for a cap of shape {tuple(cap.shape)} that is called; expected an entry for every "
+                "cap (measure_std gives them)"
+            )
+        if not isinstance(std, Tensor):
+            return torch.full(cap.shape, self.tau * std, dtype=accumulation_dtype(x), device=cap.device)
+        if std.device != cap.device:
+            raise ValueError(f"std: got a tensor on {std.device}; expected the cap's device, {cap.device}")
+        return self.tau * std.to(accumulation_dtype(x))
+
+
+@contextmanager
+def chosen(surrogate: Surrogate) -> Iterator[None]:
+    """The surrogate of this thread inside the block."""
+    before = getattr(_of_thread, "surrogate", None)
+    _count(1)
+    _of_thread.surrogate = surrogate
+    try:
+        yield
+    finally:
+        _of_thread.surrogate = before
+        _count(-1)
+
+
+def _count(step: int) -> None:
+    global active, _entered  # noqa: PLW0603 (a class attribute would cost every ordinary call a second look-up)
+    with _lock:
+        _entered += step
+        active = _entered > 0
+
+
+def refuse_operator(name: str) -> None:
+    """Raise if this thread has a surrogate: an operator called directly would give the exact gradient in its place."""
+    if getattr(_of_thread, "surrogate", None) is not None:
+        raise RuntimeError(
+            f"surrogate_backward does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
+            "call dreluop.capped_relu or a module"
+        )
+
+
+def capped(
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    addends: tuple[Tensor | None, ...],
+) -> Tensor | tuple[Tensor, Tensor] | None:
+    """`capped_relu` with checked arguments under this thread's surrogate; None where the ordinary one is to be used."""
+    wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
+    if wanted is None:
+        return None
+    if wanted.measured is not None:
+        with torch.no_grad():
+            std = batch_std(fused_sum(x, dim, *addends or (None, None)), cap, dim)
+        wanted.measured.setdefault(cap, []).append(std)
+        return None
+    # The gradient of the cap alone is the ordinary one.
+    if not derivative_may_be_asked(x, *addends):
+        return None
+    _refuse_transforms()
+    operators_for(x)
+    if inplace:
+        others = dict(zip(("bias", "residual"), addends, strict=False))
+        validation.writable_in_place(x, cap=cap, **others)
+    y = (_soft if wanted.soft else _straight_through)(x, cap, dim, inplace, save, addends, wanted)
+    return y if balancer is None else (y, penalty_of([cap], balancer))
+
+
+# Dynamo leaves its graph for this call, and goes on behind it.
+capped_outside_graphs = torch._disable_dynamo(capped)  # type: ignore[attr-defined]
+
+
+def _straight_through(
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, addends: tuple[Tensor | None, ...], _: Surrogate
+) -> Tensor:
+    if addends and torch._C._are_functorch_transforms_active():
+        total = fused_sum(x, dim, *addends)
+        x, addends = x.copy_(total) if inplace else total, ()
+    # A code is neither an argument nor a result, which functorch does not let be saved.
+    kept = KeptCode() if save == "code" and not torch._C._are_functorch_transforms_active() else None
+    y: Tensor = StraightThroughFunction.apply(x, cap, dim, inplace, kept, *addends)
+    return y
+
+
+def _soft(
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, _: str, addends: tuple[Tensor | None, ...], wanted: Surrogate
+) -> Tensor:
+    total = fused_sum(x, dim, *addends) if addends else x.clone() if inplace else x
+    if total is not x:
+        # y has the strides of what it is computed from.
+        like = torch.empty_like(x, device="meta").stride()
+        total = total if total.stride() == like else torch.empty_like(x).copy_(total)
+    width = wanted.width(total, cap, dim)
+    y: Tensor = SoftFunction.apply(total, cap, dim, width.detach())
+    return x.copy_(y) if inplace else y
+
+
+def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
+    """Standard deviation of x over the elements that share a cap; the cap's shape, float32 (float64 for float64).
+
+    A cap whose x is constant gets the root mean square of the others.
+
+    Raises:
+        ValueError: no cap has two different elements.
+    """
+    wide = x.detach().to(accumulation_dtype(x))
+    if x.numel() == 0:
+        return wide.new_ones(cap.shape)
+    granularity = granularity_of(x.shape, cap.shape, dim)
+    shared = {
+        "layer": list(range(x.ndim)),
+        "channel": [d for d in range(x.ndim) if d != dim % max(x.ndim, 1)],
+        "neuron": [0],
+    }[granularity]
+    if not shared:
+        mean, std = wide, torch.zeros_like(wide)  # Without dimensions torch would reduce all.
+    else:
+        # A fifth of the time of torch.std on a CPU.
+        mean = wide.mean(shared, keepdim=True)
+        std = (wide - mean).square_().mean(shared, keepdim=True).sqrt()
+    mean, std = mean.reshape(cap.shape), std.reshape(cap.shape)
+    if x.is_meta:
+        return std
+    # The mean of equal numbers is not always one of them.
+    constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
+    count = int(constant.sum())
+    if count == std.numel():
+        raise ValueError(
+            f"std: x of shape {tuple(x.shape)} has no two different elements under any cap of shape "
+            f"{tuple(cap.shape)}, so this batch has no standard deviation; give std (measure_std takes it from a "
+            "larger batch)"
+        )
+    if count:
+        others = std.masked_fill(constant, 0).square().sum() / (std.numel() - count)
+        std = torch.where(constant, others.sqrt(), std)
+    return std
+
+
+def _refuse_transforms() -> None:
+    if forward_ad._current_level >= 0:
+        _refuse("forward mode (torch.func.jvp, torch.autograd.forward_ad)")
+    if torch._C._are_functorch_transforms_active():
+        stack = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack):
+            _refuse("torch.vmap")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise RuntimeError(f"surrogate_backward: not inside {what}; take gradients with torch.autograd or torch.func.grad")
+
+
+def _gradient(
+    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int], width: Tensor | None = None
+) -> Tensor:
+    if torch._C._are_functorch_transforms_active():
+        return reference.surrogate_values(grad, saved, cap, dim, order, width)
+    return operators().surrogate(grad, saved, cap, dim, order, width)
+
+
+def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
+    result: tuple[Tensor, ...] = CappedReLUBackwardFunction.apply(grad, saved, cap, dim, order, False, True, None, None)
+    return result[1]
+
+
+class StraightThroughFunction(Function):
+    """The activation whose backward to x (bias, residual) passes wherever y is on. Saves what the ordinary one does.
+
+    ``apply(x, cap, dim, inplace, kept)``, or ``apply(..., bias, residual)``; ``kept`` takes the code, if wanted. The
+    gradient of the cap is the ordinary one.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, cap: Tensor, dim: int, inplace: bool, kept: KeptCode | None, *addends: Tensor | None
+    ) -> Tensor:
+        calls = operators()
+        with below_autograd():
+            if kept is None:
+                if not inplace:
+                    return calls.forward(x, cap, dim, *addends)
+                calls.forward_(x, cap, dim, *addends)
+                return x
+            if inplace:
+                kept.code, _ = calls.forward_extra_(x, cap, dim, True, None, *addends)
+                return x
+            y, kept.code, _ = calls.forward_extra(x, cap, dim, True, None, *addends)
+            return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, cap, ctx.dim, inplace, kept, *addends = inputs
+        ctx.operators = operators()
+        ctx.set_materialize_grads(False)
+        if inplace:
+            ctx.mark_dirty(x)
+        saved, ctx.order = output, []
+        if kept is not None:
+            saved, ctx.order = kept.code, code_order(output, cap)
+        # The bias only for its shape and dtype.
+        bias = addends[:1] if addends and ctx.needs_input_grad[5] else ()
+        ctx.save_for_backward(saved, cap, *bias)
+
+    @staticmethod
+    @on_backend_of_forward
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = ctx.needs_input_grad
+        (grad,) = grads
+        if grad is None:
+            return (None,) * len(needs)
+        saved, cap, *bias = ctx.saved_tensors
+        need_residual = len(needs) > 5 and needs[6]
+        dx = dcap = None
+        if needs[0] or need_residual or bias:
+            dx = _gradient(grad, saved, cap, ctx.dim, ctx.order)
+        if needs[1]:
+            dcap = _cap_gradient(grad, saved, cap, ctx.dim, ctx.order)
+        result = (dx if needs[0] else None, dcap, None, None, None)
+        if len(needs) == 5:
+            return result
+        dbias = bias_gradient(dx, bias[0], ctx.dim) if bias and dx is not None else None
+        return *result, dbias, dx if need_residual else None
+
+
+class SoftFunction(Function):
+    """The activation whose backward to x is a bump of this width around half the cap. Saves x.
+
+    ``apply(x, cap, dim, width)``. The gradient of the cap is the ordinary one; the width has none.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
+        with below_autograd():
+            return operators().forward(x, cap, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, cap, ctx.dim, width = inputs
+        ctx.operators = operators()
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, cap, width)
+
+    @staticmethod
+    @on_backend_of_forward
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if grad is None:
+            return None, None, None, None
+        x, cap, width = ctx.saved_tensors
+        dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
+        dcap = None
+        if ctx.needs_input_grad[1]:
+            y = operators().forward(x.detach(), cap.detach(), ctx.dim)
+            dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
+        return dx, dcap, None, None

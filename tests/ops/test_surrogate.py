@@ -1,0 +1,147 @@
+"""surrogate: grad wherever y is on, bit for bit, from either thing saved; or grad times a bump, within rounding."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import oracle
+from tests.cases import (
+    CASES,
+    DTYPES,
+    FEW_CASES,
+    LAYOUTS,
+    MIXED_DTYPES,
+    Case,
+    all_bit_patterns,
+    dtype_id,
+    mixed_id,
+    special_values,
+)
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+
+
+def through(backend: SimpleNamespace, grad: Tensor, x: Tensor, cap: Tensor, dim: int, save: str) -> Tensor:
+    y, code, _ = backend.forward_extra(x, cap, dim, save == "code", None)
+    if save == "code":
+        return backend.surrogate(grad, code, cap, dim, oracle.code_order(y, cap), None)
+    return backend.surrogate(grad, y, cap, dim, (), None)
+
+
+def widths(case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(case.cap_shape, generator=torch.Generator().manual_seed(5)).add_(0.1).to(dtype)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_straight_through_from_output_and_code(backend, case: Case, dtype: torch.dtype) -> None:
+    x, cap = case.inputs(dtype)
+    grad = torch.empty_like(x).copy_(case.grad(dtype))
+    expected = oracle.straight_through(grad, x, cap, case.dim)
+    for save in ("output", "code"):
+        oracle.assert_same_bits(through(backend, grad, x, cap, case.dim, save), expected)
+    assert through(backend, grad, x, cap, case.dim, "output").stride() == torch.empty_like(x).stride()
+
+
+@by_dtype
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_soft(backend, case: Case, dtype: torch.dtype) -> None:
+    x, cap = case.inputs(dtype)
+    grad, width = torch.empty_like(x).copy_(case.grad(dtype)), widths(case)
+    got = backend.surrogate(grad, x, cap, case.dim, (), width)
+    oracle.assert_soft(got, grad, x, cap, width, case.dim)
+    assert got.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("dtypes", MIXED_DTYPES, ids=mixed_id)
+@pytest.mark.parametrize("case", FEW_CASES, ids=str)
+def test_caps_and_widths_of_other_dtypes(backend, case: Case, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    x, cap = case.inputs(*dtypes)
+    grad = case.grad(x.dtype)
+    for save in ("output", "code"):
+        got = through(backend, grad, x, cap, case.dim, save)
+        oracle.assert_same_bits(got, oracle.straight_through(grad, x, cap, case.dim))
+    for dtype in DTYPES:
+        width = widths(case, dtype)
+        # A width is rounded to what the bump is computed in.
+        rounded = width.to(oracle.accumulator(x))
+        got = backend.surrogate(grad, x, cap, case.dim, (), width)
+        oracle.assert_soft(got, grad, x, cap, rounded, case.dim)
+
+
+@pytest.mark.parametrize("x_layout", ["contiguous", "channels_last", "permuted"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "step", "offset", "expanded"])
+@pytest.mark.parametrize("cap_shape", [(), (6,), (6, 9, 7)], ids=["layer", "channel", "neuron"])
+def test_gradients_and_widths_with_other_strides(
+    backend, cap_shape: tuple[int, ...], layout: str, x_layout: str
+) -> None:
+    case = Case((3, 6, 9, 7), cap_shape, layout=x_layout)
+    x, cap = case.inputs(torch.float32)
+    grad = case.grad(torch.float32)
+    grad = grad[:1].expand(case.shape) if layout == "expanded" else LAYOUTS[layout](grad)
+    expected = oracle.straight_through(grad, x, cap)
+    for save in ("output", "code"):
+        oracle.assert_same_bits(through(backend, grad, x, cap, 1, save), expected)
+    width = LAYOUTS["step"](widths(case)) if cap_shape else widths(case)
+    oracle.assert_soft(backend.surrogate(grad, x, cap, 1, (), width), grad, x, cap, width)
+    width = torch.tensor(0.5).expand(cap_shape)
+    oracle.assert_soft(backend.surrogate(grad, x, cap, 1, (), width), grad, x, cap, width)
+
+
+@by_dtype
+def test_straight_through_selects_and_never_multiplies(backend, dtype: torch.dtype) -> None:
+    values = special_values(dtype)
+    x = values.repeat(4)[:67].expand(2, values.numel(), 67).contiguous()
+    for value in (math.inf, math.nan, -0.0):
+        grad = torch.full_like(x, value)
+        for save in ("output", "code"):
+            expected = oracle.straight_through(grad, x, values)
+            oracle.assert_same_bits(through(backend, grad, x, values, 1, save), expected)
+
+
+@by_dtype
+def test_soft_on_special_values(backend, dtype: torch.dtype) -> None:
+    x, cap = special_values(dtype), torch.ones((), dtype=dtype)
+    width = torch.tensor(0.5)
+    got = backend.surrogate(torch.ones_like(x), x, cap, 0, (), width)
+    oracle.assert_soft(got, torch.ones_like(x), x, cap, width, 0)
+    assert torch.equal(got.isnan(), x.isnan())
+    assert not got[x.isinf()].any()
+    # A cap that is not positive selects 0 whatever comes in; a NaN is not lost.
+    grad = torch.full((2,), math.inf, dtype=dtype)
+    x = torch.ones(2, dtype=dtype)
+    caps = torch.tensor([-1.0, 0.0], dtype=dtype)
+    assert backend.surrogate(grad, x, caps, 0, (), torch.ones(2)).tolist() == [0, 0]
+    caps = torch.full((2,), math.nan, dtype=dtype)
+    assert backend.surrogate(x, x, caps, 0, (), torch.ones(2)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_id)
+def test_every_value_of_a_half_type(backend, dtype: torch.dtype) -> None:
+    x, cap, width = all_bit_patterns(dtype), torch.tensor(0.75), torch.tensor(0.3)
+    grad = torch.ones_like(x)
+    for save in ("output", "code"):
+        got = through(backend, grad, x, cap, 0, save)
+        oracle.assert_same_bits(got, oracle.straight_through(grad, x, cap, 0))
+    oracle.assert_soft(backend.surrogate(grad, x, cap, 0, (), width), grad, x, cap, width, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_id)
+def test_the_bump_is_accurate_from_its_top_to_where_it_ends(backend, dtype: torch.dtype) -> None:
+    least = -math.log(torch.finfo(dtype).tiny)
+    z = torch.linspace(-1.1 * least, 1.1 * least, 200_001, dtype=dtype)
+    grad, cap, width = torch.ones_like(z), torch.full((), 1e-30, dtype=dtype), torch.ones((), dtype=dtype)
+    got = backend.surrogate(grad, z, cap, 0, (), width)
+    oracle.assert_soft(got, grad, z, cap, width, 0)
+    # Where the argument is exact, so is nearly the result: a few roundings, however far out.
+    e = (-z.abs().double()).exp()
+    inner = z.abs() < 0.98 * least
+    relative = (got.double() / (e / (1 + e) ** 2) - 1)[inner].abs().max()
+    assert relative < 8 * torch.finfo(dtype).eps
+    assert abs(got.max() - 0.25) < 1e-6
+    assert (got >= 0).all()
