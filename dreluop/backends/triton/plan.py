@@ -191,9 +191,10 @@ class ColumnPlan:
 
 def column_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> ColumnPlan:
     least = group // math.gcd(layout.period, group)
-    # Narrow rows side by side, as long as some stay one below the other.
-    more = min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least)
-    repeat = least * max(1, more)
+    repeat = least
+    if least > 1:
+        # Narrow rows side by side, as long as some stay one below the other: they lie so, and need a second launch anyway.
+        repeat *= max(1, min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least))
     row = repeat * layout.period
     rows, groups = up_to(layout.numel, row), row // group
     few_rows = up_to(tuning.column_tile, rows)
@@ -238,6 +239,8 @@ def backward_plan(
     group: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
 ) -> BackwardPlan:
     """``one_cap_over_channels``: the layout counts channels, for the bias, and all share a cap that wants a gradient."""
+    if layout.caps == 0:
+        return BackwardPlan(None, None, 0, 1, 0, 0, False, 1, 1, 0)
     if runs_by_rows(group, layout):
         rows = row_plan(group, layout, processors, tuning)
         second = one_cap_over_channels

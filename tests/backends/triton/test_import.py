@@ -1,0 +1,105 @@
+"""Nothing of Triton is imported before it is asked for, and where it cannot serve it says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreluop.backends import triton as backend
+from dreluop.backends.reference import __dict__ as reference
+from dreluop.ops.schemas import SCHEMAS
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(code: str, **environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+NOT_IMPORTED = """
+import sys
+import dreluop, dreluop.backends.triton as backend
+backend.unavailable_reason("cpu"); backend.unavailable_reason("mps")
+assert not [name for name in sys.modules if name == "triton" or name.startswith(("triton.", "dreluop.backends.triton.k"))]
+import torch
+assert not torch.cuda.is_initialized()
+print("ok")
+"""
+
+
+def test_import_leaves_triton_alone() -> None:
+    assert run(NOT_IMPORTED) == "ok"
+
+
+def test_a_torch_without_triton() -> None:
+    hidden = "import sys; sys.modules['triton'] = None\nfrom dreluop.backends import triton as backend\n"
+    assert "triton cannot be imported: ModuleNotFoundError" in run(hidden + "print(backend.unavailable_reason('cuda'))")
+    raised = "try: backend.functions()\nexcept ImportError as error: print(error)"
+    assert "triton cannot be imported: ModuleNotFoundError" in run(hidden + raised)
+    # Under the interpreter's variable too.
+    assert "cannot be imported" in run(hidden + "print(backend.unavailable_reason('cpu'))", TRITON_INTERPRET="1")
+
+
+def test_a_broken_triton() -> None:
+    broken = """
+import sys, importlib.abc
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "triton":
+            raise RuntimeError("libtriton.so: undefined symbol: abc")
+sys.meta_path.insert(0, Finder())
+from dreluop.backends import triton as backend
+print(backend.unavailable_reason("cuda"))
+"""
+    assert run(broken) == "triton cannot be imported: RuntimeError: libtriton.so: undefined symbol: abc"
+
+
+def test_the_cpu_needs_the_interpreter() -> None:
+    ask = "from dreluop.backends import triton as backend; print(backend.unavailable_reason('cpu'))"
+    assert "TRITON_INTERPRET=1" in run(ask)
+    assert run(ask, TRITON_INTERPRET="1") == "None"
+    # Kernels that were compiled ones when they were made stay so.
+    late = f"from dreluop.backends import triton as b; b.functions(); import os; os.environ['TRITON_INTERPRET'] = '1'; {ask}"
+    assert "TRITON_INTERPRET=1" in run(late)
+    assert "interpreted, on CPU tensors" in run(ask.replace("'cpu'", "'cuda'"), TRITON_INTERPRET="1")
+
+
+def test_a_device_type_without_kernels() -> None:
+    assert backend.unavailable_reason("mps") == 'Triton kernels serve cuda and xpu tensors, not "mps"'
+
+
+def test_reasons_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend.unavailable_reason("cuda") == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert backend.unavailable_reason("cuda") == "this torch is not built for CUDA or ROCm"
+    monkeypatch.undo()
+    monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: (7, 5))
+    assert backend.unavailable_reason("cuda") == "Triton needs compute capability 8.0; the devices have 7.x"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: (9, 0))
+    assert backend.unavailable_reason("cuda") is None
+
+
+def test_a_function_for_every_operator() -> None:
+    functions = backend.functions()
+    assert set(functions) == set(SCHEMAS)
+    assert backend.functions() is functions
+    for name, function in functions.items():
+        assert function.__annotations__ == reference[name].__annotations__, name
+        assert function.__defaults__ == reference[name].__defaults__, name
