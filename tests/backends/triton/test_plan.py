@@ -38,9 +38,9 @@ def layouts() -> list[Layout]:
     generator = random.Random(0)
     sizes = (0, 1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100)
     small = [Layout(*sizes) for sizes in itertools.product(sizes[:8], repeat=3)]
-    some = [Layout(*generator.choices(sizes, k=3)) for _ in range(400)]
-    large = [Layout(1, 1, 70_001), Layout(401, 1009, 1), Layout(2, 3, 20_011), Layout(60_013, 7, 1), Layout(3, 13, 1073),
-             Layout(1025, 5, 3), Layout(4096, 1024, 1), Layout(32, 64, 49)]  # fmt: skip
+    some = [Layout(*generator.choices(sizes, k=3)) for _ in range(150)]
+    large = [Layout(1, 1, 20_001), Layout(41, 509, 1), Layout(2, 3, 5011), Layout(3013, 7, 1), Layout(3, 13, 373),
+             Layout(1025, 5, 3), Layout(64, 256, 1), Layout(8, 64, 49)]  # fmt: skip
     return list({layout: None for layout in [*small, *some, *large]})
 
 
@@ -91,7 +91,7 @@ def test_every_element_belongs_to_one_program(tuning: Tuning, itemsize: int) -> 
         layout, processors = given.merged(), PROCESSORS[number % len(PROCESSORS)]
         plan = backward_plan(group, layout, processors, tuning, one_cap_over_channels=False)
         check_workspace(plan, layout)
-        if layout.caps == 0 or (layout.numel > 30_000 and number % 2):
+        if layout.caps == 0 or (layout.numel > 20_000):
             continue
         if plan.rows is not None:
             by_rows += 1
@@ -104,7 +104,7 @@ def test_every_element_belongs_to_one_program(tuning: Tuning, itemsize: int) -> 
             seen = elements_of_columns(plan.columns, group, layout)
         assert len(seen) == layout.numel, layout
         assert set(seen.values()) <= {1}, layout
-    assert min(by_rows, by_columns) > 50
+    assert min(by_rows, by_columns) > 50, (by_rows, by_columns)
 
 
 def check_row_plan(plan: RowPlan, layout: Layout, tuning: Tuning) -> None:
@@ -129,7 +129,7 @@ def check_column_plan(plan: ColumnPlan, group: int, tuning: Tuning) -> None:
 
 
 def check_workspace(plan: BackwardPlan, layout: Layout) -> None:
-    """A partial sum for each program and column, exactly where more than one program has the column, or none may write."""
+    """A partial sum for each program and column, where more than one program has the column, or none may write."""
     if plan.blocks > 1 or plan.second_launch:
         assert plan.partials == plan.blocks * plan.sum_columns
     else:
