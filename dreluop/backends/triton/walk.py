@@ -24,7 +24,7 @@ class Walk:
 def walk_of(
     sizes: Sequence[int], order: Sequence[int], cap_shape: Sequence[int], dim: int, bias_shape: Sequence[int] | None
 ) -> Walk:
-    """Walk x in ``order`` where one (outer, caps, inner) view allows it; else, neuron caps, with the batch outermost."""
+    """Walk x in ``order`` where one (outer, caps, inner) view allows it; else with the batch outermost."""
     granularity = granularity_of(sizes, cap_shape, dim)
     shared_cap = False
     if granularity == "layer" and bias_shape is not None and math.prod(bias_shape) > 0:

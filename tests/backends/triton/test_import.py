@@ -41,13 +41,25 @@ def test_import_leaves_triton_alone() -> None:
     assert run(NOT_IMPORTED) == "ok"
 
 
+HIDDEN = """
+import os, sys
+sys.modules["triton"] = None
+from dreluop.backends import triton as backend
+print(backend.unavailable_reason("cuda"))
+try:
+    backend.functions()
+except ImportError as error:
+    print(error)
+os.environ["TRITON_INTERPRET"] = "1"
+print(backend.unavailable_reason("cpu"))
+"""
+
+
 def test_a_torch_without_triton() -> None:
-    hidden = "import sys; sys.modules['triton'] = None\nfrom dreluop.backends import triton as backend\n"
-    assert "triton cannot be imported: ModuleNotFoundError" in run(hidden + "print(backend.unavailable_reason('cuda'))")
-    raised = "try: backend.functions()\nexcept ImportError as error: print(error)"
-    assert "triton cannot be imported: ModuleNotFoundError" in run(hidden + raised)
-    # Under the interpreter's variable too.
-    assert "cannot be imported" in run(hidden + "print(backend.unavailable_reason('cpu'))", TRITON_INTERPRET="1")
+    lines = run(HIDDEN).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("triton cannot be imported: ModuleNotFoundError"), line
 
 
 def test_a_broken_triton() -> None:
@@ -64,14 +76,26 @@ print(backend.unavailable_reason("cuda"))
     assert run(broken) == "triton cannot be imported: RuntimeError: libtriton.so: undefined symbol: abc"
 
 
+INTERPRETED = """
+import os
+from dreluop.backends import triton as backend
+print(backend.unavailable_reason("cpu"))
+os.environ["TRITON_INTERPRET"] = "1"
+print(backend.unavailable_reason("cpu"))
+print(backend.unavailable_reason("cuda"))
+del os.environ["TRITON_INTERPRET"]
+backend.functions()
+os.environ["TRITON_INTERPRET"] = "1"  # too late: the kernels are compiled ones
+print(backend.unavailable_reason("cpu"))
+"""
+
+
 def test_the_cpu_needs_the_interpreter() -> None:
-    ask = "from dreluop.backends import triton as backend; print(backend.unavailable_reason('cpu'))"
-    assert "TRITON_INTERPRET=1" in run(ask)
-    assert run(ask, TRITON_INTERPRET="1") == "None"
-    # Kernels that were compiled ones when they were made stay so.
-    late = "from dreluop.backends import triton as b; b.functions(); import os; os.environ['TRITON_INTERPRET'] = '1'; "
-    assert "TRITON_INTERPRET=1" in run(late + ask)
-    assert "interpreted, on CPU tensors" in run(ask.replace("'cpu'", "'cuda'"), TRITON_INTERPRET="1")
+    without, within, cuda, late = run(INTERPRETED).splitlines()
+    assert "TRITON_INTERPRET=1, set before triton is imported" in without
+    assert within == "None"
+    assert cuda == "TRITON_INTERPRET=1: the kernels are interpreted, on CPU tensors"
+    assert late == without
 
 
 def test_a_device_type_without_kernels() -> None:
