@@ -24,7 +24,7 @@ DEVICE_TYPES = ("cuda", "xpu")
 
 
 def unavailable_reason(device_type: str) -> str | None:
-    """Why Triton cannot serve tensors of a type of device; None if it can. ``"cpu"`` is only asked of the environment."""
+    """Why Triton cannot serve tensors of a type of device; None if it can. For ``"cpu"`` no driver is asked."""
     if device_type not in ("cpu", *DEVICE_TYPES):
         return f'Triton kernels serve {" and ".join(DEVICE_TYPES)} tensors, not "{device_type}"'
     interpreted = _is_interpreted()
@@ -51,8 +51,8 @@ def _is_interpreted() -> bool:
 def _import_error() -> str | None:
     """What importing triton says where it fails."""
     try:
-        import triton  # noqa: F401, PLC0415
-        import triton.language  # noqa: PLC0415
+        import triton  # noqa: PLC0415
+        import triton.language  # noqa: F401, PLC0415
     except Exception as error:  # a broken installation may raise anything
         return f"triton cannot be imported: {type(error).__name__}: {error}"
     return None

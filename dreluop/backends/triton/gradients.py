@@ -133,8 +133,8 @@ class Backward:
             grad, kept.y, kept.code, dx, *self._caps(), layout.caps, layout.inner, rows.chunk, rows.chunks,
             rows.pieces, rows.per_split, rows.splits, *self._shared_arguments(),
             warps=call.tuning.row_warps, RUNS=rows.runs, WIDTH=rows.width, EDGES=rows.edges,
-            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
-            PARTIALS=min(256, plan.power_of_two(rows.splits)),
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide,
+            AT_ONCE=kept.at_once(call), PARTIALS=min(256, plan.power_of_two(rows.splits)),
         )  # fmt: skip
 
     def _run_columns(self, columns: ColumnPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
@@ -145,22 +145,25 @@ class Backward:
             columns.rows, call.numel // columns.row, columns.groups, columns.tiles, columns.per_program,
             columns.row_blocks, *self._shared_arguments(),
             warps=call.tuning.column_warps, WIDTH=columns.width, HEIGHT=columns.height,
-            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide, AT_ONCE=kept.at_once(call),
-            PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide,
+            AT_ONCE=kept.at_once(call), PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
         )  # fmt: skip
 
     def _finish(self, to: Tensor, partials: Tensor | None, errors: Tensor | None, weight: Tensor | None) -> None:
         layout, p = self.call.layout, self.plan
-        caps, repeat, inner, period = layout.caps, p.repeat, p.inner, layout.period if p.columns else layout.caps
+        given_cap = self.cap if weight is not None else None
         if to is self.dcap and self.one_cap_over_channels:
             caps, repeat, inner, period = 1, 1, p.sum_columns, p.sum_columns
-            sizes, strides = (), [(), ()]
+            to, given_cap = to.reshape(1), None if given_cap is None else given_cap.reshape(1)
+            sizes: tuple[int, ...] = ()
+            strides: list[tuple[int, ...]] = [(), ()]
         else:
-            sizes, strides = self.call.cap_sizes(to, self.cap if weight is not None else None)
+            caps, repeat, inner, period = layout.caps, p.repeat, p.inner, layout.period if p.columns else layout.caps
+            sizes, strides = self.call.cap_sizes(to, given_cap)
         finish = plan.finish_plan(caps, p.blocks * repeat * inner)
         launch(
             finish_kernel, finish.programs, to.device,
             partials, errors, caps, p.blocks * repeat * inner, p.sum_columns, repeat, period, inner, to, sizes,
-            strides[0], self.cap if weight is not None else None, strides[1], weight, self.factor,
+            strides[0], given_cap, strides[1], weight, self.factor,
             ROWS=finish.terms, COLUMNS=finish.caps,
         )  # fmt: skip

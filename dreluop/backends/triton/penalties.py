@@ -78,7 +78,7 @@ class _Listed:
         self.first_pieces = (*first_pieces, *(0,) * more)
 
     def padded(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (*tensors, *tensors[-1:] * (plan.power_of_two(len(tensors)) - len(tensors)))
+        return (*tensors, *[tensors[-1]] * (plan.power_of_two(len(tensors)) - len(tensors)))
 
 
 def _same_devices(caps: Sequence[Tensor]) -> None:

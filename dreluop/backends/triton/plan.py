@@ -1,6 +1,6 @@
 """How a pass over an activation is cut into Triton programs: pure arithmetic, as csrc/include/dreluop/cuda_plan.h is.
 
-A program handles a tile of `tile` groups; a group is `group_of(itemsize)` elements that one thread reads and writes with
+A program handles a tile of groups; a group is `group_of(itemsize)` elements that one thread reads and writes with
 16-byte accesses. Masks go by whole groups wherever possible, so that odd sizes keep these accesses.
 """
 
@@ -173,8 +173,8 @@ def row_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> Row
 class ColumnPlan:
     """Elements in walking order as rows of ``row = repeat * caps * inner`` elements, whole groups; the last may be cut.
 
-    A program sums each of `width` groups of columns over `per_program` rows, `height` rows at a time. Program b has tile
-    ``b % tiles``, row block ``b // tiles``.
+    A program sums each of `width` groups of columns over `per_program` rows, two by `height` rows at a time. Program b
+    has tile ``b % tiles``, row block ``b // tiles``.
     """
 
     repeat: int
@@ -191,9 +191,10 @@ class ColumnPlan:
 
 def column_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> ColumnPlan:
     least = group // math.gcd(layout.period, group)
-    # Narrow rows side by side, as long as some stay one below the other.
-    more = min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least)
-    repeat = least * max(1, more)
+    repeat = least
+    if least > 1:
+        # Narrow rows side by side, as long as some stay one below the other: they need a second launch anyway.
+        repeat *= max(1, min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least))
     row = repeat * layout.period
     rows, groups = up_to(layout.numel, row), row // group
     few_rows = up_to(tuning.column_tile, rows)
@@ -237,7 +238,9 @@ def runs_by_rows(group: int, layout: Layout) -> bool:
 def backward_plan(
     group: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
 ) -> BackwardPlan:
-    """``one_cap_over_channels``: the layout counts channels, for the bias, and all share a cap that wants a gradient."""
+    """``one_cap_over_channels``: the layout counts channels, for the bias, and the one cap wants a gradient too."""
+    if layout.caps == 0:
+        return BackwardPlan(None, None, 0, 1, 0, 0, False, 1, 1, 0)
     if runs_by_rows(group, layout):
         rows = row_plan(group, layout, processors, tuning)
         second = one_cap_over_channels

@@ -1,4 +1,4 @@
-"""Launch parameters of a device: the built-in ones, or those that `tune` measured and left in the user's cache folder."""
+"""Launch parameters of a device: the built-in ones, or those that `tune` measured and left in the cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def processors(device: torch.device) -> int:
     if device.type == "cpu":
         return INTERPRETED_PROCESSORS
     properties = torch.get_device_module(device).get_device_properties(device)
-    count = getattr(properties, "multi_processor_count", None) or getattr(properties, "max_compute_units", 1)
-    return int(count)
+    count: int = getattr(properties, "multi_processor_count", 0) or getattr(properties, "max_compute_units", 1)
+    return count
 
 
 @cache
@@ -66,14 +66,16 @@ def read(path: Path) -> Tuning | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        return _ignore(path, f"{type(error).__name__}: {error}")
+        _warn(path, f"{type(error).__name__}: {error}")
+        return None
     try:
         content = json.loads(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            return _ignore(path, f"it does not say format {FORMAT}")
+            raise ValueError(f"it does not say format {FORMAT}")
         return _from(content.get("tuning"))
     except ValueError as error:
-        return _ignore(path, str(error))
+        _warn(path, str(error))
+        return None
 
 
 def _from(values: Any) -> Tuning:
@@ -83,11 +85,11 @@ def _from(values: Any) -> Tuning:
     return Tuning(**values)
 
 
-def _ignore(path: Path, why: str) -> None:
+def _warn(path: Path, why: str) -> None:
     warnings.warn(
         f"{path}: not a tuning of this version of dreluop, ignored ({why}); remove it, or run "
         "dreluop.backends.triton.tune()",
-        stacklevel=2,
+        stacklevel=3,
     )
 
 
@@ -103,7 +105,8 @@ def write(path: Path, tuning: Tuning, measured: Mapping[str, float]) -> None:
 # What is tried of each kind of pass, one after the other: everything else stays as the best so far.
 CANDIDATES: dict[str, tuple[dict[str, int], ...]] = {
     "flat": tuple(
-        {"flat_tile": tile, "flat_warps": warps} for warps in (4, 8) for tile in (128, 256, 512, 1024) if tile >= 32 * warps
+        {"flat_tile": tile, "flat_warps": warps}
+        for warps, tile in ((4, 128), (4, 256), (4, 512), (4, 1024), (8, 256), (8, 512), (8, 1024))
     ),
     "row": tuple(
         {"row_tile": tile, "row_warps": warps, "row_programs": programs}
@@ -184,10 +187,8 @@ def _passes(device: torch.device, mebibytes: int) -> dict[str, list[Callable[[],
             x = torch.randn(shape, device=device).to(dtype)
             cap = torch.full((shape[1],), 0.5, device=device)
             grad, y = torch.randn_like(x), operators["forward"](x, cap, 1)
-            passes["flat"].append(lambda x=x, cap=cap: operators["forward"](x, cap, 1))
-            passes[kind].append(
-                lambda grad=grad, y=y, cap=cap: operators["backward"](grad, y, cap, 1, (), True, True, None, None)
-            )
+            passes["flat"].append(partial(operators["forward"], x, cap, 1))
+            passes[kind].append(partial(operators["backward"], grad, y, cap, 1, (), True, True, None, None))
     return passes
 
 
@@ -203,6 +204,6 @@ def _time_on(device: torch.device, repetitions: int = 20) -> Callable[[Callable[
             call()
             end.record()
         module.synchronize(device)
-        return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+        return float(statistics.median(begin.elapsed_time(end) for begin, end in pairs))
 
     return timed

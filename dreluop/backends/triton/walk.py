@@ -24,7 +24,7 @@ class Walk:
 def walk_of(
     sizes: Sequence[int], order: Sequence[int], cap_shape: Sequence[int], dim: int, bias_shape: Sequence[int] | None
 ) -> Walk:
-    """Walk x in ``order`` where one (outer, caps, inner) view allows it; else neuron caps walk with the batch outermost."""
+    """Walk x in ``order`` where one (outer, caps, inner) view allows it; else with the batch outermost."""
     granularity = granularity_of(sizes, cap_shape, dim)
     shared_cap = False
     if granularity == "layer" and bias_shape is not None and math.prod(bias_shape) > 0:
@@ -56,9 +56,7 @@ def dense_strides(sizes: Sequence[int]) -> list[int]:
 
 def is_dense(sizes: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether elements lie side by side in the order of the dimensions."""
-    return all(
-        got == want or size == 1 for size, got, want in zip(sizes, strides, dense_strides(sizes), strict=True)
-    )
+    return all(got == want or size == 1 for size, got, want in zip(sizes, strides, dense_strides(sizes), strict=True))
 
 
 def merge_dimensions(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:

@@ -65,7 +65,9 @@ def record(
 
     launches: list[Launch] = []
 
-    def recorded(kernel: Any, programs: int, device: torch.device, *arguments: Any, warps: int = 4, **named: Any) -> None:
+    def recorded(
+        kernel: Any, programs: int, device: torch.device, *arguments: Any, warps: int = 4, **named: Any
+    ) -> None:
         if programs > 0:
             launches.append(Launch(kernel, programs, arguments, {**named, "num_warps": warps}))
         if run:

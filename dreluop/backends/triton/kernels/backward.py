@@ -3,8 +3,19 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.elements import CAPPED, INSIDE, cap_of, is_capped, is_inside, load, offset_of
-from dreluop.backends.triton.kernels.elements import region_of_code, region_of_groups, round_to, widen
+from dreluop.backends.triton.kernels.elements import (
+    CAPPED,
+    INSIDE,
+    cap_of,
+    is_capped,
+    is_inside,
+    load,
+    offset_of,
+    region_of_code,
+    region_of_groups,
+    round_to,
+    widen,
+)
 from dreluop.backends.triton.kernels.finish import finish
 from dreluop.backends.triton.kernels.sums import add, sum_tile
 
@@ -172,7 +183,7 @@ def backward_columns_kernel(
     WIDTH: tl.constexpr, HEIGHT: tl.constexpr, ALONE: tl.constexpr, ACCUMULATE: tl.constexpr, VEC: tl.constexpr,
     WIDE: tl.constexpr, AT_ONCE: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """Program b sums columns of tile ``b % tiles`` over row block ``b // tiles``, HEIGHT rows of WIDTH groups at a time."""
+    """Program b sums columns of tile ``b % tiles`` over row block ``b // tiles``, two by HEIGHT rows at a time."""
     tile = tl.program_id(0) % tiles
     block = tl.program_id(0) // tiles
     t = tl.arange(0, WIDTH * HEIGHT)

@@ -100,7 +100,7 @@ def cap_of(i, inner, caps):
 
 @triton.jit
 def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl.constexpr):
-    """What belongs to the caps of the groups that begin at elements ``first``: [1, 1] for one cap, else [groups, VEC]."""
+    """What belongs to the caps of groups that begin at elements ``first``: [1, 1] for one cap, else [groups, VEC]."""
     e = tl.arange(0, VEC)[None, :]
     if MODE == ONE:
         values = tl.load(source + tl.zeros((1, 1), tl.int32))

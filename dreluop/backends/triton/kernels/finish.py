@@ -37,7 +37,7 @@ def finish(
     cap_partials, cap_errors, bias_partials, bias_errors, counters,
     ALONE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """What a program does with its sums over the columns [first, first + count), which are caps where it may write them.
+    """What a program does with its sums over the columns [first, first + count), caps where it may write gradients.
 
     ``ALONE``: no other program has these columns. Else it leaves them as the partial sums of `block`, and with
     ``counters`` the last of `blocks` programs adds them up.
@@ -57,9 +57,7 @@ def finish(
         if counters is not None:
             if arrives_last(counters + set_, blocks):
                 if dcap is not None:
-                    value, error = sum_partials(
-                        cap_partials, cap_errors, first, count, blocks, columns, ROWS, COLUMNS
-                    )
+                    value, error = sum_partials(cap_partials, cap_errors, first, count, blocks, columns, ROWS, COLUMNS)
                     _write_gradient(dcap, total_of(value, error), first, count, cap_sizes, dcap_strides, cap,
                                     cap_strides, grad_penalty, factor, COLUMNS)  # fmt: skip
                 if dbias is not None:

@@ -3,8 +3,17 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.elements import capped_value, is_capped, is_inside, load, offset_of
-from dreluop.backends.triton.kernels.elements import read_per_cap, round_to, store_codes, widen
+from dreluop.backends.triton.kernels.elements import (
+    capped_value,
+    is_capped,
+    is_inside,
+    load,
+    offset_of,
+    read_per_cap,
+    round_to,
+    store_codes,
+    widen,
+)
 from dreluop.backends.triton.kernels.squares import penalty_program
 
 

@@ -3,9 +3,21 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.elements import CAPPED, INSIDE, ONE, cap_of, capped_value, is_capped, is_inside
-from dreluop.backends.triton.kernels.elements import load, offset_of, read_per_cap, region_of_code, region_of_groups
-from dreluop.backends.triton.kernels.elements import round_to
+from dreluop.backends.triton.kernels.elements import (
+    CAPPED,
+    INSIDE,
+    ONE,
+    cap_of,
+    capped_value,
+    is_capped,
+    is_inside,
+    load,
+    offset_of,
+    read_per_cap,
+    region_of_code,
+    region_of_groups,
+    round_to,
+)
 
 
 @triton.jit

@@ -7,7 +7,6 @@ from dreluop.backends.triton.kernels.elements import load, round_to, widen
 from dreluop.backends.triton.kernels.sums import add, arrives_last, sum_partials, sum_tile, total_of
 
 
-
 @triton.jit
 def _add_squares(source, stride, begin, end, step, value, error, TILE: tl.constexpr):
     first = begin

@@ -1,0 +1,234 @@
+"""How passes are cut into Triton programs, by arithmetic alone: every element once, workspaces as large as needed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from dreluop.backends.triton.plan import (
+    INTERPRETER,
+    ONE,
+    BackwardPlan,
+    ColumnPlan,
+    Layout,
+    RowPlan,
+    Tuning,
+    backward_plan,
+    cap_mode,
+    checked_programs,
+    column_plan,
+    finish_plan,
+    flat_plan,
+    group_of,
+    launches_of,
+    penalty_programs,
+    row_plan,
+    runs_by_rows,
+)
+
+TUNINGS = (Tuning(), INTERPRETER, Tuning(row_tile=128, column_tile=256, column_warps=8, waves=1, row_programs=1))
+PROCESSORS = (1, 2, 132)
+
+
+def layouts() -> list[Layout]:
+    generator = random.Random(0)
+    sizes = (0, 1, 2, 3, 5, 7, 8, 9, 16, 31, 64, 100)
+    small = [Layout(*sizes) for sizes in itertools.product(sizes[:8], repeat=3)]
+    some = [Layout(*generator.choices(sizes, k=3)) for _ in range(150)]
+    large = [Layout(1, 1, 20_001), Layout(41, 509, 1), Layout(2, 3, 5011), Layout(3013, 7, 1), Layout(3, 13, 373),
+             Layout(1025, 5, 3), Layout(64, 256, 1), Layout(8, 64, 49)]  # fmt: skip
+    return list({layout: None for layout in [*small, *some, *large]})
+
+
+def elements_of_rows(plan: RowPlan, group: int, layout: Layout) -> Counter[int]:
+    """As backward_rows_kernel walks: groups of every piece, then what is left at both its ends."""
+    seen: Counter[int] = Counter()
+    for program in range(plan.programs):
+        split, cap = divmod(program, layout.caps)
+        for piece in range(split * plan.per_split, min(plan.pieces, (split + 1) * plan.per_split)):
+            run, chunk = divmod(piece, plan.chunks)
+            begin = (run * layout.caps + cap) * layout.inner + chunk * plan.chunk
+            stop = begin + min(plan.chunk, layout.inner - chunk * plan.chunk)
+            first = -(-begin // group)
+            whole = [g for g in range(first, first + plan.width) if (g + 1) * group <= stop]
+            seen.update(e for g in whole for e in range(g * group, (g + 1) * group))
+            if plan.edges:
+                head_end = min(first * group, stop)
+                tail = max(stop // group * group, head_end)
+                assert head_end - begin <= group
+                assert stop - tail <= group
+                seen.update(range(begin, head_end))
+                seen.update(range(tail, stop))
+    return seen
+
+
+def elements_of_columns(plan: ColumnPlan, group: int, layout: Layout) -> Counter[int]:
+    """As backward_columns_kernel walks: whole rows, then the one that is cut."""
+    seen: Counter[int] = Counter()
+    whole_rows = layout.numel // plan.row
+    for program in range(plan.programs):
+        block, tile = divmod(program, plan.tiles)
+        groups = [g for g in range(tile * plan.width, (tile + 1) * plan.width) if g < plan.groups]
+        begin, end = block * plan.per_program, min(plan.rows, (block + 1) * plan.per_program)
+        rows = list(range(begin, min(end, whole_rows))) + ([whole_rows] if end > whole_rows else [])
+        for row, g in itertools.product(rows, groups):
+            first = row * plan.row + g * group
+            seen.update(e for e in range(first, first + group) if e < layout.numel)
+            assert first % group == 0
+    return seen
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("tuning", TUNINGS, ids=["gpu", "interpreter", "other"])
+def test_every_element_belongs_to_one_program(tuning: Tuning, itemsize: int) -> None:
+    group = group_of(itemsize)
+    by_rows = by_columns = 0
+    for number, given in enumerate(layouts()):
+        layout, processors = given.merged(), PROCESSORS[number % len(PROCESSORS)]
+        plan = backward_plan(group, layout, processors, tuning, one_cap_over_channels=False)
+        check_workspace(plan, layout)
+        if layout.caps == 0 or (layout.numel > 20_000):
+            continue
+        if plan.rows is not None:
+            by_rows += 1
+            check_row_plan(plan.rows, layout, tuning)
+            seen = elements_of_rows(plan.rows, group, layout)
+        else:
+            assert plan.columns is not None
+            by_columns += 1
+            check_column_plan(plan.columns, group, tuning)
+            seen = elements_of_columns(plan.columns, group, layout)
+        assert len(seen) == layout.numel, layout
+        assert set(seen.values()) <= {1}, layout
+    assert min(by_rows, by_columns) > 50, (by_rows, by_columns)
+
+
+def check_row_plan(plan: RowPlan, layout: Layout, tuning: Tuning) -> None:
+    for size in (plan.width, plan.runs):
+        assert size & (size - 1) == 0
+    assert plan.width * plan.runs <= tuning.row_tile
+    assert plan.per_split % plan.runs == 0
+    assert plan.programs == layout.caps * plan.splits
+    if layout.numel:
+        # No program without a piece.
+        assert (plan.splits - 1) * plan.per_split < plan.pieces
+
+
+def check_column_plan(plan: ColumnPlan, group: int, tuning: Tuning) -> None:
+    for size in (plan.width, plan.height):
+        assert size & (size - 1) == 0
+    assert plan.width * plan.height <= tuning.column_tile
+    assert plan.row == plan.groups * group
+    assert plan.per_program % plan.height == 0
+    assert (plan.row_blocks - 1) * plan.per_program < plan.rows
+    assert (plan.tiles - 1) * plan.width < plan.groups
+
+
+def check_workspace(plan: BackwardPlan, layout: Layout) -> None:
+    """A partial sum for each program and column, where more than one program has the column, or none may write."""
+    if plan.blocks > 1 or plan.second_launch:
+        assert plan.partials == plan.blocks * plan.sum_columns
+    else:
+        assert plan.partials == 0
+    assert (plan.counters > 0) == (plan.blocks > 1 and not plan.second_launch and layout.caps > 0)
+    if plan.second_launch:
+        # Each column of each block once, over all caps.
+        found = Counter(
+            q * layout.period + c * layout.inner + r
+            for c in range(layout.caps) for q in range(plan.repeat) for r in range(plan.inner)
+        ) if layout.caps * plan.repeat * plan.inner <= 5000 else None  # fmt: skip
+        if found is not None:
+            assert found == Counter(range(plan.sum_columns)), layout
+
+
+@pytest.mark.parametrize("one_cap_over_channels", [False, True])
+def test_a_second_launch_only_where_caps_are_spread_over_tiles(one_cap_over_channels: bool) -> None:
+    for layout in map(Layout.merged, layouts()):
+        if layout.caps == 0:
+            continue
+        plan = backward_plan(4, layout, 132, Tuning(), one_cap_over_channels=one_cap_over_channels)
+        one_column_each = plan.columns is None or (layout.inner == 1 and plan.columns.repeat == 1)
+        assert plan.second_launch == (one_cap_over_channels or not one_column_each)
+
+
+def test_usual_shapes_are_one_launch() -> None:
+    for group in (4, 8):
+        for layout in (
+            Layout(32, 64, 784), Layout(32, 64, 49), Layout(4096, 1024, 1), Layout(25_088, 64, 1), Layout(1, 1, 2**24),
+            Layout(256, 25_088, 1), Layout(64, 2048, 49),
+        ):  # fmt: skip
+            assert not backward_plan(group, layout, 132, Tuning(), one_cap_over_channels=False).second_launch, layout
+
+
+def test_large_tensors_fill_the_device() -> None:
+    tuning = Tuning()
+    for layout in (Layout(1, 1, 2**25), Layout(2**15, 1024, 1), Layout(128, 64, 4096), Layout(2**19, 64, 1)):
+        plan = backward_plan(4, layout, 132, tuning, one_cap_over_channels=False)
+        assert plan.programs >= 2 * 132, layout
+        # Partial sums are few beside three passes over the tensor.
+        assert plan.partials * 8 < 0.02 * 3 * layout.numel * 4, layout
+
+
+@pytest.mark.parametrize("group", [4, 8])
+def test_flat_plan(group: int) -> None:
+    for numel in [*range(200), *(2**k + d for k in range(8, 20) for d in (-1, 0, 1))]:
+        plan = flat_plan(group, numel, 256)
+        size = plan.tile * group
+        assert plan.tile & (plan.tile - 1) == 0
+        assert plan.programs * size >= numel > (plan.programs - 1) * size
+        assert plan.full in (plan.programs, plan.programs - 1)
+        assert plan.full * size <= numel
+
+
+def test_index_beyond_32_bits() -> None:
+    layout = Layout(2**20, 4096, 1)
+    plan = column_plan(8, layout, 132, Tuning())
+    assert plan.rows * plan.row == 2**32
+    assert plan.programs < 2**31
+    assert row_plan(4, Layout(1, 1, 2**40), 132, Tuning()).programs < 2**31
+    with pytest.raises(ValueError, match="x: too many elements for one launch"):
+        checked_programs(2**31)
+
+
+@pytest.mark.parametrize("group", [4, 8])
+def test_cap_mode(group: int) -> None:
+    for layout in layouts():
+        mode = cap_mode(group, layout, side_by_side=True)
+        assert (mode == ONE) == (layout.caps == 1)
+        if layout.caps > 1 and runs_by_rows(group, layout) and layout.numel:
+            assert layout.inner >= group
+    assert cap_mode(4, Layout(1, 8, 1), side_by_side=True) != cap_mode(4, Layout(1, 8, 1), side_by_side=False)
+
+
+def test_launches_of_many_caps() -> None:
+    for count in (1, 15, 16, 17, 200):
+        ranges = launches_of([3] * count)
+        assert [k for first, last in ranges for k in range(first, last)] == list(range(count))
+        assert max(last - first for first, last in ranges) <= 16
+    assert [penalty_programs(n) for n in (0, 1, 8192, 8193, 10**9)] == [1, 1, 1, 2, 64]
+
+
+def test_finish_plan() -> None:
+    for caps, terms in itertools.product((1, 3, 64, 1000), (1, 7, 4096)):
+        plan = finish_plan(caps, terms)
+        assert (plan.programs - 1) * plan.caps < caps <= plan.programs * plan.caps
+        assert plan.caps * plan.terms <= 1024
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flat_tile": 100}, "flat_tile: got 100; expected a power of two"),
+        ({"row_warps": 0}, "row_warps: got 0; expected a whole number"),
+        ({"waves": 1.5}, "waves: got 1.5"),
+        ({"column_tile": 64}, "column_tile: got 64 groups for 128 threads"),
+        ({"row_warps": 64, "row_tile": 2048}, "row_tile: got 2048 groups for 2048 threads"),
+    ],
+)
+def test_bad_launch_parameters(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(Tuning(), **change)
