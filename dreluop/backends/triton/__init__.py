@@ -92,6 +92,7 @@ def functions() -> Mapping[str, Callable[..., Any]]:
         elementwise.forward_extra_,
         gradients.backward,
         elementwise.tangent,
+        elementwise.surrogate,
         elementwise.saturation,
         penalties.penalty,
         penalties.penalty_backward,

@@ -14,6 +14,7 @@ from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import Call, Saved, nothing, same_device
 from dreluop.backends.triton.kernels.forward import forward_kernel
 from dreluop.backends.triton.kernels.small import saturation_kernel, tangent_kernel
+from dreluop.backends.triton.kernels.surrogate import surrogate_kernel
 from dreluop.backends.triton.launch import launch
 
 
@@ -111,6 +112,29 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
         call.sizes, call.strides["u"], call.strides["y"], call.strides["out"], call.strides["code"], kept.code_step,
         warps=call.tuning.flat_warps, TILE=flat.tile, VEC=call.group, MODE=call.mode(caps),
         V_MODE=0 if tangents is None else call.mode(tangents), WIDE=call.wide, AT_ONCE=kept.at_once(call),
+    )  # fmt: skip
+    return out
+
+
+def surrogate(
+    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
+) -> Tensor:
+    checks.saved("grad", grad, saved, cap, dim, order)
+    same_device(grad, "grad", saved=saved, cap=cap, width=width)
+    if width is not None:
+        checks.width(width, saved, cap)
+    kept = Saved(grad, saved, cap, order)
+    out = empty_as_saved(grad, saved, order)
+    call = Call(grad, cap, dim, kept.walk_order, grad=grad, y=kept.y, out=out, code=kept.code_strides)
+    flat = plan.flat_plan(call.group, call.numel, call.tuning.flat_tile)
+    caps, widths = call.readable(cap), None if width is None else call.readable(width)
+    launch(
+        surrogate_kernel, flat.programs, grad.device,
+        grad, kept.y, kept.code, out, caps, widths, flat.numel, flat.full, call.layout.inner, call.layout.caps,
+        call.stride_of(caps), 0 if widths is None else call.stride_of(widths),
+        call.sizes, call.strides["grad"], call.strides["y"], call.strides["out"], call.strides["code"], kept.code_step,
+        warps=call.tuning.flat_warps, TILE=flat.tile, VEC=call.group, MODE=call.mode(caps),
+        WIDTH_MODE=0 if widths is None else call.mode(widths), WIDE=call.wide, AT_ONCE=kept.at_once(call),
     )  # fmt: skip
     return out
 

@@ -57,6 +57,14 @@ def _tangent(operators: dict[str, Any], dtype: torch.dtype) -> None:
     operators["tangent"](u, cap, u.clone(), cap, 1, ())
 
 
+def _surrogate(width: bool) -> Callable[..., object]:
+    def call(operators: dict[str, Any], dtype: torch.dtype) -> None:
+        grad, cap = torch.zeros(IMAGES, dtype=dtype), torch.ones(IMAGES[1])
+        operators["surrogate"](grad, grad.clone(), cap, 1, (), cap if width else None)
+
+    return call
+
+
 DEFAULT = Tuning()
 # The hot launches: what is called, and the programs that a multiprocessor must hold at once.
 HOT: dict[str, tuple[Callable[..., object], int]] = {
@@ -73,6 +81,8 @@ HOT: dict[str, tuple[Callable[..., object], int]] = {
     "backward of rows from the code, with everything": (_backward(ROWS, code=True, bias=True), 4),
     "backward of odd rows": (_backward(ODD_ROWS), 4),
     "tangent": (_tangent, 6),
+    "surrogate straight through": (_surrogate(False), 6),
+    "surrogate soft": (_surrogate(True), 4),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # fp16 differs from bf16 in how it is widened.
@@ -118,6 +128,8 @@ def _every_operator(operators: dict[str, Any]) -> None:
     for saved in (y, code, x):
         operators["backward"](x, saved, cap, 1, order, True, True, 0.5, one, bias)
         operators["tangent"](x, cap, saved, cap, 1, order)
+        operators["surrogate"](x, saved, cap, 1, order, None)
+    operators["surrogate"](x, y, cap, 1, order, torch.ones(7))
     # Neuron caps, short runs, a bias under one cap; codes that lie otherwise than elements are walked.
     for cap_shape in ((7, 5), ()):
         some = torch.ones(cap_shape)

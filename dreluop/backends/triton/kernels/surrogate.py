@@ -1,0 +1,121 @@
+"""What attacks put in place of the exact gradient (csrc/include/dreluop/surrogate.h): straight through, or soft."""
+
+import triton
+import triton.language as tl
+
+from dreluop.backends.triton.kernels.elements import (
+    OFF,
+    load,
+    offset_of,
+    read_per_cap,
+    region_of_code,
+    region_of_groups,
+    round_to,
+    widen,
+)
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _exp_of_negative(a):
+    """exp(a) for a <= 0, within 2 eps: the fast exponential of the card is not. 0 where it would be subnormal."""
+    if a.dtype == tl.float64:
+        least: tl.constexpr = -708.0
+        high: tl.constexpr = 0.693145751953125
+        low: tl.constexpr = 1.42860682030941723212e-6
+        terms: tl.constexpr = 13
+    else:
+        least: tl.constexpr = -87.0
+        high: tl.constexpr = 0.693359375
+        low: tl.constexpr = -2.12194440e-4
+        terms: tl.constexpr = 7
+    bounded = tl.where(a < least, tl.full(a.shape, least, a.dtype), a)
+    n = tl.floor(bounded * LOG2_E + 0.5)
+    r = (bounded - n * high) - n * low
+    # Horner's rule on 1 + r (1 + r/2 (1 + r/3 (...))).
+    series = tl.full(a.shape, 1.0, a.dtype)
+    for k in tl.static_range(terms):
+        series = 1.0 + series * r * (1.0 / (terms - k))
+    power = tl.where(n == n, n, 0.0)
+    if a.dtype == tl.float64:
+        scale = ((power.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+    else:
+        scale = ((power.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(a < least, tl.zeros_like(a), series * scale)
+
+
+@triton.jit
+def _divide(a, b):
+    if a.dtype == tl.float64:
+        result = a / b
+    else:
+        result = tl.div_rn(a, b)
+    return result
+
+
+@triton.jit
+def _softened(g, x, m, width):
+    """g * s (1 - s) with s = sigmoid((x - m / 2) / width); 0 under a cap that is not positive."""
+    difference, width = tl.broadcast(x - m * 0.5, width)
+    z = _divide(difference, width)
+    e = _exp_of_negative(tl.where(z < 0, z, -z))
+    one_and_e = 1.0 + e
+    return tl.where(m <= 0, tl.zeros_like(g), g * _divide(e, one_and_e * one_and_e))
+
+
+@triton.jit
+def _tile(
+    grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
+    sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+    VEC: tl.constexpr, MODE: tl.constexpr, WIDTH_MODE: tl.constexpr, AT_ONCE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    first = group * VEC
+    i = first[:, None] + tl.arange(0, VEC)[None, :]
+    mask = None
+    if MASKED:
+        mask = i < numel
+    dtype: tl.constexpr = grad.dtype.element_ty
+    g = load(grad + offset_of(i, sizes, grad_strides), mask)
+    if width is not None:
+        x = load(saved + offset_of(i, sizes, saved_strides), mask)
+        m = widen(round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype))
+        w = read_per_cap(width, width_stride, first, inner, caps, VEC, WIDTH_MODE)
+        wide = widen(g)
+        result = round_to(_softened(wide, widen(x), m, round_to(w, wide.dtype)), dtype)
+    else:
+        if code is None:
+            y = widen(load(saved + offset_of(i, sizes, saved_strides), mask))
+            passes = (y > 0) | (y != y)
+        elif AT_ONCE:
+            passes = region_of_groups(code, group, None, VEC) != OFF
+        else:
+            passes = region_of_code(code, i, mask, sizes, code_strides, code_step) != OFF
+        result = tl.where(passes, g, tl.zeros_like(g))
+    tl.store(out + offset_of(i, sizes, out_strides), result, mask=mask)
+
+
+@triton.jit(do_not_specialize=["numel", "full", "inner", "caps", "sizes", "grad_strides", "saved_strides",
+                               "out_strides", "code_strides", "code_step"])  # fmt: skip
+def surrogate_kernel(
+    grad, saved, code, out, cap, width, numel, full, inner, caps, cap_stride, width_stride,
+    sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+    TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, WIDTH_MODE: tl.constexpr, WIDE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    group = program * TILE + tl.arange(0, TILE)
+    if WIDE:
+        group = program.to(tl.int64) * TILE + tl.arange(0, TILE)
+    if program < full:
+        _tile(
+            grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
+            sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+            VEC, MODE, WIDTH_MODE, AT_ONCE, False,
+        )  # fmt: skip
+    else:
+        _tile(
+            grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
+            sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+            VEC, MODE, WIDTH_MODE, False, True,
+        )  # fmt: skip
