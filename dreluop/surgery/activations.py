@@ -1,0 +1,121 @@
+"""Which modules, and which nodes of a traced graph, are a ReLU or a ReLU with a fixed bound."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``max(0, min(x, bound))``; ``bound`` is None for a plain ReLU."""
+
+    bound: float | None
+    inplace: bool
+
+
+def of_module(module: nn.Module) -> Activation | None:
+    """What a module computes, if it is ReLU, ReLU6 or Hardtanh(0, c), or a subclass with the same forward."""
+    forward = type(module).forward
+    if isinstance(module, nn.ReLU) and forward is nn.ReLU.forward:
+        return Activation(None, module.inplace)
+    if isinstance(module, nn.Hardtanh) and forward is nn.Hardtanh.forward:
+        return _bounded(module.min_val, module.max_val, module.inplace)
+    return None
+
+
+def of_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a call of a function or (by its name) of a method of Tensor computes."""
+    if function in _IN_PLACE_RELUS:
+        return Activation(None, True)
+    if function in ("relu", torch.relu):
+        return Activation(None, False)
+    names = _PARAMETERS.get(function)
+    if names is None:
+        return None
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    inplace = given.get("inplace", function is F.hardtanh_)
+    if not isinstance(inplace, bool):
+        return None
+    if function is F.relu:
+        return Activation(None, inplace)
+    if function is F.relu6:
+        return Activation(6.0, inplace)
+    return _bounded(given.get("min_val", -1.0), given.get("max_val", 1.0), inplace)
+
+
+_IN_PLACE_RELUS: tuple[Any, ...] = ("relu_", torch.relu_)
+_PARAMETERS: dict[Any, tuple[str, ...]] = {
+    F.relu: ("input", "inplace"),
+    F.relu6: ("input", "inplace"),
+    F.hardtanh: ("input", "min_val", "max_val", "inplace"),
+    F.hardtanh_: ("input", "min_val", "max_val"),
+}
+
+
+def _bounded(low: Any, high: Any, inplace: bool) -> Activation | None:
+    if not all(isinstance(value, int | float) for value in (low, high)):
+        return None
+    return Activation(float(high), inplace) if low == 0 and 0 < high < math.inf else None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``x + residual`` that feeds one activation only; ``inplace``: the sum was written over x."""
+
+    node: fx.Node
+    x: fx.Node
+    residual: fx.Node
+    inplace: bool
+
+
+# The outputs of these are fresh memory: nobody else holds what an in-place sum writes over.
+_FRESH = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+_SUMS: dict[Any, bool] = {operator.add: False, torch.add: False, "add": False, operator.iadd: True, "add_": True}
+
+
+def sum_before(activation: fx.Node, module_of: Callable[[str], nn.Module]) -> Sum | str | None:
+    """The residual sum that an activation node takes and that can be fused into it.
+
+    Returns:
+        None where its input is no sum of two tensors, a reason where the sum cannot be fused.
+    """
+    node = input_of(activation)
+    if node is None or node.op not in ("call_function", "call_method") or node.target not in _SUMS:
+        return None
+    if len(node.args) != 2 or node.kwargs.get("alpha", 1) != 1 or set(node.kwargs) - {"alpha"}:
+        return None
+    x, residual = node.args
+    if not isinstance(x, fx.Node) or not isinstance(residual, fx.Node):
+        return None
+    if len(node.users) != 1:
+        return "the sum has another user"
+    if node.next is not activation:
+        return "other operations run between the sum and the activation"
+    if "get_attr" in (x.op, residual.op):
+        return "an addend is a parameter or buffer"
+    inplace = _SUMS[node.target]
+    if inplace:
+        fresh = x.op == "call_module" and _is_fresh(module_of(str(x.target)))
+        if not fresh or len(x.users) != 1 or x is residual:
+            return "the sum is written over a tensor that may be seen elsewhere"
+    return Sum(node, x, residual, inplace)
+
+
+def _is_fresh(module: nn.Module) -> bool:
+    if type(module).forward is nn.Sequential.forward:
+        return len(module) > 0 and _is_fresh(module[-1])  # type: ignore[arg-type, index]
+    return isinstance(module, _FRESH)
+
+
+def input_of(node: fx.Node) -> fx.Node | None:
+    """The node's first argument, also when it was given by name."""
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    return value if isinstance(value, fx.Node) else None
