@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,27 @@ def of_module(module: nn.Module) -> Activation | None:
 
 def of_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a call of a function or (by its name) of a method of Tensor computes."""
-    if function in _IN_PLACE_RELUS:
-        return Activation(None, True)
-    if function in ("relu", torch.relu):
-        return Activation(None, False)
+    if function in _RELUS:
+        return Activation(None, function not in ("relu", torch.relu))
     names = _PARAMETERS.get(function)
     if names is None:
         return None
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    inplace = given.get("inplace", function is F.hardtanh_)
+    inplace = given.get("inplace", function is functional.hardtanh_)
     if not isinstance(inplace, bool):
         return None
-    if function is F.relu:
+    if function is functional.relu:
         return Activation(None, inplace)
-    if function is F.relu6:
-        return Activation(6.0, inplace)
-    return _bounded(given.get("min_val", -1.0), given.get("max_val", 1.0), inplace)
+    high = 6.0 if function is functional.relu6 else given.get("max_val", 1.0)
+    return _bounded(0.0 if function is functional.relu6 else given.get("min_val", -1.0), high, inplace)
 
 
-_IN_PLACE_RELUS: tuple[Any, ...] = ("relu_", torch.relu_)
+_RELUS: tuple[Any, ...] = ("relu", torch.relu, "relu_", torch.relu_)
 _PARAMETERS: dict[Any, tuple[str, ...]] = {
-    F.relu: ("input", "inplace"),
-    F.relu6: ("input", "inplace"),
-    F.hardtanh: ("input", "min_val", "max_val", "inplace"),
-    F.hardtanh_: ("input", "min_val", "max_val"),
+    functional.relu: ("input", "inplace"),
+    functional.relu6: ("input", "inplace"),
+    functional.hardtanh: ("input", "min_val", "max_val", "inplace"),
+    functional.hardtanh_: ("input", "min_val", "max_val"),
 }
 
 
@@ -95,18 +92,21 @@ def sum_before(activation: fx.Node, module_of: Callable[[str], nn.Module]) -> Su
     x, residual = node.args
     if not isinstance(x, fx.Node) or not isinstance(residual, fx.Node):
         return None
-    if len(node.users) != 1:
-        return "the sum has another user"
-    if node.next is not activation:
-        return "other operations run between the sum and the activation"
-    if "get_attr" in (x.op, residual.op):
-        return "an addend is a parameter or buffer"
-    inplace = _SUMS[node.target]
-    if inplace:
-        fresh = x.op == "call_module" and _is_fresh(module_of(str(x.target)))
-        if not fresh or len(x.users) != 1 or x is residual:
-            return "the sum is written over a tensor that may be seen elsewhere"
-    return Sum(node, x, residual, inplace)
+    total = Sum(node, x, residual, _SUMS[node.target])
+    return _why_not(total, activation, module_of) or total
+
+
+def _why_not(total: Sum, activation: fx.Node, module_of: Callable[[str], nn.Module]) -> str:
+    x = total.x
+    fresh = x.op == "call_module" and _is_fresh(module_of(str(x.target)))
+    seen_elsewhere = not fresh or len(x.users) != 1 or x is total.residual
+    reasons = {
+        "the sum has another user": len(total.node.users) != 1,
+        "other operations run between the sum and the activation": total.node.next is not activation,
+        "an addend is a parameter or buffer": "get_attr" in (x.op, total.residual.op),
+        "the sum is written over a tensor that may be seen elsewhere": total.inplace and seen_elsewhere,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def _is_fresh(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from dreluop.surgery.activations import Sum
 from dreluop.surgery.report import Modes, Site
 from dreluop.surgery.rewriting import NewForward, new_forward
 from dreluop.surgery.survey import Found, Owner, Slot, Survey, times_called
-from dreluop.surgery.tracing import NotTraceable
+from dreluop.surgery.tracing import NotTraceableError
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _groups(plans: list[Plan]) -> dict[Slot, list[Plan]]:
 
 
 def _named(found: Survey) -> list[Plan]:
-    totals, seen = found.calls_of_slots(), defaultdict(int)
+    totals, seen = found.calls_of_slots(), Counter[Slot]()
     primary: dict[Slot, int] = {}
     for index, site in enumerate(found.sites):
         if site.target:
@@ -174,7 +174,7 @@ def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
     """The new forward of an owner. Its graphs are used up.
 
     Raises:
-        NotTraceable: it cannot be written.
+        NotTraceableError: it cannot be written.
     """
     assert owner.traced is not None
     for one in plans:
@@ -186,13 +186,13 @@ def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
     try:
         return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()})
     except (SyntaxError, RuntimeError, TypeError) as error:
-        raise NotTraceable(f"{type(error).__name__}: {error}") from error
+        raise NotTraceableError(f"{type(error).__name__}: {error}") from error
 
 
 def _redirect(node: fx.Node, target: str, total: Sum | None) -> None:
     value = activations.input_of(node)
     if value is None:
-        raise NotTraceable(f"{node.format_node()} has no tensor for its first argument")
+        raise NotTraceableError(f"{node.format_node()} has no tensor for its first argument")
     arguments = (total.x, total.residual) if total else (value,)
     with node.graph.inserting_before(node):
         call = node.graph.call_module(target, arguments)

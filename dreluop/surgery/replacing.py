@@ -18,7 +18,7 @@ from dreluop.surgery.report import Report, Site
 from dreluop.surgery.rewriting import NewForward
 from dreluop.surgery.sites import PendingSite, ResidualDReLU
 from dreluop.surgery.survey import Owner, Survey, survey
-from dreluop.surgery.tracing import NotTraceable
+from dreluop.surgery.tracing import NotTraceableError
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 
@@ -76,7 +76,7 @@ def replace_activations(
             # Reads the graphs, which writing the forwards uses up.
             layers = {id(one): _producer(found, one) for one in plans if one.selected}
             forwards = _written(owners, plans, blocked)
-        except NotTraceable:
+        except NotTraceableError:
             continue
         break
     if isinstance(select, str | Iterable) and plans and not any(one.selected for one in plans):
@@ -90,7 +90,7 @@ def replace_activations(
             _note_shapes(model, example_input, serving)
         for one in serving:
             module = _d_relu(model, one, layers[id(one)], granularity, init)
-            _share_hooks(olds[id(one)], module)
+            _take_hooks(olds[id(one)], module, one.takes_slot)
             changes.set_child(one.holder, one.attribute, module)
     except BaseException:
         changes.undo()
@@ -105,7 +105,7 @@ def _written(owners: list[Owner], plans: list[Plan], blocked: dict[int, str]) ->
     for owner in owners:
         try:
             forward = planning.rewrite(owner, plans)
-        except NotTraceable as error:
+        except NotTraceableError as error:
             blocked[id(owner.module)] = str(error)
             raise
         made.append((owner, next((other for _, other in made if other.same_as(forward)), forward)))
@@ -198,10 +198,12 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def _share_hooks(old: nn.Module | None, new: nn.Module) -> None:
-    # The same dictionaries, so that the handles that the user holds still remove what they added.
+def _take_hooks(old: nn.Module | None, new: nn.Module, takes_slot: bool) -> None:
+    """What the user hung on an activation module goes on; on a module called several times, at each call."""
     for name in _HOOKS if old is not None else ():
-        object.__setattr__(new, name, getattr(old, name))
+        hooks = getattr(old, name)
+        # The very dictionary, once, so that a handle that the user holds still removes its hook.
+        object.__setattr__(new, name, hooks if takes_slot else hooks.copy())
 
 
 def _note_shapes(model: nn.Module, example_input: Any, serving: list[Plan]) -> None:

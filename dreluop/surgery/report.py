@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from dreluop.tables import text_table
 
 Modes = Literal["both", "train", "eval"]
 Action = Literal["replaced", "fused", "left"]
@@ -88,25 +90,3 @@ class Report:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else "x".join(map(str, shape))
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, two spaces apart; numbers to the right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
-    padded = (
-        "  ".join(
-            cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(line, widths, numeric, strict=True)
-        )
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.rstrip(" %"))
-    except ValueError:
-        return cell == "-"
-    return True

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dreluop.surgery.tracing import NotTraceable
+from dreluop.surgery.tracing import NotTraceableError
 
 _numbers = itertools.count()
 
@@ -42,7 +42,7 @@ class NewForward:
         file = f"<dreluop.surgery forward {next(_numbers)} of {self.base.__qualname__}>"
         linecache.cache[file] = (len(self.source), None, self.source.splitlines(keepends=True), file)
         namespace = dict(self.names)
-        exec(compile(self.source, file, "exec"), namespace)
+        exec(compile(self.source, file, "exec", dont_inherit=True), namespace)
         members = {
             "forward": namespace["forward"],
             "new_forward": self,
@@ -88,22 +88,23 @@ def new_forward(module: nn.Module, graphs: Mapping[bool, fx.Graph]) -> NewForwar
     """The forward that runs one graph in train (True), the other in eval (False) mode.
 
     Raises:
-        NotTraceable: the graphs cannot be written as one function.
+        NotTraceableError: the graphs cannot be written as one function.
     """
-    parts, names = {}, {}
+    parts: dict[bool, tuple[str, str, str]] = {}
+    names: dict[str, Any] = {}
     for training, graph in graphs.items():
         graph.lint()
         code = graph.python_code("self")
         for name, value in code.globals.items():
             if name in names and names[name] is not value and names[name] != value:
-                raise NotTraceable(f"{name} means different things in train and in eval mode")
+                raise NotTraceableError(f"{name} means different things in train and in eval mode")
             names[name] = value
         parts[training] = _split(code.src)
     if parts[True] == parts[False]:
         prelude, header, body = parts[True]
         return NewForward(_base_of(module), f"{prelude}{header}\n{body}", names)
     if parts[True][1] != parts[False][1]:
-        raise NotTraceable("its arguments differ between train and eval mode")
+        raise NotTraceableError("its arguments differ between train and eval mode")
     prelude = "".join(dict.fromkeys([*parts[True][0].splitlines(True), *parts[False][0].splitlines(True)]))
     inner = {training: textwrap.indent(body, "    ") for training, (_, _, body) in parts.items()}
     source = f"{prelude}{parts[True][1]}\n    if self.training:\n{inner[True]}    else:\n{inner[False]}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import activations
@@ -33,8 +33,11 @@ _PASSING = (
     nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
 )  # fmt: skip
 _PASSING_CALLS = (
-    F.dropout, F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.interpolate, torch.sigmoid, torch.tanh,
-    F.relu, F.relu6, F.hardtanh, torch.relu, torch.relu_, operator.mul, torch.mul, F.silu, F.gelu,
+    *(getattr(functional, name) for name in (
+        "dropout", "dropout2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "relu", "relu6",
+        "hardtanh", "silu", "gelu",
+    )),
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, operator.mul, torch.mul,
 )  # fmt: skip
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -58,15 +61,9 @@ class _Search:
         if node.op == "call_module":
             return self._of_module(owner, node)
         if node.op == "call_function" and node.target in _SUMS:
-            found = [self.of_value(owner, part) for part in node.args if isinstance(part, fx.Node)]
-            known = [part for part in found if part is not None]
-            same = len({(part.channels, part.dim) for part in known}) == 1
-            return known[0] if same else None
-        if node.op == "call_function" and node.target in _PASSING_CALLS:
-            return self.of_value(owner, activations.input_of(node))
-        if node.op == "call_method" and node.target in ("relu", "relu_", "contiguous"):
-            return self.of_value(owner, activations.input_of(node))
-        return None
+            return _agreed(self.of_value(owner, part) for part in node.args if isinstance(part, fx.Node))
+        passes = node.target in (_PASSING_CALLS if node.op == "call_function" else ("relu", "relu_", "contiguous"))
+        return self.of_value(owner, activations.input_of(node)) if passes else None
 
     def _of_argument(self, owner: Owner, node: fx.Node) -> Producer | None:
         # Train and eval mode may both hold a call of this module: the same one.
@@ -78,8 +75,7 @@ class _Search:
             if position >= len(call.args) or not isinstance(call.args[position], fx.Node):
                 return None
             results.append(self.of_value(caller, call.args[position]))  # type: ignore[arg-type]
-        known = {(part.channels, part.dim) for part in results if part is not None}
-        return next((part for part in results if part is not None), None) if len(known) == 1 else None
+        return _agreed(results)
 
     def _of_module(self, owner: Owner, node: fx.Node) -> Producer | None:
         module = owner.child(str(node.target))
@@ -94,6 +90,11 @@ class _Search:
         if isinstance(module, _PASSING) or activations.of_module(module) is not None:
             return self.of_value(owner, activations.input_of(node))
         return None
+
+
+def _agreed(found: Iterable[Producer | None]) -> Producer | None:
+    known = [part for part in found if part is not None]
+    return known[0] if len({(part.channels, part.dim) for part in known}) == 1 else None
 
 
 def made_by(module: nn.Module) -> Producer | None:
@@ -126,7 +127,7 @@ def run_on_fakes(model: nn.Module, example_input: Any, training: bool) -> None:
             return type(value)(map(fake, value)) if isinstance(value, tuple | list) else value
 
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
-        fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        fakes: dict[str, Tensor] = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
         arguments = fake(example_input)
         try:
             model.train(training)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn import functional
 
 from dreluop.surgery import activations, tracing
 from dreluop.surgery.activations import Activation
-from dreluop.surgery.tracing import NotTraceable, Place, Traced
+from dreluop.surgery.tracing import NotTraceableError, Place, Traced
 
 # An attribute of a module: (id of the module that holds it, its name).
 Slot = tuple[int, str]
@@ -90,7 +90,7 @@ def survey(model: nn.Module) -> Survey:
 
 
 def times_called(found: Survey, model: nn.Module) -> Counter[int]:
-    """In one forward pass of the model (the mode with more), by id of the module; those not traced call each child once."""
+    """In one forward pass (of the mode with more), by id of the module; those not traced call each child once."""
     totals: Counter[int] = Counter()
     for training in (True, False):
         counts: Counter[int] = Counter()
@@ -177,7 +177,7 @@ class _Surveyor:
                 owner.traced = dict(tracing.trace(module, inlined, given))
                 owner.error = next((traced.frozen for traced in owner.traced.values() if traced.frozen), "")
                 owner.rewritable = not owner.error
-            except NotTraceable as error:
+            except NotTraceableError as error:
                 owner.error = str(error)
         self._found.owners[id(module)] = owner
         return owner
@@ -242,13 +242,17 @@ def _source(node: fx.Node) -> str:
     if node.op == "call_method":
         return f"Tensor.{node.target}"
     name = getattr(node.target, "__name__", str(node.target))
-    return f"F.{name}" if node.target in (F.relu, F.relu6, F.hardtanh, F.hardtanh_) else f"torch.{name}"
+    return (
+        f"F.{name}"
+        if node.target in (functional.relu, functional.relu6, functional.hardtanh, functional.hardtanh_)
+        else f"torch.{name}"
+    )
 
 
 def _relu_inside(module: nn.Module) -> str:
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         chosen = module.activation
-        if chosen in (F.relu, torch.relu) or (
+        if chosen in (functional.relu, torch.relu) or (
             isinstance(chosen, nn.Module) and activations.of_module(chosen) is not None
         ):
             return f"torch.nn.{type(module).__name__} computes its ReLU inside"

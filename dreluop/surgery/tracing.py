@@ -21,7 +21,7 @@ from dreluop.surgery.activations import Activation
 Place = tuple[tuple[tuple[str, str, int], ...], int]
 
 
-class NotTraceable(Exception):
+class NotTraceableError(Exception):
     """Why a forward cannot be traced."""
 
 
@@ -58,7 +58,8 @@ class _Proxy(fx.Proxy):
 
 def _in_place(name: str) -> Any:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+        made: fx.Proxy = self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+        return made
 
     return record
 
@@ -111,9 +112,9 @@ class _OwnForward(fx.Tracer):
             if index == 0 or default is inspect.Parameter.empty or name in (self._given or ()):
                 continue
             if self._given is None:
-                raise NotTraceable(f"its caller could not be traced, so whether it passes {name} is not known")
+                raise NotTraceableError(f"its caller could not be traced, so whether it passes {name} is not known")
             if default is not None and not isinstance(default, bool | int | float | str):
-                raise NotTraceable(f"its argument {name} has the default {default!r}")
+                raise NotTraceableError(f"its argument {name} has the default {default!r}")
             self.create_node("call_function", only_default, (name, args[index].node, default), {})
             args[index] = default
         return function, args
@@ -141,12 +142,12 @@ def trace(module: nn.Module, inlined: Iterable[nn.Module], given: frozenset[str]
         given: names of the arguments that callers pass; others that have a default are taken at it. None: not known.
 
     Raises:
-        NotTraceable: with the reason.
+        NotTraceableError: with the reason.
     """
     if "forward" in vars(module):
-        raise NotTraceable("its forward is set on the instance")
+        raise NotTraceableError("its forward is set on the instance")
     if isinstance(module, torch.jit.ScriptModule):
-        raise NotTraceable("it is a TorchScript module")
+        raise NotTraceableError("it is a TorchScript module")
     own = [module, *inlined]
     before = [part.training for part in own]
     result = {}
@@ -155,11 +156,15 @@ def trace(module: nn.Module, inlined: Iterable[nn.Module], given: frozenset[str]
             for part in own:
                 part.training = training
             tracer = _OwnForward(frozenset(map(id, own)), given)
-            result[training] = Traced(tracer.trace(module), tuple(tracer.calls), tracer.frozen)
-    except NotTraceable:
+            graph = tracer.trace(module)
+            for node in graph.nodes:
+                # Under "from __future__ import annotations" a type is a string, which code made from it cannot name.
+                node.type = None if isinstance(node.type, str) else node.type
+            result[training] = Traced(graph, tuple(tracer.calls), tracer.frozen)
+    except NotTraceableError:
         raise
     except Exception as error:  # the forward is the user's: a trace may end in any error
-        raise NotTraceable(
+        raise NotTraceableError(
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         ) from error
     finally:
