@@ -112,7 +112,10 @@ def _without_guards(graph: fx.Graph) -> fx.Graph:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is tracing.only_default:
             graph.erase_node(node)
-    return graph
+    # A copy, as the graph names its tracer, and a pickle would name it too.
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
 
 
 def _with_state_of(old: nn.Module, new: nn.Module) -> nn.Module:
