@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dreluop.layers import HEADER, CappedLayer, LayerStatistics, LayerSums, capped_layers, pre_activation, table_row
@@ -95,7 +94,7 @@ class SaturationMonitor:
             )
         if log is not None and not callable(log):
             raise TypeError(f"log: got {type(log).__name__}; expected a function of a string, such as print")
-        if isinstance(model, torch._dynamo.OptimizedModule):
+        if is_compiled(model):
             raise ValueError("model: got a compiled module; hooks inside it are not called as they must be")
         layers = capped_layers(model)
         self._every, self._writer, self._tag, self._log, self._patience = every, writer, tag, log, patience

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,13 @@ from dreluop.granularity import granularity_of
 from dreluop.modules import DReLU, SReLU
 
 CappedLayer = DReLU | SReLU
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made this module."""
+    # To ask torch._dynamo itself would import it, which takes seconds.
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
 def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU)) -> dict[str, Any]:

@@ -193,11 +193,9 @@ def _redirect(node: fx.Node, target: str, total: Sum | None) -> None:
     value = activations.input_of(node)
     if value is None:
         raise NotTraceableError(f"{node.format_node()} has no tensor for its first argument")
-    arguments = (total.x, total.residual) if total else (value,)
-    with node.graph.inserting_before(node):
-        call = node.graph.call_module(target, arguments)
-    node.replace_all_uses_with(call)
-    node.graph.erase_node(node)
+    # Changed where it stands, the node keeps its name, which is the new module's in most cases.
+    node.op, node.target, node.kwargs = "call_module", target, {}
+    node.args = (total.x, total.residual) if total else (value,)
     if total:
         node.graph.erase_node(total.node)
 

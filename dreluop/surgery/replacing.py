@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dreluop import validation
+from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, planning, shapes
 from dreluop.surgery.planning import Plan
@@ -126,7 +127,7 @@ def check_model(model: Any) -> None:
     """Raise unless model is a module that surgery can look into."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if is_compiled(model):
         raise ValueError("model: got a compiled module; apply this to the module before torch.compile")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got a TorchScript module; apply this to the module before torch.jit")

@@ -84,7 +84,7 @@ class Report:
         ]
         counts = f"{len(self.replaced)} of {len(self.sites)} sites replaced, {len(self.fused)} of them fused with a sum"
         parts = [text_table(header, rows)] if rows else []
-        parts += [f"not traced: {name}: {reason}" for name, reason in self.untraced.items()]
+        parts += [f"not traced: {name or '(model)'}: {reason}" for name, reason in self.untraced.items()]
         return "\n".join([*parts, counts])
 
 

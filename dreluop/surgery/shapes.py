@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from dreluop.modules import DReLU, SReLU
@@ -114,6 +113,8 @@ def made_by(module: nn.Module) -> Producer | None:
 
 def run_on_fakes(model: nn.Module, example_input: Any, training: bool) -> None:
     """One forward pass without arithmetic: no memory, no random numbers, no statistics of batch norm are touched."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC0415 (slow to import)
+
     before = {module: module.training for module in model.modules()}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.random.fork_rng(devices=[]), torch.no_grad():
 

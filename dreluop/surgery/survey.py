@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import activations, tracing
 from dreluop.surgery.activations import Activation
 from dreluop.surgery.tracing import NotTraceableError, Place, Traced
@@ -144,7 +145,7 @@ class _Surveyor:
     def _visit(
         self, module: nn.Module, path: str, caller: Owner | None, node: fx.Node | None, given: frozenset[str] | None
     ) -> None:
-        if activations.of_module(module) is not None:
+        if activations.of_module(module) is not None or isinstance(module, DReLU | SReLU):
             return
         known = self._found.owners.get(id(module))
         if known is None:
