@@ -11,7 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dreluop.layers import HEADER, CappedLayer, LayerStatistics, LayerSums, capped_layers, pre_activation, table_row
+from dreluop.layers import (
+    HEADER,
+    CappedLayer,
+    LayerStatistics,
+    LayerSums,
+    capped_layers,
+    is_compiled,
+    pre_activation,
+    table_row,
+)
 from dreluop.tables import text_table
 
 HISTORY = 1000

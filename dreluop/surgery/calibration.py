@@ -92,7 +92,7 @@ def calibrate_caps(
             caps and lists it.
         progress: a bar with tqdm: True, False, or None for "if tqdm is installed".
         relative_error: of the quantiles of a layer with more than 2^20 measured values; fewer are kept, and exact.
-        max_bytes: memory for the histograms that this takes, all layers together (1,038 bins of 4 bytes per cap at
+        max_bytes: memory for the histograms that this takes, all layers together (1,039 bins of 4 bytes per cap at
             0.01).
 
     Returns:

@@ -200,6 +200,8 @@ def _output_layer(model: nn.Module) -> nn.Module:
             owner, value = step
         elif value.op == "call_module":
             module = owner.child(str(value.target))
+            if isinstance(module, nn.Linear):
+                return module
             inner = found.owners.get(id(module))
             if inner is not None and inner.traced is not None:
                 owner, value = inner, _returned(inner)
@@ -241,7 +243,7 @@ def _first_layer(model: nn.Module) -> nn.Module:
 def _in_order(found: Survey, module: nn.Module) -> Iterator[nn.Module]:
     """The layers in the order in which they run."""
     owner = found.owners.get(id(module))
-    if owner is None:
+    if owner is None or isinstance(module, nn.Conv2d):
         yield module
         return
     if owner.traced is None:

@@ -45,7 +45,9 @@ class Traced:
 
 def only_default(name: str, value: Any, default: Any) -> None:
     """Raise where an argument that the surgery saw at its default gets another value."""
-    if value is not default and (isinstance(value, Tensor) or value != default):
+    if isinstance(value, fx.Proxy):
+        value.tracer.create_proxy("call_function", only_default, (name, value, default), {})
+    elif value is not default and (isinstance(value, Tensor) or value != default):
         raise ValueError(
             f"{name}: got {type(value).__name__}; this forward was rewritten by dreluop.surgery for its default, "
             f"{default!r}, as no call in the model gave another"
