@@ -57,9 +57,9 @@ class Snapshot:
 class SaturationMonitor:
     """Hooks on a model that measure every ``every``-th training step where the elements of its capped layers lie.
 
-    A measured step costs about as much again as its activations' share of the time; the others cost a Python call per
-    layer. ``latest`` and ``history`` hold what was measured. Each of these is warned of once, as a
-    ``SaturationWarning``:
+    A measured step costs about a fifth more, the others a Python call per layer: with the default about 1 % of the
+    training time (``python -m benchmarks.surgery monitor`` measures it). ``latest`` and ``history`` hold what was
+    measured. Each of these is warned of once, as a ``SaturationWarning``:
 
     - masking: more than 5 % of the samples have no live unit in a layer: their gradient through it is exactly zero;
     - idle: after ``patience`` measured steps no cap has capped anything: the network is a plain ReLU network still;
@@ -86,7 +86,7 @@ class SaturationMonitor:
         self,
         model: nn.Module,
         *,
-        every: int = 50,
+        every: int = 20,
         writer: Any = None,
         tag: str = "saturation",
         log: Callable[[str], Any] | None = None,
@@ -181,10 +181,10 @@ class SaturationMonitor:
                 self._writer.add_scalar(tag, getattr(layer, name), snapshot.step)
 
     def _warn(self, snapshot: Snapshot) -> None:
-        layers = snapshot.layers
-        masked = [f"{one.name} {one.no_live:.0%}" for one in layers if one.no_live > 0.05]
-        dead = [one.name for one in layers if one.cap_min <= 0]
-        steps = [f"{one.name} {one.cap_over_std:.2g}" for one in layers if one.cap_over_std < 0.1]
+        layers = {one.name or "the model": one for one in snapshot.layers}
+        masked = [f"{name} {one.no_live:.0%}" for name, one in layers.items() if one.no_live > 0.05]
+        dead = [name for name, one in layers.items() if one.cap_min <= 0]
+        steps = [f"{name} {one.cap_over_std:.2g}" for name, one in layers.items() if one.cap_over_std < 0.1]
         self._once(
             "masking", masked,
             "more than 5 % of the samples have no live unit, so their gradient through the layer is exactly zero and "
@@ -194,7 +194,7 @@ class SaturationMonitor:
         self._once("step", steps, "cap / std(x) is below 0.1: the layer is a step function")
         idle = self._measured >= self._patience and not self._has_capped
         self._once(
-            "idle", [one.name for one in layers] if idle else [],
+            "idle", list(layers) if idle else [],
             f"no cap has capped anything in {self._measured} measured steps: a plain ReLU network so far; start the "
             "caps lower (dreluop.surgery.calibrate_caps) or give them a larger learning rate",
         )  # fmt: skip

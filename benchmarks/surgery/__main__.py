@@ -18,7 +18,7 @@ from benchmarks.surgery import monitor, sweep
 from dreluop.tables import text_table
 
 SCHEMA = 1
-EVERY = 50  # the monitor's default
+EVERY = 20  # the monitor's default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

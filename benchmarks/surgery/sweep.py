@@ -1,4 +1,4 @@
-"""Surgery on torchvision's classifiers: every call found, the original's outputs bit for bit, a gradient for every cap."""
+"""Surgery on torchvision's classifiers: all calls found, outputs the same bit for bit, a gradient for every cap."""
 
 from __future__ import annotations
 
