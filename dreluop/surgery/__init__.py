@@ -1,4 +1,4 @@
-"""Model surgery: capped activations in networks that exist already, and their caps."""
+"""Model surgery: capped activations in networks that exist already, and their caps (docs/surgery.md)."""
 
 from dreluop.surgery.calibration import CalibratedLayer, Calibration, calibrate_caps
 from dreluop.surgery.caps import CapSummary, cap_summary, freeze_caps, set_caps

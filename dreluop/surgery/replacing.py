@@ -60,8 +60,9 @@ def replace_activations(
 
     Raises:
         TypeError: an argument has a wrong type.
-        ValueError: granularity, init or select is unknown or matches nothing; model is an activation itself or
-            compiled; the channels of a site are not known (pass ``example_input``), or the model cannot run on it.
+        ValueError: granularity, init or select is unknown or matches nothing; model is an activation itself,
+            compiled or inside DistributedDataParallel; the channels of a site are not known (pass ``example_input``),
+            or the model cannot run on it.
             The model is then as it was.
     """
     _check(model, granularity, init, fuse)
@@ -129,6 +130,10 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
     if is_compiled(model):
         raise ValueError("model: got a compiled module; apply this to the module before torch.compile")
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "model: got one inside DistributedDataParallel, which would not synchronise new caps; apply this before"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got a TorchScript module; apply this to the module before torch.jit")
 

@@ -216,7 +216,7 @@ class _Surveyor:
 
 def _chain_of(module: nn.Module) -> list[str] | None:
     """The children that one of torch's containers calls in turn, or None for any other module."""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(module, nn.DataParallel):
         return ["module"]
     if type(module).forward is nn.Sequential.forward:
         return list(module._modules)

@@ -414,6 +414,17 @@ def test_data_parallel_wrapping() -> None:
     assert type(replica) is type(model.module)
 
 
+def test_distributed_wrapping_is_refused() -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), nn.ReLU())))
+    finally:
+        distributed.destroy_process_group()
+    with pytest.raises(ValueError, match="model: got one inside DistributedDataParallel, which would not synchronise"):
+        replace_activations(model)
+
+
 def test_copies_and_pickles_compute_the_same_and_are_apart() -> None:
     model = nn.Sequential(Users(), TwoModes().eval())
     model[0].classifier[3] = nn.Linear(10, 6)
