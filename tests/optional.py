@@ -9,7 +9,7 @@ import pytest
 
 
 def torchvision_or_skip(module: str = "torchvision") -> Any:
-    """torchvision, or a skip that tells the real error: one built for another torch fails with whatever it meets first."""
+    """torchvision, or a skip that tells the real error: one built for another torch fails at whatever comes first."""
     try:
         return importlib.import_module(module)
     except Exception as error:

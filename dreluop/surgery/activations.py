@@ -12,6 +12,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from dreluop.surgery import inplace
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -21,9 +23,14 @@ class Activation:
     inplace: bool
 
 
+def forward_of(module: nn.Module) -> Any:
+    """The forward of a module's class; None for TorchScript, which has none to ask."""
+    return None if isinstance(module, torch.jit.ScriptModule) else type(module).forward
+
+
 def of_module(module: nn.Module) -> Activation | None:
     """What a module computes, if it is ReLU, ReLU6 or Hardtanh(0, c), or a subclass with the same forward."""
-    forward = type(module).forward
+    forward = forward_of(module)
     if isinstance(module, nn.ReLU) and forward is nn.ReLU.forward:
         return Activation(None, module.inplace)
     if isinstance(module, nn.Hardtanh) and forward is nn.Hardtanh.forward:
@@ -75,7 +82,13 @@ class Sum:
 
 # The outputs of these are fresh memory: nobody else holds what an in-place sum writes over.
 _FRESH = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
-_SUMS: dict[Any, bool] = {operator.add: False, torch.add: False, "add": False, operator.iadd: True, "add_": True}
+_SUMS: dict[Any, bool] = {
+    operator.add: False,
+    torch.add: False,
+    "add": False,
+    inplace.FUNCTIONS["iadd"]: True,
+    "add_": True,
+}
 
 
 def sum_before(activation: fx.Node, module_of: Callable[[str], nn.Module]) -> Sum | str | None:
@@ -110,7 +123,7 @@ def _why_not(total: Sum, activation: fx.Node, module_of: Callable[[str], nn.Modu
 
 
 def _is_fresh(module: nn.Module) -> bool:
-    if type(module).forward is nn.Sequential.forward:
+    if forward_of(module) is nn.Sequential.forward:
         return len(module) > 0 and _is_fresh(module[-1])  # type: ignore[arg-type, index]
     return isinstance(module, _FRESH)
 

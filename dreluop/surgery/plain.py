@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import torch
 from torch import fx, nn
 
 from dreluop.layers import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
-from dreluop.surgery import tracing
+from dreluop.surgery import inplace, tracing
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
 from dreluop.surgery.rewriting import NewForward
 from dreluop.surgery.sites import ResidualDReLU
 
 PLAIN_NAME = "CappedReLU"
+_OPERATORS = {function: getattr(operator, name) for name, function in inplace.FUNCTIONS.items()}
 
 
 def to_plain(model: nn.Module) -> nn.Module:
@@ -112,6 +114,13 @@ def _without_guards(graph: fx.Graph) -> fx.Graph:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is tracing.only_default:
             graph.erase_node(node)
+        elif node.op == "call_function" and node.target in _OPERATORS:
+            x = node.args[0]
+            if isinstance(x, fx.Node) and len(x.users) > 1:
+                # Written as x += y, a number would be another for its later users; a method fails on one.
+                node.op, node.target = "call_method", f"__{node.target.__name__}__"
+            else:
+                node.target = _OPERATORS[node.target]
     # A copy, as the graph names its tracer, and a pickle would name it too.
     copied = fx.Graph()
     copied.output(copied.graph_copy(graph, {}))

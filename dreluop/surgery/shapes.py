@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from dreluop.modules import DReLU, SReLU
-from dreluop.surgery import activations
+from dreluop.surgery import activations, inplace
 from dreluop.surgery.survey import Owner, Survey
 
 
@@ -36,9 +36,9 @@ _PASSING_CALLS = (
         "dropout", "dropout2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "relu", "relu6",
         "hardtanh", "silu", "gelu",
     )),
-    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, operator.mul, torch.mul,
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh, operator.mul, torch.mul, inplace.FUNCTIONS["imul"],
 )  # fmt: skip
-_SUMS = (operator.add, operator.iadd, torch.add)
+_SUMS = (operator.add, inplace.FUNCTIONS["iadd"], torch.add)
 
 
 def producer(found: Survey, owner: Owner, node: fx.Node | None) -> Producer | None:

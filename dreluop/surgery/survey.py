@@ -167,7 +167,7 @@ class _Surveyor:
         targets = _chain_of(module)
         if targets is not None:
             owner.traced, owner.rewritable = dict(tracing.chain(module, targets)), False
-        elif type(module).__module__.startswith("torch."):
+        elif type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule):
             reason = _relu_inside(module)
             if reason:
                 self._found.hidden[path] = reason
@@ -177,6 +177,8 @@ class _Surveyor:
             try:
                 owner.traced = dict(tracing.trace(module, inlined, given))
                 owner.error = next((traced.frozen for traced in owner.traced.values() if traced.frozen), "")
+                if isinstance(module, fx.GraphModule):
+                    owner.error = "its forward is a torch.fx graph; apply surgery to the module before it is traced"
                 owner.rewritable = not owner.error
             except NotTraceableError as error:
                 owner.error = str(error)
@@ -218,7 +220,7 @@ def _chain_of(module: nn.Module) -> list[str] | None:
     """The children that one of torch's containers calls in turn, or None for any other module."""
     if isinstance(module, nn.DataParallel):
         return ["module"]
-    if type(module).forward is nn.Sequential.forward:
+    if activations.forward_of(module) is nn.Sequential.forward:
         return list(module._modules)
     return None
 
@@ -233,7 +235,8 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _given(module: nn.Module, node: fx.Node) -> frozenset[str]:
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    forward = activations.forward_of(module)
+    names = [] if forward is None else list(inspect.signature(forward).parameters)[1:]
     return frozenset(names[: len(node.args)]) | frozenset(node.kwargs)
 
 
@@ -251,6 +254,8 @@ def _source(node: fx.Node) -> str:
 
 
 def _relu_inside(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module cannot be looked into"
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         chosen = module.activation
         if chosen in (functional.relu, torch.relu) or (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dreluop.surgery import activations
+from dreluop.surgery import activations, inplace
 from dreluop.surgery.activations import Activation
 
 # Where in the Python code a call stands: the bytecode offsets of all frames, and how often the place was passed before.
@@ -58,16 +57,16 @@ class _Proxy(fx.Proxy):
     """fx takes ``x += y`` for ``x = x + y``; here the write stays a write, which other holders of x see."""
 
 
-def _in_place(name: str) -> Any:
+def _in_place(function: Any) -> Any:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:
-        made: fx.Proxy = self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+        made: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, other), {})
         return made
 
     return record
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
-    setattr(_Proxy, f"__{_name}__", _in_place(_name))
+for _name, _function in inplace.FUNCTIONS.items():
+    setattr(_Proxy, f"__{_name}__", _in_place(_function))
 
 
 class _OwnForward(fx.Tracer):

@@ -317,6 +317,44 @@ def test_torch_layers_that_hide_a_relu_are_told() -> None:
     }
 
 
+def test_graphs_and_scripts_are_told() -> None:
+    graph = torch.fx.symbolic_trace(ResidualBlock(6, 3, False))
+    scripted = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4))
+    holder = nn.Sequential(graph, scripted, torch.fx.symbolic_trace(Functional()))
+    report = replace_activations(holder, granularity="layer")
+    assert report.untraced["0"] == "its forward is a torch.fx graph; apply surgery to the module before it is traced"
+    assert report.untraced["1"] == "a TorchScript module cannot be looked into"
+    actions = [(site.name, site.action) for site in report.sites]
+    assert actions[:3] == [("0.relu", "replaced")] * 3
+    assert {action for _, action in actions[3:]} == {"left"}
+    assert len(d_relus(holder)) == 1
+    assert graph(torch.randn(2, 6, 5, 5)).min() >= 0
+
+
+class NumbersInPlace(nn.Module):
+    """A number that is used under its old name after ``+=``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = old = x.shape[0]
+        rows += 5
+        y = self.linear(x)
+        y *= 2
+        return functional.relu(y) * old + rows
+
+
+def test_in_place_operators_mean_what_they_meant() -> None:
+    original = NumbersInPlace()
+    model = copy.deepcopy(original)
+    open_caps(model, replace_activations(model))
+    x = torch.randn(3, 4)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), original(x))
+
+
 def test_an_optional_argument_is_taken_at_its_default_and_another_refused() -> None:
     model = OptionalArgument()
     replace_activations(model)
