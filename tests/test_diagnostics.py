@@ -47,6 +47,16 @@ def test_a_fused_sum_is_measured_before_it_is_capped(inplace: bool) -> None:
     assert row.cap_over_std == pytest.approx((0.5 / std).median().item(), rel=1e-4)
 
 
+def test_a_sum_that_broadcasts_is_measured_whole() -> None:
+    model = ResidualBlock(6, 3, False)
+    replace_activations(model, init=0.5)
+    layer, x, residual = model.relu_2, torch.randn(4, 6, 3, 3), torch.randn(4, 6, 1, 1)
+    want = (x + residual >= 0.5).double().mean().item()
+    with SaturationMonitor(layer) as monitor:
+        layer(x, residual)
+    assert monitor.latest.layers[0].capped == pytest.approx(want)
+
+
 def test_only_every_nth_training_step_is_measured() -> None:
     model = network()
     monitor = SaturationMonitor(model, every=3)

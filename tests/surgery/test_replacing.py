@@ -195,6 +195,8 @@ class Sums(nn.Module):
         a, b = self.a(x), self.b(x)
         if self.kind == "add":
             return functional.relu(a + b, inplace=True)
+        if self.kind == "addend_used_later":
+            return functional.relu(a + b, inplace=True) * a
         if self.kind == "torch_add":
             return torch.relu(torch.add(a, b))
         if self.kind == "method":
@@ -227,7 +229,8 @@ class Sums(nn.Module):
 
 
 SUMS = {
-    "add": "", "torch_add": "", "method": "", "in_place": "", "broadcast": "", "alpha": None, "number": None,
+    "add": "", "addend_used_later": "",
+    "torch_add": "", "method": "", "in_place": "", "broadcast": "", "alpha": None, "number": None,
     "used_twice": "the sum has another user", "parameter": "an addend is a parameter or buffer",
     "between": "other operations run between the sum and the activation",
     "input": "the sum is written over a tensor that may be seen elsewhere",
