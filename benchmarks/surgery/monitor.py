@@ -7,6 +7,7 @@ with ``every=n`` follows: all steps pay for the hooks, one in n for the measurin
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from dreluop.diagnostics import SaturationMonitor
 from dreluop.surgery import replace_activations
 
 NEVER = 1 << 30
+SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def measure(name: str, rounds: int) -> Cost:
-    """Time one case."""
+    """Time one case: at least ``rounds`` steps of each kind, and at least about ``SECONDS`` of them."""
     model, x = CASES[name]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     layers = sum(hasattr(module, "cap") for module in model.modules())
@@ -91,11 +93,15 @@ def measure(name: str, rounds: int) -> Cost:
     }  # fmt: skip
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     try:
-        for round_number in range(rounds + 2):
-            for kind, monitor in kinds.items():
-                spent = step(monitor())
-                if round_number >= 2:
-                    times[kind].append(spent)
+        # The first step warms up; short ones are repeated until a median of them means something.
+        step(None)
+        rounds = max(rounds, int(1e3 * SECONDS / step(None)))
+        order = list(kinds)
+        shuffled = random.Random(0)
+        for _ in range(rounds):
+            shuffled.shuffle(order)
+            for kind in order:
+                times[kind].append(step(kinds[kind]()))
     finally:
         torch.set_num_threads(threads)
     medians = {kind: statistics.median(values) for kind, values in times.items()}

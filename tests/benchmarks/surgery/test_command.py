@@ -47,6 +47,7 @@ def test_sweep_writes_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_monitor_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(name for name in monitor.CASES if name.startswith("dense"))
     monkeypatch.setattr(monitor, "CASES", {name: monitor.CASES[name]})
+    monkeypatch.setattr(monitor, "SECONDS", 0)
     path = tmp_path / "monitor.json"
     assert main(["monitor", "--rounds", "3", "--output", str(path)]) == 0
     (row,) = json.loads(path.read_text())["rows"]
