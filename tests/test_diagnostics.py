@@ -99,7 +99,7 @@ def test_a_forward_that_fails_leaves_no_half_step() -> None:
 
 def test_a_model_that_is_a_capped_layer_itself() -> None:
     model = DReLU(3, init=0.5)
-    with SaturationMonitor(model, every=1) as monitor:
+    with pytest.warns(SaturationWarning, match="the model 100%"), SaturationMonitor(model, every=1) as monitor:
         model(torch.ones(2, 3))
         model(torch.ones(2, 3))
     assert [snapshot.layers[0].capped for snapshot in monitor.history] == [1, 1]

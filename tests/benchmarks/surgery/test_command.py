@@ -52,6 +52,7 @@ def test_monitor_writes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["monitor", "--rounds", "3", "--output", str(path)]) == 0
     (row,) = json.loads(path.read_text())["rows"]
     assert (row["name"], row["capped_layers"], row["every"]) == (name, 1, 20)
+    assert row["rounds"] == 3
     assert row["plain"] > 0
 
 
