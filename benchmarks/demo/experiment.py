@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, replace
 
 from benchmarks.robustness.attacks import pgd
-from benchmarks.robustness.calibration import calibrate_caps
 from benchmarks.robustness.data import Digits
 from benchmarks.robustness.evaluation import Evaluation, accuracy, evaluate
 from benchmarks.robustness.models import DenseNetwork, dense_drelu, dense_relu
 from benchmarks.robustness.training import EpochRecord, TrainingConfig, caps_of, train
+from dreluop.surgery import calibrate_caps
 
 EPS = 0.1
 SEED = 0
@@ -81,7 +81,7 @@ def _train(name: str, model: DenseNetwork, digits: Digits, epochs: int) -> Train
     warm_up = TrainingConfig(epochs=WARM_UP_EPOCHS, balancer=0.0, stop_patience=None, seed=SEED)
     before = train(model, digits.train, digits.validation, warm_up, f"{name}, warm-up")
     if caps_of(model):
-        calibrate_caps(model, digits.train.x[:CALIBRATION_SAMPLES])
+        calibrate_caps(model, [digits.train.x[:CALIBRATION_SAMPLES]], progress=False)
     config = replace(warm_up, epochs=epochs - WARM_UP_EPOCHS, balancer=BALANCER, seed=SEED + 1)
     after = train(model, digits.train, digits.validation, config, name)
     return TrainedNetwork(

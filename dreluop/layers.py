@@ -1,0 +1,171 @@
+"""The capped layers of a model, what comes into them, and what they make of it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from dreluop.backends.reference import fused_sum
+from dreluop.functional import saturation
+from dreluop.granularity import granularity_of
+from dreluop.modules import DReLU, SReLU
+
+CappedLayer = DReLU | SReLU
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made this module."""
+    # To ask torch._dynamo itself would import it, which takes seconds.
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+
+
+def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU)) -> dict[str, Any]:
+    """The capped layers by name.
+
+    Raises:
+        TypeError: model is no module.
+        ValueError: there is none, or one is a LazyDReLU without a shape yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    if not layers:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"model: got a {type(model).__name__} without any {names}; expected at least one")
+    for name, layer in layers.items():
+        if isinstance(layer.cap, UninitializedParameter):
+            raise ValueError(f"model: its LazyDReLU {name!r} has no shape yet; run the model once before")
+    return layers
+
+
+def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    """What a call of a capped layer caps: its x plus bias and residual where it has them. Detached."""
+    given = {**dict(zip(("x", "residual"), args, strict=False)), **kwargs}
+    x, residual, bias = given["x"].detach(), given.get("residual"), given.get("bias")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        x, residual = x + residual.detach(), None
+    result: Tensor = fused_sum(
+        x, layer.dim, None if bias is None else bias.detach(), None if residual is None else residual.detach()
+    )
+    return result
+
+
+@contextmanager
+def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) -> Iterator[None]:
+    """Call ``look(name, layer, pre-activation)`` before every call of a layer, within the context."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args, kwargs: look(name, layer, pre_activation(layer, args, kwargs))
+
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def row_per_cap(layer: CappedLayer, x: Tensor) -> Tensor:
+    """x as (caps, elements that share the cap)."""
+    kind = granularity_of(x.shape, layer.cap.shape, layer.dim)
+    if kind == "layer":
+        return x.reshape(1, -1)
+    return x.movedim(layer.dim, 0).flatten(1) if kind == "channel" else x.flatten(1).T
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """A capped layer and where its elements lay.
+
+    Attributes:
+        granularity: ``"layer"``, ``"channel"`` or ``"neuron"``.
+        caps: their number; cap_min, cap_median, cap_max: their values.
+        off, inside, capped: shares of the elements with x <= 0, 0 < x < cap, x >= cap; they add up to 1.
+        no_live: share of the samples of which no element is inside: their gradient through this layer is exactly zero.
+        cap_over_std: median over the caps of cap / std(x), x being the elements that share the cap.
+
+        The last five are NaN where nothing was measured.
+    """
+
+    name: str
+    granularity: str
+    caps: int
+    cap_min: float
+    cap_median: float
+    cap_max: float
+    off: float = float("nan")
+    inside: float = float("nan")
+    capped: float = float("nan")
+    no_live: float = float("nan")
+    cap_over_std: float = float("nan")
+
+
+class LayerSums:
+    """Adds up batches of one layer. Everything stays on the layer's device until ``statistics``."""
+
+    def __init__(self, name: str, layer: CappedLayer) -> None:
+        self.name, self.layer = name, layer
+        self._parts: Tensor | None = None  # off, inside, capped, samples, samples without a live unit
+        self._count = 0
+        self._mean: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+        self._granularity = ""
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        layer = self.layer
+        self._granularity = granularity_of(x.shape, layer.cap.shape, layer.dim)
+        where = saturation(x, layer.cap, layer.dim)
+        parts = torch.stack([where.off.sum(), where.inside.sum(), where.capped.sum(), (~where.live).sum()])
+        parts = torch.cat([parts, parts.new_tensor([x.shape[0]])])
+        self._parts = parts if self._parts is None else self._parts + parts
+        if x.numel() == 0:
+            return
+        # Chan, Golub and LeVeque: means and squares of two groups put together.
+        kept = () if self._granularity == "layer" else (layer.dim % x.ndim,)
+        dims = [0] if self._granularity == "neuron" else [d for d in range(x.ndim) if d not in kept]
+        values = x if x.dtype is torch.float64 else x.float()
+        variance, mean = torch.var_mean(values, dims, correction=0)
+        number = x.numel() // mean.numel()
+        total = self._count + number
+        delta = mean - self._mean
+        self._squares = self._squares + variance * number + delta.square() * (self._count * number / total)
+        self._mean = self._mean + delta * (number / total)
+        self._count = total
+
+    def statistics(self) -> LayerStatistics:
+        cap = self.layer.cap.detach().flatten().double().cpu()
+        granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))
+        facts = (self.name, granularity, cap.numel(), cap.min().item(), cap.median().item(), cap.max().item())
+        if self._parts is None or not isinstance(self._squares, Tensor):
+            return LayerStatistics(*facts)
+        off, inside, capped, dead, samples = self._parts.tolist()
+        elements = max(off + inside + capped, 1)
+        std = (self._squares / self._count).sqrt().flatten().double().cpu()
+        ratio = (cap / std).median().item()
+        shares = (off / elements, inside / elements, capped / elements, dead / max(samples, 1))
+        return LayerStatistics(*facts, *shares, ratio)
+
+
+def _guess(layer: CappedLayer) -> str:
+    return "channel" if layer.cap.ndim == 1 else "neuron"
+
+
+HEADER = ("layer", "caps per", "caps", "min", "median", "max", "off", "inside", "capped", "no live unit", "cap / std")
+
+
+def table_row(statistics: LayerStatistics) -> tuple[str, ...]:
+    s = statistics
+    numbers = (f"{value:.4g}" for value in (s.cap_min, s.cap_median, s.cap_max))
+    shares = ("-" if math.isnan(value) else f"{value:.1%}" for value in (s.off, s.inside, s.capped, s.no_live))
+    ratio = "-" if math.isnan(s.cap_over_std) else f"{s.cap_over_std:.3g}"
+    return s.name or "(model)", s.granularity, str(s.caps), *numbers, *shares, ratio

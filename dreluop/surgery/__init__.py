@@ -1,0 +1,28 @@
+"""Model surgery: capped activations in networks that exist already, and their caps (docs/surgery.md)."""
+
+from dreluop.surgery.calibration import CalibratedLayer, Calibration, calibrate_caps
+from dreluop.surgery.caps import CapSummary, cap_summary, freeze_caps, set_caps
+from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d, insert_head, insert_stem
+from dreluop.surgery.plain import to_plain
+from dreluop.surgery.replacing import replace_activations
+from dreluop.surgery.report import Report, Site
+from dreluop.surgery.sites import ResidualDReLU
+
+__all__ = [
+    "CalibratedLayer",
+    "Calibration",
+    "CapSummary",
+    "HeadedLinear",
+    "Report",
+    "ResidualDReLU",
+    "Site",
+    "StemmedConv2d",
+    "calibrate_caps",
+    "cap_summary",
+    "freeze_caps",
+    "insert_head",
+    "insert_stem",
+    "replace_activations",
+    "set_caps",
+    "to_plain",
+]

@@ -1,0 +1,70 @@
+"""Running a model over a loader, for measuring."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+def run_over(model: nn.Module, loader: Iterable[Any], forward: Forward | None, progress: bool | None) -> int:
+    """Run the model on every batch in eval mode without gradients, then put its modes back; returns the batches.
+
+    Raises:
+        TypeError: loader is a tensor or no iterable, or a batch is of a kind that needs ``forward``.
+        ImportError: progress is True and tqdm is not installed.
+    """
+    before = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    count = 0
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in _with_bar(check_loader(loader), progress):
+                if forward is not None:
+                    forward(model, batch)
+                else:
+                    model(_input_of(batch).to(device))
+                count += 1
+    finally:
+        for module, was in before.items():
+            module.training = was
+    return count
+
+
+def check_loader(loader: Any) -> Iterable[Any]:
+    """Raise TypeError unless loader gives batches."""
+    if isinstance(loader, Tensor):
+        raise TypeError("loader: got a Tensor, which gives samples; expected an iterable of batches: [x] for one batch")
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"loader: got {type(loader).__name__}; expected an iterable of batches")
+    return loader  # type: ignore[no-any-return]
+
+
+def _input_of(batch: Any) -> Tensor:
+    first = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"loader: got a batch of type {type(batch).__name__}; expected a tensor, or a tuple or list that starts "
+            "with one; for others pass forward=lambda model, batch: ..."
+        )
+    return first
+
+
+def _with_bar(loader: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+    wanted = progress if progress is not None else importlib.util.find_spec("tqdm") is not None
+    if not wanted:
+        return iter(loader)
+    try:
+        tqdm = importlib.import_module("tqdm.auto").tqdm
+    except ImportError as error:
+        raise ImportError(
+            "progress: True needs tqdm (pip install tqdm); progress=None shows a bar if it is there"
+        ) from error
+    return iter(tqdm(loader, unit="batch", leave=False))

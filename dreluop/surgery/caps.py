@@ -1,0 +1,137 @@
+"""Setting, freezing and looking at the caps of a model."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dreluop import validation
+from dreluop.layers import HEADER, LayerStatistics, LayerSums, capped_layers, table_row, watched
+from dreluop.modules import DReLU
+from dreluop.surgery.batches import Forward, check_loader, run_over
+from dreluop.tables import text_table
+
+Value = float | Tensor
+
+
+def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: str | Iterable[str] = "*") -> list[str]:
+    """Set the caps of the model's DReLU modules; ``math.inf`` makes them plain ReLUs.
+
+    Args:
+        value: a number > 0, a tensor of the caps' shape with values > 0, or these by name of the layer.
+        select: a pattern or patterns of ``fnmatch`` for the names of the layers; not with a mapping.
+
+    Returns:
+        The names of the layers that were set.
+
+    Raises:
+        TypeError, ValueError: model has no DReLU, a name or pattern fits none, a value is no number or not > 0, or its
+            shape is not the caps'. Nothing is set then.
+    """
+    layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
+    if isinstance(value, Mapping):
+        for name in value:
+            if name not in layers:
+                raise ValueError(f"value: got the name {name!r}; expected one of {', '.join(map(repr, layers))}")
+        values = dict(value)
+    else:
+        values = dict.fromkeys(_selected(layers, select), value)
+    tensors = {name: _as_caps(name, layers[name], given) for name, given in values.items()}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            layers[name].cap.copy_(tensor)
+    return list(tensors)
+
+
+def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable[str] = "*") -> list[str]:
+    """Stop, or with ``frozen=False`` resume, the training of caps (``requires_grad``).
+
+    Args:
+        select: as in ``set_caps``.
+
+    Returns:
+        The names of the layers.
+
+    Raises:
+        TypeError, ValueError: model has no DReLU, frozen is no bool, or a pattern fits no layer.
+    """
+    validation.flag("frozen", frozen)
+    layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
+    names = _selected(layers, select)
+    for name in names:
+        layers[name].cap.requires_grad_(not frozen)
+        if frozen:
+            layers[name].cap.grad = None
+    return names
+
+
+def _selected(layers: Mapping[str, Any], select: Any) -> list[str]:
+    patterns: list[Any] = [None]
+    if isinstance(select, Iterable):
+        patterns = [select] if isinstance(select, str) else list(select)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"select: got {type(select).__name__}; expected a pattern or patterns")
+        if not fnmatch.filter(layers, pattern):
+            raise ValueError(f"select: {pattern!r} matches none of {', '.join(map(repr, layers))}")
+    return [name for name in layers if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = validation.float_tensor(f"value of {name!r}", value).detach()
+        if tensor.shape != layer.cap.shape and tensor.numel() != 1:
+            raise ValueError(
+                f"value of {name!r}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}"
+            )
+    elif isinstance(value, Real) and not isinstance(value, bool):
+        tensor = torch.tensor(float(value), dtype=torch.float64)
+    else:
+        raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
+    if not bool((tensor > 0).all()):
+        raise ValueError(f"value of {name!r}: expected only numbers > 0 (a cap <= 0 gives 0 and never learns)")
+    return tensor
+
+
+@dataclass(frozen=True)
+class CapSummary:
+    """A row per capped layer; ``str()`` is the table."""
+
+    layers: tuple[LayerStatistics, ...]
+
+    def __str__(self) -> str:
+        return text_table(HEADER, [table_row(layer) for layer in self.layers])
+
+
+def cap_summary(
+    model: nn.Module,
+    loader: Iterable[Any] | None = None,
+    *,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> CapSummary:
+    """The caps of every DReLU and SReLU and, over a loader, where their elements lie.
+
+    Args:
+        loader, forward, progress: as in ``calibrate_caps``; without a loader only the caps are told.
+
+    Returns:
+        CapSummary: layer, granularity, smallest, median and largest cap; shares of elements off, inside and capped;
+        share of samples with no live unit (an input gradient of exactly zero through the layer); cap / std(x).
+
+    Raises:
+        TypeError, ValueError: model has no capped layer, or loader is no iterable of batches.
+    """
+    layers = capped_layers(model)
+    sums = {name: LayerSums(name, layer) for name, layer in layers.items()}
+    if loader is not None:
+        check_loader(loader)
+        with watched(layers, lambda name, layer, x: sums[name].add(x)):
+            run_over(model, loader, forward, progress)
+    return CapSummary(tuple(one.statistics() for one in sums.values()))

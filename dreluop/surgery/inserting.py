@@ -1,0 +1,269 @@
+"""The paper's two changes: a dense layer with D-ReLU before the output, a convolution with D-ReLU at the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dreluop import validation
+from dreluop.modules import GRANULARITIES, DReLU, Granularity
+from dreluop.surgery import activations, shapes
+from dreluop.surgery.replacing import check_model
+from dreluop.surgery.survey import Owner, Survey, survey
+
+
+class HeadedLinear(nn.Linear):
+    """A Linear with a dense layer and a D-ReLU before it: ``linear(activation(head(x)))``."""
+
+    head: nn.Linear
+    activation: DReLU
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.activation(self.head(input)))
+
+
+class StemmedConv2d(nn.Conv2d):
+    """A Conv2d with a convolution and a D-ReLU before it: ``conv(activation(stem(x)))``."""
+
+    stem: nn.Conv2d
+    activation: DReLU
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(self.activation(self.stem(input)))
+
+
+def insert_head(
+    model: nn.Module,
+    width: int | None = None,
+    granularity: Granularity = "neuron",
+    init: float = 100.0,
+    *,
+    layer: str | None = None,
+) -> HeadedLinear:
+    """Put a dense layer with D-ReLU before the output layer (section 5 of the paper). Changes the model in place.
+
+    The output layer stays where it is, with its weights and names (``fc.weight``); the new ones hang in it
+    (``fc.head.weight``, ``fc.activation.cap``).
+
+    Args:
+        width: of the new dense layer; None: the output layer's in_features, so that its weights stay. Another width
+            gives the output layer new weights.
+        granularity: ``"neuron"``: one cap per unit, for an output layer that gets (N, features); ``"channel"``: the
+            same, for inputs of any shape; ``"layer"``: one.
+        init: of the caps.
+        layer: the output layer's name; None finds the Linear that gives what the model returns in eval mode.
+
+    Returns:
+        The output layer with its ``head`` and ``activation``, whose parameters are new: an optimizer must get them.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, no output layer is found, or it is no plain ``nn.Linear``.
+            The model is then as it was.
+    """
+    check_model(model)
+    _check_caps(granularity, init)
+    output = _named(model, layer) if layer is not None else _output_layer(model)
+    if type(output) is not nn.Linear:
+        raise ValueError(f"layer: the output layer is a {type(output).__name__}; expected a torch.nn.Linear")
+    features = output.in_features if width is None else _positive_int("width", width)
+    options: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
+    head = nn.Linear(output.in_features, features, **options)
+    caps = DReLU(1 if granularity == "layer" else features, init, -1 if granularity == "channel" else 1, **options)
+    if features != output.in_features:
+        output.in_features = features
+        output.weight = nn.Parameter(torch.empty(output.out_features, features, **options))
+        output.reset_parameters()
+    headed: HeadedLinear = _become(output, HeadedLinear, head=head, activation=caps)
+    return headed
+
+
+def insert_stem(
+    model: nn.Module,
+    channels: int | None = None,
+    kernel_size: int = 3,
+    granularity: Granularity = "channel",
+    init: float = 100.0,
+    *,
+    layer: str | None = None,
+    example_input: Any = None,
+) -> StemmedConv2d:
+    """Put a convolution with D-ReLU before the first one (Figure 13 of the paper). Changes the model in place.
+
+    It has stride 1 and keeps height and width. The first convolution stays where it is, with its weights and names
+    (``conv1.weight``); the new ones hang in it (``conv1.stem.weight``, ``conv1.activation.cap``).
+
+    Args:
+        channels: of the new convolution; None: the first one's in_channels, so that its weights stay. Another number
+            gives it new weights.
+        kernel_size: odd.
+        granularity: of the caps; ``"neuron"`` needs ``example_input``.
+        init: of the caps.
+        layer: the first convolution's name; None finds the first that runs.
+        example_input: as in ``replace_activations``.
+
+    Returns:
+        The first convolution with its ``stem`` and ``activation``, whose parameters are new.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above, or the first layer with weights is no plain ``nn.Conv2d``.
+            The model is then as it was.
+    """
+    check_model(model)
+    _check_caps(granularity, init)
+    if _positive_int("kernel_size", kernel_size) % 2 == 0:
+        raise ValueError(f"kernel_size: got {kernel_size}; expected an odd number")
+    first = _named(model, layer) if layer is not None else _first_layer(model)
+    if type(first) is not nn.Conv2d:
+        raise ValueError(f"layer: the first layer is a {type(first).__name__}; expected a torch.nn.Conv2d")
+    between = first.in_channels if channels is None else _positive_int("channels", channels)
+    if between != first.in_channels and first.groups != 1:
+        raise ValueError(
+            f"channels: got {between}; the first convolution has groups and takes {first.in_channels} only"
+        )
+    options: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
+    caps: int | tuple[int, ...] = 1 if granularity == "layer" else between
+    if granularity == "neuron":
+        caps = (between, *_input_size(model, first, example_input))
+    stem = nn.Conv2d(first.in_channels, between, kernel_size, padding=kernel_size // 2, **options)
+    activation = DReLU(caps, init, **options)
+    if between != first.in_channels:
+        first.in_channels = between
+        first.weight = nn.Parameter(torch.empty(first.out_channels, between, *first.kernel_size, **options))
+        first.reset_parameters()
+    stemmed: StemmedConv2d = _become(first, StemmedConv2d, stem=stem, activation=activation)
+    return stemmed
+
+
+def _become(layer: nn.Module, cls: Any, **children: nn.Module) -> Any:
+    layer.__class__ = cls
+    for name, child in children.items():
+        child.train(layer.training)
+        setattr(layer, name, child)
+    return layer
+
+
+def _check_caps(granularity: Any, init: Any) -> None:
+    if granularity not in GRANULARITIES:
+        raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
+    validation.initial_cap(init)
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}; expected an int")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}; expected at least 1")
+    return value
+
+
+def _named(model: nn.Module, name: Any) -> nn.Module:
+    if not isinstance(name, str):
+        raise TypeError(f"layer: got {type(name).__name__}; expected the name of a module")
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"layer: the model has no module {name!r}") from error
+
+
+# What may stand between the output layer and what the model returns.
+_AFTER_OUTPUT = (
+    nn.Softmax,
+    nn.LogSoftmax,
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Sigmoid,
+    nn.modules.dropout._DropoutNd,
+)
+_AFTER_OUTPUT_CALLS = (
+    torch.flatten, torch.softmax, torch.log_softmax, torch.sigmoid, torch.squeeze, torch.reshape,
+    nn.functional.softmax, nn.functional.log_softmax, nn.functional.dropout,
+    "flatten", "softmax", "log_softmax", "sigmoid", "squeeze", "view", "reshape", "float",
+)  # fmt: skip
+
+
+def _output_layer(model: nn.Module) -> nn.Module:
+    found = survey(model)
+    owner = found.owners.get(id(model))
+    if owner is None or owner.traced is None:
+        why = owner.error if owner is not None else "it is one of torch's own layers"
+        raise ValueError(f"layer: the output layer cannot be found ({why}); name it with layer=")
+    value = _returned(owner)
+    while isinstance(value, fx.Node):
+        if value.op == "placeholder":
+            step = _argument_of(owner, value)
+            if step is None:
+                break
+            owner, value = step
+        elif value.op == "call_module":
+            module = owner.child(str(value.target))
+            if isinstance(module, nn.Linear):
+                return module
+            inner = found.owners.get(id(module))
+            if inner is not None and inner.traced is not None:
+                owner, value = inner, _returned(inner)
+            elif isinstance(module, _AFTER_OUTPUT):
+                value = activations.input_of(value)
+            else:
+                return module
+        elif value.target in _AFTER_OUTPUT_CALLS:
+            value = activations.input_of(value)
+        else:
+            break
+    raise ValueError(f"layer: what a {type(model).__name__} returns comes from no single layer; name it with layer=")
+
+
+def _returned(owner: Owner) -> Any:
+    assert owner.traced is not None
+    return next(node for node in reversed(owner.traced[False].graph.nodes) if node.op == "output").args[0]
+
+
+def _argument_of(owner: Owner, placeholder: fx.Node) -> tuple[Owner, Any] | None:
+    position = [node for node in placeholder.graph.nodes if node.op == "placeholder"].index(placeholder)
+    for caller, call in owner.callers:
+        assert caller.traced is not None
+        if call.graph is caller.traced[False].graph and position < len(call.args):
+            return caller, call.args[position]
+    return None
+
+
+def _first_layer(model: nn.Module) -> nn.Module:
+    found = survey(model)
+    if id(model) not in found.owners:
+        raise ValueError(f"layer: a {type(model).__name__} is one of torch's own layers, which holds no other")
+    first = next((module for module in _in_order(found, model) if any(True for _ in module.parameters(False))), None)
+    if first is None:
+        raise ValueError(f"layer: no layer with weights is found in a {type(model).__name__}; name it with layer=")
+    return first
+
+
+def _in_order(found: Survey, module: nn.Module) -> Iterator[nn.Module]:
+    """The layers in the order in which they run."""
+    owner = found.owners.get(id(module))
+    if owner is None or isinstance(module, nn.Conv2d):
+        yield module
+        return
+    if owner.traced is None:
+        raise ValueError(f"layer: the first layer cannot be found ({owner}: {owner.error}); name it with layer=")
+    for node in owner.traced[False].graph.nodes:
+        if node.op == "call_module":
+            yield from _in_order(found, owner.child(str(node.target)))
+
+
+def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple[int, ...]:
+    if example_input is None:
+        raise ValueError("example_input: neuron caps need the size of the input; pass one")
+    sizes: list[tuple[int, ...]] = []
+    handle = first.register_forward_pre_hook(lambda layer, args: sizes.append(tuple(args[0].shape[2:])))
+    try:
+        shapes.run_on_fakes(model, example_input, False)
+    except Exception as error:
+        raise ValueError(f"example_input: the model cannot run on it: {error}") from error
+    finally:
+        handle.remove()
+    if not sizes:
+        raise ValueError("layer: the first convolution is not reached by a forward pass on example_input")
+    return sizes[0]

@@ -1,0 +1,45 @@
+"""The modules that take an activation's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dreluop.functional import capped_relu
+from dreluop.modules import DReLU
+
+
+class ResidualDReLU(DReLU):
+    """``DReLU`` of ``x + residual``, in one pass where both have one shape and dtype; else the sum is made first.
+
+    Args:
+        sum_inplace: the sum may be written over x (it was ``x += residual``, and nobody else holds x).
+        others: as in ``DReLU``; ``inplace`` writes y over x.
+    """
+
+    def __init__(self, *args: Any, sum_inplace: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sum_inplace = sum_inplace
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
+        inplace = self.inplace
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            x, residual = x.add_(residual) if self.sum_inplace else x + residual, None
+        elif residual is not None and not self.sum_inplace:
+            # x + residual left x alone, so the fused pass must too.
+            inplace = False
+        return capped_relu(x, self.cap, dim=self.dim, inplace=inplace, save=self.save, bias=bias, residual=residual)
+
+
+class PendingSite(nn.Module):
+    """Stands where a D-ReLU will be, and notes the shape of what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape: tuple[int, ...] | None = None
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        total = x if residual is None else x + residual
+        self.shape = tuple(total.shape)
+        return total.relu()
