@@ -13,9 +13,11 @@ import torch
 
 import dreluop
 from dreluop.ops import choice, native, reference, schemas, triton
+from tests.backends.triton.interpreter import make_quick
 from tests.devices import DEVICES, HAS_CUDA, on_device
 from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
 
+SAMPLE = "DRELUOP_TEST_SAMPLE"
 REQUIRE_NATIVE = "DRELUOP_REQUIRE_NATIVE"
 # A library whose operators serve CPU tensors in place of the compiled ones: the CUDA operators on the host shim.
 TEST_OPERATORS = "DRELUOP_TEST_OPERATORS"
@@ -28,6 +30,8 @@ if os.environ.get(TEST_OPERATORS):
 REQUIRE_CUDA = "DRELUOP_REQUIRE_CUDA"
 # Triton's kernels run in its interpreter, on CPU tensors, in a process that asks for it from the start.
 INTERPRETED = triton.unavailable_reason("cpu") is None
+if INTERPRETED:
+    make_quick()
 BACKENDS = (
     "native",
     "reference",
@@ -110,6 +114,16 @@ def threads():
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the interpreter, of the tests by Triton only every so-manieth, if so asked: a kernel takes a second there."""
+    step = int(os.environ.get(SAMPLE, "1"))
+    if step > 1:
+        by_triton = [item for item in items if "triton" in item.nodeid.partition("[")[2]]
+        left_out = {id(item) for index, item in enumerate(by_triton) if index % step}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -126,7 +126,9 @@ def surrogate(
     kept = Saved(grad, saved, cap, order)
     out = empty_as_saved(grad, saved, order)
     call = Call(grad, cap, dim, kept.walk_order, grad=grad, y=kept.y, out=out, code=kept.code_strides)
-    flat = plan.flat_plan(call.group, call.numel, call.tuning.flat_tile)
+    # The exponential needs registers: half the elements at once.
+    tile = call.tuning.flat_tile if width is None else max(1, call.tuning.flat_tile // 2)
+    flat = plan.flat_plan(call.group, call.numel, tile)
     caps, widths = call.readable(cap), None if width is None else call.readable(width)
     launch(
         surrogate_kernel, flat.programs, grad.device,

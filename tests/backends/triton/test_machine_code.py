@@ -156,7 +156,7 @@ def test_everything_else_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.setdefault(f"{launch.name} {options} {ranks} {given}", launch)
     assert {launch.name for launch in seen.values()} == {
         "forward_kernel", "backward_rows_kernel", "backward_columns_kernel", "finish_kernel", "tangent_kernel",
-        "saturation_kernel", "penalty_kernel", "penalty_backward_kernel",
+        "saturation_kernel", "surrogate_kernel", "penalty_kernel", "penalty_backward_kernel",
     }  # fmt: skip
     for launch in seen.values():
         assert launch.compiled(90).asm["cubin"]

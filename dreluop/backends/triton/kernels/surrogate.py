@@ -46,22 +46,22 @@ def _exp_of_negative(a):
 
 
 @triton.jit
-def _divide(a, b):
-    if a.dtype == tl.float64:
-        result = a / b
-    else:
+def _divide(a, b, ROUNDED: tl.constexpr):
+    # In fp32 `/` is off by up to 2 ulp, which the exponential enlarges: too much for fp32 results, nothing for halves.
+    result = a / b
+    if ROUNDED:
         result = tl.div_rn(a, b)
     return result
 
 
 @triton.jit
-def _softened(g, x, m, width):
+def _softened(g, x, m, width, ROUNDED: tl.constexpr):
     """g * s (1 - s) with s = sigmoid((x - m / 2) / width); 0 under a cap that is not positive."""
     difference, width = tl.broadcast(x - m * 0.5, width)
-    z = _divide(difference, width)
+    z = _divide(difference, width, ROUNDED)
     e = _exp_of_negative(tl.where(z < 0, z, -z))
     one_and_e = 1.0 + e
-    return tl.where(m <= 0, tl.zeros_like(g), g * _divide(e, one_and_e * one_and_e))
+    return tl.where(m <= 0, tl.zeros_like(g), g * _divide(e, one_and_e * one_and_e, ROUNDED))
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def _tile(
         m = widen(round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype))
         w = read_per_cap(width, width_stride, first, inner, caps, VEC, WIDTH_MODE)
         wide = widen(g)
-        result = round_to(_softened(wide, widen(x), m, round_to(w, wide.dtype)), dtype)
+        result = round_to(_softened(wide, widen(x), m, round_to(w, wide.dtype), dtype == tl.float32), dtype)
     else:
         if code is None:
             y = widen(load(saved + offset_of(i, sizes, saved_strides), mask))
