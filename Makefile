@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.11
+TRITON_SAMPLE ?= 16
 CONSTRAINTS := constraints/torch-$(TORCH).txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
@@ -14,11 +15,12 @@ SANITIZED_TESTS := $(foreach name,forward backward code tangent surrogate satura
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help install demo test test-python test-cpp test-sanitized bench gpu report lint format wheel clean
+.PHONY: help install demo test test-python test-triton test-cpp test-sanitized bench gpu report lint format wheel clean
 
 help:
 	@echo "make demo            install, train a capped network on real digits, attack it, time the kernels"
-	@echo "make test            all tests, Python and C++"
+	@echo "make test            all tests, Python, Triton in its interpreter, and C++"
+	@echo "make test-triton     the operator tests by Triton's interpreter (TRITON_SAMPLE=1: all of them, an hour)"
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels; writes benchmarks/results/"
 	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1)"
@@ -42,10 +44,15 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
-test: test-python test-cpp
+test: test-python test-triton test-cpp
 
 test-python: $(VENV)/.installed
 	DRELUOP_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
+test-triton: $(VENV)/.installed
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(BIN)/python -m pytest -n 2 --dist worksteal \
+		-k triton tests/ops tests/backends/test_choice.py tests/benchmarks/kernels/test_contenders.py
 
 test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) \
