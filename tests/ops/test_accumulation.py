@@ -110,7 +110,15 @@ def every_result(backend: SimpleNamespace, case: Case, dtype: torch.dtype) -> li
 
 
 @by_dtype
-@pytest.mark.parametrize("case", [*LARGE, *(case for case in CASES[::4] if case.shape)], ids=str)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_two_runs_on_large_tensors_give_the_same_bits(backend, case: Case, dtype: torch.dtype) -> None:
+    if backend.name == "triton":
+        pytest.skip("hundreds of thousands of elements take minutes in Triton's interpreter; triton_cuda takes them")
+    test_two_runs_give_the_same_bits(backend, case, dtype)
+
+
+@by_dtype
+@pytest.mark.parametrize("case", [case for case in CASES[::4] if case.shape], ids=str)
 def test_two_runs_give_the_same_bits(backend, case: Case, dtype: torch.dtype) -> None:
     for first, second in zip(every_result(backend, case, dtype), every_result(backend, case, dtype), strict=True):
         oracle.assert_same_bits(first, second)
