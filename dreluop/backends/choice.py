@@ -105,7 +105,6 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name in (*preferred, *others) if unavailable_reason(name, kind) is None)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def unavailable_reason(backend: str, device_type: str) -> str | None:
     """Why a backend cannot serve tensors on a kind of device; None if it can."""
     if backend == "triton":
@@ -117,6 +116,10 @@ def unavailable_reason(backend: str, device_type: str) -> str | None:
     if backend == "native":
         return f"the compiled kernels serve cpu and cuda tensors, not {device_type}"
     return None
+
+
+# What torch.compiler.assume_constant_result sets: that one imports dynamo, and so triton, which take seconds.
+unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def operators() -> Operators:

@@ -15,6 +15,7 @@ from dreluop.backends.reference import __dict__ as reference
 from dreluop.ops.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[3]
+needs_triton = pytest.mark.skipif(backend._import_error() is not None, reason=str(backend._import_error()))
 
 
 def run(code: str, **environment: str) -> str:
@@ -62,6 +63,7 @@ def test_a_torch_without_triton() -> None:
         assert line.startswith("triton cannot be imported: ModuleNotFoundError"), line
 
 
+@needs_triton
 def test_a_broken_triton() -> None:
     broken = """
 import sys, importlib.abc
@@ -90,6 +92,7 @@ print(backend.unavailable_reason("cpu"))
 """
 
 
+@needs_triton
 def test_the_cpu_needs_the_interpreter() -> None:
     without, within, cuda, late = run(INTERPRETED).splitlines()
     assert "TRITON_INTERPRET=1, set before triton is imported" in without
@@ -102,6 +105,7 @@ def test_a_device_type_without_kernels() -> None:
     assert backend.unavailable_reason("mps") == 'Triton kernels serve cuda and xpu tensors, not "mps"'
 
 
+@needs_triton
 def test_reasons_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(backend, "_is_interpreted", lambda: False)
@@ -120,6 +124,7 @@ def test_reasons_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.unavailable_reason("cuda") is None
 
 
+@needs_triton
 def test_a_function_for_every_operator() -> None:
     functions = backend.functions()
     assert set(functions) == set(SCHEMAS)
