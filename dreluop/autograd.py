@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from dreluop import batching
-from dreluop.backends.choice import on_backend_of_forward, operators, using
+from dreluop.backends.choice import (
+    backward_on_backend_of_forward,
+    jvp_on_backend_of_forward,
+    operators,
+    operators_for,
+    using,
+)
 from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.penalty import penalty_gradient, penalty_tangent
@@ -49,7 +55,7 @@ class CappedReLUFunction(Function):
         balancer: float | None,
         *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
-        calls = operators()
+        calls = operators_for(x)
         with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:
@@ -91,9 +97,9 @@ class CappedReLUFunction(Function):
         ctx.save_for_forward(y, cap)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, cap, *bias = ctx.saved_tensors
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, cap, *bias = saved_tensors
         needs = ctx.needs_input_grad
         need_x, need_cap = needs[:2]
         need_residual = len(needs) > 6 and needs[7]
@@ -115,7 +121,7 @@ class CappedReLUFunction(Function):
         return *result, dbias if bias else None, dx if need_residual else None
 
     @staticmethod
-    @on_backend_of_forward
+    @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_tangent, cap_tangent = tangents[:2]
         if any(tangent is not None for tangent in tangents[6:]):
@@ -217,9 +223,9 @@ class CappedReLUBackwardFunction(Function):
         ctx.save_for_forward(*kept)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, cap, *rest = ctx.saved_tensors
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, cap, *rest = saved_tensors
         grad_dx, grad_dcap, grad_dbias = grads
         dgrad: Tensor | None = None
         dcap: Tensor | None = None
@@ -236,7 +242,7 @@ class CappedReLUBackwardFunction(Function):
         return (dgrad, None, dcap, None, None, None, None, None, dpenalty, None)[: ctx.arguments]
 
     @staticmethod
-    @on_backend_of_forward
+    @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
@@ -293,18 +299,18 @@ class CappedReLUTangentFunction(Function):
         ctx.save_for_forward(saved, cap)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
             return None, None, None, None, None, None
-        saved, cap = ctx.saved_tensors
+        saved, cap = saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
         du, dv, _ = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
-    @on_backend_of_forward
+    @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         saved, cap = ctx.saved_for_forward
         return _tangent(_or_zeros(tangents[0], ctx), tangents[1], saved, cap, ctx.dim, ctx.order)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.backends.choice import on_backend_of_forward, operators
+from dreluop.backends.choice import backward_on_backend_of_forward, jvp_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 
@@ -19,7 +19,7 @@ class CapPenaltyFunction(Function):
     @staticmethod
     def forward(balancer: float, *caps: Tensor) -> Tensor:
         with below_autograd():
-            return operators().penalty(caps, balancer)
+            return operators_for(caps[0]).penalty(caps, balancer)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -29,12 +29,12 @@ class CapPenaltyFunction(Function):
         ctx.save_for_forward(*caps)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *penalty_gradient(grads[0], ctx.saved_tensors, ctx.balancer))
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *penalty_gradient(grads[0], saved_tensors, ctx.balancer))
 
     @staticmethod
-    @on_backend_of_forward
+    @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         return penalty_tangent(ctx.saved_for_forward, tangents[1:], ctx.balancer)
 

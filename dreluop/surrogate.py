@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from dreluop import validation
 from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
 from dreluop.backends import reference
-from dreluop.backends.choice import on_backend_of_forward, operators, operators_for
+from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.granularity import granularity_of
@@ -248,13 +248,13 @@ class StraightThroughFunction(Function):
         ctx.save_for_backward(saved, cap, *bias)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad
         (grad,) = grads
         if grad is None:
             return (None,) * len(needs)
-        saved, cap, *bias = ctx.saved_tensors
+        saved, cap, *bias = saved_tensors
         need_residual = len(needs) > 5 and needs[6]
         dx = dcap = None
         if needs[0] or need_residual or bias:
@@ -287,12 +287,12 @@ class SoftFunction(Function):
         ctx.save_for_backward(x, cap, width)
 
     @staticmethod
-    @on_backend_of_forward
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    @backward_on_backend_of_forward
+    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
             return None, None, None, None
-        x, cap, width = ctx.saved_tensors
+        x, cap, width = saved_tensors
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:

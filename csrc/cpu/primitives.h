@@ -19,7 +19,8 @@ struct Lanes {
 };
 
 // Rows whose terms are added to one another before they meet a column's sum: two roundings to float, far inside the
-// bound, and a quarter of the additions in double.
+// bound, and a quarter of the additions in double. Four terms whose sum float does not hold overflow, as in any sum in
+// float.
 constexpr int kRowsAtOnce = 4;
 
 // What sums of a format's values are computed in.

@@ -21,15 +21,14 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dreluop.backends import names, native, triton
+from dreluop.backends import names, native, reference, triton
 from dreluop.ops.calls import DEFAULT, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
 
@@ -40,7 +39,7 @@ DEFAULT_RULE: dict[str, tuple[str, ...]] = {
     "cuda": ("native", "triton", "reference"),
     "xpu": ("triton", "reference"),
 }
-# Where native cannot serve, the check of the choice has said so: the default rule begins with it everywhere else.
+# `operators_for` says where native cannot serve; everywhere else the default rule begins with it.
 _OPERATORS: dict[str | None, Operators] = {
     None: DEFAULT,
     "native": DEFAULT,
@@ -76,16 +75,22 @@ class use_backend:  # noqa: N801 (called like a function, as torch.set_grad_enab
     def __init__(self, backend: BackendName | None) -> None:
         if backend is not None and backend not in names.BACKENDS:
             raise ValueError(f"backend: got {backend!r}; expected {names.expected()}, or None for the default rule")
-        self._before = _chosen.name
+        self._backend = backend
+        self._before: list[str | None] = [_chosen.name]
+        self._made = True
         _chosen.name = backend
 
     def __enter__(self) -> None:
-        return None
+        # What was made is entered at once; or later, again, or in another thread, where something else may be chosen.
+        if not self._made or _chosen.name != self._backend:
+            self._before.append(_chosen.name)
+        self._made = False
+        _chosen.name = self._backend
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _chosen.name = self._before
+        _chosen.name = self._before.pop()
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
@@ -105,10 +110,14 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name in (*preferred, *others) if unavailable_reason(name, kind) is None)
 
 
+# It asks the driver about every card.
+_triton_reason = functools.cache(triton.unavailable_reason)
+
+
 def unavailable_reason(backend: str, device_type: str) -> str | None:
     """Why a backend cannot serve tensors on a kind of device; None if it can."""
     if backend == "triton":
-        return triton.unavailable_reason(device_type)
+        return _triton_reason(device_type)
     if backend == "native" and device_type == "cpu":
         return native.load_error
     if backend == "native" and device_type == "cuda":
@@ -123,7 +132,7 @@ unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def operators() -> Operators:
-    """The operators of this thread's choice."""
+    """The operators of this thread's choice, where `operators_for` has been asked before."""
     return _OPERATORS[_chosen.name]
 
 
@@ -160,25 +169,42 @@ class using:  # noqa: N801
         _chosen.name = self._before
 
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For ``backward`` of a Function whose ctx has the ``operators`` that its forward used: called with what it saved.
 
-
-def on_backend_of_forward(method: _Method) -> _Method:
-    """For ``backward`` and ``jvp`` of a Function whose ctx has the ``operators`` that its forward used."""
+    That is unpacked before: hooks on saved tensors, and checkpoints that compute them again, have their own choice.
+    """
 
     @functools.wraps(method)
-    def run(ctx: Any, *args: Any) -> Any:
+    def run(ctx: Any, *grads: Any) -> Any:
+        saved = ctx.saved_tensors
         with using(ctx.operators):
-            return method(ctx, *args)
+            return method(ctx, saved, *grads)
 
-    return run  # type: ignore[return-value]
+    return run
+
+
+def jvp_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for ``jvp``."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, *tangents: Any) -> Any:
+        with using(ctx.operators):
+            return method(ctx, *tangents)
+
+    return run
+
+
+def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    first: Tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+    return first
 
 
 def _triton_kernel(name: str) -> Callable[..., Any]:
     """An operator by Triton, which is imported at the first call: that takes a second."""
 
     def kernel(*arguments: Any) -> Any:
-        tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+        tensor = _first_tensor(arguments)
         reason = _triton_reason(tensor.device.type)
         if reason is not None:
             raise RuntimeError(f"dreluop::{name}.triton: cannot serve a tensor on {tensor.device}: {reason}")
@@ -187,25 +213,27 @@ def _triton_kernel(name: str) -> Callable[..., Any]:
     return kernel
 
 
-_triton_reason = functools.cache(triton.unavailable_reason)
+def _by_default(name: str) -> Callable[..., Any]:
+    """The rest of the default rule, where native does not serve: Triton, else the reference."""
+    by_triton, by_reference = _triton_kernel(name), getattr(reference, name)
+
+    def kernel(*arguments: Any) -> Any:
+        serves = _triton_reason(_first_tensor(arguments).device.type) is None
+        return (by_triton if serves else by_reference)(*arguments)
+
+    return kernel
 
 
-def _serve_by_triton(device_type: str, key: str) -> None:
-    """The rest of the default rule, once torch has initialised the devices of a kind: Triton where native cannot."""
-    try:
-        if "native" in DEFAULT_RULE[device_type] and native.cuda_reason() is None:
-            return
-        if names.requested() in (None, "triton") and triton.unavailable_reason(device_type) is None:
-            for name, function in triton.functions().items():
-                library.impl(name, function, key)
-    except Exception as error:
-        # An error here would keep torch from using the device at all.
-        warnings.warn(
-            f"dreluop: the reference serves {device_type} tensors, as Triton's kernels fail: {error}", stacklevel=2
-        )
+def _complete_default_rule(device_type: str, key: str) -> None:
+    """Once torch has initialised the devices of a kind."""
+    if "native" in DEFAULT_RULE[device_type] and native.cuda_reason() is None:
+        return
+    if names.requested() in (None, "triton"):
+        for name in SCHEMAS:
+            library.impl(name, _by_default(name), key)
 
 
 for _name in SCHEMAS:
     library.impl(overload(_name, "triton"), _triton_kernel(_name), "CompositeExplicitAutograd")
-torch.cuda._lazy_call(functools.partial(_serve_by_triton, "cuda", "CUDA"))
-torch.xpu._lazy_call(functools.partial(_serve_by_triton, "xpu", "XPU"))
+torch.cuda._lazy_call(functools.partial(_complete_default_rule, "cuda", "CUDA"))
+torch.xpu._lazy_call(functools.partial(_complete_default_rule, "xpu", "XPU"))

@@ -52,9 +52,11 @@ def _import_error() -> str | None:
     """What importing triton says where it fails."""
     try:
         import triton  # noqa: PLC0415
-        import triton.language  # noqa: F401, PLC0415
+        import triton.language  # noqa: PLC0415
     except Exception as error:  # a broken installation may raise anything
         return f"triton cannot be imported: {type(error).__name__}: {error}"
+    if not hasattr(triton, "knobs"):
+        return f"triton {triton.__version__} is too old: the kernels need triton.knobs, of 3.4 and newer"
     return None
 
 

@@ -50,9 +50,8 @@ class Call:
             sizes, merged = merge_dimensions(walked, list(strided.values()))
             self.sizes = tuple(sizes)
             self.strides |= {name: tuple(of) for name, of in zip(strided, merged, strict=True)}
-        # Elements of the last tile beyond the tensor count too.
         reach = [sum((size - 1) * step for size, step in zip(walked, of, strict=True)) for of in given.values()]
-        self.wide = max([self.numel, *reach]) >= 2**31 - 2**17
+        self.wide = plan.needs_64_bits(self.group, self.layout, max(reach, default=0))
 
     def readable(self, per_cap: Tensor) -> Tensor:
         """A cap, bias or tangent as the passes over x read it: flat, in the order in which caps are met.

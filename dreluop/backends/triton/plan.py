@@ -46,6 +46,9 @@ class Tuning:
                 )
 
 
+LARGEST_TILE = 32 * 1024  # groups
+
+
 # One thread, whatever the number of warps: few programs of large tiles.
 INTERPRETER = Tuning(flat_tile=1024, row_tile=1024, column_tile=1024, row_programs=2, column_programs=2, waves=1)
 
@@ -233,6 +236,15 @@ class BackwardPlan:
 
 def runs_by_rows(group: int, layout: Layout) -> bool:
     return layout.caps == 1 or layout.inner >= group or layout.numel == 0
+
+
+def needs_64_bits(group: int, layout: Layout, reach: int) -> bool:
+    """Whether a kernel forms a number of an element, or an offset up to `reach`, that 32 bits do not hold.
+
+    Numbers go beyond the last element before they are masked: to the end of a tile, or of a row of columns that is cut.
+    """
+    beyond = LARGEST_TILE * group + (0 if runs_by_rows(group, layout) else group * layout.period)
+    return max(layout.numel, reach) + beyond >= 2**31
 
 
 def backward_plan(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,11 @@ def for_device(device: torch.device) -> Tuning:
         return _chosen.get("cpu", INTERPRETER)
     name = _name(device)
     if name not in _chosen:
-        _chosen[name] = read(cache_file(name)) or Tuning()
+        try:
+            found = read(cache_file(name))
+        except RuntimeError:  # a user without a home
+            found = None
+        _chosen[name] = found or Tuning()
     return _chosen[name]
 
 
@@ -52,11 +55,18 @@ def _name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else str(torch.get_device_module(device).get_device_name(device))
 
 
+def _triton_version() -> str:
+    # Not of the distribution: that has other names for ROCm and XPU.
+    import triton  # noqa: PLC0415
+
+    return str(triton.__version__)
+
+
 def cache_file(device_name: str) -> Path:
     """``$XDG_CACHE_HOME/dreluop/triton-<device>-<versions>.json``; of ``~/.cache`` where the variable is not set."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9]+", "-", device_name).strip("-")
-    return folder / "dreluop" / f"triton-{name}-dreluop-{__version__}-triton-{version('triton')}.json"
+    return folder / "dreluop" / f"triton-{name}-dreluop-{__version__}-triton-{_triton_version()}.json"
 
 
 def read(path: Path) -> Tuning | None:

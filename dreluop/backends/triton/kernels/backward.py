@@ -94,7 +94,8 @@ def backward_rows_kernel(
         stop = tl.where(k < end, begin + tl.minimum(chunk, inner - within), begin)
         group = (begin + (VEC - 1)) // VEC + tile % WIDTH
         i = group[:, None] * VEC + e
-        whole = (group + 1) * VEC <= stop
+        # Behind the last piece the numbers mean nothing, and may not fit.
+        whole = (k < end) & ((group + 1) * VEC <= stop)
         g, kept = _fetch(
             grad, y, code, i, group, whole, whole[:, None], sizes, grad_strides, y_strides, code_strides, code_step,
             VEC, AT_ONCE,
@@ -116,7 +117,7 @@ def backward_rows_kernel(
             tail = tl.maximum(stop // VEC * VEC, head_end)
             of_edge = tl.arange(0, 2 * VEC)[None, :]
             i = tl.where(of_edge < VEC, begin[:, None] + of_edge, tail[:, None] + (of_edge - VEC))
-            inside_edge = i < tl.where(of_edge < VEC, head_end[:, None], stop[:, None])
+            inside_edge = (k < end)[:, None] & (i < tl.where(of_edge < VEC, head_end[:, None], stop[:, None]))
             g, kept = _fetch(
                 grad, y, code, i, i, inside_edge, inside_edge, sizes, grad_strides, y_strides, code_strides, code_step,
                 VEC, False,
