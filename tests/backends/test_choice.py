@@ -135,6 +135,51 @@ def test_the_choice_ends_with_an_error_and_nests() -> None:
     assert choice.operators().backend is None
 
 
+def test_entered_later_and_again() -> None:
+    chosen = dreluop.use_backend("reference")
+    dreluop.use_backend(None)
+    for _ in range(2):
+        with chosen:
+            assert choice.operators().backend == "reference"
+            with chosen:
+                assert choice.operators().backend == "reference"
+            assert choice.operators().backend == "reference"
+        assert choice.operators().backend is None
+
+
+def test_made_here_and_entered_in_another_thread() -> None:
+    seen: list[str | None] = []
+    chosen = dreluop.use_backend("reference")
+    dreluop.use_backend(None)
+
+    def elsewhere() -> None:
+        dreluop.use_backend(None)
+        with chosen:
+            seen.append(choice.operators().backend)
+        seen.append(choice.operators().backend)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == ["reference", None]
+    assert choice.operators().backend is None
+
+
+def test_hooks_on_saved_tensors_have_their_own_choice() -> None:
+    seen: list[str | None] = []
+
+    def unpack(t: Tensor) -> Tensor:
+        seen.append(choice.operators().backend)
+        return t
+
+    for options in ({}, {"save": "code"}, {"balancer": 0.1}):
+        x, cap = inputs()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack), dreluop.use_backend("reference"):
+            result = dreluop.capped_relu(x, cap, **options)
+        sum(t.sum() for t in (result if isinstance(result, tuple) else (result,))).backward()
+    assert seen and set(seen) == {None}
+
+
 def test_every_thread_has_its_own_choice() -> None:
     seen: list[str | None] = []
     with dreluop.use_backend("reference"):
@@ -159,6 +204,8 @@ def test_a_backend_that_cannot_serve_the_tensor_is_an_error(call: Callable[..., 
     with dreluop.use_backend("triton"), pytest.raises(RuntimeError, match=message):
         call(x, cap)
     with pytest.raises(RuntimeError, match=r"dreluop::forward\.triton: cannot serve a tensor on cpu: Triton has no"):
+        choice.operators_of("triton").forward(x.detach(), cap.detach(), 1)
+    with pytest.raises(RuntimeError, match="cannot serve a tensor on cpu: Triton has no"):
         choice.operators_of("triton").forward(x, cap, 1)
 
 
@@ -166,8 +213,14 @@ def test_native_where_it_is_not_loaded_is_an_error(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(choice.native, "load_error", "no such file")
     x, cap = inputs()
     dreluop.capped_relu(x, cap)
-    with dreluop.use_backend("native"), pytest.raises(RuntimeError, match=r'"native" was asked for.*no such file'):
-        dreluop.capped_relu(x, cap)
+    calls = (
+        lambda: dreluop.capped_relu(x, cap),
+        lambda: dreluop.CappedReLUFunction.apply(x, cap, 1, False, "output", None),
+        lambda: dreluop.cap_penalty([cap], 0.1),
+    )
+    for call in calls:
+        with dreluop.use_backend("native"), pytest.raises(RuntimeError, match=r'"native" was asked for.*no such file'):
+            call()
 
 
 def test_native_serves_cpu_and_cuda_only() -> None:

@@ -25,12 +25,15 @@ from dreluop.backends.triton.plan import (
     flat_plan,
     group_of,
     launches_of,
+    needs_64_bits,
     penalty_programs,
     row_plan,
     runs_by_rows,
 )
 
 TUNINGS = (Tuning(), INTERPRETER, Tuning(row_tile=128, column_tile=256, column_warps=8, waves=1, row_programs=1))
+# The largest tiles that there may be.
+LARGEST = Tuning(flat_tile=2**15, flat_warps=32, row_tile=2**15, row_warps=32, column_tile=2**15, column_warps=32)
 PROCESSORS = (1, 2, 132)
 
 
@@ -171,6 +174,28 @@ def test_large_tensors_fill_the_device() -> None:
         assert plan.programs >= 2 * 132, layout
         # Partial sums are few beside three passes over the tensor.
         assert plan.partials * 8 < 0.02 * 3 * layout.numel * 4, layout
+
+
+def test_numbers_of_elements_that_are_not_wide_fit_32_bits() -> None:
+    """Also of those behind the last element, which are formed before they are masked."""
+    generator = random.Random(0)
+    layouts = [Layout(2147, 1_000_001, 1), Layout(2147, 1_000_001, 3), Layout(1, 1, 2**31 - 5), Layout(2**28 - 3, 8, 1)]
+    for _ in range(3000):
+        caps, inner = generator.choice((1, 7, 64, 16_385, 1_000_001)), generator.choice((1, 2, 3, 49, 1 << 20))
+        layouts.append(Layout(max(1, (2**31 - generator.randrange(1, 1 << generator.randrange(4, 30))) // (caps * inner)),
+                              caps, inner))  # fmt: skip
+    narrow = 0
+    for layout, group, tuning in itertools.product(layouts, (2, 4, 8), (Tuning(), INTERPRETER, LARGEST)):
+        if layout.numel >= 2**31 or needs_64_bits(group, layout, 0):
+            continue
+        narrow += 1
+        tile = tuning.flat_tile
+        assert flat_plan(group, layout.numel, tile).programs * tile * group < 2**31
+        if not runs_by_rows(group, layout):
+            columns = column_plan(group, layout, 132, tuning)
+            assert columns.rows * columns.row < 2**31, (layout, group)
+    assert narrow > 1000
+    assert needs_64_bits(8, Layout(2147, 1_000_001, 1), 0)
 
 
 @pytest.mark.parametrize("group", [4, 8])
