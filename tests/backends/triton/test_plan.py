@@ -182,8 +182,8 @@ def test_numbers_of_elements_that_are_not_wide_fit_32_bits() -> None:
     layouts = [Layout(2147, 1_000_001, 1), Layout(2147, 1_000_001, 3), Layout(1, 1, 2**31 - 5), Layout(2**28 - 3, 8, 1)]
     for _ in range(3000):
         caps, inner = generator.choice((1, 7, 64, 16_385, 1_000_001)), generator.choice((1, 2, 3, 49, 1 << 20))
-        layouts.append(Layout(max(1, (2**31 - generator.randrange(1, 1 << generator.randrange(4, 30))) // (caps * inner)),
-                              caps, inner))  # fmt: skip
+        short = generator.randrange(1, 1 << generator.randrange(4, 30))
+        layouts.append(Layout(max(1, (2**31 - short) // (caps * inner)), caps, inner))
     narrow = 0
     for layout, group, tuning in itertools.product(layouts, (2, 4, 8), (Tuning(), INTERPRETER, LARGEST)):
         if layout.numel >= 2**31 or needs_64_bits(group, layout, 0):
