@@ -320,3 +320,48 @@ def test_compiling_for_a_backend_that_cannot_serve_is_the_same_error() -> None:
         pytest.raises(Exception, match="cannot serve a tensor on cpu: Triton has no CPU"),
     ):
         compiled(torch.randn(3))
+
+
+DEFAULT_RULE = """
+import torch, dreluop
+from dreluop.backends import choice
+choice.native.cuda_reason = lambda: {reason!r}
+choice._complete_default_rule("cuda", "CUDA")
+choice._complete_default_rule("xpu", "XPU")
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+for key in ("CUDA", "XPU"):
+    print(all(has("dreluop::" + name, key) for name in choice.SCHEMAS))
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "asked", "expected"),
+    [
+        (None, "", ["False", "True"]),
+        ("no card for it", "", ["True", "True"]),
+        ("no card for it", "triton", ["True", "True"]),
+        ("no card for it", "reference", ["False", "False"]),
+    ],
+)
+def test_the_default_rule_goes_on_where_native_does_not_serve(
+    reason: str | None, asked: str, expected: list[str]
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != names.ENVIRONMENT_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", DEFAULT_RULE.format(reason=reason)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | ({names.ENVIRONMENT_VARIABLE: asked} if asked else {}),
+    )
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("serves", [True, False], ids=["triton", "reference"])
+def test_the_rest_of_the_default_rule_is_triton_or_else_the_reference(
+    serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_triton_reason", lambda device_type: None if serves else "no card for it")
+    monkeypatch.setattr(choice.triton, "functions", lambda: dict.fromkeys(schemas.SCHEMAS, lambda *_: "triton"))
+    monkeypatch.setattr(choice.reference, "penalty", lambda *_: "reference")
+    assert choice._by_default("penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")
