@@ -18,6 +18,7 @@ from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+from benchmarks.kernels.tables import MISSING
 from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
 
 PASSES = (FORWARD, BACKWARD, BOTH)
@@ -198,6 +199,7 @@ def test_tables_and_headline(document: Document) -> None:
     assert [line[0] for line in lines] == ["tiny image", "tiny dense"]
     assert all(len(line) == len(header) for line in lines)
     assert len(tables.target_table(document).rows) == len(TARGETS)
+    assert lines[0][header.index("forward, Triton")] == MISSING
     text = tables.headline(document)
     assert "Some GPU 80GB, 132 multiprocessors, driver 580.1" in text
     assert "interrupted" not in text
@@ -246,3 +248,15 @@ def test_the_reference_is_not_measured_unasked(
     with pytest.raises(SystemExit, match="2"):
         bench.main([])
     assert "the native CUDA kernels do not serve" in capsys.readouterr().err
+
+
+def test_triton_stands_beside_the_default_kernels(document: Document) -> None:
+    assert c.OURS_TRITON.name in suite.EAGER
+    ours = [row for row in document["rows"] if row["contender"] == c.OURS.name]
+    changes = {"contender": c.OURS_TRITON.name, "fraction_of_copy": 0.9}
+    by_triton = [row_like(row, ms=2 * row["ms"], **changes) for row in ours]
+    table = tables.case_table({**document, "rows": [*document["rows"], *by_triton]})
+    for line in table.rows:
+        found = dict(zip(table.header, line, strict=True))
+        assert found["forward, Triton"] == found["backward, Triton"] == "90%"
+        assert found[f"{c.OURS_TRITON.name} / ours"] == "2.00"
