@@ -47,7 +47,9 @@ def backward(
     )
     if need_x or need_cap or bias is not None:
         weight = grad_penalty if balancer is not None and need_cap else None
-        Backward(call, kept, cap, dcap if need_cap else None, None if bias is None else dbias, weight, balancer).run(
+        # Without channels there is a single cap and no bias to write.
+        to_bias = dbias if bias is not None and bias.numel() > 0 else None
+        Backward(call, kept, cap, dcap if need_cap else None, to_bias, weight, balancer).run(
             grad, dx if need_x else None
         )
     return dx, dcap, dbias

@@ -25,7 +25,7 @@ TRITON = backend.functions()
 SMALL_TILES = Tuning(flat_tile=128, flat_warps=1, row_tile=64, row_warps=1, row_programs=3, column_tile=64,
                      column_warps=1, column_programs=3, waves=1)  # fmt: skip
 CASES = (
-    Case((1025,), ()),
+    Case((1227,), ()),
     Case((3, 3, 9, 13), (3,)),
     Case((2, 3, 331), (3,)),
     Case((70, 17), (17,)),
