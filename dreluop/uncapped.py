@@ -16,8 +16,6 @@ from dreluop.modules import DReLU, SReLU
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_FORWARD = SReLU.forward
-
 
 class UncappedReLU(nn.Module):
     """A ReLU that is called like the capped activation in whose place it stands: ``act(x, residual, bias=bias)``.
@@ -38,6 +36,35 @@ class UncappedReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
+
+
+class UncappedResidualReLU(UncappedReLU):
+    """In the place of a ``dreluop.surgery`` site that adds a residual: that one may broadcast, and x may be kept."""
+
+    def __init__(self, dim: int = 1, inplace: bool = False, sum_inplace: bool = False) -> None:
+        super().__init__(dim, inplace)
+        self.sum_inplace = sum_inplace
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+            return super().forward(x.add_(residual) if self.sum_inplace else x + residual, bias=bias)
+        if residual is not None and not self.sum_inplace:
+            return torch.relu(fused_sum(x, self.dim, bias, residual))
+        return super().forward(x, residual, bias=bias)
+
+
+def _stand_in_for(module: DReLU | SReLU) -> UncappedReLU:
+    """
+    Raises:
+        TypeError: the module has a forward that no stand-in knows.
+    """
+    from dreluop.surgery.sites import ResidualDReLU  # noqa: PLC0415 (imports torch.fx)
+
+    if type(module).forward is SReLU.forward:
+        return UncappedReLU(module.dim, module.inplace)
+    if isinstance(module, ResidualDReLU) and type(module).forward is ResidualDReLU.forward:
+        return UncappedResidualReLU(module.dim, module.inplace, module.sum_inplace)
+    raise TypeError(f"model: a {type(module).__name__} has a forward of its own, which no ReLU can replace")
 
 
 def remove_caps(model: Model) -> Model:
@@ -68,6 +95,7 @@ def remove_caps(model: Model) -> Model:
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
     shared: dict[int, Any] = {}
     capped: list[DReLU | SReLU] = []
+    stand_ins: dict[int, UncappedReLU] = {}
     for found in _held_by(model):
         if isinstance(found, UninitializedParameter):
             raise ValueError("model: a parameter of a lazy module has no shape yet; run the model once before")
@@ -75,13 +103,11 @@ def remove_caps(model: Model) -> Model:
             # Tensors inside a graph (of torch.nn.utils.weight_norm) are computed anew, and cannot be copied.
             shared[id(found)] = found
         elif isinstance(found, DReLU | SReLU):
-            if type(found).forward is not _FORWARD:
-                raise TypeError(f"model: a {type(found).__name__} has a forward of its own, which no ReLU can replace")
+            stand_ins[id(found)] = _stand_in_for(found)
             capped.append(found)
     if not capped:
         raise ValueError(f"model: got a {type(model).__name__} without any DReLU or SReLU; expected at least one")
-    for module in capped:
-        shared[id(module)] = UncappedReLU(module.dim, module.inplace)
+    shared |= stand_ins
     for module in capped:
         shared[id(module)].__dict__.update(copy.deepcopy(_state_without_cap(module), shared))
     view: Model = copy.deepcopy(model, shared)

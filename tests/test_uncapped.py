@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 import dreluop
 from dreluop.adaptive import UncappedReLU, measure_std, remove_caps, surrogate_backward
+from dreluop.surgery import replace_activations
+from dreluop.surgery.sites import ResidualDReLU
 from tests import oracle
+from tests.optional import torchvision_or_skip
 
 
 class Residual(nn.Module):
@@ -249,3 +252,71 @@ def test_what_it_cannot_do_it_refuses() -> None:
     lazy(torch.randn(2, 3))
     x = torch.randn(2, 3)
     torch.testing.assert_close(remove_caps(lazy)(x), torch.relu(lazy[0](x)))
+
+
+class Block(nn.Module):
+    """A residual block; in place where `inplace`."""
+
+    def __init__(self, inplace: bool, channels: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace)
+        self.inplace = inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm(self.conv(x)))
+        out = self.conv(out)
+        if self.inplace:
+            out += x
+        else:
+            out = out + x
+        # The block's input is needed again: a stand-in that wrote over it would show.
+        return self.relu(out) + x
+
+
+class Broadcast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + x.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "make", [lambda: Block(False), lambda: Block(True), Broadcast], ids=["block", "in_place", "sum"]
+)
+def test_fused_sites_of_the_surgery(make: Callable[[], nn.Module], training: bool) -> None:
+    original = nn.Sequential(nn.Conv2d(3, 4, 1), make(), make()).train(training)
+    model = copy.deepcopy(original)
+    replace_activations(model, fuse=True)
+    assert any(isinstance(module, ResidualDReLU) for module in model.modules())
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, dreluop.DReLU):
+                module.cap.fill_(0.1)
+    view = remove_caps(model)
+    x = torch.randn(2, 3, 5, 5)
+    kept = x.clone()
+    got, expected = view(x), original(x)
+    assert torch.equal(x, kept)
+    torch.testing.assert_close(got, expected)
+    assert not torch.allclose(model(x), expected)
+    assert all(a is b for a, b in zip(view[0].parameters(), model[0].parameters(), strict=True))
+    got.sum().backward()
+    assert all(p.grad is not None for p in view.parameters())
+
+
+def test_a_residual_network_of_torchvision() -> None:
+    models = torchvision_or_skip().models
+    original = models.resnet18(weights=None).eval()
+    model = copy.deepcopy(original)
+    replace_activations(model)
+    for module in model.modules():
+        if isinstance(module, dreluop.DReLU):
+            nn.init.constant_(module.cap, 0.1)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(remove_caps(model)(x), original(x))
