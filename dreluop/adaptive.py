@@ -55,7 +55,8 @@ def surrogate_backward(
     Works in ``torch.autograd`` to any order and in ``torch.func.grad`` and ``vjp``; a compiled model leaves its graph
     at each capped activation (an error with ``fullgraph=True``), in every thread while one is inside. Not covered:
     operators called directly, as exported programs do (an error); reentrant activation checkpointing, which runs
-    forward again in backward and follows the block that is open then.
+    forward again in backward and follows the block that is open then (with ``use_reentrant=False``, forward and
+    backward on different sides of a soft block raise ``CheckpointError``).
 
     Args:
         mode: the form.

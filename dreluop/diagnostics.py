@@ -76,10 +76,12 @@ class SaturationMonitor:
         patience: measured steps before "idle".
 
     Raises:
-        TypeError, ValueError: model has no capped layer or is compiled, every or patience is no int >= 1, writer has no
-            ``add_scalar``, log is no function.
+        TypeError, ValueError: model has no capped layer, is compiled or a DataParallel on several devices, every or
+            patience is no int >= 1, writer has no ``add_scalar``, log is no function.
 
-    Use it as a context manager, or call ``close()``, to take the hooks off.
+    Use it as a context manager, or call ``close()``, to take the hooks off: before that, the model cannot be pickled
+    (its ``state_dict`` can), and a deep copy of it has hooks of its own that nobody reads. Elements that are NaN count
+    as inside, as their gradient goes to x.
     """
 
     def __init__(
@@ -103,8 +105,13 @@ class SaturationMonitor:
             )
         if log is not None and not callable(log):
             raise TypeError(f"log: got {type(log).__name__}; expected a function of a string, such as print")
-        if is_compiled(model):
+        if isinstance(model, nn.Module) and is_compiled(model):
             raise ValueError("model: got a compiled module; hooks inside it are not called as they must be")
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"model: got a DataParallel on {len(model.device_ids)} devices, whose copies cannot be measured "
+                "together; use DistributedDataParallel and monitor its .module"
+            )
         layers = capped_layers(model)
         self._every, self._writer, self._tag, self._log, self._patience = every, writer, tag, log, patience
         self.step = 0

@@ -22,10 +22,11 @@ CappedLayer = DReLU | SReLU
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile made this module."""
+    """Whether torch.compile made this module or one in it, or ``Module.compile`` was called on one."""
     # To ask torch._dynamo itself would import it, which takes seconds.
     dynamo = sys.modules.get("torch._dynamo")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+    made = () if dynamo is None else (dynamo.OptimizedModule,)
+    return any(isinstance(m, made) or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
 
 def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU)) -> dict[str, Any]:
@@ -151,7 +152,8 @@ class LayerSums:
         off, inside, capped, dead, samples = self._parts.tolist()
         elements = max(off + inside + capped, 1)
         std = (self._squares / self._count).sqrt().flatten().double().cpu()
-        ratio = (cap / std).median().item()
+        # A cap of 0 on a constant x tells nothing.
+        ratio = (cap / std).nanmedian().item()
         shares = (off / elements, inside / elements, capped / elements, dead / max(samples, 1))
         return LayerStatistics(*facts, *shares, ratio)
 

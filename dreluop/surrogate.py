@@ -284,7 +284,9 @@ class SoftFunction(Function):
         x, cap, ctx.dim, width = inputs
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, cap, width)
+        # The width first: a checkpoint that computes the ordinary activation anew under a surrogate, or the other way
+        # round, then finds a tensor of another shape, and says so.
+        ctx.save_for_backward(width, x, cap)
 
     @staticmethod
     @backward_on_backend_of_forward
@@ -292,7 +294,7 @@ class SoftFunction(Function):
         (grad,) = grads
         if grad is None:
             return None, None, None, None
-        x, cap, width = saved_tensors
+        width, x, cap = saved_tensors
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import dreluop
 from dreluop.adaptive import surrogate_backward
@@ -150,5 +152,19 @@ def test_checkpoints_inside_the_block(mode: str) -> None:
     x = torch.randn(8, 5, requires_grad=True)
     with entered(mode):
         expected = torch.autograd.grad(model(x).sum(), x)[0]
-        y = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+        y = checkpoint(model, x, use_reentrant=False)
         oracle.assert_same_bits(torch.autograd.grad(y.sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("granularity", [1, 4])
+@pytest.mark.parametrize("inside", ["forward", "backward"])
+def test_a_checkpoint_cannot_mix_soft_and_exact(inside: str, granularity: int) -> None:
+    x = torch.randn(64, 4, requires_grad=True)
+    module = dreluop.DReLU(granularity, init=0.5)
+    soft = surrogate_backward("soft")
+    nothing = contextlib.nullcontext()
+    with soft if inside == "forward" else nothing:
+        y = checkpoint(module, x, use_reentrant=False)
+    with pytest.raises(CheckpointError), soft if inside == "backward" else nothing:
+        y.sum().backward()
+    assert module.cap.grad is None

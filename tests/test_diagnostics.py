@@ -173,6 +173,28 @@ def test_dead_caps_and_the_step_regime_are_warned_of() -> None:
     assert step_regime.startswith("step 1: cap / std(x) is below 0.1: the layer is a step function: 0 0.0")
 
 
+def test_a_cap_of_zero_on_a_constant_hides_no_step_function() -> None:
+    model = nn.Sequential(DReLU(3, init=0.001))
+    with torch.no_grad():
+        model[0].cap[0] = 0
+    x = torch.randn(100, 3)
+    x[:, 0] = 1
+    assert any("step function" in text for text in warnings_of(model, x))
+
+
+def compiled_in_place() -> nn.Module:
+    model = network()
+    model.compile()
+    return model
+
+
+def on_two_devices() -> nn.Module:
+    model = nn.DataParallel(network())
+    model.device_ids = [0, 1]
+    return model
+
+
+COMPILED = "model: got a compiled module"
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no_caps": (lambda: SaturationMonitor(nn.Linear(2, 2)), ValueError, "model: got a Linear without any DReLU"),
     "no_model": (lambda: SaturationMonitor(3), TypeError, "model: got int; expected a torch.nn.Module"),
@@ -181,7 +203,10 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "patience": (lambda: SaturationMonitor(network(), patience=0), ValueError, "patience: got 0; expected at least 1"),
     "writer": (lambda: SaturationMonitor(network(), writer=3), TypeError, "writer: got int; expected an object with"),
     "log": (lambda: SaturationMonitor(network(), log="x"), TypeError, "log: got str; expected a function of a string"),
-    "compiled": (lambda: SaturationMonitor(torch.compile(network())), ValueError, "model: got a compiled module"),
+    "compiled": (lambda: SaturationMonitor(torch.compile(network())), ValueError, COMPILED),
+    "compiled in place": (lambda: SaturationMonitor(compiled_in_place()), ValueError, COMPILED),
+    "compiled inside": (lambda: SaturationMonitor(nn.Sequential(torch.compile(network()))), ValueError, COMPILED),
+    "several devices": (lambda: SaturationMonitor(on_two_devices()), ValueError, "model: got a DataParallel on 2"),
 }  # fmt: skip
 
 
