@@ -69,10 +69,19 @@ def capture(steps: Sequence[Work], clear: Work) -> list[Work]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             step()
-        replays.append(graph.replay)
+        replays.append(_replay(graph, step))
     # The results' memory belongs to the pool, which lives as long as the graphs.
     clear()
     return replays
+
+
+def _replay(graph: torch.cuda.CUDAGraph, step: Work) -> Work:
+    """Replays the graph, and keeps what its step holds: a graph does not keep the memory that it reads."""
+
+    def replay(_: Work = step) -> None:
+        graph.replay()
+
+    return replay
 
 
 def sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

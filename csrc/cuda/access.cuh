@@ -33,11 +33,12 @@ DRELUOP_DEVICE Group<T, kGroup> read_words(const T* from) {
   return group;
 }
 
+// To global memory.
 template <class T, int kGroup>
 DRELUOP_DEVICE void write_words(T* to, const Pack<T, kGroup>& values) {
   const auto group = bit_cast<Group<T, kGroup>>(values);
 #pragma unroll
-  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) __stwb(reinterpret_cast<uint4*>(to) + k, group.v[k]);
+  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) store_word(reinterpret_cast<uint4*>(to) + k, group.v[k]);
 }
 
 // kVector: every operand lies densely in walking order, groups are 16-byte aligned. kGeneral: anything.
@@ -100,7 +101,7 @@ struct Operands<Access::kGeneral> {
       return;
     }
     T* room = room_of_thread<T>();
-    write_words(room, values);
+    *reinterpret_cast<Pack<T, kGroup>*>(room) = values;
 #pragma unroll 1
     for (int e = 0; e < n; ++e) at<T>(k, i + e) = room[e];
   }

@@ -120,7 +120,11 @@ class OperandSet {
 };
 
 inline CapMap cap_map(const CapLayout& layout) {
-  return {Divider::of(std::max<int64_t>(1, layout.inner)), Divider::of(std::max<int64_t>(1, layout.caps))};
+  const int64_t inner = std::max<int64_t>(1, layout.inner), caps = std::max<int64_t>(1, layout.caps);
+  const int64_t outer = std::max<int64_t>(1, layout.outer);
+  // By division, as an empty x may have any number of caps.
+  const bool is_short = outer <= INT32_MAX / inner / caps;
+  return {Divider::of(inner), Divider::of(caps), is_short};
 }
 
 // Arrays of one value per cap, with their dimensions merged together.

@@ -14,7 +14,7 @@ struct Choice {
     const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias);
     vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
              (operands.head() == 0 || (plan.by_rows && pass.code == nullptr)) && (plan.by_rows || plan.columns.aligned);
-    sum_bytes = vector ? sizeof(Sum<float>) : sizeof(Sum<double>);
+    sum_bytes = vector ? sizeof(Partial<float>) : sizeof(Partial<double>);
     channels = problem.shared_cap && pass.dcap.data != nullptr ? problem.layout.caps : 0;
     counters = plan.counters + (channels > 0 ? 1 : 0);
     counter_bytes = (static_cast<size_t>(counters) * sizeof(unsigned) + 15) / 16 * 16;
@@ -54,7 +54,7 @@ Finish<Real> finish_of(const Problem& problem, const Backward& pass, const Choic
   finish.sets = choice.plan.by_rows ? problem.layout.caps : choice.plan.columns.tiles;
   finish.cap_blocks = choice.plan.cap_blocks;
   finish.counters = static_cast<unsigned*>(workspace);
-  auto* sums = reinterpret_cast<Sum<Real>*>(static_cast<unsigned char*>(workspace) + choice.counter_bytes);
+  auto* sums = reinterpret_cast<Partial<Real>*>(static_cast<unsigned char*>(workspace) + choice.counter_bytes);
   finish.partials[kCapSum] = sums;
   finish.partials[kBiasSum] = sums + (choice.kinds == 2 ? choice.plan.partials : 0);
   if (choice.channels > 0) {
@@ -81,16 +81,15 @@ Status launch_as(const Problem& problem, const Backward& pass, const Choice& cho
   choice.cap.fill(&p.cap);
   p.finish = finish_of<Real>(problem, pass, choice, workspace);
   p.rows = plan.rows;
-  p.chunks = Divider::of(std::max<int64_t>(1, plan.rows.chunks));
   p.head = kAccess == Access::kVector ? static_cast<int>(choice.operands.head()) : 0;
   p.columns = plan.columns;
   if (plan.by_rows) {
-    const size_t shared = std::max(kSlotBytes + kRowThreads * sizeof(Sum<Real>), size_t{kRowThreads} * kRoomBytes);
+    const size_t shared = std::max(kSlotBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kRoomBytes);
     return launch("dreluop backward by rows", backward_rows_kernel<Format, kAccess, kSums>, plan.blocks, kRowThreads,
                   shared, problem.stream, p);
   }
   const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * group_of(problem.dtype);
-  const size_t shared = std::max(kSlotBytes + sums * sizeof(Sum<Real>), size_t{kColumnThreads} * kRoomBytes);
+  const size_t shared = std::max(kSlotBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kRoomBytes);
   return launch("dreluop backward by columns", backward_columns_kernel<Format, kAccess, kSums>, plan.blocks,
                 kColumnThreads, shared, problem.stream, p);
 }

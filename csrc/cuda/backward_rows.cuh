@@ -13,10 +13,12 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
+  using typename Base::Wide;
 
-  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, T one, Sum<Real>* sums) const {
+  // A stretch of one run, by a warp.
+  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, Wide one, Sum<Real>* sums) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    T cap[kGroup];
+    Wide cap[kGroup];
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) cap[e] = one;
     const int64_t to_group =
@@ -32,7 +34,7 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   }
 
   template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int64_t begin, int64_t g, int64_t groups, const T* cap,
+  DRELUOP_DEVICE void batch(Kept nothing, int64_t begin, int64_t g, int64_t groups, const Wide* cap,
                             Sum<Real>* sums) const {
     Group<T, kGroup> grad[kGroups];
     Kept kept[kGroups];
@@ -59,21 +61,29 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   }
 
   DRELUOP_DEVICE void run() const {
+    using P = Partial<Real>;
     const uint32_t caps = static_cast<uint32_t>(p.layout.caps);
-    const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps;
-    const int64_t end = min(p.rows.pieces, (split + 1) * p.rows.per_split);
-    const T cap = this->cap_of(c);
+    const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps, inner = p.layout.inner;
+    const Wide cap = this->cap_of(c);
     Sum<Real> sums[kSums];
-#pragma unroll 1
-    for (int64_t k = split * p.rows.per_split + threadIdx.x / kWarp; k < end; k += kRowThreads / kWarp) {
-      const int64_t run = static_cast<int64_t>(p.chunks.quotient(static_cast<uint64_t>(k)));
-      const int64_t from = (k - run * p.rows.chunks) * p.rows.chunk;
-      piece((run * p.layout.caps + c) * p.layout.inner + from, min(p.rows.chunk, p.layout.inner - from), cap, sums);
+    const int64_t at = (split * kRowWarps + threadIdx.x / kWarp) * p.rows.share;
+    if (int64_t left = min(p.rows.total - at, p.rows.share); left > 0) {
+      const int64_t run = static_cast<int64_t>(p.map.inner.quotient(static_cast<uint64_t>(at)));
+      int64_t begin = run * (p.layout.caps - 1) * inner + c * inner + at;
+      int64_t length = min((run + 1) * inner - at, left);
+      for (;;) {
+        piece(begin, length, cap, sums);
+        left -= length;
+        if (left <= 0) break;
+        begin += length + (p.layout.caps - 1) * inner;
+        length = min(inner, left);
+      }
     }
-    auto* shared = reinterpret_cast<Sum<Real>*>(shared_memory() + kSlotBytes);
-    const Terms<Real> local{shared, 1, kRowThreads, 1, 1, 0, 0, 1};
-    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()),
-                                 [&](int s) { shared[threadIdx.x] = s == kCapSum ? sums[kCapSum] : sums[kSums - 1]; });
+    auto* shared = reinterpret_cast<P*>(shared_memory() + kSlotBytes);
+    const Terms<P> local{shared, 1, kRowThreads, 1, 1, 0, 0, 1};
+    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()), [&](int s) {
+      shared[threadIdx.x] = partial_of(s == kCapSum ? sums[kCapSum] : sums[kSums - 1]);
+    });
   }
 };
 

@@ -8,19 +8,36 @@
 
 namespace dreluop::cuda {
 
-// The type in which a format is computed with, and the one rounding back.
+// The type in which a format is computed with and compared, and the one rounding back.
 template <class Format>
 struct Working {
   using Real = float;
+  using Rule = Float32;
   static DRELUOP_DEVICE float widen(typename Format::Storage a) { return Format::to_float(a); }
   static DRELUOP_DEVICE typename Format::Storage round(float a) { return Format::from_float(a); }
 };
 template <class T>
 struct Working<Native<T>> {
   using Real = T;
+  using Rule = Native<T>;
   static DRELUOP_DEVICE T widen(T a) { return a; }
   static DRELUOP_DEVICE T round(T a) { return a; }
 };
+
+// A group as numbers to compute with.
+template <class Format, int kGroup>
+DRELUOP_DEVICE Pack<typename Working<Format>::Real, kGroup> widened(
+    const Group<typename Format::Storage, kGroup>& group) {
+  if constexpr (sizeof(typename Format::Storage) == 2) {
+    Pack<float, kGroup> wide;
+    const auto words = bit_cast<Pack<uint32_t, kGroup / 2>>(group);
+#pragma unroll
+    for (int w = 0; w < kGroup / 2; ++w) Format::to_two_floats(words.v[w], &wide.v[2 * w], &wide.v[2 * w + 1]);
+    return wide;
+  } else {
+    return unpack<typename Format::Storage, kGroup>(group);
+  }
+}
 
 constexpr int kCapDims = 8;
 
@@ -80,8 +97,15 @@ DRELUOP_DEVICE void write_number(void* data, DType dtype, int64_t offset, double
 // Where the caps of element i begin, and how many elements are left before the next one.
 struct CapMap {
   Divider inner, caps;
+  bool is_short;  // fewer than 2^31 elements
 
   DRELUOP_DEVICE int64_t cap_of(int64_t i, int64_t* left) const {
+    if (is_short) {
+      const auto n = static_cast<uint32_t>(i), length = static_cast<uint32_t>(inner.divisor);
+      const uint32_t run = inner.short_quotient(n);
+      *left = length - (n - run * length);
+      return run - caps.short_quotient(run) * static_cast<uint32_t>(caps.divisor);
+    }
     const uint64_t run = inner.quotient(static_cast<uint64_t>(i));
     *left = static_cast<int64_t>(inner.divisor - inner.remainder(static_cast<uint64_t>(i), run));
     return static_cast<int64_t>(caps.remainder(run, caps.quotient(run)));
@@ -143,15 +167,26 @@ struct CapsOfGroup {
   const CapMap& map;
   int64_t first = 0;
   int64_t left = 0;  // elements before the cap after `first`
+  using T = typename Format::Storage;
 
   DRELUOP_DEVICE CapsOfGroup(const CapMap& caps, int64_t i) : map(caps) { first = map.cap_of(i, &left); }
 
+  // Calls get(cap) for the one or two caps of the group, and lays what it gives out for its elements.
+  template <class Value, class Get>
+  DRELUOP_DEVICE void span(Value* values, const Get& get) const {
+    const Value one = get(first);
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values[e] = one;
+    if (left >= kGroup) return;
+    const Value next = get(map.after(first));
+    const int from = static_cast<int>(left);
+#pragma unroll
+    for (int e = 1; e < kGroup; ++e) values[e] = e < from ? one : next;
+  }
+
   DRELUOP_DEVICE void read(const CapSource<kAccess>& source, Real* values) const {
     if constexpr (kMode == CapMode::kSpan) {
-      const Real one = source.template number<Format>(first);
-      const Real next = left < kGroup ? source.template number<Format>(map.after(first)) : one;
-#pragma unroll
-      for (int e = 0; e < kGroup; ++e) values[e] = e < left ? one : next;
+      span(values, [&](int64_t cap) { return source.template number<Format>(cap); });
     } else if constexpr (kMode == CapMode::kAligned) {
       source.template numbers<Format, kGroup>(first, values);
     } else {
@@ -178,11 +213,16 @@ struct CapsOfGroup {
     for (int e = 0; e < kGroup; ++e) values[e] = all.v[e];
   }
 
-  DRELUOP_DEVICE void read_as(const CapSource<kAccess>& source, typename Format::Storage* values) const {
-    Real numbers[kGroup];
-    read(source, numbers);
+  // Rounded to x's dtype.
+  DRELUOP_DEVICE void read_as(const CapSource<kAccess>& source, T* values) const {
+    if constexpr (kMode == CapMode::kSpan) {
+      span(values, [&](int64_t cap) { return Working<Format>::round(source.template number<Format>(cap)); });
+    } else {
+      Real numbers[kGroup];
+      read(source, numbers);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) values[e] = Working<Format>::round(numbers[e]);
+      for (int e = 0; e < kGroup; ++e) values[e] = Working<Format>::round(numbers[e]);
+    }
   }
 };
 

@@ -14,6 +14,7 @@ constexpr size_t kSlotBytes = 16;
 
 template <class Real>
 struct Finish {
+  using P = Partial<Real>;
   CapIndex index;
   CapArray cap, gradient[2];  // of the cap, of the bias; data is null where not wanted
   Scalar grad_penalty;
@@ -22,59 +23,66 @@ struct Finish {
   int64_t sets;        // of caps that are finished together
   int64_t cap_blocks;  // that share a cap
   unsigned* counters;
-  Sum<Real>* partials[2];
+  P* partials[2];
   // One cap over all channels, if its gradient is wanted: the sums per channel, the counter of finished sets. Else
   // null.
-  Sum<Real>* channel_sums;
+  P* channel_sums;
   unsigned* finished_sets;
 
   DRELUOP_DEVICE bool wants(int k) const { return gradient[k].data != nullptr; }
 
   // Called by a whole block for caps [first, first + local.count), as its `block`-th. fill(k) lays this block's sums of
-  // kind k where `local` says. One loop over all that is to be added up, as its body is long.
+  // kind k where `local`, in shared memory, says.
   template <int kSums, class Fill>
-  DRELUOP_DEVICE void run(const Terms<Real>& local, int64_t set, int64_t first, int64_t block, unsigned* slot,
+  DRELUOP_DEVICE void run(const Terms<P>& local, int64_t set, int64_t first, int64_t block, unsigned* slot,
                           const Fill& fill) const {
     const bool alone = cap_blocks == 1;
 #pragma unroll 1
-    for (int step = 0; step <= 2 * kSums; ++step) {
-      Terms<Real> terms = local;
-      int k = step % kSums;
-      bool is_gradient = true;
-      Sum<Real>* to = nullptr;
-      if (step < kSums) {
-        __syncthreads();
-        fill(k);
-        __syncthreads();
-        is_gradient = alone;
-        to = partials[k] + block * caps + first;
-      } else if (step < 2 * kSums) {
-        if (alone) continue;
-        if (step == kSums && !arrives_last(&counters[set], static_cast<unsigned>(cap_blocks), slot)) return;
-        terms = {partials[k] + first, local.count, static_cast<uint32_t>(cap_blocks), 1, 1, 0, 1, caps};
-      } else {
-        if (channel_sums == nullptr || !arrives_last(finished_sets, static_cast<unsigned>(sets), slot)) return;
-        terms = {channel_sums, 1, static_cast<uint32_t>(caps), 1, 1, 0, 0, 1};
-        k = kCapSum;
-      }
+    for (int k = 0; k < kSums; ++k) {
+      __syncthreads();
+      fill(k);
+      __syncthreads();
       if (!wants(k)) continue;
-      if (step < 2 * kSums && is_gradient && k == kCapSum && channel_sums != nullptr) {
-        is_gradient = false;
-        to = channel_sums + first;
-      }
-      const int64_t offset = step < 2 * kSums ? first : 0;
-      sum_each(terms, [&](uint32_t i, const Sum<Real>& sum) {
-        if (is_gradient)
-          write_gradient(k, offset + i, sum);
+      sum_each<true>(local, [&](uint32_t i, const P& sum) {
+        if (alone)
+          put_sum(k, first + i, sum);
         else
-          to[i] = sum;
+          partials[k][block * caps + first + i] = sum;
+      });
+    }
+    if (!alone && !arrives_last(&counters[set], static_cast<unsigned>(cap_blocks), slot)) return;
+    // Then what other blocks have left: the partial sums, the sums per channel. One loop, as its body is long.
+#pragma unroll 1
+    for (int k = alone ? kSums : 0; k <= kSums; ++k) {
+      const bool over_channels = k == kSums;
+      if (over_channels) {
+        if (channel_sums == nullptr || !arrives_last(finished_sets, static_cast<unsigned>(sets), slot)) return;
+      } else if (!wants(k)) {
+        continue;
+      }
+      const Terms<P> terms =
+          over_channels
+              ? Terms<P>{channel_sums, 1, static_cast<uint32_t>(caps), 1, 1, 0, 0, 1}
+              : Terms<P>{partials[k] + first, local.count, static_cast<uint32_t>(cap_blocks), 1, 1, 0, 1, caps};
+      sum_each<false>(terms, [&](uint32_t i, const P& sum) {
+        if (over_channels)
+          write_gradient(kCapSum, 0, sum);
+        else
+          put_sum(k, first + i, sum);
       });
     }
   }
 
  private:
-  DRELUOP_DEVICE void write_gradient(int k, int64_t c, const Sum<Real>& sum) const {
-    double value = sum.total();
+  DRELUOP_DEVICE void put_sum(int k, int64_t c, const P& sum) const {
+    if (k == kCapSum && channel_sums != nullptr)
+      channel_sums[c] = sum;
+    else
+      write_gradient(k, c, sum);
+  }
+
+  DRELUOP_DEVICE void write_gradient(int k, int64_t c, const P& sum) const {
+    double value = total_of(sum);
     if (k == kCapSum && grad_penalty.data != nullptr) {
       const double scale = penalty_factor * read_number<double>(grad_penalty.data, grad_penalty.dtype, 0);
       value += scale * read_number<double>(cap.data, cap.dtype, offset_of(index, cap, c));

@@ -27,7 +27,7 @@ Status launch_as(const Problem& problem, const Forward& pass, const OperandSet& 
   ForwardParameters<kAccess> p{};
   operands.fill(&p.operands);
   p.plan = flat_plan(problem.dtype, numel_of(problem), kAccess == Access::kVector ? operands.head() : 0,
-                     kFused ? kInFlightOfTwo : kInFlight);
+                     kFused ? kInFlightOfTwo : kInFlight, problem.multiprocessors);
   p.map = cap_map(merged(problem.layout));
   cap.fill(&p.cap);
   bias.fill(&p.bias);

@@ -3,6 +3,7 @@
 
 #include "cuda/access.cuh"
 #include "cuda/caps.cuh"
+#include "cuda/packed.cuh"
 #include "cuda/squares.cuh"
 
 namespace dreluop::cuda {
@@ -31,23 +32,13 @@ struct ForwardPass {
   const ForwardParameters<kAccess>& p;
 
   // The first n elements of a group.
-  DRELUOP_DEVICE void compute(int64_t i, int n, const Group<T, kGroup>& x, const Group<T, kGroup>& residual) const {
-    const Caps caps(p.map, i);
-    T cap[kGroup];
-    caps.read_as(p.cap, cap);
-    Values y = unpack<T, kGroup>(x);
-    if constexpr (kFused) fuse(caps, unpack<T, kGroup>(residual), &y);
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e) y.v[e] = capped_value<Format>(y.v[e], cap[e]);
+  DRELUOP_DEVICE void compute(int64_t i, int n, const Group<T, kGroup>& x, const Group<T, kGroup>& residual,
+                              const Caps& caps, const Values& cap) const {
+    Values t = unpack<T, kGroup>(x);
+    if constexpr (kFused) fuse(caps, unpack<T, kGroup>(residual), &t);
+    const Values y = capped_values<Format, kGroup>(t, cap);
     p.operands.template store<T, kGroup>(kY, i, n, y);
-    if (p.code == nullptr) return;
-    uint32_t codes = 0;
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e)
-      if (e < n) codes |= static_cast<uint32_t>(region_of<Format>(y.v[e], cap[e])) << (2 * e);
-#pragma unroll
-    for (int b = 0; b < kGroup / kCodesPerByte; ++b)
-      if (b * kCodesPerByte < n) p.code[i / kCodesPerByte + b] = static_cast<uint8_t>(codes >> (8 * b));
+    if (p.code != nullptr) write_codes<kGroup>(p.code, i, n, codes_of<Format, kGroup>(y, cap));
   }
 
   DRELUOP_DEVICE void fuse(const Caps& caps, const Values& residual, Values* x) const {
@@ -103,7 +94,7 @@ struct ForwardPass {
 #pragma unroll
     for (int u = 0; u < kGroups; ++u) {
       const int64_t g = first + u * kFlatThreads;
-      if (g >= p.plan.groups) continue;
+      if (u >= p.plan.per_thread || g >= p.plan.groups) continue;
       const int64_t i = p.plan.head + g * kGroup;
       x[u] = p.operands.template load<T, kGroup>(kX, i, kGroup);
       if constexpr (kFused)
@@ -112,26 +103,34 @@ struct ForwardPass {
 #pragma unroll
     for (int u = 0; u < kGroups; ++u) {
       const int64_t g = first + u * kFlatThreads;
-      if (g < p.plan.groups) compute(p.plan.head + g * kGroup, kGroup, x[u], residual[u]);
+      if (u >= p.plan.per_thread || g >= p.plan.groups) continue;
+      const int64_t i = p.plan.head + g * kGroup;
+      const Caps caps(p.map, i);
+      Values cap;
+      caps.read_as(p.cap, cap.v);
+      compute(i, kGroup, x[u], residual[u], caps, cap);
     }
   }
 
   DRELUOP_DEVICE void one_by_one(int64_t first) const {
 #pragma unroll 1
-    for (int u = 0; u < kGroups; ++u) {
+    for (int u = 0; u < p.plan.per_thread; ++u) {
       const int64_t i = (first + u * kFlatThreads) * kGroup;
       if (i >= p.plan.numel) return;
       const int n = static_cast<int>(min(p.plan.numel - i, int64_t{kGroup}));
       Group<T, kGroup> residual = {};
       if (p.has_residual) residual = p.operands.template load<T, kGroup>(kResidual, i, n);
-      compute(i, n, p.operands.template load<T, kGroup>(kX, i, n), residual);
+      const Caps caps(p.map, i);
+      Values cap;
+      caps.read_as(p.cap, cap.v);
+      compute(i, n, p.operands.template load<T, kGroup>(kX, i, n), residual, caps, cap);
     }
   }
 
   DRELUOP_DEVICE void run() const {
     const int64_t block = static_cast<int64_t>(blockIdx.x) - p.penalty.blocks;
     if (block < 0) return p.penalty.run(blockIdx.x);
-    const int64_t first = block * (kFlatThreads * kGroups) + threadIdx.x;
+    const int64_t first = block * (kFlatThreads * p.plan.per_thread) + threadIdx.x;
     if constexpr (kAccess == Access::kGeneral) {
       one_by_one(first);
     } else {

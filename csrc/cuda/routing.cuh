@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/finish.cuh"
+#include "cuda/packed.cuh"
 #include "cuda/saved.cuh"
 
 namespace dreluop::cuda {
@@ -26,7 +27,6 @@ struct BackwardParameters {
   CapSource<kAccess> cap;  // data is null where not needed
   Finish<Real> finish;
   RowPlan rows;
-  Divider chunks;
   int head;
   ColumnPlan columns;
 };
@@ -35,6 +35,7 @@ template <class Format, Access kAccess, int kSums>
 struct Routing {
   using T = typename Format::Storage;
   using Real = typename SumType<Format, kAccess>::Real;
+  using Wide = typename Working<Format>::Real;
   static constexpr int kGroup = sizeof(T) == 2 ? 8 : 4;
   static constexpr int kGroups = kAccess == Access::kGeneral ? 1 : kInFlightOfTwo;
   using Parameters = BackwardParameters<kAccess, Real>;
@@ -44,8 +45,10 @@ struct Routing {
 
   DRELUOP_DEVICE static Real widen(T a) { return static_cast<Real>(Working<Format>::widen(a)); }
 
-  DRELUOP_DEVICE T cap_of(int64_t c) const {
-    return p.cap.data == nullptr ? Format::zero() : Working<Format>::round(p.cap.template number<Format>(c));
+  // Rounded to x's dtype, as it was compared with.
+  DRELUOP_DEVICE Wide cap_of(int64_t c) const {
+    if (p.cap.data == nullptr) return Wide(0);
+    return Working<Format>::widen(Working<Format>::round(p.cap.template number<Format>(c)));
   }
 
   DRELUOP_DEVICE Group<T, kGroup> load_grad(int64_t i, int n) const {
@@ -54,19 +57,18 @@ struct Routing {
 
   // Writes dx and gives the terms of the sums, per element: to_cap[e], and to_bias[e] if there are two sums.
   template <class Kept>
-  DRELUOP_DEVICE void route(int64_t i, int n, bool valid, const Group<T, kGroup>& group, const Kept& kept, const T* cap,
-                            Real* to_cap, Real* to_bias) const {
-    const Pack<T, kGroup> g = unpack<T, kGroup>(group);
-    Pack<T, kGroup> dx;
+  DRELUOP_DEVICE void route(int64_t i, int n, bool valid, const Group<T, kGroup>& group, const Kept& kept,
+                            const Wide* cap, Real* to_cap, Real* to_bias) const {
+    const Pack<Wide, kGroup> wide = widened<Format, kGroup>(group);
+    bool inside[kGroup];
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) {
-      const bool inside = kept.inside(e, cap[e]);
+      inside[e] = kept.inside(e, cap[e]);
       // NaN beats capped: the two exclude each other in a code, and in the rule.
-      to_cap[e] = kept.capped(e, cap[e]) ? widen(g.v[e]) : Real(0);
-      dx.v[e] = select(inside, g.v[e], Format::zero());
-      if constexpr (kSums == 2) to_bias[e] = inside ? widen(g.v[e]) : Real(0);
+      to_cap[e] = kept.capped(e, cap[e]) ? static_cast<Real>(wide.v[e]) : Real(0);
+      if constexpr (kSums == 2) to_bias[e] = inside[e] ? static_cast<Real>(wide.v[e]) : Real(0);
     }
-    if (valid && p.wants_x) p.saved.operands.template store<T, kGroup>(kDx, i, n, dx);
+    if (valid && p.wants_x) p.saved.operands.template store<T, kGroup>(kDx, i, n, masked<T, kGroup>(group, inside));
   }
 
   // Calls f with what tells the regions of a group.
@@ -81,7 +83,7 @@ struct Routing {
   }
 
   // The same for one element.
-  DRELUOP_DEVICE void route_one(int64_t i, T cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void route_one(int64_t i, Wide cap, Sum<Real>* sums) const {
     const T g = p.saved.operands.template at<T>(kGrad, i);
     const uint8_t region = p.saved.template region<Format>(i, cap);
     if (region == kCapped) sums[kCapSum].add(widen(g));

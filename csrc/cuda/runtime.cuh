@@ -24,6 +24,17 @@ DRELUOP_DEVICE unsigned char* shared_memory() {
 #endif
 }
 
+// 16 bytes to global memory in one store: nvcc would write parts that it knows to be constant by themselves.
+DRELUOP_DEVICE void store_word(uint4* to, uint4 word) {
+#if defined(__CUDACC__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y),
+               "r"(word.z), "r"(word.w)
+               : "memory");
+#else
+  host_cuda::store_to_global(to, word);
+#endif
+}
+
 template <class Parameters>
 Status launch(const char* name, void (*kernel)(Parameters), int64_t blocks, int threads, size_t shared, void* stream,
               const Parameters& parameters) {

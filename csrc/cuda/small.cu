@@ -143,7 +143,7 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   p.plan = flat_plan(problem.dtype, numel, 0, kSaturationGroups);
   p.plan.blocks = checked_blocks(up_to(numel, int64_t{kFlatThreads} * kSaturationGroups * group_of(problem.dtype)));
   p.map = cap_map(merged(problem.layout));
-  p.samples = {Divider::of(std::max<int64_t>(1, pass.sample_inner)), Divider::of(std::max<int64_t>(1, pass.samples))};
+  p.samples = cap_map({1, pass.samples, pass.sample_inner});
   CapReading(problem, pass.cap).fill(&p.cap);
   const PerCap counts{pass.counts, DType::kFloat64, pass.counts_strides};
   const PerCap* const from[] = {&counts};

@@ -28,6 +28,30 @@ struct Sum {
   }
 };
 
+// What leaves a thread: a sum of floats as one double, which holds it and its error.
+template <class Real>
+struct PartialOf {
+  using Type = Sum<Real>;
+};
+template <>
+struct PartialOf<float> {
+  using Type = double;
+};
+template <class Real>
+using Partial = typename PartialOf<Real>::Type;
+
+DRELUOP_DEVICE double partial_of(const Sum<float>& sum) { return sum.total(); }
+DRELUOP_DEVICE Sum<double> partial_of(const Sum<double>& sum) { return sum; }
+DRELUOP_DEVICE void add(double* sum, double term) { *sum += term; }
+template <class Real>
+DRELUOP_DEVICE void add(Sum<Real>* sum, const Sum<Real>& term) {
+  sum->add(term);
+}
+DRELUOP_DEVICE void add_term(double* sum, float term) { *sum += static_cast<double>(term); }
+DRELUOP_DEVICE void add_term(Sum<double>* sum, double term) { sum->add(term); }
+DRELUOP_DEVICE double total_of(double sum) { return sum; }
+DRELUOP_DEVICE double total_of(const Sum<double>& sum) { return sum.total(); }
+
 // At most 32 terms, pairwise: the rounding errors stay below five units in the last place of the sum of magnitudes.
 template <int kTerms, class Real>
 DRELUOP_DEVICE Real pairwise(const Real* terms) {
@@ -38,20 +62,27 @@ DRELUOP_DEVICE Real pairwise(const Real* terms) {
   }
 }
 
-// Lane 0 of each team of `width` lanes gets the team's sum.
+DRELUOP_DEVICE double shuffled_down(double value, int step, int width) {
+  return __shfl_down_sync(0xffffffffu, value, step, width);
+}
 template <class Real>
-DRELUOP_DEVICE Sum<Real> team_sum(Sum<Real> sum, int width) {
+DRELUOP_DEVICE Sum<Real> shuffled_down(const Sum<Real>& sum, int step, int width) {
+  Sum<Real> other;
+  other.value = __shfl_down_sync(0xffffffffu, sum.value, step, width);
+  other.error = __shfl_down_sync(0xffffffffu, sum.error, step, width);
+  return other;
+}
+
+// Lane 0 of each team of `width` lanes gets the team's sum.
+template <class P>
+DRELUOP_DEVICE P team_sum(P sum, int width) {
 #pragma unroll 1
-  for (int step = width / 2; step > 0; step /= 2) {
-    Sum<Real> other;
-    other.value = __shfl_down_sync(0xffffffffu, sum.value, step, width);
-    other.error = __shfl_down_sync(0xffffffffu, sum.error, step, width);
-    sum.add(other);
-  }
+  for (int step = width / 2; step > 0; step /= 2) add(&sum, shuffled_down(sum, step, width));
   return sum;
 }
 
 // A partial sum as another block left it: past the first-level cache, which is not coherent.
+DRELUOP_DEVICE double read_partial(const double* from) { return __ldcg(from); }
 template <class Real>
 DRELUOP_DEVICE Sum<Real> read_partial(const Sum<Real>* from) {
   Sum<Real> sum;
@@ -75,32 +106,46 @@ DRELUOP_DEVICE Sum<Real> block_sum(Sum<Real> sum, Sum<Real>* scratch) {
 
 // Where the terms of `count` sums lie: term t of sum i at
 // base[t % inner + t / inner % repeat * period + t / (inner * repeat) * stride + i * each].
-template <class Real>
+template <class P>
 struct Terms {
-  const Sum<Real>* base;
+  const P* base;
   uint32_t count, terms;
   uint32_t inner, repeat, period, each;
   int64_t stride;
 
-  DRELUOP_DEVICE const Sum<Real>& at(uint32_t i, uint32_t t) const {
+  DRELUOP_DEVICE const P* at(uint32_t i, uint32_t t) const {
     const uint32_t rest = t / inner;
-    return base[t % inner + rest % repeat * period + rest / repeat * stride + i * each];
+    return base + t % inner + rest % repeat * period + rest / repeat * stride + i * each;
   }
 };
 
-// put(i, sum of its terms) for every i, in a fixed order; called by the whole block.
-template <class Real, class Put>
-DRELUOP_DEVICE void sum_each(const Terms<Real>& terms, const Put& put) {
+// Terms that a thread asks for before it adds any.
+constexpr uint32_t kTermsInFlight = 8;
+
+// put(i, sum of its terms) for every i, in a fixed order; called by the whole block. kShared: the terms lie in shared
+// memory; else other blocks may have written them.
+template <bool kShared, class P, class Put>
+DRELUOP_DEVICE void sum_each(const Terms<P>& terms, const Put& put) {
+  const auto read = [](const P* from) { return kShared ? *from : read_partial(from); };
   uint32_t log_width = 0;
   while (log_width < 5 && (1u << log_width) < terms.terms && (terms.count << log_width) < blockDim.x) ++log_width;
   const uint32_t width = 1u << log_width, lane = threadIdx.x % width;
 #pragma unroll 1
   for (uint32_t base = 0; base < terms.count; base += blockDim.x >> log_width) {
     const uint32_t i = base + (threadIdx.x >> log_width);
-    Sum<Real> sum;
+    P sum{};
     if (i < terms.count) {
-#pragma unroll 4
-      for (uint32_t t = lane; t < terms.terms; t += width) sum.add(terms.at(i, t));
+      uint32_t t = lane;
+#pragma unroll 1
+      for (; !kShared && t + (kTermsInFlight - 1) * width < terms.terms; t += kTermsInFlight * width) {
+        P some[kTermsInFlight];
+#pragma unroll
+        for (uint32_t k = 0; k < kTermsInFlight; ++k) some[k] = read(terms.at(i, t + k * width));
+#pragma unroll
+        for (uint32_t k = 0; k < kTermsInFlight; ++k) add(&sum, some[k]);
+      }
+#pragma unroll 1
+      for (; t < terms.terms; t += width) add(&sum, read(terms.at(i, t)));
     }
     sum = team_sum(sum, static_cast<int>(width));
     if (i < terms.count && lane == 0) put(i, sum);
@@ -108,15 +153,16 @@ DRELUOP_DEVICE void sum_each(const Terms<Real>& terms, const Put& put) {
 }
 
 // Whether this block is the last of `expected` to get here: it sees all that the others wrote before.
+// The barriers and one thread's fences order the memory of all its threads (PTX: causality order is transitive).
 DRELUOP_DEVICE bool arrives_last(unsigned* counter, unsigned expected, unsigned* slot) {
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) *slot = atomicAdd(counter, 1u);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *slot = atomicAdd(counter, 1u);
+    __threadfence();
+  }
   __syncthreads();
-  const bool last = *slot == expected - 1;
-  // Also drops what L1 may hold of the others' sums.
-  if (last) __threadfence();
-  return last;
+  return *slot == expected - 1;
 }
 
 }  // namespace dreluop::cuda

@@ -28,9 +28,12 @@ struct TangentPass {
   DRELUOP_DEVICE void compute(int64_t i, int n) const {
     const Pack<T, kGroup> u = unpack<T, kGroup>(p.saved.operands.load<T, kGroup>(kU, i, n));
     const Caps caps(p.map, i);
-    T cap[kGroup], v[kGroup];
-    read_or_zero(caps, p.cap, cap);
+    T rounded[kGroup], v[kGroup];
+    read_or_zero(caps, p.cap, rounded);
     read_or_zero(caps, p.v, v);
+    typename Working<Format>::Real cap[kGroup];
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) cap[e] = Working<Format>::widen(rounded[e]);
     const Kept kept = Kept::load(p.saved, i, n, cap);
     Pack<T, kGroup> out;
 #pragma unroll

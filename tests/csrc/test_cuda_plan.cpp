@@ -18,22 +18,25 @@ std::string describe(const CapLayout& l) {
   return std::to_string(l.outer) + " x " + std::to_string(l.caps) + " x " + std::to_string(l.inner);
 }
 
-void check_flat(DType dtype, int64_t numel, int64_t head, int in_flight) {
-  const FlatPlan plan = flat_plan(dtype, numel, head, in_flight);
+void check_flat(DType dtype, int64_t numel, int64_t head, int in_flight, int64_t multiprocessors) {
+  const FlatPlan plan = flat_plan(dtype, numel, head, in_flight, multiprocessors);
   const int64_t rest = numel - plan.head - plan.groups * group_of(dtype);
   CHECK(plan.head <= head && rest >= 0 && rest < group_of(dtype));
   CHECK(plan.blocks <= kMaxBlocks && (numel == 0) == (plan.blocks == 0));
-  const int64_t share = int64_t{kFlatThreads} * in_flight;
+  CHECK(plan.per_thread >= 1 && plan.per_thread <= in_flight);
+  if (multiprocessors == 0 || plan.blocks > 3 * in_flight * multiprocessors) CHECK(plan.per_thread == in_flight);
+  const int64_t share = int64_t{kFlatThreads} * plan.per_thread;
   // A last block may have nothing but the rest.
   const int64_t all = plan.groups + (rest > 0 ? 1 : 0);
   CHECK(plan.blocks * share >= all && (plan.blocks <= 1 || (plan.blocks - 1) * share < all));
 }
 
-void check_rows(const CapLayout& layout, const RowPlan& plan, const std::string& which) {
+void check_rows(DType dtype, const CapLayout& layout, const RowPlan& plan, const std::string& which) {
   CHECK(plan.blocks == layout.caps * plan.splits && plan.blocks <= kMaxBlocks, which);
-  CHECK(plan.pieces == layout.outer * plan.chunks, which);
-  CHECK(plan.splits * plan.per_split >= plan.pieces && (plan.splits - 1) * plan.per_split <= plan.pieces, which);
-  CHECK(plan.chunks * plan.chunk >= layout.inner && (plan.chunks == 0 || (plan.chunks - 1) * plan.chunk < layout.inner),
+  CHECK(plan.total == layout.outer * layout.inner && plan.share >= 1 && plan.share % group_of(dtype) == 0, which);
+  // Every element in one share, and no block without any.
+  const int64_t of_block = plan.share * kRowWarps;
+  CHECK(plan.splits * of_block >= plan.total && (plan.splits - 1) * of_block <= std::max<int64_t>(0, plan.total - 1),
         which);
 }
 
@@ -62,7 +65,7 @@ void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessor
   const BackwardPlan plan = backward_plan(dtype, layout, multiprocessors);
   const int64_t numel = layout.outer * layout.caps * layout.inner;
   if (plan.by_rows)
-    check_rows(layout, plan.rows, which);
+    check_rows(dtype, layout, plan.rows, which);
   else
     check_columns(dtype, layout, plan.columns, which);
   CHECK(plan.counters == (plan.cap_blocks > 1 ? plan.by_rows ? layout.caps : plan.columns.tiles : 0), which);
@@ -75,6 +78,9 @@ void check_divider(uint64_t divisor, uint64_t n) {
   const Divider by = Divider::of(static_cast<int64_t>(divisor));
   CHECK(by.quotient(n) == n / divisor, std::to_string(n) + " / " + std::to_string(divisor));
   CHECK(by.remainder(n, n / divisor) == n % divisor);
+  if ((n | divisor) >> 31 == 0)
+    CHECK(by.short_quotient(static_cast<uint32_t>(n)) == n / divisor,
+          std::to_string(n) + " / " + std::to_string(divisor));
 }
 
 }  // namespace
@@ -85,8 +91,8 @@ int main() {
   for (int bits = 0; bits < 63; ++bits)
     for (int k = 0; k < 200; ++k) {
       const uint64_t divisor = std::max<uint64_t>(1, ((uint64_t{1} << bits) + random() % 5 - 2) & top);
-      for (const uint64_t n :
-           {uint64_t{0}, divisor - 1, divisor, top, top - top % divisor, random() >> 1, random() >> 33})
+      for (const uint64_t n : {uint64_t{0}, divisor - 1, divisor, top, top - top % divisor, random() >> 1,
+                               random() >> 33, (top >> 32) - (top >> 32) % divisor, top >> 32})
         check_divider(divisor, n);
       check_divider(std::max<uint64_t>(1, random() >> (1 + random() % 62)), random() >> 1);
     }
@@ -96,7 +102,9 @@ int main() {
   for (const DType dtype : kDTypes)
     for (const int64_t numel : numels)
       for (const int64_t head : {0, 1, 3})
-        for (const int in_flight : {2, 4}) check_flat(dtype, numel, head, in_flight), ++plans;
+        for (const int in_flight : {2, 4})
+          for (const int64_t multiprocessors : {0, 1, 132})
+            check_flat(dtype, numel, head, in_flight, multiprocessors), ++plans;
 
   std::vector<int64_t> sizes{1, 2, 3, 4, 5, 7, 8, 10, 16, 31, 49, 64, 100, 196, 289, 320, 784, 1000, 1001, 2048, 3136};
   const auto one_of = [&](const std::vector<int64_t>& from) { return from[random() % from.size()]; };

@@ -81,6 +81,32 @@ void test_rule() {
     }
 }
 
+// The packed rule, of every pair of an output and a cap in either half of a word.
+template <class Format>
+void test_regions_of_two() {
+  std::mt19937 random(0);
+  const auto check = [&](uint32_t x, uint32_t m) {
+    const uint32_t y = capped_value<Format>(static_cast<uint16_t>(x), static_cast<uint16_t>(m));
+    const uint32_t other_y = random() % (Format::kInfinityBits + 3), other_m = random() & 0xffff;
+    for (const int shift : {0, 16}) {
+      const Regions regions =
+          regions_of_two<Format>(y << shift | other_y << (16 - shift), m << shift | other_m << (16 - shift));
+      const uint32_t of_y =
+          (regions.inside >> (15 + shift) & 1) * kInside + (regions.capped >> (15 + shift) & 1) * kCapped;
+      CHECK(of_y == region_of<Format>(static_cast<uint16_t>(y), static_cast<uint16_t>(m)),
+            std::to_string(y) + " " + std::to_string(m));
+      CHECK(((regions.inside | regions.capped) & 0x7fff7fff) == 0);
+    }
+  };
+  for (uint32_t m = 0; m < 0x10000; ++m) {
+    // A cap itself, its neighbours, the ends, and any output.
+    const uint32_t near[] = {m & 0x7fff, (m + 1) & 0x7fff,      (m - 1) & 0x7fff, 0,
+                             1,          Format::kInfinityBits, 0x7fff,           0xffff};
+    for (const uint32_t x : near) check(x, m);
+    for (int k = 0; k < 8; ++k) check(random() & 0x7fff, m);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -92,5 +118,7 @@ int main() {
   test_rule<Float64>();
   test_rule<Float16>();
   test_rule<BFloat16>();
+  test_regions_of_two<Float16>();
+  test_regions_of_two<BFloat16>();
   std::puts("formats: ok");
 }

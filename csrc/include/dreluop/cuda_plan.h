@@ -35,17 +35,21 @@ struct FlatPlan {
   int64_t numel = 0;
   int64_t head = 0;
   int64_t groups = 0;
-  int64_t blocks = 0;  // each takes kFlatThreads * in_flight groups; the last one also takes head and rest
+  int per_thread = 1;  // groups
+  int64_t blocks = 0;  // each takes kFlatThreads * per_thread groups; the last one also takes head and rest
 };
 
-inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_flight) {
+// multiprocessors: of a device that small tensors are to fill, by threads with fewer groups; 0 for none.
+inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_flight, int64_t multiprocessors = 0) {
   FlatPlan plan;
   plan.numel = numel;
   plan.head = std::min(head, numel);
   plan.groups = (numel - plan.head) / group_of(dtype);
-  if (numel > 0)
-    plan.blocks = checked_blocks(
-        std::max<int64_t>(1, up_to(up_to(numel - plan.head, group_of(dtype)), int64_t{kFlatThreads} * in_flight)));
+  const int64_t most = up_to(numel - plan.head, int64_t{group_of(dtype)} * kFlatThreads);  // blocks
+  plan.per_thread = in_flight;
+  if (multiprocessors > 0)
+    plan.per_thread = static_cast<int>(std::clamp<int64_t>(most / (2 * multiprocessors), 1, in_flight));
+  if (numel > 0) plan.blocks = checked_blocks(std::max<int64_t>(1, up_to(most, plan.per_thread)));
   return plan;
 }
 
@@ -66,14 +70,13 @@ inline CapLayout merged(const CapLayout& layout) {
   return layout.caps == 1 ? CapLayout{1, 1, layout.outer * layout.inner} : layout;
 }
 
-// Long runs of one cap. A cap has outer * chunks pieces, each a stretch of one run; a warp takes a piece at a time, a
-// block the pieces [split * per_split, (split + 1) * per_split) of one cap. Block b has cap b % caps, split b / caps.
+// Long runs of one cap. The elements of a cap, its runs one after the other, are shared out to warps: warp w of block b
+// has the share (b / caps) * kRowWarps + w of cap b % caps.
 constexpr int kRowThreads = 256;
+constexpr int kRowWarps = kRowThreads / kWarp;
 struct RowPlan {
-  int64_t chunk = 1;
-  int64_t chunks = 1;
-  int64_t pieces = 0;
-  int64_t per_split = 1;
+  int64_t total = 0;  // elements of a cap
+  int64_t share = 1;  // whole groups
   int64_t splits = 1;
   int64_t blocks = 0;
 };
@@ -109,25 +112,33 @@ struct BackwardPlan {
 // Blocks that a multiprocessor holds at once, given what registers allow.
 constexpr int64_t kRowBlocksPerProcessor = 4;
 constexpr int64_t kColumnBlocksPerProcessor = 3;
-constexpr int64_t kWaves = 4;          // rounds of blocks where one is not enough: the last may be part empty
-constexpr int64_t kChunkGroups = 512;  // of a piece
-constexpr int64_t kLeastRows = 32;     // of a block that shares its caps: keeps the partial sums few
-constexpr int64_t kWidth = 32;         // groups side by side: whole lines of memory
+constexpr int64_t kLeastRows = 16;  // of a block that shares its caps
+constexpr int64_t kLeastRounds = 1;
+constexpr int64_t kMostRounds = 8;
+constexpr int64_t kWellFilled = 95;  // per cent of the places of a round, over all rounds
+constexpr int64_t kWidth = 32;       // groups side by side: whole lines of memory
 
-// Blocks for each of `sets`: one round of blocks if that fills the device well, else several.
+// Blocks for each of `sets`, so that the last round of blocks on the device is nearly full: the fewest that fill well,
+// or the best found.
 inline int64_t splits_wanted(int64_t sets, int64_t resident) {
-  return sets * kWaves <= resident ? resident / sets : up_to(kWaves * resident, sets);
+  int64_t best = 1, best_filled = 0;
+  for (int64_t rounds = kLeastRounds; rounds <= kMostRounds && best_filled < kWellFilled; ++rounds) {
+    const int64_t splits = std::max<int64_t>(1, rounds * resident / sets);
+    const int64_t filled = 100 * sets * splits / (up_to(sets * splits, resident) * resident);
+    if (filled > best_filled) best = splits, best_filled = filled;
+  }
+  return best;
 }
 
 inline RowPlan row_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
   RowPlan plan;
-  plan.chunk = std::max<int64_t>(1, std::min(layout.inner, kChunkGroups * group_of(dtype)));
-  plan.chunks = up_to(layout.inner, plan.chunk);
-  plan.pieces = layout.outer * plan.chunks;
+  plan.total = layout.outer * layout.inner;
+  const int64_t group = group_of(dtype), batch = kWarp * kInFlightOfTwo * group;
   const int64_t wanted = splits_wanted(layout.caps, kRowBlocksPerProcessor * multiprocessors);
-  const int64_t most = up_to(plan.pieces, kRowThreads / kWarp);
-  plan.per_split = std::max<int64_t>(1, up_to(plan.pieces, std::max<int64_t>(1, std::min(wanted, most))));
-  plan.splits = std::max<int64_t>(1, up_to(plan.pieces, plan.per_split));
+  // A warp with less than a batch would have lanes without work.
+  const int64_t most = std::max<int64_t>(1, up_to(plan.total, kRowWarps * batch));
+  plan.share = std::max<int64_t>(1, up_to(up_to(plan.total, std::min(wanted, most) * kRowWarps), group)) * group;
+  plan.splits = std::max<int64_t>(1, up_to(plan.total, plan.share * kRowWarps));
   plan.blocks = layout.caps > 0 && plan.splits > kMaxBlocks / layout.caps ? kMaxBlocks + 1 : layout.caps * plan.splits;
   return plan;
 }
@@ -182,8 +193,10 @@ inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t mult
 
   const int64_t resident = kColumnBlocksPerProcessor * multiprocessors;
   const int64_t wanted = splits_wanted(plan.tiles, resident);
+  // Every thread has a batch, and the partial sums stay few.
   const int64_t least = std::max<int64_t>(kLeastRows, int64_t{kInFlightOfTwo} * plan.height);
-  plan.per_block = std::max(least, up_to(plan.rows, wanted));
+  plan.per_block = up_to(plan.rows, std::clamp<int64_t>(plan.rows / least, 1, wanted));
+  plan.per_block = std::clamp<int64_t>(plan.per_block, 1, INT32_MAX / 2);  // a thread counts its rows in 32 bits
   plan.row_blocks = std::max<int64_t>(1, up_to(plan.rows, plan.per_block));
   plan.blocks = plan.row_blocks > kMaxBlocks / plan.tiles ? kMaxBlocks + 1 : plan.tiles * plan.row_blocks;
   return plan;

@@ -51,6 +51,18 @@ DRELUOP_INLINE T select(bool condition, T a, T b) {
 #endif
 }
 
+// The smaller number, NaN if one of them is NaN: `minimum` of a format. Never asked to tell -0 from +0.
+template <class Format>
+DRELUOP_INLINE typename Format::Storage minimum_by_select(typename Format::Storage a, typename Format::Storage b) {
+  return select(Format::less(a, b) | Format::is_nan(a), a, b);
+}
+
+// max(0, a), +0 where that is zero, NaN if a is NaN: `positive_part` of a format.
+template <class Format>
+DRELUOP_INLINE typename Format::Storage positive_part_by_select(typename Format::Storage a) {
+  return select(Format::positive(a) | Format::is_nan(a), a, Format::zero());
+}
+
 template <class Real>
 struct Native {
   using Storage = Real;
@@ -59,6 +71,26 @@ struct Native {
   static DRELUOP_INLINE bool less(Real a, Real b) { return a < b; }
   static DRELUOP_INLINE bool equal(Real a, Real b) { return a == b; }
   static DRELUOP_INLINE bool positive(Real a) { return a > Real(0); }
+  static DRELUOP_INLINE Real minimum(Real a, Real b) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(Real) == 4) {
+      Real smaller;
+      asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(a), "f"(b));
+      return smaller;
+    }
+#endif
+    return minimum_by_select<Native>(a, b);
+  }
+  static DRELUOP_INLINE Real positive_part(Real a) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (sizeof(Real) == 4) {
+      Real larger;
+      asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(larger) : "f"(a));
+      return larger;
+    }
+#endif
+    return positive_part_by_select<Native>(a);
+  }
   static DRELUOP_INLINE double widen(Real a) { return static_cast<double>(a); }
   static DRELUOP_INLINE Real round(double a) { return static_cast<Real>(a); }
 };
@@ -68,6 +100,7 @@ template <class Self, int16_t kInfinity>
 struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
+  static constexpr uint32_t kInfinityBits = kInfinity;
 #if defined(__CUDA_ARCH__)
   // A GPU widens in one instruction, and its comparisons know NaN.
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return Self::to_float(a) != Self::to_float(a); }
@@ -85,6 +118,10 @@ struct Bits16 {
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return (static_cast<int16_t>(a) > 0) & !is_nan(a); }
 #endif
+#if !defined(__CUDA_ARCH__)
+  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) { return minimum_by_select<Bits16>(a, b); }
+  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) { return positive_part_by_select<Bits16>(a); }
+#endif
   static DRELUOP_INLINE double widen(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
   static DRELUOP_INLINE uint16_t round(double a) { return Self::from_float(static_cast<float>(a)); }
 };
@@ -93,7 +130,34 @@ using Float32 = Native<float>;
 using Float64 = Native<double>;
 
 struct BFloat16 : Bits16<BFloat16, 0x7f80> {
+#if defined(__CUDA_ARCH__)
+  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {
+    uint16_t smaller;
+    asm("min.NaN.bf16 %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));
+    return smaller;
+  }
+  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {
+    uint16_t larger;
+    asm("max.NaN.bf16 %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero()));
+    return larger;
+  }
+  // Of the two numbers in a word at once.
+  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {
+    uint32_t smaller;
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
+    return smaller;
+  }
+  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
+    uint32_t larger;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));
+    return larger;
+  }
+#endif
   static DRELUOP_INLINE float to_float(uint16_t a) { return bit_cast<float>(static_cast<uint32_t>(a) << 16); }
+  static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
+    *low = bit_cast<float>(word << 16);
+    *high = bit_cast<float>(word & 0xffff0000u);
+  }
   static DRELUOP_INLINE uint16_t from_float(float a) {
 #if defined(__CUDA_ARCH__)
     uint16_t rounded;
@@ -108,6 +172,33 @@ struct BFloat16 : Bits16<BFloat16, 0x7f80> {
 };
 
 struct Float16 : Bits16<Float16, 0x7c00> {
+#if defined(__CUDA_ARCH__)
+  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {
+    uint16_t smaller;
+    asm("min.NaN.f16 %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));
+    return smaller;
+  }
+  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {
+    uint16_t larger;
+    asm("max.NaN.f16 %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero()));
+    return larger;
+  }
+  // Of the two numbers in a word at once.
+  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {
+    uint32_t smaller;
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
+    return smaller;
+  }
+  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
+    uint32_t larger;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));
+    return larger;
+  }
+#endif
+  static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
+    *low = to_float(static_cast<uint16_t>(word));
+    *high = to_float(static_cast<uint16_t>(word >> 16));
+  }
   // Integer only: neither rounding modes nor a flush of subnormals may change the result.
   static DRELUOP_INLINE float to_float(uint16_t a) {
 #if defined(__CUDA_ARCH__)

@@ -6,6 +6,8 @@
 #include <ucontext.h>
 
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <functional>
@@ -48,6 +50,7 @@ struct Block {
   unsigned current = 0;
   std::function<void()> body;
   std::unique_ptr<unsigned char[]> shared;
+  size_t shared_bytes = 0;
   std::exception_ptr error;
 };
 
@@ -77,6 +80,20 @@ inline void fiber_main() {
 }
 
 inline unsigned char* shared_memory() { return running->shared.get(); }
+
+// What a GPU traps: an instruction for global memory on an address of shared memory.
+inline void check_global(const void* address) {
+  const auto* byte = static_cast<const unsigned char*>(address);
+  if (byte < running->shared.get() || byte >= running->shared.get() + running->shared_bytes) return;
+  std::fputs("host_cuda: an access to global memory at an address of shared memory\n", stderr);
+  std::_Exit(1);
+}
+
+template <class T>
+void store_to_global(T* address, T value) {
+  check_global(address);
+  *address = value;
+}
 
 // Lets fibers [begin, end) go on if all that are not done wait for `what`; whether any did.
 inline bool release(unsigned begin, unsigned end, Wait what) {
@@ -147,6 +164,7 @@ int launch(void (*kernel)(Parameters), int64_t blocks, int threads, size_t share
   while (pool.size() < static_cast<size_t>(threads)) pool.push_back(std::make_unique<Fiber>());
   for (int i = 0; i < threads; ++i) block.fibers.push_back(pool[i].get());
   block.shared.reset(new unsigned char[shared]);
+  block.shared_bytes = shared;
   block.body = [&] { kernel(parameters); };
   for (int64_t b = 0; b < blocks; ++b) {
     block.index = {static_cast<unsigned>(backwards ? blocks - 1 - b : b)};
@@ -199,12 +217,8 @@ T atomicAdd(T* address, T value) {
 
 template <class T>
 T __ldcg(const T* address) {
+  host_cuda::check_global(address);
   return *address;
-}
-
-template <class T>
-void __stwb(T* address, T value) {
-  *address = value;
 }
 
 template <class T>
