@@ -9,14 +9,20 @@ namespace {
 struct Choice {
   Choice(const Problem& problem, const Backward& pass)
       : operands(problem, {pass.grad, pass.y, pass.dx}), cap(problem, pass.cap) {
-    CapLayout layout = merged(problem.layout);
-    plan = backward_plan(problem.dtype, layout, std::max(1, problem.multiprocessors));
+    const CapLayout layout = merged(problem.layout);
+    const int64_t multiprocessors = std::max(1, problem.multiprocessors);
+    plan = backward_plan(problem.dtype, layout, multiprocessors);
     const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias);
     vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
              (operands.head() == 0 || (plan.by_rows && pass.code == nullptr)) && (plan.by_rows || plan.columns.aligned);
+    // The fast way by rows: a single cap, or runs of whole groups.
+    if (vector && plan.by_rows &&
+        (layout.caps == 1 || (operands.head() == 0 && layout.inner % group_of(problem.dtype) == 0)))
+      plan = backward_plan(problem.dtype, layout, multiprocessors, true, operands.head());
     sum_bytes = vector ? sizeof(Partial<float>) : sizeof(Partial<double>);
     channels = problem.shared_cap && pass.dcap.data != nullptr ? problem.layout.caps : 0;
-    counters = plan.counters + (channels > 0 ? 1 : 0);
+    const bool wants_sums = pass.dcap.data != nullptr || pass.dbias.data != nullptr;
+    counters = wants_sums ? plan.counters + (channels > 0 ? 1 : 0) : 0;
     counter_bytes = (static_cast<size_t>(counters) * sizeof(unsigned) + 15) / 16 * 16;
     kinds = pass.dbias.data != nullptr || !vector ? 2 : 1;
   }
@@ -81,12 +87,17 @@ Status launch_as(const Problem& problem, const Backward& pass, const Choice& cho
   choice.cap.fill(&p.cap);
   p.finish = finish_of<Real>(problem, pass, choice, workspace);
   p.rows = plan.rows;
+  const int64_t many = plan.rows.packed ? plan.rows.groups : plan.rows.pieces;
+  p.runs = {Divider::of(plan.rows.packed ? plan.rows.run_groups : std::max<int64_t>(1, plan.rows.chunks)),
+            many < INT32_MAX / 2};
   p.head = kAccess == Access::kVector ? static_cast<int>(choice.operands.head()) : 0;
   p.columns = plan.columns;
   if (plan.by_rows) {
     const size_t shared = std::max(kSlotBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kRoomBytes);
-    return launch("dreluop backward by rows", backward_rows_kernel<Format, kAccess, kSums>, plan.blocks, kRowThreads,
-                  shared, problem.stream, p);
+    auto kernel = backward_rows_kernel<Format, kAccess, kSums, false>;
+    if constexpr (kAccess == Access::kVector)
+      if (plan.rows.packed) kernel = backward_rows_kernel<Format, kAccess, kSums, true>;
+    return launch("dreluop backward by rows", kernel, plan.blocks, kRowThreads, shared, problem.stream, p);
   }
   const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * group_of(problem.dtype);
   const size_t shared = std::max(kSlotBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kRoomBytes);

@@ -18,46 +18,38 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   // Batches whose terms are added as they come, before they are added to a sum with its error: at most eight terms.
   static constexpr int kBatches = 8 / kGroups;
 
-  // This thread's columns begin at `column` and end after n; its rows are every `height`-th of the block's.
+  // This thread's columns begin at `column` and end after n; w and h are its place in the block.
   struct Place {
     int64_t column;
     int n;
     int w, h;
-    int64_t first_row, end_row;
   };
 
-  DRELUOP_DEVICE Place place() const {
+  DRELUOP_DEVICE Place place(int64_t tile) const {
     const ColumnPlan& plan = p.columns;
-    const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
-    const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
     Place at;
     at.w = static_cast<int>(threadIdx.x) % plan.width;
     at.h = static_cast<int>(threadIdx.x) / plan.width;
     at.column = (tile * plan.width + at.w) * kGroup;
     at.n = at.h < plan.height ? static_cast<int>(max(int64_t{0}, min(int64_t{kGroup}, plan.row - at.column))) : 0;
-    at.first_row = row_block * plan.per_block;
-    at.end_row = min(plan.rows, at.first_row + plan.per_block);
     return at;
   }
 
+  // All asked for before the first is used.
   DRELUOP_DEVICE void read_caps(const Place& at, Wide* cap) const {
+    int64_t left, c = p.map.cap_of(at.column, &left);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) cap[e] = Wide(0);
-    if (p.cap.data == nullptr || at.n == 0) return;
-    Wide* room = room_of_thread<Wide>();
-#pragma unroll 1
     for (int e = 0; e < kGroup; ++e) {
-      int64_t left;
-      room[e] = e < at.n ? this->cap_of(p.map.cap_of(at.column + e, &left)) : Wide(0);
+      cap[e] = e < at.n ? this->cap_of(c) : Wide(0);
+      if (--left > 0) continue;
+      left = p.layout.inner;
+      c = p.map.after(c);
     }
-    const auto all = *reinterpret_cast<const Pack<Wide, kGroup>*>(room);
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e) cap[e] = all.v[e];
   }
 
   // Rows from that of element i down, of which `left` are the block's.
   template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int left, const Wide* cap, Real (*sums)[kGroup]) const {
+  DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int64_t left, const Wide* cap, Real (*sums)[kGroup]) const {
     const int64_t step = p.columns.height * p.columns.row;
     Group<T, kGroup> grad[kGroups];
     Kept kept[kGroups];
@@ -82,10 +74,11 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 
   template <class Kept>
-  DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, const Wide* cap, Sum<Real> (*sums)[kGroup]) const {
-    const int rows = kGroups * p.columns.height;
-    int64_t i = (at.first_row + at.h) * p.columns.row + at.column;
-    int left = static_cast<int>(at.end_row - at.first_row) - at.h;
+  DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, int64_t row_block, const Wide* cap,
+                                  Sum<Real> (*sums)[kGroup]) const {
+    const int batch_rows = kGroups * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
+    const int64_t rows = p.columns.row_blocks * batch_rows;
+    int64_t i = first * p.columns.row + at.column, left = p.columns.rows - first;
 #pragma unroll 1
     while (left > 0) {
       Real some[kSums][kGroup] = {};
@@ -116,19 +109,18 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
 
   DRELUOP_DEVICE void run() const {
     const ColumnPlan& plan = p.columns;
-    const Place at = place();
     const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
     const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
+    const Place at = place(tile);
     Wide cap[kGroup];
     read_caps(at, cap);
     Sum<Real> sums[kSums][kGroup];
-    if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, cap, sums); });
+    if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, row_block, cap, sums); });
     auto* shared = reinterpret_cast<P*>(shared_memory() + kSlotBytes);
-    const int columns = plan.width * kGroup;
-    const int64_t first = tile * plan.tile_caps;
+    const int64_t first = tile * plan.tile_caps, inner = p.layout.inner;
     const auto count = static_cast<uint32_t>(min(plan.tile_caps, p.layout.caps - first));
-    const auto inner = static_cast<uint32_t>(p.layout.inner), repeat = static_cast<uint32_t>(plan.repeat);
-    const Terms<P> local{shared, count, inner * repeat * plan.height, inner, repeat, count * inner, inner, columns};
+    const Terms<P> local{shared, count, static_cast<uint32_t>(inner * plan.repeat), static_cast<uint32_t>(inner),
+                         count * inner};
     p.finish.template run<kSums>(local, tile, first, row_block, reinterpret_cast<unsigned*>(shared_memory()),
                                  [&](int s) {
                                    fill(at, s, sums, shared);
@@ -138,11 +130,29 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
                                  });
   }
 
+  // One sum per column: those of the rows of threads are added up.
   DRELUOP_DEVICE void fill(const Place& at, int s, const Sum<Real> (*sums)[kGroup], P* shared) const {
-    if (at.h >= p.columns.height) return;
-    P* to = shared + (at.h * p.columns.width + at.w) * kGroup;
+    const int columns = p.columns.width * kGroup;
+    if (at.h < p.columns.height) {
+      P* to = shared + at.h * columns + at.w * kGroup;
+      // Not sums[s]: what is indexed at run time would lie in local memory.
+      if (s == kCapSum) {
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) to[e] = partial_of(s == kCapSum ? sums[kCapSum][e] : sums[kSums - 1][e]);
+        for (int e = 0; e < kGroup; ++e) to[e] = partial_of(sums[kCapSum][e]);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kGroup; ++e) to[e] = partial_of(sums[kSums - 1][e]);
+      }
+    }
+    if (p.columns.height == 1) return;
+    __syncthreads();
+#pragma unroll 1
+    for (int c = threadIdx.x; c < columns; c += kColumnThreads) {
+      P sum = shared[c];
+#pragma unroll 1
+      for (int h = 1; h < p.columns.height; ++h) add(&sum, shared[h * columns + c]);
+      shared[c] = sum;
+    }
   }
 };
 

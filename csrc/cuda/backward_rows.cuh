@@ -5,7 +5,7 @@
 
 namespace dreluop::cuda {
 
-template <class Format, Access kAccess, int kSums>
+template <class Format, Access kAccess, int kSums, bool kPacked>
 struct BackwardRows : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
   using Base::kGroup;
@@ -15,44 +15,30 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   using typename Base::T;
   using typename Base::Wide;
 
-  // A stretch of one run, by a warp.
-  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, Wide one, Sum<Real>* sums) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  // Groups g, g + stride, ... below `groups`, of which place(g) is the first element.
+  template <class Kept, class Place>
+  DRELUOP_DEVICE void batch(Kept nothing, int64_t g, int stride, int64_t groups, const Place& place, Wide one,
+                            Sum<Real>* sums) const {
     Wide cap[kGroup];
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) cap[e] = one;
-    const int64_t to_group =
-        static_cast<int64_t>((static_cast<uint64_t>(p.head) - static_cast<uint64_t>(begin)) % kGroup);
-    const int head = static_cast<int>(to_group < length ? to_group : length);
-    const int64_t groups = (length - head) / kGroup;
-#pragma unroll 1
-    for (int64_t g = lane; g < groups; g += kWarp * kGroups)
-      this->with_saved([&](auto nothing) { batch(nothing, begin + head, g, groups, cap, sums); });
-
-    const int edges = static_cast<int>(length - groups * kGroup);
-    if (lane < edges) this->route_one(begin + (lane < head ? lane : groups * kGroup + lane), one, sums);
-  }
-
-  template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int64_t begin, int64_t g, int64_t groups, const Wide* cap,
-                            Sum<Real>* sums) const {
     Group<T, kGroup> grad[kGroups];
     Kept kept[kGroups];
+    int64_t at[kGroups];
 #pragma unroll
     for (int u = 0; u < kGroups; ++u) {
       grad[u] = {};
       kept[u] = nothing;
-      if (g + u * kWarp >= groups) continue;
-      const int64_t i = begin + (g + u * kWarp) * kGroup;
-      grad[u] = this->load_grad(i, kGroup);
-      kept[u] = Kept::load(p.saved, i, kGroup, cap);
+      at[u] = place(g + u * stride);
+      if (g + u * stride >= groups) continue;
+      grad[u] = this->load_grad(at[u], kGroup);
+      kept[u] = Kept::load(p.saved, at[u], kGroup, cap);
     }
     Real to_cap = 0, to_bias = 0;
 #pragma unroll
     for (int u = 0; u < kGroups; ++u) {
       Real cap_terms[kGroup], bias_terms[kGroup];
-      this->route(begin + (g + u * kWarp) * kGroup, kGroup, g + u * kWarp < groups, grad[u], kept[u], cap, cap_terms,
-                  bias_terms);
+      this->route(at[u], kGroup, g + u * stride < groups, grad[u], kept[u], cap, cap_terms, bias_terms);
       to_cap += pairwise<kGroup>(cap_terms);
       if constexpr (kSums == 2) to_bias += pairwise<kGroup>(bias_terms);
     }
@@ -60,39 +46,72 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     if constexpr (kSums == 2) sums[kBiasSum].add(to_bias);
   }
 
+  DRELUOP_DEVICE void packed(int64_t c, int64_t split, Wide cap, Sum<Real>* sums) const {
+    const RowPlan& plan = p.rows;
+    const int64_t inner = p.layout.inner, between = (p.layout.caps - 1) * inner, first = p.head + c * inner;
+    const auto place = [&](int64_t g) { return first + g * kGroup + between * p.runs.quotient_of(g); };
+    const int64_t step = plan.splits * (kRowThreads * kGroups);
+    this->with_saved([&](auto nothing) {
+#pragma unroll 1
+      for (int64_t g = split * (kRowThreads * kGroups) + threadIdx.x; g < plan.groups; g += step)
+        batch(nothing, g, kRowThreads, plan.groups, place, cap, sums);
+    });
+    // Of a single cap, what lies around the groups.
+    if (p.layout.caps == 1 && split == 0 && static_cast<int64_t>(threadIdx.x) < p.numel - plan.groups * kGroup) {
+      const int64_t e = threadIdx.x;
+      this->route_one(e < p.head ? e : plan.groups * kGroup + e, cap, sums);
+    }
+  }
+
+  // A stretch of one run, by a warp.
+  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, Wide cap, Sum<Real>* sums) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t to_group =
+        static_cast<int64_t>((static_cast<uint64_t>(p.head) - static_cast<uint64_t>(begin)) % kGroup);
+    const int head = static_cast<int>(to_group < length ? to_group : length);
+    const int64_t groups = (length - head) / kGroup, first = begin + head;
+    const auto place = [&](int64_t g) { return first + g * kGroup; };
+    this->with_saved([&](auto nothing) {
+#pragma unroll 1
+      for (int64_t g = lane; g < groups; g += kWarp * kGroups) batch(nothing, g, kWarp, groups, place, cap, sums);
+    });
+    const int edges = static_cast<int>(length - groups * kGroup);
+    if (lane < edges) this->route_one(begin + (lane < head ? lane : groups * kGroup + lane), cap, sums);
+  }
+
+  DRELUOP_DEVICE void in_pieces(int64_t c, int64_t split, Wide cap, Sum<Real>* sums) const {
+    const RowPlan& plan = p.rows;
+#pragma unroll 1
+    for (int64_t k = split * kRowWarps + threadIdx.x / kWarp; k < plan.pieces; k += plan.splits * kRowWarps) {
+      const int64_t run = p.runs.quotient_of(k), from = (k - run * plan.chunks) * plan.chunk;
+      piece((run * p.layout.caps + c) * p.layout.inner + from, min(plan.chunk, p.layout.inner - from), cap, sums);
+    }
+  }
+
   DRELUOP_DEVICE void run() const {
     using P = Partial<Real>;
     const uint32_t caps = static_cast<uint32_t>(p.layout.caps);
-    const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps, inner = p.layout.inner;
+    const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps;
     const Wide cap = this->cap_of(c);
     Sum<Real> sums[kSums];
-    const int64_t at = (split * kRowWarps + threadIdx.x / kWarp) * p.rows.share;
-    if (int64_t left = min(p.rows.total - at, p.rows.share); left > 0) {
-      const int64_t run = static_cast<int64_t>(p.map.inner.quotient(static_cast<uint64_t>(at)));
-      int64_t begin = run * (p.layout.caps - 1) * inner + c * inner + at;
-      int64_t length = min((run + 1) * inner - at, left);
-      for (;;) {
-        piece(begin, length, cap, sums);
-        left -= length;
-        if (left <= 0) break;
-        begin += length + (p.layout.caps - 1) * inner;
-        length = min(inner, left);
-      }
-    }
+    if constexpr (kPacked)
+      packed(c, split, cap, sums);
+    else
+      in_pieces(c, split, cap, sums);
     auto* shared = reinterpret_cast<P*>(shared_memory() + kSlotBytes);
-    const Terms<P> local{shared, 1, kRowThreads, 1, 1, 0, 0, 1};
-    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()), [&](int s) {
-      shared[threadIdx.x] = partial_of(s == kCapSum ? sums[kCapSum] : sums[kSums - 1]);
-    });
+    const Terms<P> local{shared, 1, kRowThreads, kRowThreads, 0};
+    const P to_cap = partial_of(sums[kCapSum]), to_bias = partial_of(sums[kSums - 1]);
+    p.finish.template run<kSums>(local, c, c, split, reinterpret_cast<unsigned*>(shared_memory()),
+                                 [&](int s) { shared[threadIdx.x] = s == kCapSum ? to_cap : to_bias; });
   }
 };
 
-template <class Format, Access kAccess, int kSums>
+template <class Format, Access kAccess, int kSums, bool kPacked>
 __global__ void __launch_bounds__(kRowThreads, kAccess == Access::kGeneral ? 2
                                                : kSums == 1                ? kRowBlocksPerProcessor
                                                                            : 3)
     backward_rows_kernel(const __grid_constant__ typename Routing<Format, kAccess, kSums>::Parameters p) {
-  BackwardRows<Format, kAccess, kSums>{{p}}.run();
+  BackwardRows<Format, kAccess, kSums, kPacked>{{p}}.run();
 }
 
 }  // namespace dreluop::cuda

@@ -50,6 +50,7 @@ struct Finish {
           partials[k][block * caps + first + i] = sum;
       });
     }
+    if (!wants(kCapSum) && !wants(kBiasSum)) return;
     if (!alone && !arrives_last(&counters[set], static_cast<unsigned>(cap_blocks), slot)) return;
     // Then what other blocks have left: the partial sums, the sums per channel. One loop, as its body is long.
 #pragma unroll 1
@@ -61,9 +62,8 @@ struct Finish {
         continue;
       }
       const Terms<P> terms =
-          over_channels
-              ? Terms<P>{channel_sums, 1, static_cast<uint32_t>(caps), 1, 1, 0, 0, 1}
-              : Terms<P>{partials[k] + first, local.count, static_cast<uint32_t>(cap_blocks), 1, 1, 0, 1, caps};
+          over_channels ? Terms<P>{channel_sums, 1, static_cast<uint32_t>(caps), 0, 1}
+                        : Terms<P>{partials[k] + first, local.count, static_cast<uint32_t>(cap_blocks), 0, caps};
       sum_each<false>(terms, [&](uint32_t i, const P& sum) {
         if (over_channels)
           write_gradient(kCapSum, 0, sum);

@@ -17,6 +17,16 @@ struct SumType<Format, Access::kVector> {
   using Real = typename Working<Format>::Real;
 };
 
+// Which run of a cap a group or a piece lies in.
+struct RunIndex {
+  Divider by;
+  bool is_short;  // fewer than 2^31 of them
+
+  DRELUOP_DEVICE int64_t quotient_of(int64_t k) const {
+    return is_short ? by.short_quotient(static_cast<uint32_t>(k)) : by.quotient(static_cast<uint64_t>(k));
+  }
+};
+
 template <Access kAccess, class Real>
 struct BackwardParameters {
   SavedReader<kAccess> saved;  // grad, y, dx
@@ -27,6 +37,7 @@ struct BackwardParameters {
   CapSource<kAccess> cap;  // data is null where not needed
   Finish<Real> finish;
   RowPlan rows;
+  RunIndex runs;  // of a group (packed), or of a piece
   int head;
   ColumnPlan columns;
 };

@@ -104,48 +104,49 @@ DRELUOP_DEVICE Sum<Real> block_sum(Sum<Real> sum, Sum<Real>* scratch) {
   return sum;
 }
 
-// Where the terms of `count` sums lie: term t of sum i at
-// base[t % inner + t / inner % repeat * period + t / (inner * repeat) * stride + i * each].
+// Where the terms of `count` sums lie. Of a block, in shared memory: term t of sum i at
+// base[i * inner + t % inner + t / inner * period]; of several blocks: at base[t * period + i].
 template <class P>
 struct Terms {
   const P* base;
-  uint32_t count, terms;
-  uint32_t inner, repeat, period, each;
-  int64_t stride;
+  uint32_t count, terms, inner;
+  int64_t period;
 
-  DRELUOP_DEVICE const P* at(uint32_t i, uint32_t t) const {
-    const uint32_t rest = t / inner;
-    return base + t % inner + rest % repeat * period + rest / repeat * stride + i * each;
+  template <bool kShared>
+  DRELUOP_DEVICE P read(uint32_t i, uint32_t t) const {
+    if constexpr (kShared) {
+      const P* first = base + i * inner;
+      return terms == inner ? first[t] : first[t % inner + t / inner * static_cast<uint32_t>(period)];
+    } else {
+      return read_partial(base + t * period + i);
+    }
   }
 };
 
-// Terms that a thread asks for before it adds any.
-constexpr uint32_t kTermsInFlight = 8;
+// Terms of other blocks that a thread asks for before it adds any.
+constexpr uint32_t kTermsInFlight = 16;
 
-// put(i, sum of its terms) for every i, in a fixed order; called by the whole block. kShared: the terms lie in shared
-// memory; else other blocks may have written them.
+// put(i, sum of its terms) for every i, in a fixed order; called by the whole block.
 template <bool kShared, class P, class Put>
 DRELUOP_DEVICE void sum_each(const Terms<P>& terms, const Put& put) {
-  const auto read = [](const P* from) { return kShared ? *from : read_partial(from); };
   uint32_t log_width = 0;
   while (log_width < 5 && (1u << log_width) < terms.terms && (terms.count << log_width) < blockDim.x) ++log_width;
   const uint32_t width = 1u << log_width, lane = threadIdx.x % width;
+  constexpr uint32_t kTogether = kShared ? 1 : kTermsInFlight;
 #pragma unroll 1
   for (uint32_t base = 0; base < terms.count; base += blockDim.x >> log_width) {
     const uint32_t i = base + (threadIdx.x >> log_width);
     P sum{};
     if (i < terms.count) {
-      uint32_t t = lane;
 #pragma unroll 1
-      for (; !kShared && t + (kTermsInFlight - 1) * width < terms.terms; t += kTermsInFlight * width) {
-        P some[kTermsInFlight];
+      for (uint32_t t = lane; t < terms.terms; t += kTogether * width) {
+        P some[kTogether];
 #pragma unroll
-        for (uint32_t k = 0; k < kTermsInFlight; ++k) some[k] = read(terms.at(i, t + k * width));
+        for (uint32_t k = 0; k < kTogether; ++k)
+          some[k] = t + k * width < terms.terms ? terms.template read<kShared>(i, t + k * width) : P{};
 #pragma unroll
-        for (uint32_t k = 0; k < kTermsInFlight; ++k) add(&sum, some[k]);
+        for (uint32_t k = 0; k < kTogether; ++k) add(&sum, some[k]);
       }
-#pragma unroll 1
-      for (; t < terms.terms; t += width) add(&sum, read(terms.at(i, t)));
     }
     sum = team_sum(sum, static_cast<int>(width));
     if (i < terms.count && lane == 0) put(i, sum);

@@ -32,18 +32,19 @@ LIBRARY = ROOT / "dreluop" / "_ops.abi3.so"
 
 FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
+WAYS = ("false", "true")  # by pieces, packed
 ELEMENTWISE = ("tangent", "surrogate")  # no sums
 # Kernels on the way of a training step, by their template arguments (Access 0 is kVector, 1 kGeneral), with the threads
 # of a block and the blocks that a multiprocessor must hold at once.
 HOT = {
     **{f"forward_kernel<{f}, 0, {m}, false>": (256, 4) for f in FORMATS for m in MODES},
     **{f"forward_kernel<{f}, 0, {m}, true>": (256, 3) for f in FORMATS for m in MODES},
-    **{f"backward_rows_kernel<{f}, 0, 1>": (256, 4) for f in FORMATS},
-    **{f"backward_rows_kernel<{f}, 0, 2>": (256, 3) for f in FORMATS},
+    **{f"backward_rows_kernel<{f}, 0, 1, {w}>": (256, 4) for f in FORMATS for w in WAYS},
+    **{f"backward_rows_kernel<{f}, 0, 2, {w}>": (256, 3) for f in FORMATS for w in WAYS},
     **{f"backward_columns_kernel<{f}, 0, 1>": (256, 3) for f in FORMATS},
     **{f"backward_columns_kernel<{f}, 0, 2>": (256, 2) for f in FORMATS},
     "forward_kernel<Native<double>, 1, 2, true>": (256, 3),
-    "backward_rows_kernel<Native<double>, 1, 2>": (256, 2),
+    "backward_rows_kernel<Native<double>, 1, 2, false>": (256, 2),
     "backward_columns_kernel<Native<double>, 1, 2>": (256, 2),
     **{f"{name}_kernel<{f}>": (256, 4) for name in ELEMENTWISE for f in (*FORMATS, "Native<double>")},
 }

@@ -82,7 +82,7 @@ import ctypes, os, torch
 import tests.conftest
 shim = ctypes.CDLL(os.environ["DRELUOP_TEST_OPERATORS"])
 ops = torch.ops.dreluop
-x, cap, bias = torch.randn(40, 300), torch.rand(300) + 0.5, torch.randn(300)
+x, cap, bias = torch.randn(400, 300), torch.rand(300) + 0.5, torch.randn(300)
 y, code, _ = ops.forward_extra(x, cap, 1, True, None)
 one = torch.ones(())
 calls = {

@@ -31,13 +31,22 @@ void check_flat(DType dtype, int64_t numel, int64_t head, int in_flight, int64_t
   CHECK(plan.blocks * share >= all && (plan.blocks <= 1 || (plan.blocks - 1) * share < all));
 }
 
-void check_rows(DType dtype, const CapLayout& layout, const RowPlan& plan, const std::string& which) {
-  CHECK(plan.blocks == layout.caps * plan.splits && plan.blocks <= kMaxBlocks, which);
-  CHECK(plan.total == layout.outer * layout.inner && plan.share >= 1 && plan.share % group_of(dtype) == 0, which);
-  // Every element in one share, and no block without any.
-  const int64_t of_block = plan.share * kRowWarps;
-  CHECK(plan.splits * of_block >= plan.total && (plan.splits - 1) * of_block <= std::max<int64_t>(0, plan.total - 1),
+void check_rows(DType dtype, const CapLayout& layout, const RowPlan& plan, int64_t head, const std::string& which) {
+  CHECK(plan.blocks == layout.caps * plan.splits && plan.blocks <= kMaxBlocks && plan.splits >= 1, which);
+  if (plan.packed) {
+    const int64_t group = group_of(dtype), total = layout.outer * layout.inner;
+    if (layout.caps == 1)
+      CHECK(plan.groups * group <= std::max<int64_t>(0, total - head) && total - plan.groups * group < 2 * group,
+            which);
+    else
+      CHECK(plan.groups * group == total && (total == 0 || plan.run_groups * group == layout.inner), which);
+    CHECK(plan.splits == 1 || plan.groups > (plan.splits - 1) * kRowThreads * kInFlightOfTwo, which);
+    return;
+  }
+  CHECK(plan.pieces == layout.outer * plan.chunks, which);
+  CHECK(plan.chunks * plan.chunk >= layout.inner && (plan.chunks == 0 || (plan.chunks - 1) * plan.chunk < layout.inner),
         which);
+  CHECK(plan.splits == 1 || plan.pieces > (plan.splits - 1) * kRowWarps, which);
 }
 
 void check_columns(DType dtype, const CapLayout& layout, const ColumnPlan& plan, const std::string& which) {
@@ -55,19 +64,25 @@ void check_columns(DType dtype, const CapLayout& layout, const ColumnPlan& plan,
     CHECK(plan.repeat == 1 && plan.tile_caps * layout.inner == plan.width * group, which);
   }
   CHECK(plan.tiles * plan.tile_caps >= layout.caps && (plan.tiles - 1) * plan.tile_caps < layout.caps, which);
-  CHECK(plan.row_blocks * plan.per_block >= plan.rows && (plan.row_blocks - 1) * plan.per_block <= plan.rows, which);
+  CHECK(plan.row_blocks == 1 || plan.rows > (plan.row_blocks - 1) * plan.height * kInFlightOfTwo, which);
   CHECK(plan.blocks == plan.tiles * plan.row_blocks && plan.blocks <= kMaxBlocks, which);
   CHECK(16 + int64_t{plan.width} * plan.height * group * (dtype == DType::kFloat64 ? 16 : 16) <= 49152, which);
 }
 
 void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
   const std::string which = describe(layout) + " on " + std::to_string(multiprocessors);
-  const BackwardPlan plan = backward_plan(dtype, layout, multiprocessors);
+  BackwardPlan plan = backward_plan(dtype, layout, multiprocessors);
   const int64_t numel = layout.outer * layout.caps * layout.inner;
-  if (plan.by_rows)
-    check_rows(dtype, layout, plan.rows, which);
-  else
+  if (plan.by_rows) {
+    check_rows(dtype, layout, plan.rows, 0, which);
+    for (const int64_t head : {0, 3}) {
+      if (layout.caps > 1 && (head > 0 || layout.inner % group_of(dtype) > 0)) continue;
+      plan = backward_plan(dtype, layout, multiprocessors, true, head);
+      check_rows(dtype, layout, plan.rows, head, which);
+    }
+  } else {
     check_columns(dtype, layout, plan.columns, which);
+  }
   CHECK(plan.counters == (plan.cap_blocks > 1 ? plan.by_rows ? layout.caps : plan.columns.tiles : 0), which);
   CHECK(plan.partials == (plan.cap_blocks > 1 ? plan.cap_blocks * layout.caps : 0), which);
   CHECK(plan.partials <= numel / 16 + 4096, which + ": " + std::to_string(plan.partials));

@@ -34,8 +34,11 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device | str = "cuda") 
     return moved(x, device), moved(cap, device), moved(grad, device)
 
 
-def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1) -> list[Tensor]:
-    """What all operators give, on the current stream; nothing here waits for the device."""
+def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1, *, soft: bool = True) -> list[Tensor]:
+    """What all operators give, on the current stream; nothing here waits for the device.
+
+    ``soft``: with the soft surrogate, whose exponential has other last bits on another device.
+    """
     y, code, penalty = ops.forward_extra(x, cap, dim, True, 0.5)
     results = [y, code, penalty, ops.forward(x, cap, dim)]
     in_place, overwritten = x.clone(), x.clone()
@@ -46,7 +49,8 @@ def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1) -> list[Ten
         results += ops.backward(grad, saved, cap, dim, order, True, True, 0.5, weight)
         results.append(ops.tangent(grad, cap, saved, cap, dim, order))
         results.append(ops.surrogate(grad, saved, cap, dim, order, None))
-    results.append(ops.surrogate(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
+    if soft:
+        results.append(ops.surrogate(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
     if x.ndim:
         results += ops.saturation(x, cap, dim)
     results.append(ops.penalty([cap, cap], 0.5))

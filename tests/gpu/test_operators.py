@@ -36,7 +36,7 @@ def test_values_over_many_blocks(case: Case, dtype: torch.dtype) -> None:
 @by_dtype
 @by_walk
 def test_the_same_bits_as_on_the_cpu(case: Case, dtype: torch.dtype) -> None:
-    there, here = (every_result(*inputs(case, dtype, device), case.dim) for device in ("cuda", "cpu"))
+    there, here = (every_result(*inputs(case, dtype, device), case.dim, soft=False) for device in ("cuda", "cpu"))
     for got, want in zip(there, here, strict=True):
         assert got.stride() == want.stride()
         # Sums have a bound, not bits, and their own tests.
@@ -76,7 +76,7 @@ def test_gradient_of_the_penalty_on_the_cpu_is_refused(case: Case) -> None:
     # autograd moves a 0-dimensional gradient itself; reading it here would break the capture of a graph.
     x, cap, grad = inputs(case, torch.float32)
     y = torch.ops.dreluop.forward(x, cap, case.dim)
-    with pytest.raises(RuntimeError, match="grad_penalty: got a tensor on another device"):
+    with pytest.raises(ValueError, match="grad_penalty: got a tensor on another device"):
         torch.ops.dreluop.backward(grad, y, cap, case.dim, [], True, True, 0.5, torch.tensor(1.5))
 
 

@@ -70,19 +70,25 @@ inline CapLayout merged(const CapLayout& layout) {
   return layout.caps == 1 ? CapLayout{1, 1, layout.outer * layout.inner} : layout;
 }
 
-// Long runs of one cap. The elements of a cap, its runs one after the other, are shared out to warps: warp w of block b
-// has the share (b / caps) * kRowWarps + w of cap b % caps.
+// Long runs of one cap. Block b has cap b % caps, as its split b / caps. The splits of a cap take turns, so that what
+// the device reads at a time lies together: packed, where runs are whole aligned groups, by batches of kRowThreads
+// threads; else by batches of kRowWarps pieces, each a stretch of one run for one warp.
 constexpr int kRowThreads = 256;
 constexpr int kRowWarps = kRowThreads / kWarp;
 struct RowPlan {
-  int64_t total = 0;  // elements of a cap
-  int64_t share = 1;  // whole groups
+  bool packed = false;
+  int64_t run_groups = 1;  // packed: of a run; one cap is one run, whose head and rest the first split takes
+  int64_t groups = 0;      // packed: of a cap
+  int64_t chunk = 1;       // elements of a piece
+  int64_t chunks = 1;      // of a run
+  int64_t pieces = 0;      // of a cap
   int64_t splits = 1;
   int64_t blocks = 0;
 };
 
 // Elements in walking order as rows of `row` = repeat * caps * inner elements. A block takes `width` groups of columns
-// (whole caps) and `per_block` rows, of which every `height`-th is one thread's. Block b has tile b % tiles.
+// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time, by turns with the other
+// blocks of its tile. Block b has tile b % tiles.
 constexpr int kColumnThreads = 256;
 struct ColumnPlan {
   bool aligned = true;  // rows are whole groups; else the last group of a row is cut off
@@ -94,7 +100,6 @@ struct ColumnPlan {
   int height = 1;
   int64_t tiles = 1;
   int64_t tile_caps = 1;  // caps of a tile, the last one may have fewer
-  int64_t per_block = 1;
   int64_t row_blocks = 1;
   int64_t blocks = 0;
 };
@@ -109,20 +114,24 @@ struct BackwardPlan {
   int64_t blocks = 0;
 };
 
-// Blocks that a multiprocessor holds at once, given what registers allow.
+// Blocks that a multiprocessor can hold at once, by the registers that kernels may use.
 constexpr int64_t kRowBlocksPerProcessor = 4;
 constexpr int64_t kColumnBlocksPerProcessor = 3;
-constexpr int64_t kLeastRows = 16;  // of a block that shares its caps
-constexpr int64_t kLeastRounds = 1;
+// Blocks for each multiprocessor that share caps. Two keep enough loads in flight; more read in more places at a time,
+// and leave more partial sums: slower on an H100 at 64 MB, by 3 to 8 %.
+constexpr int64_t kBlocksWanted = 2;
 constexpr int64_t kMostRounds = 8;
-constexpr int64_t kWellFilled = 95;  // per cent of the places of a round, over all rounds
-constexpr int64_t kWidth = 32;       // groups side by side: whole lines of memory
+constexpr int64_t kWellFilled = 80;   // per cent of the places of a round, over all rounds
+constexpr int64_t kBatchesAlone = 4;  // that one block takes in the time that it takes several to share caps
+constexpr int64_t kLeastBatches = 2;  // of a block that shares its caps
+constexpr int64_t kLeastRows = 16;    // likewise, on average: keeps the partial sums few
+constexpr int64_t kWidth = 32;        // groups side by side: whole lines of memory
 
-// Blocks for each of `sets`, so that the last round of blocks on the device is nearly full: the fewest that fill well,
-// or the best found.
+// Blocks for each of `sets`, so that the last round of blocks on the device is not nearly empty: the fewest that fill
+// well, or the best found.
 inline int64_t splits_wanted(int64_t sets, int64_t resident) {
   int64_t best = 1, best_filled = 0;
-  for (int64_t rounds = kLeastRounds; rounds <= kMostRounds && best_filled < kWellFilled; ++rounds) {
+  for (int64_t rounds = 1; rounds <= kMostRounds && best_filled < kWellFilled; ++rounds) {
     const int64_t splits = std::max<int64_t>(1, rounds * resident / sets);
     const int64_t filled = 100 * sets * splits / (up_to(sets * splits, resident) * resident);
     if (filled > best_filled) best = splits, best_filled = filled;
@@ -130,15 +139,25 @@ inline int64_t splits_wanted(int64_t sets, int64_t resident) {
   return best;
 }
 
-inline RowPlan row_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
+inline int64_t splits_of(int64_t batches, int64_t wanted) {
+  return batches <= kBatchesAlone ? 1 : std::max<int64_t>(1, std::min(wanted, batches / kLeastBatches));
+}
+
+inline RowPlan row_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors, bool packed, int64_t head) {
   RowPlan plan;
-  plan.total = layout.outer * layout.inner;
-  const int64_t group = group_of(dtype), batch = kWarp * kInFlightOfTwo * group;
-  const int64_t wanted = splits_wanted(layout.caps, kRowBlocksPerProcessor * multiprocessors);
-  // A warp with less than a batch would have lanes without work.
-  const int64_t most = std::max<int64_t>(1, up_to(plan.total, kRowWarps * batch));
-  plan.share = std::max<int64_t>(1, up_to(up_to(plan.total, std::min(wanted, most) * kRowWarps), group)) * group;
-  plan.splits = std::max<int64_t>(1, up_to(plan.total, plan.share * kRowWarps));
+  const int64_t group = group_of(dtype), wanted = splits_wanted(layout.caps, kBlocksWanted * multiprocessors);
+  plan.packed = packed;
+  if (packed) {
+    const int64_t run = layout.caps == 1 ? std::max<int64_t>(0, layout.outer * layout.inner - head) : layout.inner;
+    plan.run_groups = std::max<int64_t>(1, run / group);
+    plan.groups = layout.caps == 1 ? run / group : layout.outer * (run / group);
+    plan.splits = splits_of(up_to(plan.groups, int64_t{kRowThreads} * kInFlightOfTwo), wanted);
+  } else {
+    plan.chunk = std::max<int64_t>(1, std::min(layout.inner, int64_t{kWarp} * kInFlightOfTwo * kBatchesAlone * group));
+    plan.chunks = up_to(layout.inner, plan.chunk);
+    plan.pieces = layout.outer * plan.chunks;
+    plan.splits = std::max<int64_t>(1, std::min(wanted, up_to(plan.pieces, kRowWarps)));
+  }
   plan.blocks = layout.caps > 0 && plan.splits > kMaxBlocks / layout.caps ? kMaxBlocks + 1 : layout.caps * plan.splits;
   return plan;
 }
@@ -191,24 +210,23 @@ inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t mult
   }
   plan.height = static_cast<int>(std::clamp<int64_t>(plan.rows, 1, kColumnThreads / plan.width));
 
-  const int64_t resident = kColumnBlocksPerProcessor * multiprocessors;
-  const int64_t wanted = splits_wanted(plan.tiles, resident);
-  // Every thread has a batch, and the partial sums stay few.
-  const int64_t least = std::max<int64_t>(kLeastRows, int64_t{kInFlightOfTwo} * plan.height);
-  plan.per_block = up_to(plan.rows, std::clamp<int64_t>(plan.rows / least, 1, wanted));
-  plan.per_block = std::clamp<int64_t>(plan.per_block, 1, INT32_MAX / 2);  // a thread counts its rows in 32 bits
-  plan.row_blocks = std::max<int64_t>(1, up_to(plan.rows, plan.per_block));
+  if (plan.rows > INT32_MAX) throw std::invalid_argument("x: too many elements for one CUDA grid");
+  const int64_t wanted = std::min(splits_wanted(plan.tiles, kBlocksWanted * multiprocessors), plan.rows / kLeastRows);
+  plan.row_blocks = splits_of(up_to(plan.rows, int64_t{kInFlightOfTwo} * plan.height), wanted);
   plan.blocks = plan.row_blocks > kMaxBlocks / plan.tiles ? kMaxBlocks + 1 : plan.tiles * plan.row_blocks;
   return plan;
 }
 
-inline BackwardPlan backward_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
+// packed_rows: whether runs, if it goes by rows, are whole aligned groups, but for the head and the rest of a single
+// cap.
+inline BackwardPlan backward_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors,
+                                  bool packed_rows = false, int64_t head = 0) {
   BackwardPlan plan;
   if (layout.caps == 0) return plan;
   plan.by_rows = layout.outer * layout.inner == 0 || runs_by_rows(dtype, layout);
   int64_t sets = layout.caps;
   if (plan.by_rows) {
-    plan.rows = row_plan(dtype, layout, multiprocessors);
+    plan.rows = row_plan(dtype, layout, multiprocessors, packed_rows, head);
     plan.cap_blocks = plan.rows.splits;
     plan.blocks = checked_blocks(plan.rows.blocks);
   } else {
