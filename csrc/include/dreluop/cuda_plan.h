@@ -118,7 +118,7 @@ struct BackwardPlan {
 constexpr int64_t kRowBlocksPerProcessor = 4;
 constexpr int64_t kColumnBlocksPerProcessor = 3;
 // Blocks for each multiprocessor that share caps. Two keep enough loads in flight; more read in more places at a time,
-// and leave more partial sums: slower on an H100 at 64 MB, by 3 to 8 %.
+// and leave more partial sums: slower on an H100 at 64 MB.
 constexpr int64_t kBlocksWanted = 2;
 constexpr int64_t kMostRounds = 8;
 constexpr int64_t kWellFilled = 80;   // per cent of the places of a round, over all rounds
