@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.kernels import contenders as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.contenders import CONTENDERS
 from benchmarks.kernels.measure import release_free_memory, threads
 from benchmarks.kernels.targets import THREADS
 
@@ -34,9 +34,10 @@ def fixed_threads() -> Iterator[None]:
 )
 @pytest.mark.parametrize("pass_", [suite.FORWARD, suite.BACKWARD, suite.BOTH])
 def test_speed(benchmark: BenchmarkFixture, case: suite.Case, name: str, pass_: str) -> None:
+    c.forget_compiled([name])
     data = suite.make_data(case)
     x, cap = data.x.requires_grad_(), data.cap.requires_grad_()
-    forward, backward = suite.training_steps(CONTENDERS[name].ready(), x, cap, data.grad)
+    forward, backward = suite.training_steps(c.CONTENDERS[name].ready(), x, cap, data.grad)
     benchmark.group = f"{case.name}, {case.dtype_name}, {pass_}"
     prepared, timed = {
         suite.FORWARD: (lambda: None, forward),

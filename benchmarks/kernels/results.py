@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import torch
 
 import dreluop
+from benchmarks.kernels import contenders
 from benchmarks.kernels.suite import Row
 from dreluop.backends import native
 
@@ -86,7 +87,8 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
+    ours = {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
+    return ours | contenders.versions()
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:

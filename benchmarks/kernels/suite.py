@@ -30,6 +30,9 @@ from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Samples, Timed, interleave, release_free_memory, threads
 
 FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+backward"
+# Which steps of a training call belong to a pass.
+PASSES = {FORWARD: slice(0, 1), BACKWARD: slice(1, 2), BOTH: slice(0, 2)}
+HOT_MODE, COLD_MODE = "hot", "cold"
 LARGE = 64 * 2**20  # bytes of x
 BYTES_PER_ELEMENT = {FORWARD: 2, IN_PLACE: 2, BACKWARD: 3, BOTH: 5}  # in units of s
 FLOORS = {FORWARD: c.CLONE, IN_PLACE: c.COPY, BACKWARD: c.CLONE, BOTH: c.CLONE}
@@ -171,6 +174,7 @@ def make_data(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> 
 
 def run_case(case: Case, effort: Effort) -> list[Row]:
     """Time every contender of a case in all its passes."""
+    c.forget_compiled(case.contenders)
     data = make_data(case)
     rows = _training_rows(case, data, effort)
     return rows + _in_place_rows(case, data, effort) if case.in_place else rows
@@ -187,7 +191,7 @@ def _training_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
     samples = interleave(timed, effort)
     return [
         row
-        for name, which in ((FORWARD, slice(0, 1)), (BACKWARD, slice(1, 2)), (BOTH, slice(0, 2)))
+        for name, which in PASSES.items()
         for row in _rows(case, name, {who: of.steps(which) for who, of in samples.items()})
     ]
 
