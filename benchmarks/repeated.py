@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels import contenders as c
-from benchmarks.kernels.suite import Data
 from benchmarks.memory import Kept, kept_for_backward
+
+if TYPE_CHECKING:
+    from benchmarks.kernels.suite import Data
 
 
 class Work:

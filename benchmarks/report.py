@@ -17,6 +17,7 @@ from typing import cast
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
+from benchmarks.tables import markdown
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -63,15 +64,15 @@ def _device_report(document: results.Document) -> str:
     return "\n\n".join(
         [
             f"{facts}.",
-            tables.markdown(tables.target_table(document)),
-            tables.markdown(tables.case_table(document)),
+            markdown(tables.target_table(document)),
+            markdown(tables.case_table(document)),
         ]
     )
 
 
 def _card_report(document: GpuDocument) -> str:
     parts = (gpu_tables.target_table(document), gpu_tables.case_table(document))
-    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(tables.markdown, parts)])
+    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(markdown, parts)])
 
 
 REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels, "gpu": gpu}

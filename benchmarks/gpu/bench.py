@@ -11,11 +11,12 @@ import torch
 
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import Document, folder_of, new_document
-from benchmarks.gpu.suite import FULL, QUICK, Failure, GpuCase, Row, cases, run_case
+from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
 from benchmarks.gpu.timing import Machine, cuda_machine
 from benchmarks.kernels.results import FILE_NAME
-from benchmarks.kernels.tables import DTYPES, markdown
+from benchmarks.kernels.suite import Failure
 from benchmarks.running import run_cases
+from benchmarks.tables import DTYPES, markdown
 from dreluop.backends import native
 
 

@@ -16,8 +16,8 @@ from benchmarks.gpu.tables import copy_bandwidth
 from benchmarks.gpu.targets import TARGETS
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, FORWARD
-from benchmarks.kernels.tables import DTYPES
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.tables import DTYPES
 
 WHO = (
     (c.OURS.name, BLUE),

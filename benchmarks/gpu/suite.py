@@ -25,7 +25,23 @@ from torch import Tensor
 from benchmarks.gpu.timing import Call, Launches, Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Samples, Timed, interleave
-from benchmarks.kernels.suite import BACKWARD, BOTH, COLD_MODE, FORWARD, LARGE, PASSES, Case, make_data
+from benchmarks.kernels.suite import (
+    BACKWARD,
+    BOTH,
+    COLD_MODE,
+    FIRST,
+    FIXED,
+    FORWARD,
+    LARGE,
+    LAYER,
+    OTHER_FORMS,
+    OTHER_FORMS_COMPILED,
+    PASSES,
+    Case,
+    Failure,
+    failure_of,
+    make_data,
+)
 from benchmarks.memory import Kept
 from benchmarks.repeated import Copies, Repeated
 
@@ -37,14 +53,9 @@ MOST_CALLS = 512
 LARGEST = 2**30  # bytes of x of the largest cases, about
 MEMORY_OF_X = 40  # times x: what all contenders of a case need at once
 ADDENDS = ("bias", "residual")
-FIRST, LAYER = "channel caps, NCHW", "layer cap, NCHW"
 MAIN = (torch.bfloat16, torch.float32)
 EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name, c.OURS_TRITON.name)
 EVERYONE = (*EAGER, c.COMPILED.name)
-# Beside those, on the first input.
-OTHER_FORMS = (c.WHERE.name, c.PACT.name, c.BREVITAS.name, c.REFERENCE.name)
-OTHER_FORMS_COMPILED = (c.COMPILED_CLAMP.name, c.COMPILED_WHERE.name, c.COMPILED_PACT.name)
-FIXED = (c.HARDTANH.name, c.RELU6.name)  # one cap only
 
 Row = TypedDict(
     "Row",
@@ -87,15 +98,6 @@ class Facts:
     kept: Kept | None = None
     peaks: Sequence[int] | None = None
     launched: tuple[Launches | None, ...] = ()
-
-
-class Failure(TypedDict):
-    """A contender, or a whole case, that was not measured."""
-
-    case: str
-    dtype: str
-    contender: str | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -203,13 +205,13 @@ def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row]
             timed.append(_timed(name, machine.capture((work.forward, work.backward), work.clear)))
             repeated[name] = work
         except Exception as error:
-            failures.append(_failure(case, name, error))
+            failures.append(failure_of(case, name, error))
     # They are the same for a larger tensor.
     if case.x_bytes < 2 * LARGE:
         try:
             launched = _launches(repeated, machine)
         except Exception as error:
-            failures.append(_failure(case, "launches", error))
+            failures.append(failure_of(case, "launches", error))
         else:
             facts = {name: replace(of, launched=launched.get(name, ())) for name, of in facts.items()}
     samples = interleave(timed, effort, sampler=machine.sampler)
@@ -229,11 +231,6 @@ def _launches(repeated: dict[str, Repeated], machine: Machine) -> dict[str, tupl
         calls += [Call(work.first_forward, lambda: None), Call(work.one_backward, work.one_forward)]
     found = machine.launches(calls)
     return {name: tuple(found[2 * index : 2 * index + 2]) for index, name in enumerate(repeated)}
-
-
-def _failure(case: GpuCase, contender: str | None, error: Exception) -> Failure:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"case": case.name, "dtype": case.dtype_name, "contender": contender, "reason": reason}
 
 
 def _addends(case: GpuCase, device: torch.device) -> dict[str, Tensor]:

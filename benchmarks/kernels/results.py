@@ -17,7 +17,7 @@ import torch
 
 import dreluop
 from benchmarks.kernels import contenders
-from benchmarks.kernels.suite import Row
+from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
 
 SCHEMA = 1
@@ -47,7 +47,8 @@ class Document(TypedDict):
     """A run.
 
     ``complete`` is false while it goes on and after it was interrupted; ``quick`` marks one with few cases and samples;
-    ``dirty`` means that files other than results differed from the commit.
+    ``threads`` are those of all rows whose case's name says nothing else; ``dirty`` means that files other than results
+    differed from the commit.
     """
 
     schema: int
@@ -59,6 +60,7 @@ class Document(TypedDict):
     versions: dict[str, str]
     backend: Backend
     commit: Commit | None
+    failures: list[Failure]
     rows: list[Row]
 
 
@@ -78,6 +80,7 @@ def new_document(threads: int, *, quick: bool) -> Document:
             "cpu_capability": _cpu_capability(),
         },
         "commit": commit(),
+        "failures": [],
         "rows": [],
     }
 

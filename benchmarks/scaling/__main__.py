@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.backend import served_by
-from benchmarks.kernels.tables import DTYPES
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points
 from benchmarks.scaling.document import FILE_NAME, Document, folder, new_document
 from benchmarks.scaling.places import place_of
 from benchmarks.scaling.suite import Failure, Place, Row
+from benchmarks.tables import DTYPES
 from dreluop.backends import native
 
 

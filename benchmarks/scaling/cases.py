@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import COLD_MODE, HOT_MODE, Case
+from benchmarks.tables import size_name
 
 SIZE, CAPS = "size", "caps"
 EAGER_MODE = "eager"
@@ -48,11 +49,10 @@ SLOWEST = 2**26  # bytes of x: on one CPU thread eager takes seconds beyond
 
 @dataclass(frozen=True)
 class Point(Case):
-    """A case of the suite, by its axis; ``threads`` of the CPU, None on a card."""
+    """A case of the suite, by its axis; no threads on a card."""
 
     axis: str = SIZE
     modes: tuple[str, ...] = ()
-    threads: int | None = None
 
     @property
     def caps(self) -> int:
@@ -144,10 +144,3 @@ def _by_threads(found: Iterable[Point]) -> list[Point]:
 
 def _name(x_bytes: int, caps: int) -> str:
     return f"{size_name(x_bytes)}, {caps} caps"
-
-
-def size_name(x_bytes: int) -> str:
-    for power, unit in ((30, "GB"), (20, "MB"), (10, "KB")):
-        if x_bytes >= 2**power:
-            return f"{x_bytes >> power} {unit}"
-    return f"{x_bytes} B"

