@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
 from benchmarks.gpu.timing import Machine, cuda_machine
 from benchmarks.kernels.results import FILE_NAME
 from benchmarks.kernels.suite import Failure
+from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
 from benchmarks.tables import DTYPES, markdown
 from dreluop.backends import native
@@ -67,11 +69,13 @@ def show(document: Document) -> None:
 
 def draw(document: Document, path: Path) -> None:
     try:
-        from benchmarks.gpu import picture  # noqa: PLC0415 (matplotlib may be missing: the figures are not)
+        from benchmarks.pictures import roofline  # noqa: PLC0415 (matplotlib may be missing: the figures are not)
     except ImportError as error:
         print(f"no picture: {error}")
         return
-    picture.draw(document, path)
+    # Wherever it lies now, that is where it is to lie.
+    name = f"{folder_of(document['device']).name}/{FILE_NAME}"
+    roofline.draw(dict(document), path, replace(Source.of(path.with_suffix(".json")), name=name))
     print(f"written: {path.with_suffix('.json')}, {path}", flush=True)
 
 

@@ -179,10 +179,8 @@ def cases(*, quick: bool = False, compiled: bool = True) -> list[Case]:
 def _contenders(name: str, dtype: torch.dtype, compared: bool) -> tuple[str, ...]:
     # Eager takes a second a call in half types: elsewhere only what the targets ask for is compared.
     who = EVERYONE if compared else EAGER if name == FIRST else (c.OURS.name,)
-    if name == FIRST and compared:
-        who += c.installed(OTHER_FORMS)
     if name == FIRST and dtype == torch.float32:
-        who += OTHER_FORMS_COMPILED
+        who += c.installed((*OTHER_FORMS, *OTHER_FORMS_COMPILED))
     return who + FIXED if name == LAYER and compared else who
 
 

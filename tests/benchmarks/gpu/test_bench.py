@@ -243,15 +243,6 @@ def test_the_report_tells_cards_from_processors(tmp_path: Path, document: Docume
     assert "Some GPU 80GB" in cards and "| tiny image | 2x3x4x5 | fp32 |" in cards
 
 
-def test_picture(tmp_path: Path, document: Document) -> None:
-    picture = pytest.importorskip("benchmarks.gpu.picture")
-    large = [row_like(row, x_bytes=suite.LARGE, addends=[]) for row in document["rows"]]
-    for rows in (large, []):
-        path = tmp_path / f"{len(rows)}.png"
-        picture.draw({**document, "rows": rows}, path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-
-
 def test_interruption_shows_and_draws_what_there_is(
     tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
