@@ -74,8 +74,8 @@ test-sanitized: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.depth
-	$(BIN)/python -m benchmarks.kernels --limit 330
-	$(BIN)/python -m benchmarks.scaling --limit 230
+	$(BIN)/python -m benchmarks.kernels --limit 320
+	$(BIN)/python -m benchmarks.scaling --limit 180
 
 # No virtual environment: the machine with the card has its torch, and may have no network.
 gpu:

@@ -172,8 +172,9 @@ def commit() -> Commit | None:
     if head is None and COMMIT_VARIABLE in os.environ:
         name, _, dirty = os.environ[COMMIT_VARIABLE].partition("-")
         return {"hash": name, "dirty": dirty == "dirty"}
-    # A run rewrites results, and the report the tables: neither makes the measured code another.
-    changed = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results", ":(top,exclude)*.md")
+    # A run rewrites results, and the report tables and pictures: none of it makes the measured code another.
+    written = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/pictures", ":(top,exclude)*.md")
+    changed = _git("status", "--porcelain", "--", ":/", *written)
     return None if head is None else {"hash": head, "dirty": bool(changed)}
 
 

@@ -57,7 +57,8 @@ def _times(document: dict[str, Any], axes: Axes, axis: str, pass_: str) -> None:
         axes.set(title=f"{pass_}; diamonds: the fixed overhead of dreluop ends", xlabel="bytes of x, 64 caps")
     else:
         axes.set(title=f"{pass_}, {styles(document)[0].name}", xlabel="caps, x of 64 MB")
-    axes.legend(fontsize=7)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
 
 
 def _name_places(axes: Axes, axis: str) -> None:

@@ -3,8 +3,8 @@
 =====  ====================================================================================================
 axis   inputs
 =====  ====================================================================================================
-size   x of 1 KB to 1 GB (256 MB on a CPU) by powers of 4, 64 channel caps, NCHW
-caps   1 to 4096 channel caps by powers of 4, x of 64 MB, NCHW, 8 x 8 elements to a channel
+size   x of 1 KB to 1 GB (256 MB on a CPU) by powers of 4, 64 channel caps, NCHW, bf16 and fp32
+caps   1 to 4096 channel caps by powers of 4, x of 64 MB, NCHW, 8 x 8 elements to a channel; on a CPU bf16
 =====  ====================================================================================================
 
 =====  ====================================================================================================
@@ -44,7 +44,9 @@ MOST_BUFFERS = 128
 MOST_CALLS = 32  # on one buffer
 ROOM = 8  # times x: what a call of the hungriest contender touches
 COMPILED_AT = (2**16, 2**22, 2**28)  # bytes of x: compiling takes seconds
-SLOWEST = 2**26  # bytes of x: on one CPU thread eager takes seconds beyond
+# On a CPU eager takes seconds beyond, on one thread beyond the second.
+EAGER_ON_CPU, ALONE_ON_CPU = 2**26, 2**24  # bytes of x
+EAGER_CAPS_ON_CPU = (1, 64, 4096)
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,23 @@ def points(device: str, cache_bytes: int, *, quick: bool = False, compiled: bool
     for dtype in dtypes:
         first = dtype == DTYPES[0]
         for size in sizes:
-            who = _contenders(device, compiled and first and size in COMPILED_AT)
+            eager = device == "cuda" or size <= EAGER_ON_CPU
+            who = _contenders(device, eager, compiled and eager and first and size in COMPILED_AT)
             modes = (*modes_of(size, cache_bytes), *((EAGER_MODE,) if device == "cuda" else ()))
             shape = shape_of_size(size // dtype.itemsize)
             found.append(Point(_name(size, CHANNELS), "channel", shape, dtype, who, axis=SIZE, modes=modes))
-        for count in counts:
+        for count in counts if device == "cuda" or first else ():
+            who = _contenders(device, device == "cuda" or count in EAGER_CAPS_ON_CPU, False)
             shape = shape_of_caps(count, X_OF_CAPS // dtype.itemsize)
-            name = _name(X_OF_CAPS, count)
             modes = modes_of(X_OF_CAPS, cache_bytes)[-1:]
-            found.append(Point(name, "channel", shape, dtype, _contenders(device, False), axis=CAPS, modes=modes))
+            found.append(Point(_name(X_OF_CAPS, count), "channel", shape, dtype, who, axis=CAPS, modes=modes))
     return found if device == "cuda" else _by_threads(found)
 
 
-def _contenders(device: str, compiled: bool) -> tuple[str, ...]:
-    who = [c.RELU_MINIMUM.name, c.OURS.name]
+def _contenders(device: str, eager: bool, compiled: bool) -> tuple[str, ...]:
+    who = [c.OURS.name]
+    if eager:
+        who.append(c.RELU_MINIMUM.name)
     if device == "cuda":
         who.append(c.OURS_TRITON.name)
     if compiled:
@@ -137,8 +142,8 @@ def _by_threads(found: Iterable[Point]) -> list[Point]:
     """On two threads, and the sizes on one too, where torch.compile and what takes seconds are left out."""
     both = [replace(point, threads=2) for point in found]
     for point in found:
-        if point.axis == SIZE and point.x_bytes <= SLOWEST:
-            both.append(replace(point, threads=1, contenders=_contenders("cpu", False)))
+        if point.axis == SIZE and point.x_bytes <= ALONE_ON_CPU:
+            both.append(replace(point, threads=1, contenders=_contenders("cpu", True, False)))
     return both
 
 

@@ -64,13 +64,14 @@ def _cells(
 ) -> tuple[str, ...]:
     smallest, largest = min(found), max(found)
     end = overhead_ends(found)
-    eager = line(document, SIZE, style, c.RELU_MINIMUM.name, pass_, dtype).get(largest)
+    eager = line(document, SIZE, style, c.RELU_MINIMUM.name, pass_, dtype)
+    last = max(eager.keys() & found.keys(), default=None)
     by_caps = [row["ms"] for row in line(document, CAPS, style, c.OURS.name, pass_, dtype).values()]
     return (
         f"{found[smallest]['ms'] * 1e3:.3g}",
         MISSING if end is None else size_name(end),
         f"{found[largest]['ms']:.3g} ({size_name(largest)})",
         f"{found[largest]['fraction_of_copy']:.0%}",
-        MISSING if eager is None else f"{eager['ms'] / found[largest]['ms']:.2f}",
+        MISSING if last is None else f"{eager[last]['ms'] / found[last]['ms']:.2f} ({size_name(last)})",
         f"{max(by_caps) / min(by_caps):.2f}" if by_caps else MISSING,
     )

@@ -188,6 +188,8 @@ def test_only_results_and_documents_may_differ_from_the_commit(tmp_path: Path, m
     (tmp_path / "README.md").write_text("table")
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "benchmarks" / "results" / "kernels.json").write_text("{}")
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    (tmp_path / "docs" / "pictures" / "a.png").write_text("picture")
     clean = results.commit()
     assert clean is not None and len(clean["hash"]) == 40 and not clean["dirty"]
     (tmp_path / "code.py").write_text("2")
