@@ -22,9 +22,9 @@ help:
 	@echo "make test            all tests, Python, Triton in its interpreter, and C++"
 	@echo "make test-triton     the operator tests by Triton's interpreter (TRITON_SAMPLE=1: all of them, an hour)"
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make bench           time the kernels; writes benchmarks/results/"
+	@echo "make bench           time the kernels, in at most 10 minutes; writes benchmarks/results/"
 	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1)"
-	@echo "make report          write the tables of README.md from benchmarks/results/"
+	@echo "make report          write the tables of the documents, and their pictures, from benchmarks/results/"
 	@echo "make lint            ruff, clang-format, mypy"
 	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) (2.11 or 2.13)"
@@ -73,7 +73,9 @@ test-sanitized: $(VENV)/.installed
 		$(abspath $(BIN))/python -m pytest -q $(SANITIZED_TESTS)
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.depth
+	$(BIN)/python -m benchmarks.kernels --limit 320
+	$(BIN)/python -m benchmarks.scaling --limit 180
 
 # No virtual environment: the machine with the card has its torch, and may have no network.
 gpu:
@@ -84,6 +86,7 @@ gpu:
 
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.report docs/speed.md
 
 CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -93,6 +96,7 @@ lint: $(VENV)/.installed
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.report --check
+	$(BIN)/python -m benchmarks.report --check docs/speed.md
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,6 @@
-"""Write the measured tables into a document, from the result files only: `python -m benchmarks.report`.
+"""Write the measured tables into a document, and draw the pictures, from the result files only.
+
+`python -m benchmarks.report`; with `--check`, it fails where a table or a picture is not what the files give.
 
 The document marks where each report goes, and what stands between the marks is replaced:
 
@@ -17,6 +19,10 @@ from typing import cast
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
+from benchmarks.pictures import gallery
+from benchmarks.scaling import tables as scaling_tables
+from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
+from benchmarks.tables import markdown
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -63,18 +69,32 @@ def _device_report(document: results.Document) -> str:
     return "\n\n".join(
         [
             f"{facts}.",
-            tables.markdown(tables.target_table(document)),
-            tables.markdown(tables.case_table(document)),
+            markdown(tables.target_table(document)),
+            markdown(tables.case_table(document)),
         ]
     )
 
 
 def _card_report(document: GpuDocument) -> str:
     parts = (gpu_tables.target_table(document), gpu_tables.case_table(document))
-    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(tables.markdown, parts)])
+    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(markdown, parts)])
 
 
-REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels, "gpu": gpu}
+def scaling(folder: Path) -> str:
+    """Where the fixed overhead ends, for each device."""
+    documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
+    if not documents:
+        return NOTHING
+    parts = [f"{scaling_tables.headline(one)}.\n\n{markdown(scaling_tables.table(one))}" for one in documents]
+    return "\n\n".join([*parts, scaling_tables.LEGEND])
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "gpu": gpu,
+    "scaling": scaling,
+    "pictures": gallery.markdown,
+}
 
 
 def updated(text: str, folder: Path) -> str:
@@ -102,21 +122,32 @@ def updated(text: str, folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("document", type=Path, nargs="?", default=README, help="default: README.md")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="default: benchmarks/results")
+    parser.add_argument("--results", type=Path, help="default: benchmarks/results")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the document is not up to date")
+    parser.add_argument(
+        "--pictures", type=Path, help="their folder; default: docs/pictures, and none where --results is given"
+    )
+    parser.add_argument("--redraw", action="store_true", help="draw the pictures again that are up to date, too")
     options = parser.parse_args(arguments)
+    folder = options.results or results.RESULTS
+    pictures = options.pictures or (gallery.FOLDER if options.results is None else None)
     try:
         old = options.document.read_text()
-        new = updated(old, options.results)
+        new = updated(old, folder)
+        wrong = gallery.problems(folder, pictures) if options.check and pictures else []
+        if pictures and not options.check:
+            for path in gallery.update(folder, pictures, again=options.redraw):
+                print(f"drawn: {path}")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    if old == new:
-        return 0
     if options.check:
-        print(f"{options.document}: not what the result files give; run python -m benchmarks.report", file=sys.stderr)
-        return 1
-    options.document.write_text(new)
+        if old != new:
+            wrong.append(f"{options.document}: not what the result files give; {gallery.RUN}")
+        print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
+        return int(bool(wrong))
+    if old != new:
+        options.document.write_text(new)
     return 0
 
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import Document, folder_of, new_document
-from benchmarks.gpu.suite import FULL, QUICK, GpuCase, cases, run_case
+from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
 from benchmarks.gpu.timing import Machine, cuda_machine
-from benchmarks.kernels.results import FILE_NAME, save
-from benchmarks.kernels.tables import DTYPES, markdown
+from benchmarks.kernels.results import FILE_NAME
+from benchmarks.kernels.suite import Failure
+from benchmarks.pictures.source import Source
+from benchmarks.running import run_cases
+from benchmarks.tables import DTYPES, markdown
 from dreluop.backends import native
-
-INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases and samples, in about a minute")
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
+    parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
@@ -34,32 +36,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = new_document(quick=options.quick)
     folder = options.out or folder_of(document["device"])
     output = folder / FILE_NAME
-    try:
-        measure(document, cases(quick=options.quick), cuda_machine(), output)
-    except KeyboardInterrupt:
-        kept = f"; {output} holds the cases that were done" if document["rows"] else ""
-        print(f"interrupted{kept}", file=sys.stderr, flush=True)
+    code = measure(document, cases(quick=options.quick), cuda_machine(), output, options.limit)
     if document["rows"]:
         show(document)
         draw(document, output.with_suffix(".png"))
-    return 0 if document["complete"] else INTERRUPTED
+    return code
 
 
-def measure(document: Document, selected: Sequence[GpuCase], machine: Machine, output: Path) -> None:
-    """Fill the document case by case, and write it after each."""
+def measure(
+    document: Document, selected: Sequence[GpuCase], machine: Machine, output: Path, limit: float | None = None
+) -> int:
+    """Fill the document; the exit code of ``run_cases``."""
     effort = QUICK if document["quick"] else FULL
-    for done, case in enumerate(selected, start=1):
-        started = time.monotonic()
-        rows, failures = run_case(case, effort, machine)
+
+    def run(case: GpuCase) -> tuple[list[Row], list[Failure]]:
+        found = run_case(case, effort, machine)
         machine.release()
-        document["rows"] += rows
-        document["failures"] += failures
-        document["complete"] = done == len(selected)
-        save(document, output)
-        label = f"[{done}/{len(selected)}] {case.name}, {DTYPES[case.dtype_name]}"
-        print(f"{label}: {time.monotonic() - started:.1f} s", flush=True)
-        for failure in failures:
-            print(f"    not measured: {failure['contender'] or 'the case'}: {failure['reason']}", flush=True)
+        return found
+
+    return run_cases(document, selected, run, output, name=_label, limit=limit)
+
+
+def _label(case: GpuCase) -> str:
+    return f"{case.name}, {DTYPES[case.dtype_name]}"
 
 
 def show(document: Document) -> None:
@@ -70,11 +69,13 @@ def show(document: Document) -> None:
 
 def draw(document: Document, path: Path) -> None:
     try:
-        from benchmarks.gpu import picture  # noqa: PLC0415 (matplotlib may be missing: the figures are not)
+        from benchmarks.pictures import roofline  # noqa: PLC0415 (matplotlib may be missing: the figures are not)
     except ImportError as error:
         print(f"no picture: {error}")
         return
-    picture.draw(document, path)
+    # Wherever it lies now, that is where it is to lie.
+    name = f"{folder_of(document['device']).name}/{FILE_NAME}"
+    roofline.draw(dict(document), path, replace(Source.of(path.with_suffix(".json")), name=name))
     print(f"written: {path.with_suffix('.json')}, {path}", flush=True)
 
 

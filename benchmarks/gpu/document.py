@@ -9,9 +9,10 @@ from typing import TypedDict
 
 import torch
 
-from benchmarks.gpu.suite import Failure, Row
+from benchmarks.gpu.suite import Row
 from benchmarks.kernels import results
 from benchmarks.kernels.results import Commit
+from benchmarks.kernels.suite import Failure
 
 
 class Card(TypedDict):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu import sanitizer
@@ -16,6 +16,11 @@ from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.kernels.results import FILE_NAME
+from benchmarks.running import OUT_OF_TIME
+from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
+
+END = 15  # seconds in which the case that runs at the limit can end, and tables and pictures be made
+SCALING_LIMIT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -79,16 +84,33 @@ def large(context: Context) -> Outcome:
 
 
 def bench(context: Context) -> Outcome:
-    command = [sys.executable, "-m", "benchmarks.gpu.bench", "--out", str(context.folder)]
+    return _measure(context, "benchmarks.gpu.bench", FILE_NAME)
+
+
+def scaling(context: Context) -> Outcome:
+    limited = replace(context, limit=min(context.limit, SCALING_LIMIT + END))
+    return _measure(limited, "benchmarks.scaling", SCALING_FILE_NAME, "--device", "cuda")
+
+
+def _measure(context: Context, module: str, file_name: str, *options: str) -> Outcome:
+    """A suite that ends by itself in time: the limit is one for beginning cases."""
+    limit = max(context.limit - END, 1)
+    command = [sys.executable, "-m", module, *options, "--out", str(context.folder), "--limit", f"{limit:g}"]
+    path = context.folder / file_name
+    before = path.stat().st_mtime_ns if path.exists() else None
     done = execute([*command, "--quick"] if context.quick else command, limit=context.limit, log=context.log)
-    path = context.folder / FILE_NAME
-    if done.code != 0 or done.timed_out or not path.exists():
+    written = path.exists() and path.stat().st_mtime_ns != before
+    found = json.loads(path.read_text()) if written else {"failures": [], "rows": []}
+    failures = found["failures"]
+    details = {"rows": len(found["rows"]), "not measured": failures}
+    if done.timed_out:
+        return Outcome(FAILED, f"stopped after {context.limit:.0f} s", details)
+    if done.code == OUT_OF_TIME:
+        return Outcome(FAILED, f"not all cases within {limit:.0f} s", details)
+    if done.code != 0 or not written:
         last = done.output.strip().splitlines()[-1:] or ["no output"]
-        reason = f"stopped after {context.limit:.0f} s" if done.timed_out else f"exit code {done.code}: {last[0]}"
-        return Outcome(FAILED, reason)
-    failures = json.loads(path.read_text())["failures"]
+        return Outcome(FAILED, f"exit code {done.code}: {last[0]}", details)
     ours = [f for f in failures if f["contender"] is None or f["contender"].startswith("dreluop")]
-    details = {"not measured": failures}
     if ours:
         return Outcome(FAILED, f"{ours[0]['case']}, {ours[0]['dtype']}: {ours[0]['reason']}", details)
     return Outcome(PASSED, None, details)
@@ -102,4 +124,5 @@ STAGES: dict[str, Stage] = {
     "graphs": graphs,
     "large": large,
     "bench": bench,
+    "scaling": scaling,
 }

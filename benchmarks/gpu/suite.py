@@ -22,12 +22,30 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import Launches, Machine
+from benchmarks.gpu.timing import Call, Launches, Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Samples, Timed, interleave
-from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE, Case, Data, make_data
+from benchmarks.kernels.suite import (
+    BACKWARD,
+    BOTH,
+    COLD_MODE,
+    FIRST,
+    FIXED,
+    FORWARD,
+    LARGE,
+    LAYER,
+    OTHER_FORMS,
+    OTHER_FORMS_COMPILED,
+    PASSES,
+    Case,
+    Failure,
+    failure_of,
+    make_data,
+)
+from benchmarks.memory import Kept
+from benchmarks.repeated import Copies, Repeated
 
-FULL = Effort(seconds=0.3, min_samples=9, max_samples=40, warmup=3, sample_seconds=0)
+FULL = Effort(seconds=0.15, min_samples=7, max_samples=25, warmup=2, sample_seconds=0)
 QUICK = Effort(seconds=0.1, min_samples=5, max_samples=15, warmup=2, sample_seconds=0)
 
 COLD = 4  # times the cache: what the calls of one graph touch
@@ -57,8 +75,14 @@ Row = TypedDict(
         "min_ms": float,
         "samples": int,
         "calls_per_sample": int,
+        "mode": str,
+        "threads": int | None,
         "kernels": int | None,
         "memsets": int | None,
+        "saved_bytes": int | None,
+        "saves_x": bool | None,
+        "saves_y": bool | None,
+        "peak_bytes": int | None,
         "min_bytes": int,
         "gb_per_s": float,
         "copy_gb_per_s": float,
@@ -67,13 +91,13 @@ Row = TypedDict(
 )
 
 
-class Failure(TypedDict):
-    """A contender, or a whole case, that was not measured."""
+@dataclass(frozen=True)
+class Facts:
+    """What is found without timing; ``peaks`` and ``launched`` are of forward and backward."""
 
-    case: str
-    dtype: str
-    contender: str | None
-    reason: str
+    kept: Kept | None = None
+    peaks: Sequence[int] | None = None
+    launched: tuple[Launches | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,10 +113,10 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
     torch.compile takes seconds for each case, so it takes part where a target compares with it, and in a few others.
     """
     inputs = (
-        ("channel caps, NCHW", "channel", (64, 92, 92), 32, False),
+        (FIRST, "channel", (64, 92, 92), 32, False),
         ("channel caps, channels-last", "channel", (64, 92, 92), 32, True),
         ("neuron caps, dense", "neuron", (4096,), 4096, False),
-        ("layer cap, NCHW", "layer", (64, 92, 92), 32, False),
+        (LAYER, "layer", (64, 92, 92), 32, False),
     )
     small = (
         ("neuron caps, dense, small", "neuron", (512,), 64, False),
@@ -104,7 +128,7 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
     for dtype in (*MAIN, torch.float16, torch.float64):
         for name, granularity, rest, batch, channels_last in inputs:
             for times in (1, 16):
-                contenders = EVERYONE if dtype in MAIN else EAGER
+                contenders = _contenders(name, dtype, times)
                 shape = (batch * times * 4 // dtype.itemsize, *rest)
                 title = name if times == 1 else f"{name}, 1 GB"
                 large.append(GpuCase(title, granularity, shape, dtype, contenders, channels_last, in_place=False))
@@ -114,14 +138,26 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
             found.append(GpuCase(name, granularity, (batch, *rest), dtype, EAGER, channels_last, in_place=False))
     for case in (case for case in large if case.dtype in MAIN and case.x_bytes < 2 * LARGE):
         for addends in (("bias",), ("residual",), ADDENDS):
-            contenders = EVERYONE if addends == ADDENDS and case.dtype == torch.bfloat16 else EAGER
+            first = addends == ADDENDS and case.dtype == torch.bfloat16 and case.name == FIRST
+            contenders = EVERYONE if first else EAGER
             name = f"{case.name}, {' and '.join(addends)}"
             found.append(replace(case, name=name, addends=addends, contenders=contenders))
     found += [case for case in large if case.dtype == torch.float64]
     if quick:
-        names = ("channel caps, NCHW", "neuron caps, dense", "neuron caps, dense, small")
+        names = (FIRST, "neuron caps, dense", "neuron caps, dense, small")
         return [case for case in found if case.dtype in MAIN and case.name in names]
     return found
+
+
+def _contenders(name: str, dtype: torch.dtype, times: int) -> tuple[str, ...]:
+    if dtype not in MAIN:
+        return EAGER
+    if times > 1:
+        return EVERYONE if name == FIRST else EAGER
+    if name == FIRST:
+        others = OTHER_FORMS_COMPILED if dtype == torch.bfloat16 else ()
+        return c.installed((*EVERYONE, *OTHER_FORMS, *others))
+    return (*EVERYONE, *FIXED) if name == LAYER else EVERYONE
 
 
 def is_small(row: Row) -> bool:
@@ -152,83 +188,52 @@ def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row]
     if case.x_bytes >= LARGE and needed > free:
         reason = f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}"
         return [], [{"case": case.name, "dtype": case.dtype_name, "contender": None, "reason": reason}]
+    c.forget_compiled(case.contenders)
     calls = calls_per_graph(case.x_bytes, machine.cache_bytes)
     data = [make_data(case, seed, machine.device) for seed in range(calls)]
-    timed = [_copy(data, machine)]
-    launched: dict[str, tuple[Launches | None, Launches | None]] = {}
+    copies = Copies(data, calls)
+    timed = [_timed(c.COPY, machine.capture((copies.forward, copies.backward), copies.clear))]
+    facts: dict[str, Facts] = {}
+    repeated: dict[str, Repeated] = {}
     failures: list[Failure] = []
     for name in case.contenders:
         try:
-            contender, launched[name] = _training(name, case, data, machine)
-            timed.append(contender)
+            work = Repeated(c.CONTENDERS[name], data, calls, _addends(case, machine.device))
+            if not case.addends:
+                work.check()
+            facts[name] = Facts(work.kept(), machine.peaks((work.first_forward, work.one_backward)))
+            timed.append(_timed(name, machine.capture((work.forward, work.backward), work.clear)))
+            repeated[name] = work
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            failures.append({"case": case.name, "dtype": case.dtype_name, "contender": name, "reason": reason})
+            failures.append(failure_of(case, name, error))
+    # They are the same for a larger tensor.
+    if case.x_bytes < 2 * LARGE:
+        try:
+            launched = _launches(repeated, machine)
+        except Exception as error:
+            failures.append(failure_of(case, "launches", error))
+        else:
+            facts = {name: replace(of, launched=launched.get(name, ())) for name, of in facts.items()}
     samples = interleave(timed, effort, sampler=machine.sampler)
     rows = []
-    for pass_, which in ((FORWARD, slice(0, 1)), (BACKWARD, slice(1, 2)), (BOTH, slice(0, 2))):
+    for pass_, which in PASSES.items():
         copied = samples[c.COPY].steps(which).seconds().median / calls
         copy_gb_per_s = 2 * case.x_bytes * (2 if pass_ == BOTH else 1) / copied * 1e-9
         for name, found in samples.items():
-            counts = [launched[name][i] for i in range(2)[which]] if name in launched else [None]
-            rows.append(_row(case, pass_, name, found.steps(which), calls, counts, copy_gb_per_s))
+            rows.append(_row(case, pass_, name, found.steps(which), calls, facts.get(name, Facts()), copy_gb_per_s))
     return rows, failures
 
 
-def _copy(data: Sequence[Data], machine: Machine) -> Timed:
-    targets = [torch.empty_like(d.x) for d in data]
-
-    def copy() -> None:
-        for d, target in zip(data, targets, strict=True):
-            target.copy_(d.x)
-
-    return _timed(c.COPY, machine.capture((copy, copy), lambda: None))
-
-
-def _training(
-    name: str, case: GpuCase, data: Sequence[Data], machine: Machine
-) -> tuple[Timed, tuple[Launches | None, Launches | None]]:
-    activation = c.CONTENDERS[name].ready()
-    xs = [d.x.detach().requires_grad_() for d in data]
-    cap = data[0].cap.detach().requires_grad_()
-    more = _addends(case, cap, machine.device)
-    inputs = [(x, cap, *(t for t in more.values() if t.requires_grad)) for x in xs]
-    outputs: list[Tensor] = []
-    gradients: list[Sequence[Tensor]] = []
-
-    def one_forward(index: int) -> Tensor:
-        return activation(xs[index], cap, 1, **more)
-
-    def one_backward(index: int, y: Tensor) -> Sequence[Tensor]:
-        return torch.autograd.grad(y, inputs[index], data[index].grad)
-
-    def forward() -> None:
-        outputs.clear()
-        outputs.extend(one_forward(index) for index in range(len(xs)))
-
-    def backward() -> None:
-        gradients.clear()
-        gradients.extend(one_backward(index, y) for index, y in enumerate(outputs))
-
-    def clear() -> None:
-        outputs.clear()
-        gradients.clear()
-
-    if not case.addends:
-        expected = c.relu_minimum(xs[0].detach(), cap.detach(), 1)
-        if not torch.equal(one_forward(0).detach(), expected):
-            raise ValueError("wrong values: not timed")
-    counts: tuple[Launches | None, Launches | None] = (None, None)
-    # They are the same for a larger tensor, and the profiler takes its time.
-    if case.x_bytes < 2 * LARGE:
-        counts = (
-            machine.launches(one_forward, lambda: 0),
-            machine.launches(lambda y: one_backward(0, y), lambda: one_forward(0)),
-        )
-    return _timed(name, machine.capture((forward, backward), clear)), counts
+def _launches(repeated: dict[str, Repeated], machine: Machine) -> dict[str, tuple[Launches | None, ...]]:
+    """Of forward and backward."""
+    calls = []
+    for work in repeated.values():
+        calls += [Call(work.first_forward, lambda: None), Call(work.one_backward, work.one_forward)]
+    found = machine.launches(calls)
+    return {name: tuple(found[2 * index : 2 * index + 2]) for index, name in enumerate(repeated)}
 
 
-def _addends(case: GpuCase, cap: Tensor, device: torch.device) -> dict[str, Tensor]:
+def _addends(case: GpuCase, device: torch.device) -> dict[str, Tensor]:
     generator = torch.Generator(device).manual_seed(7)
     more = {}
     if "bias" in case.addends:
@@ -246,23 +251,17 @@ def _timed(name: str, replays: Sequence[Callable[[], None]]) -> Timed:
     return Timed(name, (lambda _: forward(), lambda _: backward()))
 
 
-def _row(
-    case: GpuCase,
-    pass_: str,
-    name: str,
-    found: Samples,
-    calls: int,
-    counts: Sequence[Launches | None],
-    copy_gb_per_s: float,
-) -> Row:
+def _row(case: GpuCase, pass_: str, name: str, found: Samples, calls: int, facts: Facts, copy_gb_per_s: float) -> Row:
     seconds = found.seconds()
     size = min_bytes(case, pass_, code=name == c.OURS_CODE.name)
     if name == c.COPY:
         size = 2 * case.x_bytes * (2 if pass_ == BOTH else 1)
+    counts = facts.launched[PASSES[pass_]]
     known = [count for count in counts if count is not None]
-    counted = len(known) == len(counts)
+    counted = bool(counts) and len(known) == len(counts)
     gb_per_s = size / (seconds.median / calls) * 1e-9
     per_call = 1e3 / calls
+    kept = facts.kept
     return {
         "case": case.name,
         "granularity": case.granularity,
@@ -279,8 +278,14 @@ def _row(
         "min_ms": seconds.minimum * per_call,
         "samples": seconds.samples,
         "calls_per_sample": calls,
+        "mode": COLD_MODE,
+        "threads": None,
         "kernels": sum(count.kernels for count in known) if counted else None,
         "memsets": sum(count.memsets for count in known) if counted else None,
+        "saved_bytes": None if kept is None else kept.saved_bytes,
+        "saves_x": None if kept is None else kept.saves_x,
+        "saves_y": None if kept is None else kept.saves_y,
+        "peak_bytes": max(facts.peaks[PASSES[pass_]]) if facts.peaks else None,
         "min_bytes": size,
         "gb_per_s": gb_per_s,
         "copy_gb_per_s": copy_gb_per_s,

@@ -6,10 +6,12 @@ import statistics
 
 from benchmarks.gpu.document import Document
 from benchmarks.gpu.suite import Row
-from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, Verdict, judge, row_of
+from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge, row_of
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
-from benchmarks.kernels.tables import DTYPES, MISSING, Table, noise_of
+from benchmarks.kernels.tables import noise_of
+from benchmarks.tables import DTYPES, MISSING, Table
+from benchmarks.verdicts import Verdict, table_of_targets
 
 OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name, c.OURS_TRITON.name)
 # Beside the kernels of the default rule: what it adds to the name of a column.
@@ -52,17 +54,13 @@ def copy_bandwidth(document: Document) -> str:
 
 def target_table(document: Document) -> Table:
     """Each target beside what was measured, at worst and at best."""
-    rows = []
-    for target in TARGETS:
-        subject = (_subject(target), _where(target), _limit(target))
-        verdicts = judge(target, document["rows"])
-        if not verdicts:
-            rows.append((*subject, MISSING, MISSING, "not measured"))
-            continue
-        missed = sum(not verdict.met for verdict in verdicts)
-        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
-        rows.append((*subject, _measured(verdicts[0]), _measured(verdicts[-1]), met))
-    return Table("Targets", ("measure", "x", "target", "worst", "best", "met"), rows)
+    return table_of_targets(
+        ("measure", "x", "target"),
+        TARGETS,
+        lambda target: judge(target, document["rows"]),
+        lambda target: (_subject(target), _where(target), _limit(target)),
+        _measured,
+    )
 
 
 def _subject(target: Target) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.gpu.suite import Row, is_plain_and_large, is_small
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+from benchmarks.verdicts import Verdict, verdicts
 
 LAUNCHES = "kernels"
 HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
@@ -78,23 +79,6 @@ def row_of(rows: Sequence[Row], like: Row, contender: str) -> Row | None:
     return None
 
 
-@dataclass(frozen=True)
-class Verdict:
-    target: Target
-    row: Row
-    measured: float
-
-    @property
-    def met(self) -> bool:
-        return self.target.met_by(self.measured)
-
-
 def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
     """The verdicts on every row that has to reach the target and can be judged, the worst first."""
-    found = []
-    for row in rows:
-        if target.applies_to(row):
-            measured = target.measure(row, rows)
-            if measured is not None:
-                found.append(Verdict(target, row, measured))
-    return sorted(found, key=lambda verdict: verdict.measured, reverse=target.is_floor)
+    return verdicts(target, rows, lambda row: target.measure(row, rows))

@@ -21,13 +21,21 @@ from benchmarks.kernels.measure import Sampler, Timed
 
 Work = Callable[[], None]
 HEAD_START = 2_000_000  # clock cycles, about a millisecond
-WARM_UP = 3
+WARM_UP = 2  # beyond the calls that have checked the values
+SEPARATOR = "spin_kernel"  # what torch.cuda._sleep launches
 
 
 class Launches(NamedTuple):
     kernels: int
     memsets: int
     copies: int
+
+
+class Call(NamedTuple):
+    """A call whose launches are to be counted, and what makes its argument first."""
+
+    function: Callable[[Any], object]
+    prepare: Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,9 @@ class Machine:
     Attributes:
         capture: turns work that is done in this order into what repeats it; the second argument drops its results.
         sampler: times the steps of a contender, for ``measure.interleave``.
-        launches: counts what a call launches, given what makes its argument; None where it cannot be counted.
+        launches: counts what each of several calls launches; None where that cannot be counted.
+        peaks: runs steps, each on the result of the one before, and tells for each the most memory that was allocated
+            during it above what was before the first; None where that is not known.
         cache_bytes: of the cache that has to be cold.
         free_bytes: memory that can be had.
         release: gives freed memory back.
@@ -46,7 +56,8 @@ class Machine:
     device: torch.device
     capture: Callable[[Sequence[Work], Work], list[Work]]
     sampler: Sampler
-    launches: Callable[[Callable[[Any], object], Callable[[], Any]], Launches | None]
+    launches: Callable[[Sequence[Call]], list[Launches | None]]
+    peaks: Callable[[Sequence[Callable[[Any], Any]]], list[int] | None]
     cache_bytes: int
     free_bytes: Callable[[], int]
     release: Callable[[], None]
@@ -98,21 +109,83 @@ def sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[floa
     return seconds, (0.0,) * len(seconds)
 
 
-def launches(function: Callable[[Any], object], prepare: Callable[[], Any]) -> Launches | None:
-    """What a call launches, by the profiler; None if that sees nothing, as where the host keeps counters to itself."""
-    function(prepare())
-    argument = prepare()
+def sample_with_host(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The same for work that the host launches while the clock runs: each step begins with an idle device."""
+    assert number == 1, "give Effort(sample_seconds=0)"
+    seconds = []
+    kept: list[Any] = []
+    value = None
+    for step in contender.steps:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        value = step(value)
+        end.record()
+        torch.cuda.synchronize()
+        kept.append(value)
+        seconds.append(begin.elapsed_time(end) * 1e-3)
+    return tuple(seconds), (0.0,) * len(seconds)
+
+
+def launches(calls: Sequence[Call]) -> list[Launches | None]:
+    """By the profiler, in one session, as each takes its time; None if it sees nothing, as where the host forbids."""
+    for call in calls:
+        call.function(call.prepare())
+    arguments = [call.prepare() for call in calls]
+
+    def run() -> None:
+        for call, argument in zip(calls, arguments, strict=True):
+            call.function(argument)
+            torch.cuda._sleep(1)
+
+    names = _launched(run)
+    ends = [index for index, name in enumerate(names) if SEPARATOR in name]
+    if not names:
+        return [None] * len(calls)
+    if len(ends) != len(calls):
+        return [_count(_launched(lambda call=call: call.function(call.prepare()))) for call in calls]
+    begins = [0, *(end + 1 for end in ends)]
+    return [_count(names[begin:end]) for begin, end in zip(begins, ends, strict=False)]
+
+
+def _launched(work: Work) -> list[str]:
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        function(argument)
+        work()
         torch.cuda.synchronize()
-    names = [event.name for event in profile.events() if event.device_type == DeviceType.CUDA]
+    events = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    # All are of one stream.
+    return [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
+
+
+def _count(names: Sequence[str]) -> Launches:
     memsets, copies = (sum(name.startswith(kind) for name in names) for kind in ("Memset", "Memcpy"))
-    return Launches(len(names) - memsets - copies, memsets, copies) if names else None
+    return Launches(len(names) - memsets - copies, memsets, copies)
+
+
+def peaks(steps: Sequence[Callable[[Any], Any]]) -> list[int]:
+    """By the statistics of torch's allocator."""
+    value = None
+    for step in steps:
+        # torch.compile compiles and tries things out.
+        value = step(value)
+    kept: list[Any] = []
+    found = []
+    value = None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for step in steps:
+        torch.cuda.reset_peak_memory_stats()
+        value = step(value)
+        kept.append(value)
+        found.append(torch.cuda.max_memory_allocated() - before)
+    return found
 
 
 def release() -> None:
     gc.collect()
+    # What is left lives as long as the program: torch's modules and what torch.compile keeps, long to search each time.
+    gc.freeze()
     torch.cuda.empty_cache()
 
 
@@ -124,6 +197,7 @@ def cuda_machine() -> Machine:
         capture=capture,
         sampler=sample,
         launches=launches,
+        peaks=peaks,
         cache_bytes=torch.cuda.get_device_properties(device).L2_cache_size,
         free_bytes=lambda: torch.cuda.mem_get_info(device)[0],
         release=release,

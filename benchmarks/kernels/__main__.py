@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import rich.table
 from rich.console import Console
-from tqdm import tqdm
 
 from benchmarks.backend import served_by
-from benchmarks.kernels import tables
-from benchmarks.kernels.results import Document, default_path, new_document, save
-from benchmarks.kernels.suite import FULL, QUICK, Case, cases, run
-
-INTERRUPTED = 130  # as a shell reports SIGINT
+from benchmarks.kernels import suite, tables
+from benchmarks.kernels.results import Document, default_path, new_document
+from benchmarks.kernels.suite import FULL, QUICK, Case, Failure, Row, cases
+from benchmarks.running import run_cases
+from benchmarks.tables import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=Path,
         help="result file; default: benchmarks/results/<device>/kernels.json, and none at all with --quick",
     )
+    parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     if options.threads < 1:
@@ -42,35 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if output is None and not options.quick:
         output = default_path(document["device"])
     selected = cases(quick=options.quick, compiled=not options.no_compile)
-    try:
-        measure(document, selected, output)
-    except KeyboardInterrupt:
-        kept = f"; {output} holds the cases that were done" if output and document["rows"] else ""
-        print(f"interrupted{kept}", file=sys.stderr)
-        return INTERRUPTED
+    code = measure(document, selected, output, options.limit)
+    if not document["rows"]:
+        return code
     show(document)
     if output:
         print(f"written: {output}")
-    return 0
+    return code
 
 
-def measure(document: Document, selected: Sequence[Case], output: Path | None) -> None:
-    """Fill the document case by case, and write it after each."""
+def measure(document: Document, selected: Sequence[Case], output: Path | None, limit: float | None = None) -> int:
+    """Fill the document; the exit code of ``run_cases``."""
     effort = QUICK if document["quick"] else FULL
-    with tqdm(total=len(selected), unit="case") as bar:
-        bar.set_description(_label(selected[0]))
-        for done, (_, rows) in enumerate(run(selected, effort, document["threads"]), start=1):
-            document["rows"] += rows
-            document["complete"] = done == len(selected)
-            if output:
-                save(document, output)
-            bar.update()
-            if not document["complete"]:
-                bar.set_description(_label(selected[done]))
+    threads = document["threads"]
+
+    def run(case: Case) -> tuple[list[Row], list[Failure]]:
+        return suite.run_case(replace(case, threads=case.threads or threads), effort)
+
+    return run_cases(document, selected, run, output, name=_label, limit=limit)
 
 
 def _label(case: Case) -> str:
-    return f"{case.name}, {tables.DTYPES[case.dtype_name]}"
+    return f"{case.name}, {DTYPES[case.dtype_name]}"
 
 
 def show(document: Document) -> None:

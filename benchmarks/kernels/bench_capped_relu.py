@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.kernels import contenders as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.contenders import CONTENDERS
 from benchmarks.kernels.measure import release_free_memory, threads
 from benchmarks.kernels.targets import THREADS
+from benchmarks.repeated import Repeated
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +35,9 @@ def fixed_threads() -> Iterator[None]:
 )
 @pytest.mark.parametrize("pass_", [suite.FORWARD, suite.BACKWARD, suite.BOTH])
 def test_speed(benchmark: BenchmarkFixture, case: suite.Case, name: str, pass_: str) -> None:
-    data = suite.make_data(case)
-    x, cap = data.x.requires_grad_(), data.cap.requires_grad_()
-    forward, backward = suite.training_steps(CONTENDERS[name].ready(), x, cap, data.grad)
+    c.forget_compiled([name])
+    work = Repeated(c.CONTENDERS[name], [suite.make_data(case)], 1)
+    forward, backward = work.first_forward, work.one_backward
     benchmark.group = f"{case.name}, {case.dtype_name}, {pass_}"
     prepared, timed = {
         suite.FORWARD: (lambda: None, forward),

@@ -2,21 +2,41 @@
 
 Tests take their clamp references from here too, so that what is timed is what is tested. Every function takes x (any
 shape, a float dtype), a cap (layer, channel or neuron: see ``dreluop.granularity``) and the channel dimension, and
-returns y with x's shape and dtype. Those that do not work in place also take a bias and a residual to be added first.
+returns y with x's shape and dtype; some also take a bias and a residual to be added first.
+
+They agree inside and outside the caps and differ at ties, for caps below zero and in rounding. The gradient of y goes:
+
+==================  =======================  ====================  ====================================================
+contender           at x == cap              at x == 0             else
+==================  =======================  ====================  ====================================================
+dreluop             to the cap               nowhere
+relu(minimum)       half to x, half to cap   nowhere
+clamp               to x                     to x                  a cap below 0 gives the cap
+torch.where         to the cap               nowhere               x > 0: a cap below 0 gives the cap, one of NaN x
+PACT                half to x, half to cap   half to x             rounds, infinity gives NaN, a cap below 0 is wrong
+Brevitas clip       to x                     to x                  a cap of NaN gives x
+hardtanh            nowhere                  nowhere               one cap that is a number and cannot learn
+relu6               nowhere                  nowhere               the same, 6
+==================  =======================  ====================  ====================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dreluop
+from dreluop.backends.choice import BackendName
 from dreluop.granularity import bias_view, broadcast_shape
 
 Activation = Callable[..., Tensor]
+FIXED_CAP = 1.0  # of hardtanh: in the middle of the caps of ``suite.make_data``
 
 
 def cap_view(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
@@ -69,25 +89,65 @@ def ours_code(
     return dreluop.capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
 
 
-def ours_triton(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """Its backward is Triton's too: it follows its forward."""
-    with dreluop.use_backend("triton"):
-        return ours(x, cap, dim, bias, residual)
-
-
 def ours_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return dreluop.capped_relu(x, cap, dim=dim, inplace=True)
 
 
-def ours_triton_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    with dreluop.use_backend("triton"):
-        return ours_(x, cap, dim)
-
-
 def ours_code_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return dreluop.capped_relu(x, cap, dim=dim, inplace=True, save="code")
+
+
+def _by(backend: BackendName, call: Activation) -> Activation:
+    """The same by another backend; its backward too, which follows its forward."""
+
+    def run(*arguments: Any, **more: Any) -> Tensor:
+        with dreluop.use_backend(backend):
+            return call(*arguments, **more)
+
+    return run
+
+
+def where_form(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """The definition by cases, NaN of x included."""
+    x = added(x, dim, bias, residual)
+    m = cap_view(x, cap, dim)
+    return torch.where(x <= 0, 0, torch.where(x >= m, m, x))
+
+
+def pact(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """``0.5 (|x| - |x - cap| + cap)``, equation (1) of PACT (Choi et al., 2018, arXiv:1805.06085)."""
+    x = added(x, dim, bias, residual)
+    m = cap_view(x, cap, dim)
+    return 0.5 * (x.abs() - (x - m).abs() + m)
+
+
+def brevitas_clip(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    """``brevitas.function.ops.tensor_clamp``, a TorchScript function: what clips in Brevitas's learned quantisers."""
+    from brevitas.function.ops import tensor_clamp  # type: ignore[import-not-found] # noqa: PLC0415 (optional)
+
+    m = cap_view(x, cap, dim)
+    clipped: Tensor = tensor_clamp(x, torch.zeros_like(m), m)
+    return clipped
+
+
+def hardtanh(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    """``F.hardtanh(x, 0, 1)``: the cap is not read."""
+    return nn.functional.hardtanh(x, 0.0, FIXED_CAP)
+
+
+def hardtanh_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    return nn.functional.hardtanh(x, 0.0, FIXED_CAP, inplace=True)
+
+
+def relu6(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    """``F.relu6(x)``: the cap is not read."""
+    return nn.functional.relu6(x)
+
+
+def relu6_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    return nn.functional.relu6(x, inplace=True)
 
 
 @dataclass(frozen=True)
@@ -99,32 +159,95 @@ class Contender:
         call: y as a new tensor.
         inplace: y written over x, or None where there is no such form.
         compiled: whether torch.compile is to be applied to ``call``.
+        exact: whether its values are those of the definition bit for bit, up to the sign of zero.
+        fixed_cap: the cap of one that cannot learn: it does not read its cap, which so gets no gradient.
+        addends: whether it takes a bias and a residual.
+        package: what must be installed for it.
     """
 
     name: str
     call: Activation
     inplace: Activation | None = None
     compiled: bool = False
+    exact: bool = True
+    fixed_cap: float | None = None
+    addends: bool = True
+    package: str | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        return self.package is None or importlib.util.find_spec(self.package) is not None
 
     def ready(self) -> Activation:
-        """The function to call; a compiled one is compiled anew, for the shape it sees first."""
+        """The function to call; a compiled one is compiled for the shape it sees first after ``forget_compiled``."""
         if not self.compiled:
             return self.call
-        # Without the reset, the second shape would get a slower kernel for any size, and the ninth none at all.
-        torch._dynamo.reset()
         # Compile workers that idle beside the measurement would be measured too.
         torch._inductor.config.compile_threads = 1
         return torch.compile(self.call, dynamic=False, fullgraph=True)
 
+    def inputs(self, x: Tensor, cap: Tensor) -> tuple[Tensor, ...]:
+        """Those that get a gradient."""
+        return (x, cap) if self.fixed_cap is None else (x,)
+
+    def check(self, y: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> None:
+        """Compare a result with the definition, for caps above zero.
+
+        Raises:
+            ValueError: y is wrong.
+        """
+        with torch.no_grad():
+            m = cap if self.fixed_cap is None else torch.full_like(cap, self.fixed_cap)
+            expected = relu_minimum(x.detach(), m, dim)
+            if self.exact:
+                right = torch.equal(y.detach(), expected)
+            else:
+                # PACT rounds three times, at most at the size of |x| + cap.
+                slack = 4 * torch.finfo(x.dtype).eps * float(x.abs().max() + m.max())
+                right = torch.allclose(y.detach(), expected, rtol=0, atol=slack)
+            if not right:
+                raise ValueError("wrong values: not timed")
+
+
+def forget_compiled(names: Iterable[str]) -> None:
+    """To be called before each case, with its contenders: else the ninth shape would not be compiled at all."""
+    if any(CONTENDERS[name].compiled for name in names):
+        torch._dynamo.reset()
+
+
+def _compiled(contender: Contender) -> Contender:
+    return Contender(f"torch.compile {contender.name}", contender.call, compiled=True, exact=contender.exact)
+
 
 RELU_MINIMUM = Contender("relu(minimum)", relu_minimum, relu_minimum_)
 CLAMP = Contender("clamp", clamp_tensor, clamp_tensor_)
-COMPILED = Contender("torch.compile relu(minimum)", relu_minimum, compiled=True)
+WHERE = Contender("torch.where", where_form)
+PACT = Contender("PACT formula", pact, exact=False)
+COMPILED, COMPILED_CLAMP, COMPILED_WHERE, COMPILED_PACT = map(_compiled, (RELU_MINIMUM, CLAMP, WHERE, PACT))
+BREVITAS = Contender("Brevitas clip", brevitas_clip, addends=False, package="brevitas")
+HARDTANH = Contender("hardtanh, cap fixed", hardtanh, hardtanh_, fixed_cap=FIXED_CAP, addends=False)
+RELU6 = Contender("relu6, cap fixed", relu6, relu6_, fixed_cap=6.0, addends=False)
 OURS = Contender("dreluop", ours, ours_)
 OURS_CODE = Contender("dreluop, 2-bit code", ours_code, ours_code_)
-OURS_TRITON = Contender("dreluop, Triton", ours_triton, ours_triton_)
-EVERY = (RELU_MINIMUM, CLAMP, COMPILED, OURS, OURS_CODE, OURS_TRITON)
+OURS_TRITON = Contender("dreluop, Triton", _by("triton", ours), _by("triton", ours_))
+REFERENCE = Contender("dreluop, reference", _by("reference", ours), _by("reference", ours_))
+EVERY = (
+    *(RELU_MINIMUM, CLAMP, WHERE, PACT, COMPILED, COMPILED_CLAMP, COMPILED_WHERE, COMPILED_PACT, BREVITAS),
+    *(HARDTANH, RELU6, OURS, OURS_CODE, OURS_TRITON, REFERENCE),
+)
 CONTENDERS = {contender.name: contender for contender in EVERY}
+
+
+def installed(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those whose package is there."""
+    return tuple(name for name in names if CONTENDERS[name].is_installed)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the optional packages that contenders come from, where they are installed."""
+    packages = {contender.package for contender in EVERY if contender.package and contender.is_installed}
+    return {package: importlib.metadata.version(package) for package in sorted(packages)}
+
 
 # The floors: what any implementation must at least do, a read of x and a write of y, without arithmetic.
 CLONE = "clone"

@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 import torch
 
 import dreluop
-from benchmarks.kernels.suite import Row
+from benchmarks.kernels import contenders
+from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
 
 SCHEMA = 1
@@ -46,7 +47,8 @@ class Document(TypedDict):
     """A run.
 
     ``complete`` is false while it goes on and after it was interrupted; ``quick`` marks one with few cases and samples;
-    ``dirty`` means that files other than results differed from the commit.
+    ``threads`` are those of all rows whose case's name says nothing else; ``dirty`` means that files other than results
+    differed from the commit.
     """
 
     schema: int
@@ -58,6 +60,7 @@ class Document(TypedDict):
     versions: dict[str, str]
     backend: Backend
     commit: Commit | None
+    failures: list[Failure]
     rows: list[Row]
 
 
@@ -77,6 +80,7 @@ def new_document(threads: int, *, quick: bool) -> Document:
             "cpu_capability": _cpu_capability(),
         },
         "commit": commit(),
+        "failures": [],
         "rows": [],
     }
 
@@ -86,7 +90,8 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
+    ours = {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
+    return ours | contenders.versions()
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:
@@ -167,8 +172,9 @@ def commit() -> Commit | None:
     if head is None and COMMIT_VARIABLE in os.environ:
         name, _, dirty = os.environ[COMMIT_VARIABLE].partition("-")
         return {"hash": name, "dirty": dirty == "dirty"}
-    # A run rewrites results, and the report the tables: neither makes the measured code another.
-    changed = _git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results", ":(top,exclude)*.md")
+    # A run rewrites results, and the report tables and pictures: none of it makes the measured code another.
+    written = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/pictures", ":(top,exclude)*.md")
+    changed = _git("status", "--porcelain", "--", ":/", *written)
     return None if head is None else {"hash": head, "dirty": bool(changed)}
 
 

@@ -12,13 +12,16 @@ forward+backward          the two, one after the other              5s          
 
 s is the size of an element; caps are negligible. The bytes are the fewest that any implementation keeping y can move;
 GB/s is those bytes over the time, so an implementation that moves more shows fewer GB/s. Forward and backward are laps
-of the same calls, and every call builds its own graph. In all passes but in-place the result is a fresh tensor, whose
+of the same calls, and every call builds its own graph. ``mode`` is cold where x and y are larger than the last-level
+cache, else hot: x is the same in all calls. ``saved_bytes``, ``saves_x`` and ``saves_y`` are those of ``memory.Kept``,
+of one call; in place nothing is saved. In all passes but in-place the result is a fresh tensor, whose
 page faults are part of the time, the floor's too (``measure`` says more). Before each in-place call x is restored,
 untimed, so that the data stay random: values off, inside and capped.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -28,8 +31,14 @@ from torch import Tensor
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Samples, Timed, interleave, release_free_memory, threads
+from benchmarks.memory import Kept
+from benchmarks.processor import last_level_cache
+from benchmarks.repeated import Repeated
 
 FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+backward"
+# Which steps of a training call belong to a pass.
+PASSES = {FORWARD: slice(0, 1), BACKWARD: slice(1, 2), BOTH: slice(0, 2)}
+HOT_MODE, COLD_MODE = "hot", "cold"
 LARGE = 64 * 2**20  # bytes of x
 BYTES_PER_ELEMENT = {FORWARD: 2, IN_PLACE: 2, BACKWARD: 3, BOTH: 5}  # in units of s
 FLOORS = {FORWARD: c.CLONE, IN_PLACE: c.COPY, BACKWARD: c.CLONE, BOTH: c.CLONE}
@@ -60,7 +69,12 @@ Row = TypedDict(
         "min_ms": float,
         "samples": int,
         "calls_per_sample": int,
+        "mode": str,
+        "threads": int,
         "page_faults": float,
+        "saved_bytes": int | None,
+        "saves_x": bool | None,
+        "saves_y": bool | None,
         "floor": str,
         "floor_ms": float,
         "ratio_to_floor": float,
@@ -68,6 +82,15 @@ Row = TypedDict(
         "gb_per_s": float,
     },
 )
+
+
+class Failure(TypedDict):
+    """A contender, or a whole case (None), that was not measured."""
+
+    case: str
+    dtype: str
+    contender: str | None
+    reason: str
 
 
 Step = Callable[[Any], Any]
@@ -85,6 +108,7 @@ class Case:
         contenders: names from ``contenders.CONTENDERS``.
         channels_last: the memory format of x and of the gradient of y.
         in_place: whether the in-place forms are timed as well.
+        threads: of the CPU; None for those that torch uses.
     """
 
     name: str
@@ -94,6 +118,7 @@ class Case:
     contenders: tuple[str, ...]
     channels_last: bool = False
     in_place: bool = True
+    threads: int | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -113,36 +138,50 @@ class Case:
 
 EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name)
 EVERYONE = (*EAGER, c.COMPILED.name)
+# Beside those, on the first input.
+OTHER_FORMS = (c.WHERE.name, c.PACT.name, c.BREVITAS.name, c.REFERENCE.name)
+OTHER_FORMS_COMPILED = (c.COMPILED_CLAMP.name, c.COMPILED_WHERE.name, c.COMPILED_PACT.name)
+FIXED = (c.HARDTANH.name, c.RELU6.name)  # one cap only
+FIRST, LAYER = "channel caps, NCHW", "layer cap, NCHW"
 
 
 def cases(*, quick: bool = False, compiled: bool = True) -> list[Case]:
-    """The cases of a run: tensors of 64 MiB and more, and one of 64 x 512.
+    """The cases of a run: tensors of 64 MiB and more, and one of 64 x 512; some of them on one thread too.
 
     Args:
-        quick: only channel caps on NCHW and the small case, in fp32 and bf16.
+        quick: only channel caps on NCHW and the small case, in fp32 and bf16, without the rarer forms.
         compiled: whether torch.compile takes part.
     """
     found = []
     for name, granularity, rest, channels_last in (
-        ("channel caps, NCHW", "channel", IMAGE, False),
+        (FIRST, "channel", IMAGE, False),
         ("channel caps, channels-last", "channel", IMAGE, True),
-        ("layer cap, NCHW", "layer", IMAGE, False),
+        (LAYER, "layer", IMAGE, False),
         ("neuron caps, dense", "neuron", DENSE[1:], False),
     ):
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            main = name == "channel caps, NCHW"
             compared = dtype in (torch.float32, torch.bfloat16)
-            if quick and not (main and compared):
+            if quick and not (name == FIRST and compared):
                 continue
-            # Eager takes a second a call in half types: elsewhere only what the targets ask for is compared.
-            who = EVERYONE if compared else EAGER if main else (c.OURS.name,)
+            who = EVERYONE if quick else _contenders(name, dtype, compared)
             batch = (FP32_BATCH if rest is IMAGE else DENSE[0]) * 4 // dtype.itemsize
             found.append(Case(name, granularity, (batch, *rest), dtype, who, channels_last))
     found += [
         Case("neuron caps, dense, small", "neuron", SMALL, dtype, EVERYONE, in_place=False)
         for dtype in (torch.float32, torch.bfloat16)
     ]
+    if not quick:
+        alone = [case for case in found if case.dtype == torch.float32 and (case.name == FIRST or case.shape == SMALL)]
+        found += [replace(case, name=f"{case.name}, 1 thread", threads=1, contenders=EAGER) for case in alone]
     return found if compiled else [_without_compiled(case) for case in found]
+
+
+def _contenders(name: str, dtype: torch.dtype, compared: bool) -> tuple[str, ...]:
+    # Eager takes a second a call in half types: elsewhere only what the targets ask for is compared.
+    who = EVERYONE if compared else EAGER if name == FIRST else (c.OURS.name,)
+    if name == FIRST and dtype == torch.float32:
+        who += c.installed((*OTHER_FORMS, *OTHER_FORMS_COMPILED))
+    return who + FIXED if name == LAYER and compared else who
 
 
 def _without_compiled(case: Case) -> Case:
@@ -169,31 +208,45 @@ def make_data(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> 
     return Data(x, cap, grad)
 
 
-def run_case(case: Case, effort: Effort) -> list[Row]:
-    """Time every contender of a case in all its passes."""
+def run_case(case: Case, effort: Effort) -> tuple[list[Row], list[Failure]]:
+    """Time every contender of a case in all its passes; one that fails is left out, with its reason."""
+    c.forget_compiled(case.contenders)
     data = make_data(case)
-    rows = _training_rows(case, data, effort)
-    return rows + _in_place_rows(case, data, effort) if case.in_place else rows
+    with contextlib.nullcontext() if case.threads is None else threads(case.threads):
+        rows, failures = _training_rows(case, data, effort)
+        if case.in_place:
+            failed = {failure["contender"] for failure in failures}
+            left = tuple(name for name in case.contenders if name not in failed)
+            rows += _in_place_rows(replace(case, contenders=left), data, effort)
+    return rows, failures
 
 
-def _training_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
-    x, cap = data.x.clone().requires_grad_(), data.cap.clone().requires_grad_()
+def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], list[Failure]]:
     # A small tensor never leaves the heap: trimming would only add faults that no user sees.
     prepare = release_free_memory if case.x_bytes >= LARGE else None
     timed = [Timed(c.CLONE, (lambda _: data.x.clone(), lambda _: data.grad.clone()), prepare)]
+    kept: dict[str, Kept] = {}
+    failures = []
     for name in case.contenders:
-        activation = c.CONTENDERS[name].ready()
-        timed.append(Timed(name, training_steps(activation, x, cap, data.grad), prepare))
+        try:
+            work = Repeated(c.CONTENDERS[name], [data], 1)
+            work.check()
+            kept[name] = work.kept()
+            timed.append(Timed(name, (work.first_forward, work.one_backward), prepare))
+        except Exception as error:
+            failures.append(failure_of(case, name, error))
     samples = interleave(timed, effort)
-    return [
+    rows = [
         row
-        for name, which in ((FORWARD, slice(0, 1)), (BACKWARD, slice(1, 2)), (BOTH, slice(0, 2)))
-        for row in _rows(case, name, {who: of.steps(which) for who, of in samples.items()})
+        for name, which in PASSES.items()
+        for row in _rows(case, name, {who: of.steps(which) for who, of in samples.items()}, kept)
     ]
+    return rows, failures
 
 
-def training_steps(activation: c.Activation, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[Step, Step]:
-    return lambda _: activation(x, cap, 1), lambda y: torch.autograd.grad(y, (x, cap), grad)
+def failure_of(case: Case, contender: str | None, error: Exception) -> Failure:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"case": case.name, "dtype": case.dtype_name, "contender": contender, "reason": reason}
 
 
 @torch.no_grad()
@@ -208,20 +261,21 @@ def _in_place_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
         inplace = c.CONTENDERS[name].inplace
         if inplace is not None:
             timed.append(Timed(name, (_in_place_step(inplace, x, data.cap),), restore))
-    return _rows(case, IN_PLACE, interleave(timed, effort))
+    return _rows(case, IN_PLACE, interleave(timed, effort), {})
 
 
 def _in_place_step(activation: c.Activation, x: Tensor, cap: Tensor) -> Step:
     return lambda _: activation(x, cap, 1)
 
 
-def _rows(case: Case, pass_: str, samples: dict[str, Samples]) -> list[Row]:
+def _rows(case: Case, pass_: str, samples: dict[str, Samples], kept: dict[str, Kept]) -> list[Row]:
     min_bytes = BYTES_PER_ELEMENT[pass_] * case.x_bytes
     floor = FLOORS[pass_]
     floor_ms = samples[floor].seconds().median * 1e3
     rows: list[Row] = []
     for name, found in samples.items():
         seconds = found.seconds()
+        saved = kept.get(name)
         rows.append(
             {
                 "case": case.name,
@@ -238,7 +292,12 @@ def _rows(case: Case, pass_: str, samples: dict[str, Samples]) -> list[Row]:
                 "min_ms": seconds.minimum * 1e3,
                 "samples": seconds.samples,
                 "calls_per_sample": found.number,
+                "mode": COLD_MODE if 2 * case.x_bytes > last_level_cache() else HOT_MODE,
+                "threads": torch.get_num_threads(),
                 "page_faults": found.page_faults(),
+                "saved_bytes": None if saved is None else saved.saved_bytes,
+                "saves_x": None if saved is None else saved.saves_x,
+                "saves_y": None if saved is None else saved.saves_y,
                 "floor": floor,
                 "floor_ms": floor_ms,
                 "ratio_to_floor": seconds.median * 1e3 / floor_ms,
@@ -250,10 +309,15 @@ def _rows(case: Case, pass_: str, samples: dict[str, Samples]) -> list[Row]:
 
 
 def run(selected: Sequence[Case], effort: Effort, number_of_threads: int) -> Iterator[tuple[Case, list[Row]]]:
-    """Time the cases one after another, on this many threads; yields each case with its rows as soon as it is done."""
+    """Time the cases one after another, on this many threads; yields each case with its rows as soon as it is done.
+
+    Raises:
+        RuntimeError: a contender could not be measured.
+    """
     for case in selected:
-        with threads(number_of_threads):
-            rows = run_case(case, effort)
+        rows, failures = run_case(replace(case, threads=number_of_threads), effort)
+        if failures:
+            raise RuntimeError(f"{failures[0]['contender']}: {failures[0]['reason']}")
         yield case, rows
 
 

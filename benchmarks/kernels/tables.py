@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.results import Document
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
-from benchmarks.kernels.targets import TARGETS, THREADS, Target, Verdict, best, judge, ratio_against, worst
+from benchmarks.kernels.targets import TARGETS, THREADS, Target, judge, ratio_against
+from benchmarks.tables import DTYPES, MISSING, Table
+from benchmarks.verdicts import Verdict, table_of_targets
 
-DTYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
-MISSING = "-"
 COMPARISONS = (
     (FORWARD, c.CLONE),
     (IN_PLACE, c.COPY),
@@ -22,13 +21,6 @@ COMPARISONS = (
     (BOTH, c.CLAMP.name),
     (BOTH, c.COMPILED.name),
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def headline(document: Document) -> str:
@@ -75,21 +67,19 @@ def page_faults(document: Document) -> str:
 
 def target_table(document: Document) -> Table:
     """Each target beside what was measured, at worst and at best."""
-    rows = []
-    for target in TARGETS:
-        limit = f"<= {target.limit:g} x" if target.is_floor else f">= {target.limit:g} x faster"
-        subject = (f"{target.pass_} against {target.against}", _where(target), limit)
-        verdicts = judge(target, document["rows"])
-        if not verdicts:
-            rows.append((*subject, MISSING, MISSING, "not measured"))
-            continue
-        low, high = worst(verdicts), best(verdicts)
-        missed = sum(not verdict.met for verdict in verdicts)
-        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
-        if document["threads"] != THREADS:
-            met += f" (meant for {THREADS} threads)"
-        rows.append((*subject, _measured(low), _measured(high), met))
-    return Table("Targets", ("time of", "x", "target", "worst", "best", "met"), rows)
+    rows = [row for row in document["rows"] if row["threads"] == document["threads"]]
+    return table_of_targets(
+        ("time of", "x", "target"),
+        TARGETS,
+        lambda target: judge(target, rows),
+        lambda target: (f"{target.pass_} against {target.against}", _where(target), _limit(target)),
+        _measured,
+        "" if document["threads"] == THREADS else f" (meant for {THREADS} threads)",
+    )
+
+
+def _limit(target: Target) -> str:
+    return f"<= {target.limit:g} x" if target.is_floor else f">= {target.limit:g} x faster"
 
 
 def _where(target: Target) -> str:
@@ -153,9 +143,3 @@ def row_tables(document: Document) -> list[Table]:
             )
         )
     return list(found.values())
-
-
-def markdown(table: Table) -> str:
-    """A GitHub-flavoured table."""
-    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
+from benchmarks.verdicts import Verdict, verdicts
 
 THREADS = 2
 
@@ -54,19 +55,6 @@ TARGETS = (
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How one row stands against one target: ``measured`` is the ratio that the target limits."""
-
-    target: Target
-    row: Row
-    measured: float
-
-    @property
-    def met(self) -> bool:
-        return self.target.met_by(self.measured)
-
-
 def ratio_against(row: Row, against: str, rows: Sequence[Row]) -> float | None:
     """Our time over a floor's, or a contender's time over ours; None if the other was not measured on this input."""
     if against == row["floor"]:
@@ -78,24 +66,5 @@ def ratio_against(row: Row, against: str, rows: Sequence[Row]) -> float | None:
 
 
 def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on every row that has to reach the target and can be judged."""
-    found = []
-    for row in rows:
-        if target.applies_to(row):
-            measured = ratio_against(row, target.against, rows)
-            if measured is not None:
-                found.append(Verdict(target, row, measured))
-    return found
-
-
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict nearest to missing its limit, or furthest beyond; all are of one target."""
-    return _ranked(verdicts)[0]
-
-
-def best(verdicts: Sequence[Verdict]) -> Verdict:
-    return _ranked(verdicts)[-1]
-
-
-def _ranked(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    return sorted(verdicts, key=lambda verdict: verdict.measured, reverse=verdicts[0].target.is_floor)
+    """The verdicts on every row that has to reach the target and can be judged, the worst first."""
+    return verdicts(target, rows, lambda row: ratio_against(row, target.against, rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu import document as documents
 from benchmarks.gpu.document import Card, Document
 from benchmarks.gpu.suite import GpuCase, Row, run_case
-from benchmarks.gpu.timing import Launches, Machine
+from benchmarks.gpu.timing import Call, Launches, Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, sample
 
@@ -32,9 +32,18 @@ CASES = [
 ]
 
 
-def count(function: Callable[[Any], object], prepare: Callable[[], Any]) -> Launches:
-    function(prepare())
-    return Launches(1, 0, 0)
+def count(calls: Sequence[Call]) -> list[Launches | None]:
+    for call in calls:
+        call.function(call.prepare())
+    return [Launches(1, 0, 0)] * len(calls)
+
+
+def peaks(steps: Sequence[Callable[[Any], Any]]) -> list[int]:
+    """Their places, from 1 on."""
+    value = None
+    for step in steps:
+        value = step(value)
+    return list(range(1, len(steps) + 1))
 
 
 @pytest.fixture
@@ -45,6 +54,7 @@ def machine() -> Machine:
         capture=lambda steps, clear: list(steps),
         sampler=sample,
         launches=count,
+        peaks=peaks,
         cache_bytes=1000,
         free_bytes=lambda: 2**40,
         release=lambda: None,

@@ -18,7 +18,8 @@ from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
-from benchmarks.kernels.tables import MISSING
+from benchmarks.running import INTERRUPTED
+from benchmarks.tables import MISSING
 from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
 
 PASSES = (FORWARD, BACKWARD, BOTH)
@@ -87,7 +88,36 @@ def test_rows(case: suite.GpuCase, machine: Machine) -> None:
         assert copy["fraction_of_copy"] == pytest.approx(1)
         kernels = None if who == c.COPY else 2 if pass_ == BOTH else 1
         assert row["kernels"] == kernels
+        assert (row["mode"], row["threads"]) == ("cold", None)
+        assert row["peak_bytes"] == (None if who == c.COPY else 1 if pass_ == FORWARD else 2)
+        code = -(-torch.Size(case.shape).numel() // 4)
+        if who == c.OURS_CODE.name:
+            assert row["saved_bytes"] == code and (row["saves_x"], row["saves_y"]) == (False, False)
+        if who == c.OURS.name:
+            assert row["saved_bytes"] == 0 and (row["saves_x"], row["saves_y"]) == (False, True)
     assert found[FORWARD, c.COPY]["min_bytes"] == 2 * case.x_bytes
+
+
+def test_other_forms_and_fixed_caps_are_measured_once_each(machine: Machine) -> None:
+    found = {name for case in suite.cases() for name in case.contenders}
+    assert found == set(c.installed(tuple(c.CONTENDERS)))
+    compiled = [name for case in suite.cases() for name in case.contenders if c.CONTENDERS[name].compiled]
+    assert len(compiled) <= 14, "it takes seconds each"
+    who = c.installed((*suite.OTHER_FORMS, *suite.FIXED))
+    case = replace(CASES[0], granularity="layer", contenders=who)
+    rows, failures = suite.run_case(case, EFFORT, machine)
+    assert failures == []
+    assert {row["contender"] for row in rows} == {c.COPY, *who}
+
+
+def test_launches_that_cannot_be_counted_do_not_stop_the_rest(machine: Machine) -> None:
+    def broken(_: Any) -> Any:
+        raise RuntimeError("no profiler")
+
+    rows, failures = suite.run_case(CASES[0], EFFORT, replace(machine, launches=broken, peaks=lambda _: None))
+    assert len(rows) == 3 * (1 + len(WHO))
+    assert {(row["kernels"], row["memsets"], row["peak_bytes"]) for row in rows} == {(None, None, None)}
+    assert [(f["contender"], f["reason"]) for f in failures] == [("launches", "RuntimeError: no profiler")]
 
 
 def test_every_buffer_is_used_and_results_stay_until_all_are_there(
@@ -145,13 +175,12 @@ def test_interrupted_the_file_holds_the_cases_that_were_done(
 
     monkeypatch.setattr(bench, "run_case", interrupted)
     path = tmp_path / "kernels.json"
-    with pytest.raises(KeyboardInterrupt):
-        bench.measure(new_document(quick=False), CASES, machine, path)
+    assert bench.measure(new_document(quick=False), CASES, machine, path) == INTERRUPTED
     kept = results.load(path)
     assert not kept["complete"]
     assert {row["case"] for row in kept["rows"]} == {"tiny image"}
     monkeypatch.setattr(bench, "run_case", lambda case, *_: run_case(case, EFFORT, machine))
-    bench.measure(new_document(quick=False), CASES, machine, path)
+    assert bench.measure(new_document(quick=False), CASES, machine, path) == 0
     assert results.load(path)["complete"]
 
 
@@ -214,28 +243,19 @@ def test_the_report_tells_cards_from_processors(tmp_path: Path, document: Docume
     assert "Some GPU 80GB" in cards and "| tiny image | 2x3x4x5 | fp32 |" in cards
 
 
-def test_picture(tmp_path: Path, document: Document) -> None:
-    picture = pytest.importorskip("benchmarks.gpu.picture")
-    large = [row_like(row, x_bytes=suite.LARGE, addends=[]) for row in document["rows"]]
-    for rows in (large, []):
-        path = tmp_path / f"{len(rows)}.png"
-        picture.draw({**document, "rows": rows}, path)
-        assert path.read_bytes().startswith(b"\x89PNG")
-
-
 def test_interruption_shows_and_draws_what_there_is(
     tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(made: Document, *_: Any) -> None:
+    def interrupted(made: Document, *_: Any) -> int:
         made["rows"] += document["rows"]
-        raise KeyboardInterrupt
+        return INTERRUPTED
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(bench.native, "cuda_reason", lambda: None, raising=False)
     monkeypatch.setattr(bench, "new_document", lambda quick: {**document, "complete": False, "rows": []})
     monkeypatch.setattr(bench, "cuda_machine", lambda: None)
     monkeypatch.setattr(bench, "measure", interrupted)
-    assert bench.main(["--out", str(tmp_path)]) == bench.INTERRUPTED
+    assert bench.main(["--out", str(tmp_path)]) == INTERRUPTED
     assert "| tiny image |" in capsys.readouterr().out
     assert (tmp_path / "kernels.png").exists()
 

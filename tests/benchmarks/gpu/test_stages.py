@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.gpu import pytests, sanitizer, stages
 from benchmarks.gpu.document import Card
 from benchmarks.gpu.execute import Finished
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
+from benchmarks.running import OUT_OF_TIME
 from tests.gpu import exercise
 
 ENDED = "exercise started\nexercise completed\n"
@@ -185,7 +187,58 @@ def test_stages_of_tests_name_files_that_exist(
     assert bool(files) == (name != "tests")
 
 
-def test_a_benchmark_that_fails(tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]]) -> None:
-    outcome = stages.bench(stages.Context(card, tmp_path, 100, quick=True))
+@pytest.mark.parametrize(
+    ("name", "module", "limit"),
+    [
+        ("bench", ["benchmarks.gpu.bench"], "85"),
+        ("scaling", ["benchmarks.scaling", "--device", "cuda"], "60"),
+    ],
+)
+def test_a_benchmark_that_fails(
+    tmp_path: Path,
+    card: Card,
+    commands: list[tuple[list[str], dict[str, str]]],
+    name: str,
+    module: list[str],
+    limit: str,
+) -> None:
+    # What an earlier run left is not taken for this one's.
+    for file in ("kernels.json", "scaling.json"):
+        (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
+    outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
-    assert commands[0][0][1:] == ["-m", "benchmarks.gpu.bench", "--out", str(tmp_path), "--quick"]
+    assert outcome.details == {"rows": 0, "not measured": []}
+    assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
+
+
+@pytest.mark.parametrize(
+    ("code", "timed_out", "failures", "status", "reason"),
+    [
+        (0, False, [], PASSED, None),
+        (0, False, [{"contender": "clamp"}], PASSED, None),
+        (0, False, [{"contender": "dreluop, Triton"}], FAILED, "a case, float32: why"),
+        (0, False, [{"contender": None}], FAILED, "a case, float32: why"),
+        (OUT_OF_TIME, False, [], FAILED, "not all cases within 85 s"),
+        (-9, True, [], FAILED, "stopped after 100 s"),
+    ],
+    ids=["passed", "other_failed", "ours_failed", "case_failed", "out_of_time", "killed"],
+)
+def test_a_benchmark_that_wrote_a_file(
+    tmp_path: Path,
+    card: Card,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    timed_out: bool,
+    failures: list[dict[str, Any]],
+    status: str,
+    reason: str | None,
+) -> None:
+    def execute(*_: Any, **__: Any) -> Finished:
+        full = [{"case": "a case", "dtype": "float32", "reason": "why", **failure} for failure in failures]
+        (tmp_path / "kernels.json").write_text(json.dumps({"failures": full, "rows": [1, 2]}))
+        return Finished(code, "", timed_out)
+
+    monkeypatch.setattr(stages, "execute", execute)
+    outcome = stages.bench(stages.Context(card, tmp_path, 100))
+    assert (outcome.status, outcome.reason) == (status, reason)
+    assert outcome.details["rows"] == 2

@@ -7,9 +7,11 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+import dreluop
 from benchmarks.kernels import contenders as c
-from dreluop.backends import reference
+from dreluop.backends import choice, reference
 from dreluop.granularity import broadcast_shape
+from tests import oracle
 from tests.conftest import INTERPRETED
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -23,9 +25,18 @@ SHAPES = {
 # Triton's takes part where its kernels are interpreted, in a process of its own (make test-triton).
 EAGER = [
     contender
-    for contender in c.CONTENDERS.values()
-    if not contender.compiled and (contender is not c.OURS_TRITON or INTERPRETED)
+    for contender in c.EVERY
+    if not contender.compiled and contender.is_installed and (contender is not c.OURS_TRITON or INTERPRETED)
 ]
+LEARNING = [contender for contender in EAGER if contender.fixed_cap is None]
+EXACT = [contender for contender in LEARNING if contender.exact]
+IN_PLACE = [contender for contender in EXACT if contender.inplace is not None]
+FIXED = [contender for contender in EAGER if contender.fixed_cap is not None]
+COMPILED = [contender for contender in c.EVERY if contender.compiled]
+
+
+def name_of(contender: c.Contender) -> str:
+    return contender.name
 
 
 def inputs(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -39,14 +50,16 @@ def inputs(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("contender", EAGER, ids=lambda contender: contender.name)
-class TestEagerContenders:
-    def test_value(self, contender: c.Contender, name: str, dtype: torch.dtype) -> None:
+class TestValues:
+    @pytest.mark.parametrize("contender", EXACT, ids=name_of)
+    def test_new(self, contender: c.Contender, name: str, dtype: torch.dtype) -> None:
         x, cap = inputs(name, dtype)
         y = contender.ready()(x, cap, 1)
         torch.testing.assert_close(y, reference.forward(x, cap), rtol=0, atol=0, check_stride=True)
+        contender.check(y, x, cap)
 
-    def test_value_in_place(self, contender: c.Contender, name: str, dtype: torch.dtype) -> None:
+    @pytest.mark.parametrize("contender", IN_PLACE, ids=name_of)
+    def test_in_place(self, contender: c.Contender, name: str, dtype: torch.dtype) -> None:
         x, cap = inputs(name, dtype)
         expected = reference.forward(x, cap)
         assert contender.inplace is not None
@@ -54,29 +67,88 @@ class TestEagerContenders:
         assert y is x
         torch.testing.assert_close(x, expected, rtol=0, atol=0, check_stride=True)
 
+    @pytest.mark.parametrize("contender", EXACT, ids=name_of)
     def test_fp32_cap_is_rounded_to_the_dtype_of_x(self, contender: c.Contender, name: str, dtype: torch.dtype) -> None:
         x, cap = inputs(name, dtype)
         cap = cap.float() * 1.001
         y = contender.ready()(x, cap, 1)
         torch.testing.assert_close(y, reference.forward(x, cap), rtol=0, atol=0)
 
+    def test_pact_rounds(self, name: str, dtype: torch.dtype) -> None:
+        x, cap = inputs(name, dtype)
+        y = c.PACT.ready()(x, cap, 1)
+        c.PACT.check(y, x, cap)
+        # The bound that it is given is not slack by orders of magnitude.
+        assert not torch.equal(y, reference.forward(x, cap))
+
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("contender", EAGER, ids=lambda contender: contender.name)
+@pytest.mark.parametrize("contender", LEARNING, ids=name_of)
 def test_gradients(contender: c.Contender, name: str) -> None:
     x, cap = inputs(name, torch.float64)
     grad = torch.randn_like(x)
     capped = x >= cap.reshape(broadcast_shape(x.shape, cap.shape, 1))
     assert capped.any() and not capped.all(), "the caps must take part"
-    expected = reference.backward(grad, reference.forward(x, cap), cap, 1, (), True, True, None, None)[:2]
+    expected = oracle.grad_x(grad, x, cap), oracle.grad_cap(grad, x, cap)[0]
     x.requires_grad_()
     cap.requires_grad_()
-    found = torch.autograd.grad(contender.ready()(x, cap, 1), (x, cap), grad)
+    found = torch.autograd.grad(contender.ready()(x, cap, 1), contender.inputs(x, cap), grad)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("contender", FIXED, ids=name_of)
+def test_fixed_caps(contender: c.Contender, inplace: bool) -> None:
+    assert contender.fixed_cap is not None
+    x, cap = inputs("layer", torch.float64)
+    x *= 8
+    m = torch.full_like(cap, contender.fixed_cap)
+    assert (x > m).any()
+    contender.check(contender.ready()(x, cap, 1), x, cap)
+    if inplace:
+        assert contender.inplace is not None
+        assert torch.equal(contender.inplace(x.clone(), cap, 1), oracle.forward(x, m))
+        return
+    x.requires_grad_()
+    grad = torch.randn_like(x)
+    y = contender.ready()(x, cap, 1)
+    assert torch.equal(y, oracle.forward(x.detach(), m))
+    (dx,) = torch.autograd.grad(y, contender.inputs(x, cap), grad)
+    assert torch.equal(dx, oracle.grad_x(grad, x.detach(), m))
+
+
+# Shares of the gradient: to x and to the cap where x == cap, and to x where x == 0 (contenders' docstring).
+TIES = {
+    c.RELU_MINIMUM.name: (0.5, 0.5, 0),
+    c.CLAMP.name: (1, 0, 1),
+    c.WHERE.name: (0, 1, 0),
+    c.PACT.name: (0.5, 0.5, 0.5),
+    c.BREVITAS.name: (1, 0, 1),
+    c.OURS.name: (0, 1, 0),
+    c.OURS_CODE.name: (0, 1, 0),
+    c.OURS_TRITON.name: (0, 1, 0),
+    c.REFERENCE.name: (0, 1, 0),
+}
+
+
+@pytest.mark.parametrize("contender", LEARNING, ids=name_of)
+def test_gradients_at_ties(contender: c.Contender) -> None:
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    cap = torch.ones(2, requires_grad=True)
+    dx, dcap = torch.autograd.grad(contender.ready()(x, cap, 1), (x, cap), torch.ones(1, 2))
+    assert (dx[0, 0], dcap[0], dx[0, 1]) == TIES[contender.name]
+    assert dcap[1] == 0
+
+
+@pytest.mark.parametrize("contender", FIXED, ids=name_of)
+def test_fixed_caps_at_ties(contender: c.Contender) -> None:
+    x = torch.tensor([[contender.fixed_cap, 0.0]], requires_grad=True)
+    (dx,) = torch.autograd.grad(contender.ready()(x, torch.ones(2), 1), x, torch.ones(1, 2))
+    assert torch.equal(dx, torch.zeros(1, 2))
+
+
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("contender", EAGER, ids=lambda contender: contender.name)
+@pytest.mark.parametrize("contender", [one for one in EXACT if one.addends], ids=name_of)
 def test_bias_and_residual_are_added_first(contender: c.Contender, name: str) -> None:
     x, cap = inputs(name, torch.float64)
     bias = torch.randn(cap.shape if cap.ndim > 1 else x.shape[1:2], dtype=torch.float64)
@@ -84,6 +156,58 @@ def test_bias_and_residual_are_added_first(contender: c.Contender, name: str) ->
     for more in ({"bias": bias}, {"residual": residual}, {"bias": bias, "residual": residual}):
         expected = reference.forward(x, cap, 1, **more)
         torch.testing.assert_close(contender.ready()(x, cap, 1, **more), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("contender", [one for one in EAGER if not one.addends], ids=name_of)
+def test_others_refuse_bias_and_residual(contender: c.Contender) -> None:
+    x, cap = inputs("layer", torch.float32)
+    with pytest.raises(TypeError, match="residual"):
+        contender.ready()(x, cap, 1, residual=x)
+
+
+@pytest.mark.parametrize("contender", EAGER, ids=name_of)
+def test_wrong_values_are_found(contender: c.Contender) -> None:
+    x, cap = inputs("channel", torch.bfloat16)
+    y = contender.ready()(x, cap, 1)
+    contender.check(y, x, cap)
+    y = y.clone()
+    y[0, 0, 0, 0] += 0.25
+    with pytest.raises(ValueError, match="wrong values: not timed"):
+        contender.check(y, x, cap)
+
+
+def test_the_reference_is_ours_by_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(dreluop, "capped_relu", lambda *_, **__: seen.append(choice._chosen.name))
+    for contender in (c.OURS, c.REFERENCE, c.OURS_TRITON):
+        contender.call(torch.ones(1), torch.ones(1))
+    assert seen == [None, "reference", "triton"]
+
+
+def test_contenders_from_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = c.BREVITAS.is_installed
+    assert c.installed((c.OURS.name, c.BREVITAS.name)) == (c.OURS.name, c.BREVITAS.name)[: 1 + here]
+    assert set(c.versions()) == ({"brevitas"} if here else set())
+    monkeypatch.setattr(c.importlib.util, "find_spec", lambda name: None)
+    assert c.installed((c.OURS.name, c.BREVITAS.name)) == (c.OURS.name,)
+    assert c.versions() == {}
+
+
+@pytest.mark.parametrize("contender", COMPILED, ids=name_of)
+def test_compiled_contenders_compile_what_they_are_called(
+    contender: c.Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    c.forget_compiled([contender.name])
+    eager = c.CONTENDERS[contender.name.removeprefix("torch.compile ")]
+    x, cap = inputs("channel", torch.float32)
+    x.requires_grad_()
+    cap.requires_grad_()
+    grad = torch.randn_like(x)
+    y, expected = contender.ready()(x, cap, 1), eager.ready()(x, cap, 1)
+    assert torch.equal(y, expected)
+    found, wanted = (torch.autograd.grad(of, (x, cap), grad) for of in (y, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_compiled_contender_agrees() -> None:
@@ -96,20 +220,22 @@ def test_compiled_contender_serves_more_shapes_than_torch_recompiles_for(monkeyp
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     for size in range(2, torch._dynamo.config.recompile_limit + 4):
         x, cap = torch.randn(3, size), torch.rand(size)
+        c.forget_compiled([c.COMPILED.name])
         torch.testing.assert_close(c.COMPILED.ready()(x, cap, 1), reference.forward(x, cap), rtol=0, atol=0)
 
 
-def test_only_relu_minimum_is_right_for_negative_caps() -> None:
+def test_caps_below_zero() -> None:
     x, _ = inputs("channel", torch.float32)
     cap = torch.full((5,), -0.5)
     zero = torch.zeros_like(x)
-    torch.testing.assert_close(c.relu_minimum(x, cap), zero, rtol=0, atol=0)
-    torch.testing.assert_close(c.ours(x, cap), zero, rtol=0, atol=0)
+    for contender in (c.RELU_MINIMUM, c.OURS, c.REFERENCE):
+        torch.testing.assert_close(contender.call(x, cap), zero, rtol=0, atol=0)
     torch.testing.assert_close(c.clamp_tensor(x, cap), zero - 0.5, rtol=0, atol=0)
+    torch.testing.assert_close(c.where_form(x, cap), torch.where(x > 0, -0.5, zero), rtol=0, atol=0)
 
 
 def test_channel_dimension_is_passed_on() -> None:
     x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     cap = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    for contender in EAGER:
+    for contender in EXACT:
         torch.testing.assert_close(contender.call(x, cap, -1), reference.forward(x, cap, -1), rtol=0, atol=0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from benchmarks.kernels import __main__ as command
 from benchmarks.kernels import results, suite
 from benchmarks.kernels.results import Document, default_path, describe_device, load, new_document, save
+from benchmarks.running import INTERRUPTED, OUT_OF_TIME
 from dreluop.backends import native
 
 
@@ -90,6 +92,7 @@ class TestCommand:
             ("tiny image", "float32"),
             ("tiny dense", "bfloat16"),
         }
+        assert {row["threads"] for row in made["rows"]} == {1}
         printed = capsys.readouterr().out
         assert "tiny image: 2x3x4x5, fp32" in printed and "forward against clone" in printed and str(path) in printed
 
@@ -98,14 +101,14 @@ class TestCommand:
     ) -> None:
         run_case = suite.run_case
 
-        def interrupted(case: suite.Case, *arguments: object) -> list[suite.Row]:
+        def interrupted(case: suite.Case, *arguments: object) -> object:
             if case.name == "tiny dense":
                 raise KeyboardInterrupt
             return run_case(case, *arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(suite, "run_case", interrupted)
         path = tmp_path / "kernels.json"
-        assert command.main(["--output", str(path)]) == command.INTERRUPTED
+        assert command.main(["--output", str(path)]) == INTERRUPTED
         made = load(path)
         assert not made["complete"]
         assert {row["case"] for row in made["rows"]} == {"tiny image"}
@@ -120,9 +123,24 @@ class TestCommand:
         monkeypatch.setattr(suite, "run_case", interrupted)
         path = tmp_path / "kernels.json"
         path.write_text("old")
-        assert command.main(["--output", str(path)]) == command.INTERRUPTED
+        assert command.main(["--output", str(path)]) == INTERRUPTED
         assert path.read_text() == "old"
         assert "holds" not in capsys.readouterr().err
+
+    def test_cases_can_have_threads_of_their_own(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_cases: list[suite.Case]
+    ) -> None:
+        mixed = [tiny_cases[0], replace(tiny_cases[1], threads=1)]
+        monkeypatch.setattr(command, "cases", lambda **_: mixed)
+        path = tmp_path / "kernels.json"
+        assert command.main(["--output", str(path), "--threads", "3"]) == 0
+        found = {row["case"]: row["threads"] for row in load(path)["rows"]}
+        assert found == {"tiny image": 3, "tiny dense": 1}
+
+    def test_no_case_is_begun_after_the_limit(self, tmp_path: Path) -> None:
+        path = tmp_path / "kernels.json"
+        assert command.main(["--output", str(path), "--limit", "0"]) == OUT_OF_TIME
+        assert not path.exists()
 
     def test_default_output(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results, "RESULTS", tmp_path)
@@ -170,6 +188,8 @@ def test_only_results_and_documents_may_differ_from_the_commit(tmp_path: Path, m
     (tmp_path / "README.md").write_text("table")
     (tmp_path / "benchmarks" / "results").mkdir()
     (tmp_path / "benchmarks" / "results" / "kernels.json").write_text("{}")
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    (tmp_path / "docs" / "pictures" / "a.png").write_text("picture")
     clean = results.commit()
     assert clean is not None and len(clean["hash"]) == 40 and not clean["dirty"]
     (tmp_path / "code.py").write_text("2")

@@ -23,7 +23,8 @@ from dreluop.backends import reference
     ids=lambda case: case.name,
 )
 def test_rows(case: suite.Case, effort: Effort) -> None:
-    rows = suite.run_case(case, effort)
+    rows, failures = suite.run_case(case, effort)
+    assert failures == []
     found = {(row["pass"], row["contender"]): row for row in rows}
     assert len(found) == len(rows)
     for pass_ in (suite.FORWARD, suite.BACKWARD, suite.BOTH, suite.IN_PLACE):
@@ -35,6 +36,12 @@ def test_rows(case: suite.Case, effort: Effort) -> None:
         assert 0 < row["min_ms"] <= row["q1_ms"] <= row["ms"] <= row["q3_ms"]
         assert row["ratio_to_floor"] == pytest.approx(row["ms"] / row["floor_ms"])
         assert row["samples"] == effort.min_samples
+        assert (row["mode"], row["threads"]) == ("hot", torch.get_num_threads())
+        if row["contender"] in suite.EAGER and row["pass"] != suite.IN_PLACE:
+            assert row["saves_x"] == (row["contender"] != c.OURS.name)
+            assert row["saves_y"] == (row["contender"] != c.CLAMP.name)
+        else:
+            assert row["saved_bytes"] is row["saves_x"] is row["saves_y"] is None
         assert row["x_bytes"] == torch.Size(case.shape).numel() * case.dtype.itemsize
     for who in suite.EAGER:
         forward, backward, both = (found[of, who] for of in (suite.FORWARD, suite.BACKWARD, suite.BOTH))
@@ -43,9 +50,48 @@ def test_rows(case: suite.Case, effort: Effort) -> None:
         assert both["gb_per_s"] == pytest.approx(both["min_bytes"] / both["ms"] * 1e-6)
 
 
+def test_every_contender_can_be_measured(effort: Effort) -> None:
+    who = c.installed(tuple(name for name, of in c.CONTENDERS.items() if not of.compiled and of is not c.OURS_TRITON))
+    rows, failures = suite.run_case(suite.Case("layer", "layer", (2, 3, 4, 5), torch.bfloat16, who), effort)
+    assert failures == []
+    assert {row["contender"] for row in rows if row["pass"] == suite.BOTH} == {c.CLONE, *who}
+    inplace = {name for name in who if c.CONTENDERS[name].inplace is not None}
+    assert {row["contender"] for row in rows if row["pass"] == suite.IN_PLACE} == {c.COPY, *inplace}
+
+
+def test_a_contender_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+    def wrong(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
+        return c.relu_minimum(x, cap, dim) + 1
+
+    monkeypatch.setitem(c.CONTENDERS, "wrong", c.Contender("wrong", wrong, wrong))
+    case = suite.Case("dense", "neuron", (6, 7), torch.float32, ("wrong", c.OURS.name))
+    rows, failures = suite.run_case(case, effort)
+    assert {row["contender"] for row in rows} == {c.CLONE, c.COPY, c.OURS.name}
+    reason = "ValueError: wrong values: not timed"
+    assert failures == [{"case": "dense", "dtype": "float32", "contender": "wrong", "reason": reason}]
+    with pytest.raises(RuntimeError, match="wrong: ValueError: wrong values"):
+        list(suite.run([case], effort, 1))
+
+
+def test_threads_of_a_case(effort: Effort) -> None:
+    before = torch.get_num_threads()
+    case = suite.Case("dense", "neuron", (6, 7), torch.float32, (c.OURS.name,), threads=before + 1)
+    assert {row["threads"] for row in suite.run_case(case, effort)[0]} == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("cache", "mode"), [(2 * 4 * 42, "hot"), (2 * 4 * 42 - 1, "cold")])
+def test_x_and_y_beyond_the_cache_are_cold(
+    monkeypatch: pytest.MonkeyPatch, effort: Effort, cache: int, mode: str
+) -> None:
+    monkeypatch.setattr(suite, "last_level_cache", lambda: cache)
+    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, (c.OURS.name,)), effort)
+    assert {row["mode"] for row in rows} == {mode}
+
+
 def test_no_in_place_rows_unless_asked(effort: Effort) -> None:
     case = suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER, in_place=False)
-    assert suite.IN_PLACE not in {row["pass"] for row in suite.run_case(case, effort)}
+    assert suite.IN_PLACE not in {row["pass"] for row in suite.run_case(case, effort)[0]}
 
 
 def test_forward_and_backward_are_told_apart(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
@@ -54,7 +100,7 @@ def test_forward_and_backward_are_told_apart(monkeypatch: pytest.MonkeyPatch, ef
         return c.ours(x, cap, dim)
 
     monkeypatch.setitem(c.CONTENDERS, "slow", c.Contender("slow", slow_forward))
-    rows = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, ("slow",)), effort)
+    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, ("slow",)), effort)
     fastest = {row["pass"]: row["min_ms"] for row in rows if row["contender"] == "slow"}
     assert fastest.keys() == {suite.FORWARD, suite.BACKWARD, suite.BOTH}, "there is no in-place form"
     assert fastest[suite.BACKWARD] < 10 <= fastest[suite.FORWARD]
@@ -112,7 +158,13 @@ def test_cases_are_those_that_the_targets_need() -> None:
         of = [case for case in large if (case.granularity, case.channels_last) == (granularity, channels_last)]
         assert {case.dtype for case in of} == dtypes
         assert all(c.OURS.name in case.contenders and case.in_place for case in of)
+        assert any(case.threads is None for case in of)
     assert any(case.shape == suite.SMALL and c.RELU_MINIMUM.name in case.contenders for case in found)
+    expected = set(c.installed(tuple(c.CONTENDERS))) - {c.OURS_CODE.name, c.OURS_TRITON.name}
+    assert {name for case in found for name in case.contenders} == expected
+    alone = [case for case in found if case.threads is not None]
+    assert {case.threads for case in alone} == {1} and len({case.shape for case in alone}) == 2
+    assert all(case.name.endswith(", 1 thread") for case in alone)
 
 
 def test_cases_without_compile() -> None:

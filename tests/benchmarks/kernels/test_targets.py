@@ -7,7 +7,8 @@ import pytest
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import suite, tables
 from benchmarks.kernels.results import Document, new_document
-from benchmarks.kernels.targets import TARGETS, Target, best, judge, worst
+from benchmarks.kernels.targets import TARGETS, Target, judge
+from benchmarks.tables import MISSING
 
 
 def row(contender: str, pass_: str, ms: float, floor_ms: float, **changes: Any) -> suite.Row:
@@ -15,6 +16,7 @@ def row(contender: str, pass_: str, ms: float, floor_ms: float, **changes: Any) 
         **{"case": "images", "granularity": "channel", "memory_format": "contiguous", "shape": [32, 64, 92, 92]},
         **{"dtype": "float32", "x_bytes": suite.LARGE, "pass": pass_, "contender": contender, "ms": ms},
         **{"q1_ms": ms, "q3_ms": ms, "min_ms": ms, "samples": 5, "calls_per_sample": 1, "page_faults": 0.0},
+        **{"mode": "cold", "threads": 2, "saved_bytes": None, "saves_x": None, "saves_y": None},
         **{"floor": suite.FLOORS[pass_], "floor_ms": floor_ms, "ratio_to_floor": ms / floor_ms},
         **{"min_bytes": 1, "gb_per_s": 1.0},
     }
@@ -60,16 +62,16 @@ def test_a_speed_up_is_over_the_same_input() -> None:
     assert judge(EAGER, [ours(suite.BOTH, 100.0), *rows]) == []
 
 
-def test_worst_and_best() -> None:
+def test_the_worst_comes_first() -> None:
     rows = [ours(suite.FORWARD, ms, case=str(ms)) for ms in (90.0, 120.0, 100.0)]
     verdicts = judge(FORWARD, rows)
-    assert (worst(verdicts).measured, best(verdicts).measured) == (1.2, 0.9)
+    assert [verdict.measured for verdict in verdicts][:: len(verdicts) - 1] == [1.2, 0.9]
     rows = [ours(suite.BOTH, 100.0, case="a"), ours(suite.BOTH, 100.0, case="b")]
     rows += [
         row(c.RELU_MINIMUM.name, suite.BOTH, 100.0 * times, 1.0, case=case) for case, times in (("a", 4), ("b", 7))
     ]
     verdicts = judge(EAGER, rows)
-    assert (worst(verdicts).measured, best(verdicts).measured) == (4, 7)
+    assert [verdict.measured for verdict in verdicts][:: len(verdicts) - 1] == [4, 7]
 
 
 def document(rows: list[suite.Row], threads: int = 2) -> Document:
@@ -90,8 +92,14 @@ def test_the_table_says_missed_where_missed() -> None:
 
 
 def test_the_table_says_where_other_threads_were_used() -> None:
-    found = met_column(document([ours(suite.FORWARD, 104.0)], threads=1))
+    found = met_column(document([ours(suite.FORWARD, 104.0, threads=1)], threads=1))
     assert found["forward against clone; >= 64 MiB"] == "yes, 1 of 1 (meant for 2 threads)"
+
+
+def test_targets_are_not_for_the_rows_on_one_thread() -> None:
+    rows = [ours(suite.FORWARD, 104.0), ours(suite.FORWARD, 300.0, threads=1, case="images, 1 thread")]
+    found = met_column(document(rows))
+    assert found["forward against clone; >= 64 MiB"] == "yes, 1 of 1"
 
 
 def test_case_table_shows_times_ratios_and_gaps() -> None:
@@ -106,7 +114,7 @@ def test_case_table_shows_times_ratios_and_gaps() -> None:
     assert [one["dtype"] for one in cells] == ["fp32", "fp16"]
     assert (cells[0]["forward, ms"], cells[0]["forward / clone"]) == ("123", "1.23")
     assert cells[0]["relu(minimum) / ours"] == "4.00"
-    assert cells[0]["backward, ms"] == cells[0]["clamp / ours"] == cells[1]["relu(minimum) / ours"] == tables.MISSING
+    assert cells[0]["backward, ms"] == cells[0]["clamp / ours"] == cells[1]["relu(minimum) / ours"] == MISSING
 
 
 def test_noise_is_that_of_the_floors() -> None:

@@ -1,0 +1,32 @@
+"""What all pictures share: matplotlib without a display, colours, and how one is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # No display is needed, nor looked for.
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.kernels import contenders as c
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.pictures.source import KEYWORD, Source
+
+DPI = 130
+COLOURS = {
+    c.OURS.name: BLUE,
+    c.OURS_TRITON.name: GREEN,
+    c.COMPILED.name: ORANGE,
+    c.CLAMP.name: PURPLE,
+    c.RELU_MINIMUM.name: GREY,
+}
+
+
+def save(figure: Figure, path: Path, source: Source) -> None:
+    """Write the picture with its source, below it in small print and in the file."""
+    figure.supxlabel(f"source: benchmarks/results/{source.name}, sha256 {source.sha256[:12]}", fontsize=7, color=GREY)
+    figure.savefig(path, dpi=DPI, metadata={KEYWORD: str(source)})
+    plt.close(figure)

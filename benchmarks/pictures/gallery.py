@@ -1,0 +1,115 @@
+"""The pictures of result files in `docs/pictures/`: which there are to be, and whether they show what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pictures.source import Source, recorded
+
+FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
+RUN = "run python -m benchmarks.report"
+
+
+def _roofline(document: dict[str, Any], path: Path, source: Source) -> None:
+    from benchmarks.pictures import roofline  # noqa: PLC0415 (matplotlib is not needed to check)
+
+    roofline.draw(document, path, source)
+
+
+def _speed_up(document: dict[str, Any], path: Path, source: Source) -> None:
+    from benchmarks.pictures import scaling  # noqa: PLC0415
+
+    scaling.draw_speed_up(document, path, source)
+
+
+def _scaling(document: dict[str, Any], path: Path, source: Source) -> None:
+    from benchmarks.pictures import scaling  # noqa: PLC0415
+
+    scaling.draw(document, path, source)
+
+
+def _depth(document: dict[str, Any], path: Path, source: Source) -> None:
+    from benchmarks.pictures import depth  # noqa: PLC0415
+
+    depth.draw(document, path, source)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of picture, one per result file of this name."""
+
+    name: str
+    file: str
+    title: str
+    draw: Callable[[dict[str, Any], Path, Source], None]
+
+
+KINDS = (
+    Kind("roofline", "kernels.json", "Share of the floor's bandwidth", _roofline),
+    Kind("speed-up", "scaling.json", "Speed-up and share of the floor over the size of x", _speed_up),
+    Kind("scaling", "scaling.json", "Time over the size of x and over the number of caps", _scaling),
+    Kind("memory-over-depth", "memory.json", "Memory kept for backward over the number of layers", _depth),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One that there is to be."""
+
+    kind: Kind
+    result: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.result.parent.name}-{self.kind.name}.png"
+
+    @property
+    def source(self) -> Source:
+        return Source.of(self.result)
+
+
+def wanted(results: Path) -> list[Picture]:
+    """All pictures of the result files below a folder."""
+    return [Picture(kind, path) for kind in KINDS for path in sorted(results.glob(f"*/{kind.file}"))]
+
+
+def problems(results: Path, folder: Path = FOLDER) -> list[str]:
+    """What of the pictures is not what the result files give; empty if all is right."""
+    found = []
+    pictures = {picture.name: picture for picture in wanted(results)}
+    for name, picture in pictures.items():
+        path = folder / name
+        if not path.exists():
+            found.append(f"{path}: missing; {RUN}")
+        elif recorded(path) != str(picture.source):
+            found.append(f"{path}: shows {recorded(path)}, not {picture.source}; {RUN}")
+    for path in sorted(folder.glob("*.png")):
+        if path.name not in pictures and recorded(path) is not None:
+            found.append(f"{path}: shows {recorded(path)}, which is no longer drawn: remove it")
+    return found
+
+
+def update(results: Path, folder: Path = FOLDER, *, again: bool = False) -> list[Path]:
+    """Draw those that are missing or out of date, or all; returns the files written."""
+    written = []
+    for picture in wanted(results):
+        path = folder / picture.name
+        if again or not path.exists() or recorded(path) != str(picture.source):
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.kind.draw(json.loads(picture.result.read_text()), path, picture.source)
+            written.append(path)
+    return written
+
+
+def markdown(results: Path) -> str:
+    """The pictures for a document in ``docs/``, each with its file."""
+    blocks = [
+        f"![{picture.kind.title}](pictures/{picture.name})\n\n"
+        f"{picture.kind.title}: `benchmarks/results/{picture.source.name}`."
+        for picture in wanted(results)
+    ]
+    return "\n\n".join(blocks) or "Nothing has been measured yet."

@@ -1,0 +1,74 @@
+"""Command line: `python -m benchmarks.scaling --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.backend import served_by
+from benchmarks.running import run_cases
+from benchmarks.scaling import suite
+from benchmarks.scaling.cases import Point, points
+from benchmarks.scaling.document import FILE_NAME, Document, folder, new_document
+from benchmarks.scaling.places import place_of
+from benchmarks.scaling.suite import Failure, Place, Row
+from benchmarks.tables import DTYPES
+from dreluop.backends import native
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description="Time over the size of x and over the number of caps, with the floor.",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--limit", type=float, help="seconds after which no other point is begun; default: none")
+    parser.add_argument("--quick", action="store_true", help="few points and samples; no file unless --out is given")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results/<device>")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("torch sees no CUDA device")
+        reason = native.cuda_reason()
+        if reason is not None:
+            parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
+    else:
+        served_by(parser)
+    place = place_of(options.device)
+    document = new_document(place.machine, quick=options.quick)
+    output = None
+    if options.out is not None or not options.quick:
+        output = (options.out or folder(document["device"])) / FILE_NAME
+    selected = points(options.device, place.machine.cache_bytes, quick=options.quick, compiled=not options.no_compile)
+    code = measure(document, selected, place, output, options.limit)
+    if output is not None and document["rows"]:
+        print(f"written: {output}")
+    return code
+
+
+def measure(
+    document: Document, selected: Sequence[Point], place: Place, output: Path | None, limit: float | None = None
+) -> int:
+    """Fill the document; the exit code of ``run_cases``."""
+    effort = suite.QUICK if document["quick"] else suite.FULL[place.kind]
+
+    def run(point: Point) -> tuple[list[Row], list[Failure]]:
+        found = suite.run_point(point, effort, place)
+        place.machine.release()
+        return found
+
+    return run_cases(document, selected, run, output, name=_label, limit=limit)
+
+
+def _label(point: Point) -> str:
+    threads = "" if point.threads is None else f", {point.threads} threads" if point.threads > 1 else ", 1 thread"
+    return f"{point.name}, {DTYPES[point.dtype_name]}{threads}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Memory over depth: the counts are exact, so they are compared with what each chain must keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import depth
+from benchmarks.depth import IN_PLACE, RELU
+from benchmarks.kernels import contenders as c
+
+X = 4 * depth.BATCH * depth.WIDTH
+CODE = X // 16
+BOUNDS = 4 * depth.WIDTH  # the zeros of clamp
+# Of so many blocks, n of them, whose input is left out: what the linear layers keep, and what the activations add.
+PLAIN = {
+    RELU: lambda n: n * X,
+    c.OURS.name: lambda n: n * X,
+    IN_PLACE: lambda n: n * X,
+    c.OURS_CODE.name: lambda n: (n - 1) * X + n * CODE,
+    c.RELU_MINIMUM.name: lambda n: 2 * n * X,
+    c.CLAMP.name: lambda n: (2 * n - 1) * X + n * BOUNDS,
+}
+RESIDUAL = {
+    RELU: lambda n: (2 * n - 1) * X,
+    c.OURS.name: lambda n: (2 * n - 1) * X,
+    IN_PLACE: lambda n: (2 * n - 1) * X,
+    c.OURS_CODE.name: lambda n: (n - 1) * X + n * CODE,
+    c.RELU_MINIMUM.name: lambda n: (3 * n - 1) * X,
+    c.CLAMP.name: lambda n: (2 * n - 1) * X + n * BOUNDS,
+}
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("name", depth.ACTIVATIONS)
+def test_bytes_kept(name: str, blocks: int) -> None:
+    assert depth.row_of("plain", name, blocks)["kept_bytes"] == PLAIN[name](blocks)
+    assert depth.row_of("residual", name, blocks)["kept_bytes"] == RESIDUAL[name](blocks)
+
+
+def test_parts_are_left_out_and_storages_count_once() -> None:
+    x = torch.ones(10, requires_grad=True)
+    weight = torch.ones(10)
+    # exp keeps its result twice: for itself, and for the product.
+    assert depth.kept_bytes(lambda: x.exp() * weight, [x, weight]) == 40
+    assert depth.kept_bytes(lambda: x.exp() * weight, [x]) == 80
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(depth, "DEPTHS", (1, 2, 3))
+    assert depth.main(["--out", str(tmp_path)]) == 0
+    made = json.loads((tmp_path / "memory.json").read_text())
+    assert set(made) == set(depth.Document.__annotations__)
+    assert made["complete"]
+    assert len(made["rows"]) == len(depth.CHAINS) * len(depth.ACTIVATIONS) * 3
+    assert depth.per_block(made, "residual", c.OURS_CODE.name) == 1 + 1 / 16
+    assert depth.per_block(made, "plain", c.OURS.name) == 1
+    assert "1.062" in capsys.readouterr().out

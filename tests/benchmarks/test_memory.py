@@ -1,0 +1,68 @@
+"""What graphs keep, counted by walking them, against hooks on saved tensors and against the known need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.kernels import contenders as c
+from benchmarks.memory import Kept, kept_for_backward
+
+SHAPE = (16, 40)
+NUMBERS = 16 * 40
+KNOWN = {
+    c.OURS.name: Kept(0, saves_x=False, saves_y=True),
+    c.REFERENCE.name: Kept(0, saves_x=False, saves_y=True),
+    # 2 bits for each element.
+    c.OURS_CODE.name: Kept(NUMBERS // 4, saves_x=False, saves_y=False),
+    # The bounds, one for each channel: zeros beside the cap.
+    c.CLAMP.name: Kept(4 * 40, saves_x=True, saves_y=False),
+    c.RELU_MINIMUM.name: Kept(0, saves_x=True, saves_y=True),
+    # Two masks, of a byte for each element.
+    c.WHERE.name: Kept(2 * NUMBERS, saves_x=False, saves_y=False),
+    c.RELU6.name: Kept(0, saves_x=True, saves_y=False),
+}
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SHAPE, generator=generator).requires_grad_(), torch.ones(40, requires_grad=True)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_contenders(name: str) -> None:
+    x, cap = inputs()
+    assert kept_for_backward(c.CONTENDERS[name].ready()(x, cap, 1), x, cap) == KNOWN[name]
+
+
+@pytest.mark.parametrize("name", [*KNOWN, c.HARDTANH.name])
+def test_hooks_on_saved_tensors_see_the_same(name: str) -> None:
+    x, cap = inputs()
+    packed: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = c.CONTENDERS[name].ready()(x, cap, 1)
+    of_x, of_y, _ = [packed.pop(tensor.untyped_storage().data_ptr(), None) for tensor in (x, y, cap)]
+    expected = Kept(sum(packed.values()), of_x is not None, of_y is not None)
+    assert kept_for_backward(y, x, cap) == expected
+
+
+def test_a_storage_counts_once_however_many_nodes_hold_views_of_it() -> None:
+    x = torch.randn(8, 4, requires_grad=True)
+    between = x.exp()
+    y = between[:4] * between[4:] + between[:4]
+    assert kept_for_backward(y, x) == Kept(8 * 4 * 4, saves_x=False, saves_y=False)
+
+
+def test_a_storage_counts_whole_where_a_part_is_held() -> None:
+    x = torch.randn(4, requires_grad=True)
+    large = torch.randn(1000)
+    assert kept_for_backward(x * large[:4], x).saved_bytes == 4000
+    assert kept_for_backward(x * large[:4], x, large).saved_bytes == 0
