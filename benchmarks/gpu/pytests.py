@@ -21,7 +21,7 @@ ENVIRONMENT = {
     # tests/missing.py: nothing can be installed here.
     "DRELUOP_SKIP_MISSING_PACKAGES": "1",
 }
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(12, os.cpu_count() or 1)
 GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a card
 # conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
 NEEDED_BY_FOLDER = {

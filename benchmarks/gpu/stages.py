@@ -67,7 +67,8 @@ def smoke(context: Context) -> Outcome:
 
 
 def tests(context: Context) -> Outcome:
-    return run_pytest(["-m", "not large"], limit=context.limit, log=context.log, parallel=True)
+    # What needs no card runs in every `make test`.
+    return run_pytest(["-m", "gpu and not large"], limit=context.limit, log=context.log, parallel=True)
 
 
 def sanitize(context: Context) -> Outcome:
