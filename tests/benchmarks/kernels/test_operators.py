@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+pytest.importorskip("pytest_benchmark")
+
 from benchmarks.kernels import bench_operators
 from benchmarks.kernels.operators import every_call
 from benchmarks.kernels.suite import Case, make_data
@@ -54,7 +56,6 @@ def test_every_backend_serves_every_call(granularity: str) -> None:
 
 
 def test_pytest_runs_it_when_named() -> None:
-    pytest.importorskip("pytest_benchmark")
     selected = "saturation and neuron-dense and fp32 and 64KB and cpu"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", bench_operators.__file__, "-k", selected],
