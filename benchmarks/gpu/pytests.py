@@ -25,7 +25,7 @@ WORKERS = min(12, os.cpu_count() or 1)
 GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a card
 # conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
 NEEDED_BY_FOLDER = {
-    "tests/benchmarks/kernels": ("rich", "tqdm"),
+    "tests/benchmarks/kernels": ("rich",),
     "tests/benchmarks/robustness": ("numpy", "tqdm"),
 }
 

@@ -248,6 +248,7 @@ def test_interruption_shows_and_draws_what_there_is(
 ) -> None:
     def interrupted(made: Document, *_: Any) -> int:
         made["rows"] += document["rows"]
+        results.save(made, tmp_path / results.FILE_NAME)
         return INTERRUPTED
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+pytest.importorskip("pytest_benchmark")
+
 from benchmarks.kernels import bench_operators
 from benchmarks.kernels.operators import every_call
 from benchmarks.kernels.suite import Case, make_data
@@ -54,12 +56,13 @@ def test_every_backend_serves_every_call(granularity: str) -> None:
 
 
 def test_pytest_runs_it_when_named() -> None:
-    pytest.importorskip("pytest_benchmark")
+    # A worker of xdist says so to its children, where pytest-benchmark would then not measure.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     selected = "saturation and neuron-dense and fp32 and 64KB and cpu"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", bench_operators.__file__, "-k", selected],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
