@@ -24,7 +24,7 @@ help:
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels; writes benchmarks/results/"
 	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1)"
-	@echo "make report          write the tables of README.md from benchmarks/results/"
+	@echo "make report          write the tables of README.md and docs/ from benchmarks/results/"
 	@echo "make lint            ruff, clang-format, mypy"
 	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) (2.11 or 2.13)"

@@ -1,6 +1,6 @@
-"""Write the measured tables into a document, from the result files only: `python -m benchmarks.report`.
+"""Write the measured tables into the documents, from the result files only: `python -m benchmarks.report`.
 
-The document marks where each report goes, and what stands between the marks is replaced:
+A document marks where each report goes, and what stands between the marks is replaced:
 
     <!-- report:kernels:begin -->
     <!-- report:kernels:end -->
@@ -17,8 +17,11 @@ from typing import cast
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
+from benchmarks.models import tables as models_tables
+from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
+from benchmarks.models.document import Document as ModelsDocument
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def kernels(folder: Path) -> str:
@@ -37,8 +40,16 @@ def gpu(folder: Path) -> str:
     return "\n\n".join([*map(_card_report, documents), gpu_tables.LEGEND])
 
 
-def _documents(folder: Path) -> list[results.Document]:
-    return [results.load(path) for path in sorted(folder.glob(f"*/{results.FILE_NAME}"))]
+def models(folder: Path) -> str:
+    """The same for the documents of ``benchmarks.models``."""
+    documents = [cast(ModelsDocument, document) for document in _documents(folder, MODELS_FILE_NAME)]
+    if not documents:
+        return NOTHING
+    return "\n\n".join([*map(_models_report, documents), models_tables.LEGEND])
+
+
+def _documents(folder: Path, name: str = results.FILE_NAME) -> list[results.Document]:
+    return [results.load(path) for path in sorted(folder.glob(f"*/{name}"))]
 
 
 def _is_of_gpu(document: results.Document) -> bool:
@@ -74,7 +85,12 @@ def _card_report(document: GpuDocument) -> str:
     return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(tables.markdown, parts)])
 
 
-REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels, "gpu": gpu}
+def _models_report(document: ModelsDocument) -> str:
+    found = [f"**{table.title}**\n\n{tables.markdown(table)}" for table in models_tables.all_tables(document)]
+    return "\n\n".join([f"{models_tables.headline(document)}.", *found])
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {"kernels": kernels, "gpu": gpu, "models": models}
 
 
 def updated(text: str, folder: Path) -> str:
@@ -101,23 +117,36 @@ def updated(text: str, folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("document", type=Path, nargs="?", default=README, help="default: README.md")
+    parser.add_argument(
+        "documents", type=Path, nargs="*", help="default: README.md and those of docs/ that mark a report"
+    )
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="default: benchmarks/results")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the document is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is not up to date")
     options = parser.parse_args(arguments)
+    bad = [_is_bad(path, options.results, options.check) for path in options.documents or marked_documents()]
+    return int(any(bad))
+
+
+def marked_documents() -> list[Path]:
+    """README.md, and the documents of docs/ that mark a report."""
+    docs = sorted((ROOT / "docs").glob("*.md"))
+    return [ROOT / "README.md", *(path for path in docs if "<!-- report:" in path.read_text())]
+
+
+def _is_bad(path: Path, folder: Path, only_check: bool) -> bool:
+    """Write one document; whether it could not be, or is not up to date, of which it says what is wrong."""
     try:
-        old = options.document.read_text()
-        new = updated(old, options.results)
+        old = path.read_text()
+        new = updated(old, folder)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if old == new:
-        return 0
-    if options.check:
-        print(f"{options.document}: not what the result files give; run python -m benchmarks.report", file=sys.stderr)
-        return 1
-    options.document.write_text(new)
-    return 0
+        print(f"{path}: {error}", file=sys.stderr)
+        return True
+    if old != new and only_check:
+        print(f"{path}: not what the result files give; run python -m benchmarks.report", file=sys.stderr)
+        return True
+    if old != new:
+        path.write_text(new)
+    return False
 
 
 if __name__ == "__main__":

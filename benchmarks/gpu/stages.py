@@ -16,6 +16,10 @@ from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.kernels.results import FILE_NAME
+from benchmarks.models import document as models_document
+from benchmarks.models.attempts import NO_TIME
+
+MODELS_RESERVE = 20.0  # seconds for its start, and for what a case takes longer than thought
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,36 @@ def large(context: Context) -> Outcome:
 
 
 def bench(context: Context) -> Outcome:
-    command = [sys.executable, "-m", "benchmarks.gpu.bench", "--out", str(context.folder)]
+    return _benchmark(context, ["benchmarks.gpu.bench"], FILE_NAME)
+
+
+def models(context: Context) -> Outcome:
+    if not is_installed("torchvision"):
+        return Outcome(NOT_RUN, "needs torchvision, not installed")
+    # It ends by itself with what it has, before it would be stopped.
+    limit = max(1.0, context.limit - MODELS_RESERVE)
+    module = ["benchmarks.models", "--device", "cuda", "--limit", f"{limit:.0f}"]
+    outcome = _benchmark(context, module, models_document.FILE_NAME)
+    if outcome.status == PASSED and not outcome.details["complete"]:
+        return Outcome(NOT_RUN, "there was no time for all cases", outcome.details)
+    return outcome
+
+
+def _benchmark(context: Context, module: list[str], file_name: str) -> Outcome:
+    command = [sys.executable, "-m", *module, "--out", str(context.folder)]
     done = execute([*command, "--quick"] if context.quick else command, limit=context.limit, log=context.log)
-    path = context.folder / FILE_NAME
+    path = context.folder / file_name
     if done.code != 0 or done.timed_out or not path.exists():
         last = done.output.strip().splitlines()[-1:] or ["no output"]
         reason = f"stopped after {context.limit:.0f} s" if done.timed_out else f"exit code {done.code}: {last[0]}"
         return Outcome(FAILED, reason)
-    failures = json.loads(path.read_text())["failures"]
+    found = json.loads(path.read_text())
+    failures = [f for f in found["failures"] if f["reason"] != NO_TIME]
     ours = [f for f in failures if f["contender"] is None or f["contender"].startswith("dreluop")]
-    details = {"not measured": failures}
+    details = {"not measured": found["failures"], "complete": found["complete"], "missing": found.get("missing", [])}
     if ours:
-        return Outcome(FAILED, f"{ours[0]['case']}, {ours[0]['dtype']}: {ours[0]['reason']}", details)
+        dtype = f", {ours[0]['dtype']}" if "dtype" in ours[0] else ""
+        return Outcome(FAILED, f"{ours[0]['case']}{dtype}: {ours[0]['reason']}", details)
     return Outcome(PASSED, None, details)
 
 
@@ -102,4 +124,5 @@ STAGES: dict[str, Stage] = {
     "graphs": graphs,
     "large": large,
     "bench": bench,
+    "models": models,
 }
