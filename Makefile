@@ -86,7 +86,6 @@ gpu:
 
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.report docs/speed.md
 
 CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -96,7 +95,6 @@ lint: $(VENV)/.installed
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.report --check
-	$(BIN)/python -m benchmarks.report --check docs/speed.md
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

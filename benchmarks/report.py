@@ -1,8 +1,8 @@
-"""Write the measured tables into a document, and draw the pictures, from the result files only.
+"""Write the measured tables into the documents, and draw the pictures, from the result files only.
 
 `python -m benchmarks.report`; with `--check`, it fails where a table or a picture is not what the files give.
 
-The document marks where each report goes, and what stands between the marks is replaced:
+A document marks where each report goes, and what stands between the marks is replaced:
 
     <!-- report:kernels:begin -->
     <!-- report:kernels:end -->
@@ -19,12 +19,15 @@ from typing import cast
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
+from benchmarks.models import tables as models_tables
+from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
+from benchmarks.models.document import Document as ModelsDocument
 from benchmarks.pictures import gallery
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.tables import markdown
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def kernels(folder: Path) -> str:
@@ -43,8 +46,16 @@ def gpu(folder: Path) -> str:
     return "\n\n".join([*map(_card_report, documents), gpu_tables.LEGEND])
 
 
-def _documents(folder: Path) -> list[results.Document]:
-    return [results.load(path) for path in sorted(folder.glob(f"*/{results.FILE_NAME}"))]
+def models(folder: Path) -> str:
+    """The same for the documents of ``benchmarks.models``."""
+    documents = [cast(ModelsDocument, document) for document in _documents(folder, MODELS_FILE_NAME)]
+    if not documents:
+        return NOTHING
+    return "\n\n".join([*map(_models_report, documents), models_tables.LEGEND])
+
+
+def _documents(folder: Path, name: str = results.FILE_NAME) -> list[results.Document]:
+    return [results.load(path) for path in sorted(folder.glob(f"*/{name}"))]
 
 
 def _is_of_gpu(document: results.Document) -> bool:
@@ -89,10 +100,16 @@ def scaling(folder: Path) -> str:
     return "\n\n".join([*parts, scaling_tables.LEGEND])
 
 
+def _models_report(document: ModelsDocument) -> str:
+    found = [f"**{table.title}**\n\n{markdown(table)}" for table in models_tables.all_tables(document)]
+    return "\n\n".join([f"{models_tables.headline(document)}.", *found])
+
+
 REPORTS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "gpu": gpu,
     "scaling": scaling,
+    "models": models,
     "pictures": gallery.markdown,
 }
 
@@ -121,9 +138,11 @@ def updated(text: str, folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("document", type=Path, nargs="?", default=README, help="default: README.md")
+    parser.add_argument(
+        "documents", type=Path, nargs="*", help="default: README.md and those of docs/ that mark a report"
+    )
     parser.add_argument("--results", type=Path, help="default: benchmarks/results")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the document is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is not up to date")
     parser.add_argument(
         "--pictures", type=Path, help="their folder; default: docs/pictures, and none where --results is given"
     )
@@ -131,24 +150,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = options.results or results.RESULTS
     pictures = options.pictures or (gallery.FOLDER if options.results is None else None)
+    wrong = [
+        found for path in options.documents or marked_documents() if (found := _problem(path, folder, options.check))
+    ]
     try:
-        old = options.document.read_text()
-        new = updated(old, folder)
-        wrong = gallery.problems(folder, pictures) if options.check and pictures else []
-        if pictures and not options.check:
+        if pictures and options.check:
+            wrong += gallery.problems(folder, pictures)
+        elif pictures:
             for path in gallery.update(folder, pictures, again=options.redraw):
                 print(f"drawn: {path}")
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if options.check:
-        if old != new:
-            wrong.append(f"{options.document}: not what the result files give; {gallery.RUN}")
-        print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
-        return int(bool(wrong))
+        wrong.append(str(error))
+    print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def marked_documents() -> list[Path]:
+    """README.md, and the documents of docs/ that mark a report."""
+    docs = sorted((ROOT / "docs").glob("*.md"))
+    return [ROOT / "README.md", *(path for path in docs if "<!-- report:" in path.read_text())]
+
+
+def _problem(path: Path, folder: Path, only_check: bool) -> str | None:
+    """Write one document; what is wrong if it could not be, or is not up to date."""
+    try:
+        old = path.read_text()
+        new = updated(old, folder)
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}"
+    if old != new and only_check:
+        return f"{path}: not what the result files give; {gallery.RUN}"
     if old != new:
-        options.document.write_text(new)
-    return 0
+        path.write_text(new)
+    return None
 
 
 if __name__ == "__main__":

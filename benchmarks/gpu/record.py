@@ -59,7 +59,8 @@ def record_of(
 
 
 def write(record: Record, folder: Path) -> Path:
-    path = folder / f"{record['stage']}.json"
+    # Not by the stage's name alone, which may be that of its results.
+    path = folder / f"stage-{record['stage']}.json"
     results.save(record, path)
     return path
 

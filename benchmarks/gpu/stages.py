@@ -16,6 +16,8 @@ from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.kernels.results import FILE_NAME
+from benchmarks.models import document as models_document
+from benchmarks.models.attempts import NO_TIME
 from benchmarks.running import OUT_OF_TIME
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 
@@ -93,6 +95,12 @@ def scaling(context: Context) -> Outcome:
     return _measure(limited, "benchmarks.scaling", SCALING_FILE_NAME, "--device", "cuda")
 
 
+def models(context: Context) -> Outcome:
+    if not is_installed("torchvision"):
+        return Outcome(NOT_RUN, "needs torchvision, not installed")
+    return _measure(context, "benchmarks.models", models_document.FILE_NAME, "--device", "cuda")
+
+
 def _measure(context: Context, module: str, file_name: str, *options: str) -> Outcome:
     """A suite that ends by itself in time: the limit is one for beginning cases."""
     limit = max(context.limit - END, 1)
@@ -103,7 +111,7 @@ def _measure(context: Context, module: str, file_name: str, *options: str) -> Ou
     written = path.exists() and path.stat().st_mtime_ns != before
     found = json.loads(path.read_text()) if written else {"failures": [], "rows": []}
     failures = found["failures"]
-    details = {"rows": len(found["rows"]), "not measured": failures}
+    details = {"rows": len(found["rows"]), "not measured": failures, "missing": found.get("missing", [])}
     if done.timed_out:
         return Outcome(FAILED, f"stopped after {context.limit:.0f} s", details)
     if done.code == OUT_OF_TIME:
@@ -111,9 +119,13 @@ def _measure(context: Context, module: str, file_name: str, *options: str) -> Ou
     if done.code != 0 or not written:
         last = done.output.strip().splitlines()[-1:] or ["no output"]
         return Outcome(FAILED, f"exit code {done.code}: {last[0]}", details)
+    failures = [f for f in failures if f["reason"] != NO_TIME]
     ours = [f for f in failures if f["contender"] is None or f["contender"].startswith("dreluop")]
     if ours:
-        return Outcome(FAILED, f"{ours[0]['case']}, {ours[0]['dtype']}: {ours[0]['reason']}", details)
+        dtype = f", {ours[0]['dtype']}" if "dtype" in ours[0] else ""
+        return Outcome(FAILED, f"{ours[0]['case']}{dtype}: {ours[0]['reason']}", details)
+    if found.get("missing"):
+        return Outcome(NOT_RUN, "there was no time for all cases", details)
     return Outcome(PASSED, None, details)
 
 
@@ -126,4 +138,5 @@ STAGES: dict[str, Stage] = {
     "large": large,
     "bench": bench,
     "scaling": scaling,
+    "models": models,
 }

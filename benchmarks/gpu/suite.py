@@ -132,10 +132,11 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
                 shape = (batch * times * 4 // dtype.itemsize, *rest)
                 title = name if times == 1 else f"{name}, 1 GB"
                 large.append(GpuCase(title, granularity, shape, dtype, contenders, channels_last, in_place=False))
-    found = [case for case in large if case.dtype != torch.float64]
+    found = [case for case in large if case.dtype in MAIN]
     for dtype in MAIN:
         for name, granularity, rest, batch, channels_last in small:
             found.append(GpuCase(name, granularity, (batch, *rest), dtype, EAGER, channels_last, in_place=False))
+    found += [case for case in large if case.dtype == torch.float16]
     for case in (case for case in large if case.dtype in MAIN and case.x_bytes < 2 * LARGE):
         for addends in (("bias",), ("residual",), ADDENDS):
             first = addends == ADDENDS and case.dtype == torch.bfloat16 and case.name == FIRST

@@ -9,7 +9,7 @@ from benchmarks.gpu.suite import Row
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge, row_of
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
-from benchmarks.kernels.tables import noise_of
+from benchmarks.kernels.tables import noise_of, software
 from benchmarks.tables import DTYPES, MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
@@ -27,11 +27,10 @@ LEGEND = (
 
 def headline(document: Document) -> str:
     """One sentence: what measured this, when, and whether all of it."""
-    card, versions, commit = document["device"], document["versions"], document["commit"]
-    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    card = document["device"]
     parts = [
         f"{card['name']}, {card['multiprocessors']} multiprocessors, driver {card['driver'] or 'unknown'}",
-        f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})",
+        software(document),
         document["date"][:10],
         copy_bandwidth(document),
         noise_of([row for row in document["rows"] if row["contender"] == c.COPY], "the copy"),

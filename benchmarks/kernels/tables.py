@@ -25,13 +25,12 @@ COMPARISONS = (
 
 def headline(document: Document) -> str:
     """One sentence: what measured this, when, and whether all of it."""
-    device, versions, backend, commit = (document[key] for key in ("device", "versions", "backend", "commit"))
+    device, backend = document["device"], document["backend"]
     capability = f" ({backend['cpu_capability']})" if backend["cpu_capability"] else ""
-    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
     parts = [
         f"{device['name']}, {device['cores']} cores, {document['threads']} threads",
         f"{backend['serves']} kernels{capability}",
-        f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})",
+        software(document),
         document["date"][:10],
     ]
     if document["quick"]:
@@ -39,6 +38,13 @@ def headline(document: Document) -> str:
     if not document["complete"]:
         parts.append("interrupted: not all cases")
     return "; ".join(parts)
+
+
+def software(document: Mapping[str, Any]) -> str:
+    """What was measured, of any document with versions and a commit."""
+    versions, commit = document["versions"], document["commit"]
+    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    return f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})"
 
 
 def noise(document: Document) -> str:

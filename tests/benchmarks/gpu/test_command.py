@@ -87,11 +87,11 @@ def test_records_are_written_as_each_stage_ends(tmp_path: Path, card: Card) -> N
     run(fakes, card)
     assert fakes.found_before == {
         "build": set(),
-        "smoke": {"build.json"},
-        "tests": {"build.json", "smoke.json"},
-        "bench": {"build.json", "smoke.json", "tests.json"},
+        "smoke": {"stage-build.json"},
+        "tests": {"stage-build.json", "stage-smoke.json"},
+        "bench": {"stage-build.json", "stage-smoke.json", "stage-tests.json"},
     }
-    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in outcomes}
+    found = {name: json.loads((tmp_path / f"stage-{name}.json").read_text()) for name in outcomes}
     assert [(r["stage"], r["status"], r["reason"]) for r in found.values()] == [
         ("build", PASSED, None),
         ("smoke", FAILED, "wrong"),
@@ -109,7 +109,7 @@ def test_nothing_runs_after_a_failed_build(tmp_path: Path, card: Card) -> None:
     records = run(fakes, card)
     assert fakes.ran == ["build"]
     assert [(r["status"], r["reason"]) for r in records[1:]] == [(NOT_RUN, "the build failed")] * 2
-    assert json.loads((tmp_path / "bench.json").read_text())["status"] == NOT_RUN
+    assert json.loads((tmp_path / "stage-bench.json").read_text())["status"] == NOT_RUN
 
 
 def test_a_limit_of_the_whole_run(tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:

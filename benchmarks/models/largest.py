@@ -1,0 +1,146 @@
+"""The largest batch of a training step that fits into a GPU's memory.
+
+Two small batches tell what an image takes; from there on, batches are tried with a whole step, running out of memory
+being one of the answers. Memory is handed out in pieces, so that less than what the first estimate gives may fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+
+from benchmarks.models import networks
+from benchmarks.models.attempts import Failure, attempt
+from benchmarks.models.contenders import FULL
+from benchmarks.models.networks import NETWORKS
+from benchmarks.models.steps import EAGER, Place, Subject, memory_format
+
+SMALL = (16, 32)
+GRAIN = 8  # batches are multiples of it
+SPREAD = 0.03  # how far beside the estimate the first bounds are tried
+TRIES = 6
+
+
+class Largest(TypedDict):
+    """What was found for a contender: ``batch`` ran a whole step; ``too_large`` ran out of memory, or is not known."""
+
+    network: str
+    precision: str
+    contender: str
+    image: int
+    batch: int
+    too_large: int | None
+    tries: int
+    bytes_per_image: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """A network and a precision to search for, eager; ``seconds`` as in ``suite.Case``."""
+
+    network: str
+    precision: str
+    contenders: tuple[str, ...]
+    seconds: float
+    mode: str = EAGER
+
+    @property
+    def label(self) -> str:
+        return f"{self.network}, {FULL}, {self.precision}, largest batch"
+
+
+@dataclass(frozen=True)
+class Found:
+    """``batch`` fits, ``too_large`` does not (None: nothing larger was tried)."""
+
+    batch: int
+    too_large: int | None
+    tries: int
+
+
+def search(fits: Callable[[int], bool], estimate: float, time_is_left: Callable[[], bool] = lambda: True) -> Found:
+    """The largest multiple of ``GRAIN`` that fits, or nearly: found from an estimate in at most ``TRIES`` tries.
+
+    Args:
+        fits: tries a batch.
+        estimate: of the largest batch that fits.
+
+    Raises:
+        RuntimeError: none of the tried batches fits.
+    """
+    low, high = 0, None
+    tries, batch = 0, _grained(estimate)
+    while tries < TRIES and (not tries or time_is_left()) and batch > low and (high is None or batch < high):
+        tries += 1
+        if fits(batch):
+            low = batch
+            batch = _grained((low + high) / 2) if high else _grained(low * (1 + SPREAD)) + GRAIN
+        else:
+            high = batch
+            batch = _grained((low + high) / 2) if low else _grained(high * (1 - SPREAD)) - GRAIN
+    if not low:
+        raise RuntimeError(f"none of {tries} batches fits, the smallest of {high} images")
+    return Found(low, high, tries)
+
+
+def _grained(batch: float) -> int:
+    return max(GRAIN, int(batch) // GRAIN * GRAIN)
+
+
+def find_all(of: Search, place: Place, until: float | None = None) -> tuple[list[Largest], list[Failure]]:
+    """Search for every contender; ``until`` as in ``attempts.attempt``."""
+
+    def time_is_left() -> bool:
+        return until is None or time.monotonic() < until
+
+    found, failures = attempt(
+        of.contenders, of.label, lambda name: find(of, name, place, time_is_left), place.release, until
+    )
+    return list(found.values()), failures
+
+
+def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bool] = lambda: True) -> Largest:
+    """Search on a place that counts its memory, a GPU.
+
+    Raises:
+        RuntimeError: nothing that was tried fits.
+    """
+    image = NETWORKS[of.network].image
+
+    def peak(batch: int) -> int:
+        """Of the second step: the first also finds algorithms and makes the optimizer's state."""
+        data = networks.data(batch, image, place.device, memory_format(of.precision))
+        subject = Subject(of.network, FULL, contender, data, precision=of.precision)
+        subject.step()
+        found = subject.peak_bytes(place)
+        assert found is not None, f"{place.device} counts no memory"
+        return found
+
+    def fits(batch: int) -> bool:
+        try:
+            peak(batch)
+            fitted = True
+        except torch.cuda.OutOfMemoryError:
+            fitted = False
+        # What the error's frames held is free only now.
+        place.release()
+        return fitted
+
+    few, many = map(peak, SMALL)
+    place.release()
+    per_image = (many - few) / (SMALL[1] - SMALL[0])
+    found = search(fits, SMALL[0] + (place.free_bytes() - few) / per_image, time_is_left)
+    return {
+        "network": of.network,
+        "precision": of.precision,
+        "contender": contender,
+        "image": image,
+        "batch": found.batch,
+        "too_large": found.too_large,
+        "tries": found.tries,
+        "bytes_per_image": per_image,
+    }

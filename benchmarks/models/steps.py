@@ -1,0 +1,168 @@
+"""One contender's network with its optimizer and data: its steps, and the memory that they take."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu import timing
+from benchmarks.kernels.measure import Sampler, release_free_memory
+from benchmarks.models import contenders
+from benchmarks.models.networks import loss_of
+
+FP32, AMP = "fp32", "AMP bf16"
+PRECISIONS = (FP32, AMP)
+EAGER, COMPILED = "eager", "compiled"
+MODES = (EAGER, COMPILED)
+TRAIN, INFERENCE = "train step", "inference"
+PASSES = (TRAIN, INFERENCE)
+
+LEARNING_RATE = 1e-3
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device to measure on.
+
+    Attributes:
+        sampler: times a step, for ``measure.interleave``; None: the host's clock.
+        growth: tells by how many bytes the allocated memory grew at most in a step; None where nobody counts.
+        free_bytes: memory that can be had.
+        release: gives freed memory back.
+    """
+
+    device: torch.device
+    sampler: Sampler | None
+    growth: Callable[[Callable[[], None]], int | None]
+    free_bytes: Callable[[], int]
+    release: Callable[[], None]
+
+
+def cuda_place() -> Place:
+    """The current CUDA device."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Place(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], timing.release)
+
+
+def _cuda_growth(step: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def cpu_place() -> Place:
+    def release() -> None:
+        gc.collect()
+        release_free_memory()
+
+    def free_bytes() -> int:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    return Place(torch.device("cpu"), None, lambda step: None, free_bytes, release)
+
+
+def memory_format(precision: str) -> torch.memory_format:
+    """The layout of images and weights."""
+    return torch.channels_last if precision == AMP else torch.contiguous_format
+
+
+class Subject:
+    """A contender's network on a device, ready to make steps.
+
+    Args:
+        data: images, of the precision's ``memory_format``, and labels, on the device.
+        precision: AMP is autocast to bfloat16 in channels-last; fp32 is torch's default (which lets cuDNN use TF32).
+        mode: compiled: the network by ``torch.compile(fullgraph=True)``; loss, penalty and optimizer stay eager.
+        pass_: a train step is ``zero_grad``, forward, cross entropy and penalty, backward, and a step of SGD with
+            momentum (foreach); inference is the forward in eval mode without gradients.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        variant: str,
+        contender: str,
+        data: tuple[Tensor, Tensor],
+        *,
+        precision: str,
+        mode: str = EAGER,
+        pass_: str = TRAIN,
+    ) -> None:
+        device = data[0].device
+        self.amp = precision == AMP
+        self.images, self.labels = data
+        model = contenders.build(network, variant, contender)
+        self.model = model.to(device=device, memory_format=memory_format(precision)).train(pass_ == TRAIN)
+        self.training = pass_ == TRAIN
+        self.forward: Callable[[Tensor], Tensor] = self.model
+        if mode == COMPILED:
+            self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
+        self.penalty = contenders.penalty(self.model, contender)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), LEARNING_RATE, momentum=MOMENTUM, foreach=True)
+
+    def step(self, _: object = None) -> None:
+        if self.training:
+            self.clear()
+            self.loss().backward()
+            self.optimizer.step()
+        else:
+            self.outputs()
+
+    def outputs(self) -> Tensor:
+        with torch.no_grad(), self._autocast():
+            return self.forward(self.images)
+
+    def loss(self) -> Tensor:
+        """Cross entropy and penalty, with the graph for backward."""
+        with self._autocast():
+            loss = loss_of(self.forward(self.images), self.labels)
+        return loss if self.penalty is None else loss + self.penalty()
+
+    def clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.images.device.type, torch.bfloat16) if self.amp else contextlib.nullcontext()
+
+    def peak_bytes(self, place: Place) -> int | None:
+        """The memory of a step: of network, optimizer and data, and what else is allocated at its worst moment."""
+        self.clear()
+        growth = place.growth(self.step)
+        return None if growth is None else growth + _bytes(self._own())
+
+    def saved_bytes(self) -> int:
+        """What a forward pass keeps for backward beyond network and data, each piece of memory counted once.
+
+        Eager training only: what a compiled network keeps is its own business.
+        """
+        known = {tensor.untyped_storage().data_ptr() for tensor in self._own()}
+        # The tensors too: freed memory would come again under the same address.
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in known:
+                kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.loss()
+        return _bytes(kept)
+
+    def _own(self) -> list[Tensor]:
+        state = [value for of in self.optimizer.state.values() for value in of.values() if isinstance(value, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *state, self.images, self.labels]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

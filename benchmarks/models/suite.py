@@ -1,0 +1,233 @@
+"""The cases, in order of importance, and how one is measured: its contenders take turns in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypedDict
+
+import torch
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.measure import Effort, Timed, interleave
+from benchmarks.models import networks
+from benchmarks.models.attempts import Failure, attempt
+from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, FUSED_CODE, HEAD, IN_PLACE, OURS, RELU, caps
+from benchmarks.models.largest import Search
+from benchmarks.models.networks import NETWORKS
+from benchmarks.models.steps import (
+    AMP,
+    COMPILED,
+    EAGER,
+    FP32,
+    INFERENCE,
+    TRAIN,
+    Place,
+    Subject,
+    memory_format,
+)
+
+# The warm-up that finds algorithms, compiles and may fail comes before: WARM_UP steps of each contender.
+GPU_EFFORT = Effort(seconds=0.5, min_samples=7, max_samples=11, warmup=1, sample_seconds=0)
+CPU_EFFORT = Effort(seconds=2.0, min_samples=5, max_samples=9, warmup=1, sample_seconds=0)
+QUICK = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+WARM_UP = 2
+
+MAIN = (RELU, c.RELU_MINIMUM.name, OURS, IN_PLACE, FUSED)
+# Where no activation follows a residual sum, there is nothing to fuse.
+NO_SUMS = tuple(name for name in CONTENDERS if name not in (FUSED, FUSED_CODE))
+FEW = (RELU, c.RELU_MINIMUM.name, IN_PLACE)
+ONE_LAYER = (RELU, c.RELU_MINIMUM.name, OURS)
+
+Row = TypedDict(
+    "Row",
+    {
+        "network": str,
+        "variant": str,
+        "precision": str,
+        "mode": str,
+        "pass": str,
+        "contender": str,
+        "batch": int,
+        "image": int,
+        "caps": int,
+        "ms": float,
+        "q1_ms": float,
+        "q3_ms": float,
+        "min_ms": float,
+        "samples": int,
+        "images_per_s": float,
+        "ratio_to_relu": float | None,
+        "peak_bytes": int | None,
+        "saved_bytes": int | None,
+    },
+)
+KEYS = ("network", "variant", "precision", "mode", "pass")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, how it runs, and who takes part.
+
+    Attributes:
+        seconds: what it takes on the device it is meant for, about; with a limit, a case is begun only if it fits.
+    """
+
+    network: str
+    variant: str
+    precision: str
+    mode: str
+    pass_: str
+    contenders: tuple[str, ...]
+    batch: int
+    image: int
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        return ", ".join((self.network, self.variant, self.precision, self.mode, self.pass_))
+
+
+Work = Case | Search
+
+
+def cases(device: torch.device, *, quick: bool = False) -> list[Work]:
+    """What is measured on a device; with ``quick``, one case of a reduced size."""
+    if quick:
+        return [_case("mobilenet_v2", FULL, FP32, EAGER, TRAIN, FEW, 10, small=True)]
+    if device.type == "cuda":
+        return [one if isinstance(one, Search) else _case(*one, small=False) for one in ON_A_GPU]
+    return [_case(*one, small=True) for one in ON_A_CPU]
+
+
+def _case(
+    network: str,
+    variant: str,
+    precision: str,
+    mode: str,
+    pass_: str,
+    contenders: tuple[str, ...],
+    seconds: float,
+    *,
+    small: bool,
+) -> Case:
+    of = NETWORKS[network]
+    batch, image = (of.small_batch, of.small_image) if small else (of.batch, of.image)
+    return Case(network, variant, precision, mode, pass_, contenders, batch, image, seconds)
+
+
+def chosen(
+    found: Sequence[Work], network_names: Sequence[str], contender_names: Sequence[str], modes: Sequence[str]
+) -> list[Work]:
+    """The part for these networks and modes with these contenders; what is left without any is left out."""
+    result: list[Work] = []
+    for one in found:
+        kept = tuple(name for name in one.contenders if name in contender_names)
+        if kept and one.mode in modes and one.network in network_names:
+            result.append(replace(one, contenders=kept, seconds=one.seconds * len(kept) / len(one.contenders)))
+    return result
+
+
+# In order of importance, as each takes half a minute to compile.
+COMPILED_RESIDUAL = (c.RELU_MINIMUM.name, FUSED, RELU)
+COMPILED_PLAIN = (c.RELU_MINIMUM.name, IN_PLACE, RELU)
+
+# With the seconds that each is thought to take.
+ON_A_GPU = (
+    ("resnet50", FULL, AMP, EAGER, TRAIN, CONTENDERS, 15),
+    ("resnet50", FULL, FP32, EAGER, TRAIN, MAIN, 14),
+    ("resnet50", FULL, AMP, COMPILED, TRAIN, COMPILED_RESIDUAL, 80),
+    ("mobilenet_v2", FULL, AMP, EAGER, TRAIN, NO_SUMS, 8),
+    ("resnet50", FULL, AMP, EAGER, INFERENCE, MAIN, 4),
+    ("inception_v3", FULL, AMP, EAGER, TRAIN, FEW, 12),
+    ("resnet101", FULL, AMP, EAGER, TRAIN, MAIN, 10),
+    ("resnet50", HEAD, AMP, EAGER, TRAIN, ONE_LAYER, 4),
+    Search("resnet50", AMP, (RELU, c.RELU_MINIMUM.name, IN_PLACE, FUSED), 20),
+    # In bfloat16 its largest tensors would have more than 2^31 elements, where other limits than memory begin.
+    Search("mobilenet_v2", FP32, (RELU, c.RELU_MINIMUM.name, IN_PLACE), 20),
+    ("mobilenet_v2", FULL, AMP, COMPILED, TRAIN, COMPILED_PLAIN, 80),
+    ("mobilenet_v2", FULL, FP32, EAGER, TRAIN, FEW, 6),
+    ("resnet50", FULL, FP32, EAGER, INFERENCE, MAIN, 4),
+    ("mobilenet_v2", FULL, AMP, EAGER, INFERENCE, FEW, 3),
+    ("inception_v3", FULL, AMP, EAGER, INFERENCE, FEW, 4),
+    ("resnet101", FULL, AMP, EAGER, INFERENCE, FEW, 4),
+    ("mobilenet_v2", HEAD, AMP, EAGER, TRAIN, ONE_LAYER, 3),
+    ("inception_v3", HEAD, AMP, EAGER, TRAIN, ONE_LAYER, 5),
+    ("resnet101", HEAD, AMP, EAGER, TRAIN, ONE_LAYER, 4),
+    ("resnet101", FULL, FP32, EAGER, TRAIN, FEW, 12),
+    ("inception_v3", FULL, FP32, EAGER, TRAIN, FEW, 14),
+    ("resnet50", FULL, AMP, COMPILED, INFERENCE, COMPILED_RESIDUAL, 40),
+)
+ON_A_CPU = (
+    ("resnet50", FULL, FP32, EAGER, TRAIN, CONTENDERS, 40),
+    ("mobilenet_v2", FULL, FP32, EAGER, TRAIN, NO_SUMS, 20),
+    ("resnet50", FULL, FP32, EAGER, INFERENCE, MAIN, 10),
+    ("inception_v3", FULL, FP32, EAGER, TRAIN, FEW, 30),
+    ("resnet101", FULL, FP32, EAGER, TRAIN, FEW, 30),
+    ("resnet50", HEAD, FP32, EAGER, TRAIN, ONE_LAYER, 15),
+    ("mobilenet_v2", FULL, FP32, EAGER, INFERENCE, FEW, 5),
+    ("mobilenet_v2", FULL, AMP, EAGER, TRAIN, FEW, 30),
+)
+
+
+def run_case(case: Case, effort: Effort, place: Place, until: float | None = None) -> tuple[list[Row], list[Failure]]:
+    """Time every contender of a case; one that fails is left out, with its reason.
+
+    Args:
+        until: as in ``attempts.attempt``.
+    """
+    data = networks.data(case.batch, case.image, place.device, memory_format(case.precision))
+    begun, failures = attempt(
+        case.contenders, case.label, lambda name: _begun(case, name, data, place), place.release, until
+    )
+    timed = [Timed(name, (one.subject.step,)) for name, one in begun.items()]
+    samples = interleave(timed, effort, sampler=place.sampler)
+    seconds = {name: found.seconds() for name, found in samples.items()}
+    rows: list[Row] = []
+    for name, of in seconds.items():
+        rows.append(
+            {
+                "network": case.network,
+                "variant": case.variant,
+                "precision": case.precision,
+                "mode": case.mode,
+                "pass": case.pass_,
+                "contender": name,
+                "batch": case.batch,
+                "image": case.image,
+                "caps": sum(cap.numel() for cap in caps(begun[name].subject.model)),
+                "ms": of.median * 1e3,
+                "q1_ms": of.q1 * 1e3,
+                "q3_ms": of.q3 * 1e3,
+                "min_ms": of.minimum * 1e3,
+                "samples": of.samples,
+                "images_per_s": case.batch / of.median,
+                "ratio_to_relu": of.median / seconds[RELU].median if RELU in seconds else None,
+                "peak_bytes": begun[name].peak_bytes,
+                "saved_bytes": begun[name].saved_bytes,
+            }
+        )
+    return rows, failures
+
+
+class _Begun(NamedTuple):
+    subject: Subject
+    peak_bytes: int | None
+    saved_bytes: int | None
+
+
+def _begun(case: Case, name: str, data: tuple[torch.Tensor, torch.Tensor], place: Place) -> _Begun:
+    subject = Subject(
+        case.network, case.variant, name, data, precision=case.precision, mode=case.mode, pass_=case.pass_
+    )
+    for _ in range(WARM_UP):
+        subject.step()
+    keeps = case.pass_ == TRAIN and case.mode == EAGER
+    return _Begun(subject, subject.peak_bytes(place), subject.saved_bytes() if keeps else None)
+
+
+def forget(done: Work, place: Place) -> None:
+    """Give back what was taken: memory, and compiled code."""
+    if done.mode == COMPILED:
+        torch._dynamo.reset()
+    place.release()

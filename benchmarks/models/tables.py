@@ -1,0 +1,115 @@
+"""A result file of whole models as tables of text, for the terminal and for documents alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.kernels.tables import noise_of, software
+from benchmarks.models.contenders import CONTENDERS, RELU
+from benchmarks.models.document import Document
+from benchmarks.models.steps import TRAIN
+from benchmarks.models.suite import KEYS, Row
+from benchmarks.models.targets import TARGETS, Verdict, judge
+from benchmarks.tables import MISSING, Table
+
+LEGEND = (
+    "Medians of whole steps; the contenders take turns in one process, from the same weights, on the same random "
+    "images. In brackets: over plain ReLU, smaller is better. All but ReLU also pay for the penalty on their caps. "
+    "Peak: network, optimizer, data and all else that a step allocates at its worst moment. Saved: what a forward pass "
+    "keeps for backward beyond network and data."
+)
+
+
+def all_tables(document: Document) -> list[Table]:
+    """Those that have rows, and the targets."""
+    found = (target_table(document), time_table(document), memory_table(document), largest_table(document))
+    return [table for table in found if table.rows]
+
+
+def headline(document: Document) -> str:
+    """One sentence: what measured this, when, and whether all of it."""
+    device = document["device"]
+    if "capability" in device:
+        where = f"{device['name']}, driver {device['driver'] or 'unknown'}"
+    else:
+        where = f"{device['name']}, {device['cores']} cores, {document['threads']} threads"
+    parts = [
+        where,
+        software(document),
+        f"torchvision {document['versions']['torchvision']}",
+        document["date"][:10],
+        noise_of(document["rows"], "a contender"),
+    ]
+    if document["quick"]:
+        parts.append("quick run: one case of reduced size")
+    if not document["complete"]:
+        parts.append(f"not all cases: {len(document['missing'])} missing")
+    if document["failures"]:
+        parts.append(f"{len(document['failures'])} contenders not measured")
+    return "; ".join(parts)
+
+
+def target_table(document: Document) -> Table:
+    rows = []
+    for target in TARGETS:
+        subject = (f"{target.pass_}, compiled: ours over {target.against}", f"<= {target.limit:.2f} within noise")
+        verdicts = judge(target, document["rows"])
+        if not verdicts:
+            rows.append((*subject, MISSING, MISSING, "not measured"))
+            continue
+        missed = sum(not verdict.met for verdict in verdicts)
+        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
+        rows.append((*subject, _measured(verdicts[0]), _measured(verdicts[-1]), met))
+    return Table("Targets", ("measure", "target", "worst", "best", "met"), rows)
+
+
+def _measured(verdict: Verdict) -> str:
+    return f"{verdict.measured:.3f} (noise {verdict.noise:.1%}; {verdict.row['network']}, {verdict.row['contender']})"
+
+
+def time_table(document: Document) -> Table:
+    """A line per case: milliseconds of every contender, over plain ReLU in brackets."""
+
+    def cell(row: Row) -> str:
+        ratio = row["ratio_to_relu"]
+        return f"{row['ms']:.3g}" + ("" if ratio is None or row["contender"] == RELU else f" ({ratio:.2f})")
+
+    return _by_case(document, "Times, ms", cell)
+
+
+def memory_table(document: Document) -> Table:
+    """A line per case: peak memory where it was counted; of training steps without it, what is kept for backward."""
+
+    def cell(row: Row) -> str:
+        if row["peak_bytes"] is not None:
+            return f"{row['peak_bytes'] / 1e6:.0f}"
+        return MISSING if row["saved_bytes"] is None else f"saved {row['saved_bytes'] / 1e6:.1f}"
+
+    table = _by_case(document, "Memory, MB", cell)
+    rows = [row for row in table.rows if any(text != MISSING for text in row[-len(CONTENDERS) :])]
+    return Table(table.title, table.header, rows)
+
+
+def _by_case(document: Document, title: str, cell: Callable[[Row], str]) -> Table:
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in document["rows"]:
+        key = tuple(row[key] for key in KEYS)  # type: ignore[literal-required]
+        found.setdefault(key, {})[row["contender"]] = row
+    lines = []
+    for key, by_name in found.items():
+        one = next(iter(by_name.values()))
+        cells = (cell(by_name[name]) if name in by_name else MISSING for name in CONTENDERS)
+        lines.append((", ".join(key), f"{one['batch']} x {one['image']} px", *cells))
+    return Table(title, ("case", "batch", *CONTENDERS), lines)
+
+
+def largest_table(document: Document) -> Table:
+    """The largest batches of a training step: the one that ran, and the smallest that ran out of memory."""
+    lines = []
+    for found in document["largest"]:
+        above = MISSING if found["too_large"] is None else str(found["too_large"])
+        per_image = f"{found['bytes_per_image'] / 1e6:.1f}"
+        case = f"{found['network']}, {found['precision']}, {TRAIN}, {found['image']} px"
+        lines.append((case, found["contender"], str(found["batch"]), above, per_image))
+    header = ("case", "contender", "largest batch that ran", "out of memory at", "MB per image")
+    return Table("Largest batch", header, lines)
