@@ -58,7 +58,7 @@ def _times(document: dict[str, Any], axes: Axes, axis: str, pass_: str) -> None:
     else:
         axes.set(title=f"{pass_}, {styles(document)[0].name}", xlabel="caps, x of 64 MB")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="lower right" if axis == SIZE else "best")
 
 
 def _name_places(axes: Axes, axis: str) -> None:
