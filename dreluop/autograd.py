@@ -160,32 +160,37 @@ class CappedReLUFunction(Function):
 
 
 class PlainCappedReLUFunction(torch.autograd.Function):
-    """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim)``, nothing but y saved.
+    """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim, inplace)``, only y and the cap saved.
 
     A small tensor feels every microsecond of Python, and this has no more of it than the derivatives need. Not for
     ``torch.func`` and forward mode.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         ctx.operators = calls = operators()
+        y = x
         with below_autograd():
-            y = calls.forward(x, cap, dim)
+            if inplace:
+                calls.forward_(x, cap, dim)
+                ctx.mark_dirty(x)
+            else:
+                y = calls.forward(x, cap, dim)
         ctx.dim = dim
         ctx.save_for_backward(y, cap)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         y, cap = ctx.saved_tensors
-        need_x, need_cap, _ = ctx.needs_input_grad
+        need_x, need_cap, *_ = ctx.needs_input_grad
         if derivative_may_be_asked(grad, cap):
             with using(ctx.operators):
                 dx, dcap, _ = _backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
         else:
             with below_autograd():
                 dx, dcap, _ = ctx.operators.backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
-        return dx if need_x else None, dcap if need_cap else None, None
+        return dx if need_x else None, dcap if need_cap else None, None, None
 
 
 class CappedReLUBackwardFunction(Function):

@@ -98,7 +98,7 @@ def capped_relu(
         and type(dim) is int
         and x.device == cap.device
         and save == "output"
-        and inplace is False
+        and type(inplace) is bool
         and balancer is None
         and bias is None
         and residual is None
@@ -106,22 +106,27 @@ def capped_relu(
         and not torch.compiler.is_compiling()
         and not derivatives_by_plain_torch()
     ):
-        return _plain(x, cap, dim)
+        return _plain(x, cap, dim, inplace)
     return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
 
 
-def _plain(x: Tensor, cap: Tensor, dim: int) -> Tensor:
+def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
     """The usual call. Small tensors feel every microsecond, so the operator is asked at once.
 
     It refuses whatever the checks would, which then have the words for it.
     """
     try:
         calls = operators_for(x)
+        if inplace:
+            validation.writable_in_place(x, cap=cap)
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
-            y: Tensor = _apply_plain(x, cap, dim)
+            y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
         with below_autograd():
-            return calls.forward(x, cap, dim)
+            if not inplace:
+                return calls.forward(x, cap, dim)
+            calls.forward_(x, cap, dim)
+        return x
     except (RuntimeError, TypeError, ValueError):
         validation.float_tensor("x", x)
         validation.cap_for(x, cap, dim)
