@@ -11,10 +11,10 @@ from torch import fx, nn
 
 from dreluop.surgery import activations
 from dreluop.surgery.activations import Sum
+from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.report import Modes, Site
 from dreluop.surgery.rewriting import NewForward, new_forward
 from dreluop.surgery.survey import Found, Owner, Slot, Survey, times_called
-from dreluop.surgery.tracing import NotTraceableError
 
 
 @dataclass
@@ -153,6 +153,8 @@ def _note_shared_calls(found: Survey, model: nn.Module, plans: list[Plan]) -> No
         owner = one.found.owner
         if owner.traced is None:
             one.note(f"replaced as a module, all its calls share the caps: {owner.path or 'the model'} was not traced")
+        elif not one.found.nodes:
+            one.note("replaced as a module, all its calls share the caps: a trace does not reach it")
         elif counts[id(owner.module)] > 1:
             one.note(f"{owner} is called {counts[id(owner.module)]} times in a forward pass, with the same caps")
 
@@ -184,7 +186,8 @@ def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
             total = one.sums[training] if one.sums else None
             _redirect(node, one.target, total)
     try:
-        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()})
+        fixed = dict.fromkeys(one for traced in owner.traced.values() for one in traced.fixed)
+        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()}, tuple(fixed))
     except (SyntaxError, RuntimeError, TypeError) as error:
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
 

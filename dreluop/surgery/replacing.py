@@ -14,12 +14,12 @@ from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, planning, shapes
+from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.planning import Plan
 from dreluop.surgery.report import Report, Site
 from dreluop.surgery.rewriting import NewForward
 from dreluop.surgery.sites import PendingSite, ResidualDReLU
 from dreluop.surgery.survey import Owner, Survey, survey
-from dreluop.surgery.tracing import NotTraceableError
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 
@@ -97,8 +97,14 @@ def replace_activations(
     except BaseException:
         changes.undo()
         raise
-    untraced = {owner.path: owner.error for owner in found.owners.values() if owner.error}
+    untraced = {owner.path: owner.error for owner in found.owners.values() if owner.error and _lost(owner, plans)}
     return Report(tuple(_described(one) for one in plans), {**untraced, **found.hidden})
+
+
+def _lost(owner: Owner, plans: list[Plan]) -> bool:
+    """Whether something of an owner that could not be rewritten may have been left."""
+    own = [one.site for one in plans if one.found.owner is owner]
+    return owner.traced is None or owner.has_other_calls or any(site.action == "left" or site.reason for site in own)
 
 
 def _written(owners: list[Owner], plans: list[Plan], blocked: dict[int, str]) -> list[tuple[Owner, NewForward]]:

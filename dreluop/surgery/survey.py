@@ -14,8 +14,10 @@ from torch.nn import functional
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import activations, tracing
 from dreluop.surgery.activations import Activation
-from dreluop.surgery.tracing import NotTraceableError, Place, Traced
+from dreluop.surgery.effects import NotTraceableError
+from dreluop.surgery.tracing import Place, Traced
 
+_NAMES = frozenset({"relu", "relu_", "relu6", "hardtanh", "hardtanh_"})
 # An attribute of a module: (id of the module that holds it, its name).
 Slot = tuple[int, str]
 
@@ -38,6 +40,13 @@ class Owner:
     error: str = ""
     rewritable: bool = True
     callers: list[tuple[Owner, fx.Node]] = field(default_factory=list)
+
+    @property
+    def has_other_calls(self) -> bool:
+        """Whether the code names activations, and the trace is one of several."""
+        partial = any(one.partial for one in (self.traced or {}).values())
+        code = inspect.unwrap(type(self.module).forward).__code__ if partial else None
+        return code is not None and not _NAMES.isdisjoint(code.co_names)
 
     def child(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
@@ -139,7 +148,7 @@ class _Surveyor:
         self._found = Survey({}, [], {})
 
     def run(self) -> Survey:
-        self._visit(self._model, "", None, None, frozenset())
+        self._visit(self._model, "", None, None, _required(self._model))
         return self._found
 
     def _visit(
@@ -202,6 +211,17 @@ class _Surveyor:
                     places[call.place] = site
                 site.nodes[training] = call.node
         self._found.sites += places.values()
+        for target, child in self._uncalled(owner):
+            found = activations.of_module(child)
+            if found is not None:
+                self._found.sites.append(Found(owner, found, target, f"module {target}", {}))
+
+    def _uncalled(self, owner: Owner) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that a forward may call where it goes another way than its trace."""
+        traced = owner.traced or {}
+        if any(one.partial for one in traced.values()):
+            called = {node.target for one in traced.values() for node in one.graph.nodes if node.op == "call_module"}
+            yield from ((target, child) for target, child in _children(owner.module) if target not in called)
 
     def _visit_children(self, owner: Owner) -> None:
         prefix = f"{owner.path}." if owner.path else ""
@@ -214,6 +234,8 @@ class _Surveyor:
                 if node.op == "call_module":
                     child = owner.child(str(node.target))
                     self._visit(child, prefix + str(node.target), owner, node, _given(child, node))
+        for target, child in self._uncalled(owner):
+            self._visit(child, prefix + target, owner, None, None)
 
 
 def _chain_of(module: nn.Module) -> list[str] | None:
@@ -237,7 +259,14 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _given(module: nn.Module, node: fx.Node) -> frozenset[str]:
     forward = activations.forward_of(module)
     names = [] if forward is None else list(inspect.signature(forward).parameters)[1:]
-    return frozenset(names[: len(node.args)]) | frozenset(node.kwargs)
+    passed = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return frozenset(name for name, value in passed.items() if value is not None)
+
+
+def _required(module: nn.Module) -> frozenset[str]:
+    forward = activations.forward_of(module)
+    parameters = {} if forward is None else inspect.signature(forward).parameters
+    return frozenset(name for name, one in parameters.items() if one.default is inspect.Parameter.empty)
 
 
 def _source(node: fx.Node) -> str:
