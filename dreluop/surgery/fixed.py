@@ -17,7 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dreluop.surgery import activations
 from dreluop.surgery.effects import NotTraceableError, Watch, globals_of, is_users
@@ -111,7 +111,11 @@ class Reads:
             if id(module) not in self._own:
                 raise self.watch.stop(f"its forward asks for the mode of {path}")
             return value
-        if name in _OF_EVERY_MODULE or name.startswith("__") or isinstance(value, nn.Module | types.MethodType):
+        if (
+            name in _OF_EVERY_MODULE
+            or name.startswith("__")
+            or isinstance(value, nn.Module | types.MethodType | fx.Proxy)
+        ):
             return value
         if activations.of_module(module) is not None:
             raise self.watch.stop(f"its forward reads {name} of the activation {path}")

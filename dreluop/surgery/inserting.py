@@ -259,7 +259,7 @@ def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple
     sizes: list[tuple[int, ...]] = []
     handle = first.register_forward_pre_hook(lambda layer, args: sizes.append(tuple(args[0].shape[2:])))
     try:
-        shapes.run_on_fakes(model, example_input, False)
+        shapes.run(model, example_input, False)
     except Exception as error:
         raise ValueError(f"example_input: the model cannot run on it: {error}") from error
     finally:

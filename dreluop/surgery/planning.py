@@ -14,7 +14,7 @@ from dreluop.surgery.activations import Sum
 from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.report import Modes, Site
 from dreluop.surgery.rewriting import NewForward, new_forward
-from dreluop.surgery.survey import Found, Owner, Slot, Survey, times_called
+from dreluop.surgery.survey import Found, Owner, Slot, Survey, has_hooks, times_called
 
 
 @dataclass
@@ -64,6 +64,8 @@ def plan(found: Survey, model: nn.Module, select: Callable[[Site], bool], fuse: 
         moves = not one.takes_slot and one.shares is None and bool(one.selected or group)
         if one.selected and fuse and owner.rewritable and owner.traced is not None:
             _fuse(one)
+        if moves and one.selected and one.found.target and has_hooks(owner.child(one.found.target)):
+            one.note("the activation's hooks run here too; their handles take them off the first call only")
         if moves or (one.selected and one.sums):
             if owner.rewritable and owner.traced is not None:
                 rewritten[id(owner.module)] = owner
@@ -151,6 +153,8 @@ def _note_shared_calls(found: Survey, model: nn.Module, plans: list[Plan]) -> No
     counts = times_called(found, model)
     for one in plans:
         owner = one.found.owner
+        if one.found.inside:
+            one.note(f"{one.found.inside} became part of this forward: hooks that are set on it later do not run")
         if owner.traced is None:
             one.note(f"replaced as a module, all its calls share the caps: {owner.path or 'the model'} was not traced")
         elif not one.found.nodes:
@@ -161,8 +165,11 @@ def _note_shared_calls(found: Survey, model: nn.Module, plans: list[Plan]) -> No
 
 def _fuse(one: Plan) -> None:
     sums: dict[bool, Sum] = {}
+    hooked = bool(one.found.target) and has_hooks(one.found.owner.child(one.found.target))
     for training, node in one.found.nodes.items():
         result = activations.sum_before(node, one.found.owner.child)
+        if isinstance(result, Sum) and hooked:
+            result = "the activation has hooks, which get the sum"
         if isinstance(result, str):
             one.note(f"not fused: {result}")
         if not isinstance(result, Sum):

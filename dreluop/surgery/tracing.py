@@ -24,11 +24,16 @@ Place = tuple[tuple[tuple[str, str, int], ...], int]
 
 @dataclass(frozen=True)
 class Call:
-    """An activation node of a traced graph and where it stands, which is the same in both modes."""
+    """An activation node of a traced graph and where it stands, which is the same in both modes.
+
+    Attributes:
+        inside: the path of the descendant whose forward makes the call, if it became part of the graph.
+    """
 
     node: fx.Node
     activation: Activation
     place: Place
+    inside: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,10 @@ class _OwnForward(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) not in self._inlined
 
+    def _inside(self) -> str:
+        paths = [path.partition("@")[0] for path in self.module_stack]
+        return next((path for path in paths if path and id(self.root.get_submodule(path)) in self._inlined), "")
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -140,7 +149,7 @@ class _OwnForward(fx.Tracer):
             found = activations.of_call(target, args, kwargs)
         if found is not None:
             chain = _frames(fx.Tracer.trace.__code__)
-            self.calls.append(Call(node, found, (chain, self._passes[chain])))
+            self.calls.append(Call(node, found, (chain, self._passes[chain]), self._inside()))
             self._passes[chain] += 1
         return node
 
