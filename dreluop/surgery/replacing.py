@@ -16,6 +16,7 @@ from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, planning, shapes
+from dreluop.surgery.caps import in_dtype_of
 from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.planning import Plan
 from dreluop.surgery.report import Report, Site
@@ -285,6 +286,7 @@ def _d_relu(model: nn.Module, one: Plan, layer: shapes.Producer | None, granular
     cap_shape, dim = _cap_shape(one, pending.shapes, layer, granularity)
     like = planning.caps_like(one.found.owner, layer.module if layer else None, model)
     start = init if one.found.activation.bound is None else one.found.activation.bound
+    in_dtype_of(like, torch.tensor(start, dtype=torch.float64), f"init of {one.site.name!r}")
     options: dict[str, Any] = {"inplace": one.found.activation.inplace, "device": like.device, "dtype": like.dtype}
     module: DReLU
     if one.sums:

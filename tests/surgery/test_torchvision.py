@@ -119,6 +119,33 @@ def test_resnet_stays_a_resnet_that_reads_well() -> None:
     assert model.load_state_dict(before, strict=False).missing_keys == [f"{site.name}.cap" for site in report.sites]
 
 
+def test_densenet_that_computes_its_layers_anew() -> None:
+    """torch.utils.checkpoint takes functions that call modules: the modules are replaced, the forwards stay."""
+    original = models.densenet121(weights=None, memory_efficient=True)
+    model = copy.deepcopy(original)
+    report = replace_activations(model)
+    assert len(report.replaced) == COUNTS["densenet121"][0]
+    assert not report.left
+    layer = model.features.denseblock1.denselayer1
+    assert type(layer) is models.densenet._DenseLayer
+    x = torch.randn(2, 3, 64, 64)
+    open_caps(model, report)
+    results = [one(x.clone().requires_grad_()) for one in (original, model)]
+    assert torch.equal(*results)
+    for result in results:
+        result.square().sum().backward()
+    for (name, weight), other in zip(original.named_parameters(), weights_of(model), strict=True):
+        torch.testing.assert_close(other.grad, weight.grad, msg=name)
+    set_caps(model, 0.01)
+    model(x.requires_grad_()).square().sum().backward()
+    caps = [parameter for name, parameter in model.named_parameters() if name.endswith("cap")]
+    assert all(bool(cap.grad is not None and cap.grad.abs().sum() > 0) for cap in caps)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    return [parameter for name, parameter in model.named_parameters() if not name.endswith("cap")]
+
+
 def test_dense_transformer_bias_networks_cap_the_last_dimension() -> None:
     model = models.swin_v2_t(weights=None)
     report = replace_activations(model)
