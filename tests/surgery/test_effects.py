@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
-import pickle
 import random
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +17,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dreluop import DReLU
-from dreluop.surgery import replace_activations, set_caps, to_plain
+from dreluop.surgery import replace_activations, set_caps
+from tests.surgery.models import OneCall
 
 SEEN: list[Any] = []
 FLAG = False
-SCALE = 3.0
 LOGGER = logging.getLogger(__name__)
 
 
@@ -38,37 +35,13 @@ class Squared(torch.autograd.Function):
         return gradients[0] * 100
 
 
-class Settings:
-    def __repr__(self) -> str:
-        return "Settings"
-
-    scale = 2.0
-
-
-class Base(nn.Module):
-    """One functional call, whatever the forward does else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.alpha, self.flag, self.times, self.probability = 0.5, False, 2, 0.3
-        self.log: list[Any] = []
-        self.cache: dict[str, Any] = {}
-        self.settings = Settings()
-        self.act = functional.relu
-        self.shift = torch.ones(4)
-        self.count = 0
-        self.steps: Tensor
-        self.register_buffer("steps", torch.zeros(()))
-
-
-EFFECTS: dict[str, tuple[type[Base], str]] = {}
+EFFECTS: dict[str, tuple[type[OneCall], str]] = {}
 
 
 def effect(reason: str) -> Callable[[Callable[..., Any]], None]:
     def add(forward: Callable[..., Any]) -> None:
         name = forward.__name__
-        EFFECTS[name] = type(name, (Base,), {"forward": forward}), reason
+        EFFECTS[name] = type(name, (OneCall,), {"forward": forward}), reason
 
     return add
 
@@ -306,7 +279,7 @@ def test_an_effect_leaves_the_forward_and_is_told(name: str, capsys: pytest.Capt
     assert torch.is_grad_enabled()
 
 
-class Branches(Base):
+class Branches(OneCall):
     """Asks an input for its type: the trace sees one branch of two."""
 
     def __init__(self) -> None:
@@ -328,7 +301,7 @@ def test_modules_of_the_branch_that_a_trace_misses_are_replaced() -> None:
         replace_activations(Branches())
 
 
-class InPlaceStatistics(Base):
+class InPlaceStatistics(OneCall):
     """A buffer and a plain tensor that the forward updates: operations, which a graph holds."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -346,124 +319,3 @@ def test_updates_of_tensors_go_on() -> None:
         assert torch.equal(model(x), original(x))
     assert (model.steps, model.shift[0]) == (3, 8)
     assert isinstance(model.relu, DReLU)
-
-
-class Numbers(Base):
-    """Numbers that are read, passed on, and decide; a function held by the module, a global, another's attribute."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.linear(x)) * self.alpha
-        x = functional.dropout(x, self.probability, self.training)
-        return x[:, : self.linear.out_features]
-
-
-class Deciding(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.times):
-            x = self.act(self.linear(x))
-        return x * SCALE if self.flag is None or not self.flag else x
-
-
-def opened(model: nn.Module) -> nn.Module:
-    report = replace_activations(model)
-    assert report.replaced
-    assert not report.left
-    set_caps(model, torch.inf)
-    return model
-
-
-def test_a_number_that_is_passed_on_is_read_anew() -> None:
-    original = Numbers()
-    model = opened(copy.deepcopy(original))
-    x = torch.randn(5, 4)
-    for alpha, probability in ((0.5, 0.3), (2.0, 0.9), (-1, 0.0)):
-        for one in (original, model):
-            one.alpha, one.probability = alpha, probability
-        for training in (True, False):
-            torch.manual_seed(0)
-            want = original.train(training)(x)
-            torch.manual_seed(0)
-            assert torch.equal(model.train(training)(x), want)
-
-
-@pytest.mark.parametrize(("name", "value"), [("times", 3), ("flag", True), ("act", torch.tanh)])
-def test_a_value_that_decides_is_guarded(name: str, value: Any) -> None:
-    original = Deciding()
-    model = opened(copy.deepcopy(original))
-    x = torch.randn(5, 4)
-    was = getattr(model, name)
-    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(x), original(x))
-        setattr(other, name, value)
-        with pytest.raises(ValueError, match=f"{name}: got .* the forward of this Deciding was rewritten by dreluop"):
-            other(x)
-        setattr(other, name, was)
-        assert torch.equal(other(x), original(x))
-
-
-def test_a_global_number_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = opened(Deciding())
-    x = torch.randn(2, 4)
-    model(x)
-    monkeypatch.setattr(sys.modules[__name__], "SCALE", 4.0)
-    with pytest.raises(ValueError, match=r"SCALE: got 4.0; .* while it was 3.0"):
-        model(x)
-
-
-def test_guards_outlive_a_second_surgery_and_do_not_stop_compilers() -> None:
-    model = Deciding()
-    replace_activations(model, select="relu")
-    x = torch.randn(2, 4)
-    want = model(x)
-    torch.compiler.reset()
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), want)
-    assert torch.equal(torch.export.export(model, (x,)).module()(x), want)
-    assert torch.equal(to_plain(model.eval())(x), want)
-    replace_activations(model)
-    assert sum(isinstance(module, DReLU) for module in model.modules()) == 2
-    model.flag = True
-    with pytest.raises(ValueError, match="flag: got True"):
-        model(x)
-
-
-class Masked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = functional.relu(self.linear(x))
-        return x if mask is None else x * mask
-
-
-class PassesNone(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.masked = Masked()
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.masked(x, None)
-        return result
-
-
-def test_none_for_an_argument_is_no_value() -> None:
-    model = opened(Masked())
-    x = torch.ones(2, 4)
-    assert model(x, x).shape == x.shape
-    with pytest.raises(ValueError, match="mask: got None; this forward was rewritten"):
-        model(x, None)
-    original = PassesNone()
-    caller = copy.deepcopy(original)
-    assert replace_activations(caller).untraced == {"masked": "its caller passes None for mask"}
-    assert torch.equal(caller(x), original(x))
-
-
-def test_a_profiler_goes_on() -> None:
-    calls: list[str] = []
-    profile = functools.partial(lambda frame, event, argument: calls.append(event))
-    sys.setprofile(profile)
-    try:
-        replace_activations(Numbers())
-        assert sys.getprofile() is profile
-    finally:
-        sys.setprofile(None)

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from dreluop import DReLU
 from dreluop.surgery import replace_activations
+from tests.surgery.helpers import open_caps
+from tests.surgery.models import Users
 
 
 class Apply(nn.Module):
@@ -84,6 +86,39 @@ def test_unknown_counts_need_an_example(name: str) -> None:
     (site,) = replace_activations(model, example_input=X).replaced
     assert site.cap_shape == (channels,)
     assert model(X).min() >= 0
+
+
+def test_channel_counts_come_from_the_layers_before() -> None:
+    model = Users()
+    sites = {site.name: site.cap_shape for site in replace_activations(model).sites}
+    assert sites["stem.2"] == (8,)
+    assert [sites[f"stages.low.0.relu{end}"] for end in ("", "_1", "_2")] == [(4,), (4,), (8,)]
+    assert [sites["stages.low.1.1"], sites["stages.low.1.3"]] == [(6,), (4,)]
+    assert sites["classifier.2"] == (10,)
+
+
+def test_features_come_last_after_a_linear() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU())
+    replace_activations(model)
+    assert model(torch.randn(2, 3, 5)).shape == (2, 3, 7)
+    assert model[1].cap.shape == (7,)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
+def test_granularities_with_an_example(granularity: Any) -> None:
+    model = Users().train()
+    before = copy.deepcopy(model)
+    report = replace_activations(model, granularity=granularity, example_input=torch.randn(1, 3, 6, 6))
+    expected = {"layer": (1,), "channel": (8,), "neuron": (8, 6, 6)}[granularity]
+    stem = next(site for site in report.sites if site.name == "stem.2")
+    assert (stem.cap_shape, stem.shape) == (expected, (1, 8, 6, 6))
+    # The run that looked at the shapes left statistics and modes alone.
+    for key, value in before.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+    assert all(module.training for module in model.modules())
+    open_caps(model, report)
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model(x), before(x))
 
 
 class Remembering(nn.Module):

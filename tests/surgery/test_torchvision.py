@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from benchmarks.surgery import sweep
 from dreluop import DReLU, cap_penalty
 from dreluop.surgery import insert_head, insert_stem, replace_activations, set_caps, to_plain
 from tests.optional import torchvision_or_skip
+from tests.surgery.helpers import open_caps, weights_of
 
 models = torchvision_or_skip("torchvision.models")
 
@@ -52,10 +52,6 @@ def test_surgery_keeps_outputs_and_gives_every_cap_a_gradient(name: str) -> None
 def test_without_relu_the_report_is_empty(name: str) -> None:
     row = sweep.check(name)
     assert (row.failure, row.found, row.equal) == ("", 0, None)
-
-
-def open_caps(model: nn.Module, report: Any) -> None:
-    set_caps(model, {site.name: site.bound or math.inf for site in report.replaced})
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["cut_in_train", "cut_in_eval"])
@@ -143,10 +139,6 @@ def test_densenet_that_computes_its_layers_anew() -> None:
     caps = [parameter for name, parameter in model.named_parameters() if name.endswith("cap")]
     # What the first block gets, pooled and capped, is constant but for a few elements: no cap of its first is reached.
     assert sum(bool(cap.grad is not None and cap.grad.abs().sum() > 0) for cap in caps) >= len(caps) - 1
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    return [parameter for name, parameter in model.named_parameters() if not name.endswith("cap")]
 
 
 def test_dense_transformer_bias_networks_cap_the_last_dimension() -> None:

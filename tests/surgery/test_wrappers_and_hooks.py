@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from dreluop import DReLU
 from dreluop.surgery import insert_head, replace_activations
-from tests.surgery.models import ResidualBlock, SharedBlock
+from tests.surgery.helpers import open_caps
+from tests.surgery.models import ResidualBlock, SharedBlock, Users
 
 
 class Weighted(nn.Module):
@@ -93,6 +95,51 @@ def test_data_parallel_inside_a_model() -> None:
     assert model(torch.randn(2, 3)).shape == (2, 2)
 
 
+def test_hooks_stay_and_their_handles_work() -> None:
+    model = Users()
+    seen: list[str] = []
+    model.stages["low"][0].register_forward_hook(lambda *_: seen.append("block"))
+    handle = model.stem[2].register_forward_hook(lambda *_: seen.append("stem"))
+    replace_activations(model)
+    model(torch.randn(2, 3, 6, 6))
+    assert sorted(set(seen)) == ["block", "stem"]
+    handle.remove()
+    seen.clear()
+    model(torch.randn(2, 3, 6, 6))
+    assert seen.count("block") == 1
+    assert not model.stem[2]._forward_hooks
+
+
+def test_activations_do_not_share_hooks() -> None:
+    model = ResidualBlock(6, 3, True)
+    replace_activations(model)
+    model.relu.register_forward_hook(lambda *_: None)
+    assert not model.relu_1._forward_hooks
+
+
+def test_data_parallel_wrapping() -> None:
+    original = Users()
+    model = nn.DataParallel(copy.deepcopy(original))
+    report = replace_activations(model)
+    assert all(site.name.startswith("module.") for site in report.sites)
+    open_caps(model, report)
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model(x), original(x))
+    replica = model.module._replicate_for_data_parallel()
+    assert type(replica) is type(model.module)
+
+
+def test_distributed_wrapping_is_refused() -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), nn.ReLU())))
+    finally:
+        distributed.destroy_process_group()
+    with pytest.raises(ValueError, match="model: got one inside DistributedDataParallel, which would not synchronise"):
+        replace_activations(model)
+
+
 def test_full_backward_hooks_stay_full() -> None:
     seen: list[Any] = []
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
@@ -157,18 +204,3 @@ def test_an_activation_under_two_names_is_replaced_under_both() -> None:
     model = Twin()
     assert [site.name for site in replace_activations(model, granularity="layer").replaced] == ["first", "second"]
     assert isinstance(model.second, DReLU)
-
-
-@pytest.mark.parametrize("select", [["relu", "x*"], "x*", ["relu_2", "relu", "r"]])
-def test_every_pattern_must_match(select: Any) -> None:
-    model = ResidualBlock(6, 3, True)
-    with pytest.raises(ValueError, match=r"select: '.*' matches none of the 3 sites, such as 'relu'"):
-        replace_activations(model, select=select)
-    with pytest.raises(ValueError, match="select: got no pattern; expected at least one"):
-        replace_activations(model, select=[])
-    assert type(model) is ResidualBlock
-
-
-def test_select_all_but_some() -> None:
-    report = replace_activations(ResidualBlock(6, 3, True), select=lambda site: site.name != "relu_1")
-    assert [site.name for site in report.left] == ["relu_1"]
