@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from numbers import Number
 from types import FrameType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -187,7 +186,6 @@ class Reads:
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _current = threading.local()
-_classes: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
 def _read(self: Any, name: str) -> Any:
@@ -197,21 +195,20 @@ def _read(self: Any, name: str) -> Any:
 
 
 def _reading(cls: type) -> type:
-    if cls not in _classes:
-        members = {"__getattribute__": _read, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _classes[cls] = type(cls.__name__, (cls,), members)
-    return _classes[cls]
+    members = {"__getattribute__": _read, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), members)
 
 
 @contextmanager
 def reading(root: nn.Module, reads: Reads) -> Iterator[None]:
     """Show ``reads`` every attribute that the forwards of the modules in root read."""
     before = [(module, type(module)) for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    classes = {cls: _reading(cls) for cls in {cls for _, cls in before}}
     previous = getattr(_current, "reads", None)
     _current.reads = reads
     try:
         for module, cls in before:
-            object.__setattr__(module, "__class__", _reading(cls))
+            object.__setattr__(module, "__class__", classes[cls])
         yield
     finally:
         for module, cls in before:

@@ -43,7 +43,9 @@ def replace_activations(
     swapped; where that is not enough, the forward of the one module that makes the call is traced with torch.fx, in
     train and in eval mode, and written anew. The module stays the object it was: its class is a subclass of the same
     name, its other attributes, parameters, hooks and ``state_dict`` keys stay, and a ``...cap`` comes in per site.
-    What such a forward reads beside its inputs and ``self.training`` (numbers, flags) is fixed at what it is now.
+    A forward that does more than a graph holds (it sets attributes, prints, draws random numbers, has a ``with``) stays
+    as it is; docs/surgery.md lists what. Of what a new forward reads beside its inputs, numbers that are passed on are
+    read in each pass, and those that decide are fixed: it raises where one is another.
 
     Args:
         model: on any device, in either mode. Apply it before ``torch.compile`` and before making the optimizer.

@@ -82,8 +82,11 @@ class _Asked:
         frame = sys._getframe(1)
         # torch.nn.Parameter answers in Python.
         if is_users(frame) or (frame.f_code.co_name == "__instancecheck__" and is_users(frame.f_back)):
-            self.tracer.watch.doubt("its forward asks for the type of an input")
+            self._asked()
         return type(self)
+
+    def _asked(self) -> None:
+        self.tracer.watch.doubt("its forward asks for the type of an input")
 
     @__class__.setter
     def __class__(self, cls: type) -> None:
@@ -101,6 +104,18 @@ class _Proxy(_Asked, fx.Proxy):  # type: ignore[misc]
         if self.tracer.watch.asking:
             self.tracer.watch.doubt("its forward asks whether an input has an attribute")
         return _Attribute(self, name)
+
+
+class _Live(_Proxy):
+    """Stands for a number of the module, which code that looks it up or asks for its type needs itself."""
+
+    def __hash__(self) -> int:
+        if is_users(sys._getframe(1)):
+            raise TypeError("a number of the module is looked up")
+        return super().__hash__()
+
+    def _asked(self) -> None:
+        raise TypeError("a number of the module is asked for its type")
 
 
 def _in_place(function: Any) -> Any:
@@ -154,8 +169,7 @@ class _OwnForward(fx.Tracer):
         return node
 
     def _live(self, path: str) -> fx.Proxy:
-        made: fx.Proxy = self.create_proxy("get_attr", path, (), {})
-        return made
+        return _Live(self.create_node("get_attr", path, (), {}), self)
 
     def create_arg(self, a: Any) -> Any:
         known = not isinstance(a, Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs

@@ -58,6 +58,24 @@ def test_a_number_that_is_passed_on_is_read_anew() -> None:
             assert torch.equal(model.train(training)(x), want)
 
 
+class LookedUp(OneCall):
+    """A number that is looked up, and asked for its type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.linear(x)) if self.times in {2, 4} else x
+        return x * {2: 5.0}.get(self.times, 0.0) if isinstance(self.times, int) else x
+
+
+def test_a_number_that_is_looked_up_is_fixed() -> None:
+    original = LookedUp()
+    model = opened(copy.deepcopy(original))
+    x = torch.randn(2, 4)
+    assert torch.equal(model(x), original(x))
+    model.times = 3
+    with pytest.raises(ValueError, match="times: got 3"):
+        model(x)
+
+
 @pytest.mark.parametrize(("name", "value"), [("times", 3), ("flag", True), ("act", torch.tanh)])
 def test_a_value_that_decides_is_guarded(name: str, value: Any) -> None:
     original = Deciding()
