@@ -77,6 +77,9 @@ class _Asked:
 
     tracer: _OwnForward
 
+    def _asked(self) -> None:
+        self.tracer.watch.doubt("its forward asks for the type of an input")
+
     @property
     def __class__(self) -> type:
         frame = sys._getframe(1)
@@ -84,9 +87,6 @@ class _Asked:
         if is_users(frame) or (frame.f_code.co_name == "__instancecheck__" and is_users(frame.f_back)):
             self._asked()
         return type(self)
-
-    def _asked(self) -> None:
-        self.tracer.watch.doubt("its forward asks for the type of an input")
 
     @__class__.setter
     def __class__(self, cls: type) -> None:
