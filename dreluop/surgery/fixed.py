@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import itertools
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Number
@@ -41,6 +42,14 @@ class Fixed:
         if isinstance(self.holder, str):
             return Fixed, (self.holder, self.name, self.value)
         return _of_python_module, (self.holder.__name__, self.name, self.value)
+
+
+def merged(*parts: Iterable[Fixed]) -> tuple[Fixed, ...]:
+    """Each place once; the first value that was read there."""
+    found: dict[tuple[Any, str], Fixed] = {}
+    for one in itertools.chain(*parts):
+        found.setdefault((one.holder, one.name), one)
+    return tuple(found.values())
 
 
 def _of_python_module(holder: str, name: str, value: Any) -> Fixed:

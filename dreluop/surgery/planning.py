@@ -12,6 +12,7 @@ from torch import fx, nn
 from dreluop.surgery import activations
 from dreluop.surgery.activations import Sum
 from dreluop.surgery.effects import NotTraceableError
+from dreluop.surgery.fixed import merged
 from dreluop.surgery.report import Modes, Site
 from dreluop.surgery.rewriting import NewForward, new_forward
 from dreluop.surgery.survey import Found, Owner, Slot, Survey, has_hooks, times_called
@@ -193,8 +194,8 @@ def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
             total = one.sums[training] if one.sums else None
             _redirect(node, one.target, total)
     try:
-        fixed = dict.fromkeys(one for traced in owner.traced.values() for one in traced.fixed)
-        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()}, tuple(fixed))
+        fixed = merged(*(traced.fixed for traced in owner.traced.values()))
+        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()}, fixed)
     except (SyntaxError, RuntimeError, TypeError) as error:
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from dreluop.surgery.effects import NotTraceableError
-from dreluop.surgery.fixed import Fixed, unchanged
+from dreluop.surgery.fixed import Fixed, merged, unchanged
 
 _numbers = itertools.count()
 # The name under which the code of a new forward has its Fixed.
@@ -100,7 +100,7 @@ def new_forward(module: nn.Module, graphs: Mapping[bool, fx.Graph], fixed: tuple
     made = vars(type(module)).get("new_forward")
     if isinstance(made, NewForward):
         # The module was traced with this forward, which guards values that it holds itself.
-        fixed = tuple(dict.fromkeys((*made.names[FIXED], *fixed)))
+        fixed = merged(made.names[FIXED], fixed)
     names: dict[str, Any] = {FIXED: fixed, unchanged.__name__: unchanged}
     guard = f"    {unchanged.__name__}(self, {FIXED})\n" if fixed else ""
     for training, graph in graphs.items():

@@ -46,7 +46,8 @@ _POOLING_CALLS = tuple(
 )
 # Of two tensors, which may be broadcast.
 _PAIRS = (
-    operator.add, inplace.FUNCTIONS["iadd"], torch.add, operator.mul, torch.mul, inplace.FUNCTIONS["imul"],
+    operator.add, inplace.FUNCTIONS["iadd"], torch.add, operator.mul, inplace.FUNCTIONS["imul"], torch.mul,
+    operator.sub, inplace.FUNCTIONS["isub"], torch.sub,
 )  # fmt: skip
 
 

@@ -219,6 +219,8 @@ class _Surveyor:
                     site = Found(owner, call.activation, target, _source(call.node), {}, inside)
                     places[call.place] = site
                 site.nodes[training] = call.node
+                if call.activation != site.activation:
+                    owner.rewritable, owner.error = False, "an activation differs between train and eval mode"
         self._found.sites += places.values()
         for target, child in self._uncalled(owner):
             found = activations.of_module(child)

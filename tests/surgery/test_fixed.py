@@ -76,6 +76,49 @@ def test_a_number_that_is_looked_up_is_fixed() -> None:
         model(x)
 
 
+class Listed(OneCall):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = [0, 2]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        parts = []
+        for index in range(3):
+            x = functional.relu(self.linear(x))
+            if index in self.kept:
+                parts.append(x)
+        return parts
+
+
+def test_a_list_that_changes_is_guarded() -> None:
+    original = Listed()
+    model = opened(copy.deepcopy(original))
+    x = torch.randn(2, 4)
+    for other in (model, pickle.loads(pickle.dumps(model))):
+        assert all(map(torch.equal, other(x), original(x)))
+        other.kept.append(1)
+        with pytest.raises(ValueError, match=r"kept: got \[0, 2, 1\]; .* while it was \[0, 2\]"):
+            other(x)
+    assert original.kept == [0, 2]
+
+
+class InPlaceInTraining(OneCall):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return functional.relu(x, inplace=self.training) + x
+
+
+def test_a_call_that_differs_between_the_modes_is_left() -> None:
+    original = InPlaceInTraining()
+    model = copy.deepcopy(original)
+    report = replace_activations(model)
+    assert report.untraced == {"": "an activation differs between train and eval mode"}
+    assert [site.action for site in report.sites] == ["left"]
+    x = torch.randn(3, 4)
+    for training in (True, False):
+        assert torch.equal(model.train(training)(x), original.train(training)(x))
+
+
 @pytest.mark.parametrize(("name", "value"), [("times", 3), ("flag", True), ("act", torch.tanh)])
 def test_a_value_that_decides_is_guarded(name: str, value: Any) -> None:
     original = Deciding()

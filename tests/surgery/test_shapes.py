@@ -47,6 +47,7 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "instance_norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(5), nn.ReLU()), 8, 1),
     "product": (lambda: Apply(lambda one, many, linear: many * one), 8, 1),
     "mask": (lambda: Apply(lambda one, many, linear: one * many), 8, 1),
+    "difference": (lambda: Apply(lambda one, many, linear: many - many.mean(0)), 8, 1),
     "gate": (lambda: Apply(lambda one, many, linear: many * functional.adaptive_avg_pool2d(many, 1)), 8, 1),
     "sum_with_unknown": (lambda: Apply(lambda one, many, linear: many + _unknown(many)), 8, 1),
 }  # fmt: skip
