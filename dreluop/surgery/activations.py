@@ -24,8 +24,9 @@ class Activation:
 
 
 def forward_of(module: nn.Module) -> Any:
-    """The forward of a module's class; None for TorchScript, which has none to ask."""
-    return None if isinstance(module, torch.jit.ScriptModule) else type(module).forward
+    """The forward of a module's class; None for TorchScript, which has none to ask, and for one set on the instance."""
+    frozen = isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module)
+    return None if frozen else type(module).forward
 
 
 def of_module(module: nn.Module) -> Activation | None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreluop.layers import is_compiled
+
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -17,9 +19,18 @@ def run_over(model: nn.Module, loader: Iterable[Any], forward: Forward | None, p
     """Run the model on every batch in eval mode without gradients, then put its modes back; returns the batches.
 
     Raises:
+        ValueError: model is compiled, or a DataParallel on several devices: hooks in it are not called as they must be.
         TypeError: loader is a tensor or no iterable, or a batch is of a kind that needs ``forward``.
         ImportError: progress is True and tqdm is not installed.
     """
+    if is_compiled(model):
+        raise ValueError(
+            "model: got a compiled module, in which nothing can be measured; apply this before torch.compile"
+        )
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in model.modules()):
+        raise ValueError(
+            "model: got a DataParallel on several devices, whose copies cannot be measured together; give its .module"
+        )
     before = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     count = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dreluop.layers import capped_layers, row_per_cap, watched
 from dreluop.modules import DReLU
 from dreluop.surgery.batches import Forward, check_loader, run_over
+from dreluop.surgery.caps import in_dtype_of
 from dreluop.surgery.quantiles import StreamingQuantiles
 from dreluop.tables import text_table
 
@@ -100,8 +101,8 @@ def calibrate_caps(
 
     Raises:
         TypeError: loader is a tensor or no iterable, or quantile, floor or relative_error is no number.
-        ValueError: model has no DReLU, one is not reached, a number is out of range, loader is empty, or max_bytes does
-            not suffice.
+        ValueError: model has no DReLU, one is not reached, it is compiled or a DataParallel on several devices, a
+            number is out of range (of the caps' dtype too), loader is empty, or max_bytes does not suffice.
         RuntimeError: the pre-activations hold NaN, or a quantile is infinite.
         ImportError: progress is True and tqdm is not installed.
     """
@@ -111,47 +112,57 @@ def calibrate_caps(
     if unreached not in ("raise", "keep"):
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
-    sketches = {name: StreamingQuantiles(layer.cap.numel(), floor, relative_error) for name, layer in layers.items()}
-    needed = sum(sketch.histogram_bytes for sketch in sketches.values())
+    for name, layer in layers.items():
+        in_dtype_of(layer.cap, torch.tensor(floor, dtype=torch.float64), f"floor of {name!r}")
+    # Layers that share one cap share its quantile.
+    of_cap = {id(layer.cap): StreamingQuantiles(layer.cap.numel(), floor, relative_error) for layer in layers.values()}
+    sketches = {name: of_cap[id(layer.cap)] for name, layer in layers.items()}
+    needed = sum(sketch.histogram_bytes for sketch in of_cap.values())
     if needed > max_bytes:
         raise ValueError(
-            f"max_bytes: {sum(s.rows for s in sketches.values())} caps need {needed} bytes of histograms at a "
+            f"max_bytes: {sum(s.rows for s in of_cap.values())} caps need {needed} bytes of histograms at a "
             f"relative_error of {relative_error:g}, and {max_bytes} are allowed; allow more, or a larger relative_error"
         )
     check_loader(loader)
+
+    reached: set[str] = set()
 
     def look(name: str, layer: DReLU, x: Tensor) -> None:
         rows = row_per_cap(layer, x if x.dtype is torch.float64 else x.float())
         if rows.isnan().any():
             raise RuntimeError(f"the pre-activations of {name!r} hold NaN")
-        sketches[name].add(rows)
+        reached.add(name)
+        # -inf is off, but would make NaN between two values.
+        sketches[name].add(rows.clamp(min=torch.finfo(rows.dtype).min / 4))
 
     with watched(layers, look):
         batches = run_over(model, loader, forward, progress)
     if batches == 0:
         raise ValueError("loader: got no batch; expected at least one")
-    reached = {name: layer for name, layer in layers.items() if sketches[name].count}
-    missed = tuple(name for name in layers if name not in reached)
+    missed = tuple(name for name in layers if name not in reached or not sketches[name].count)
     if missed and unreached == "raise":
         raise ValueError(
             f"model: its DReLU {missed[0]!r} is not reached by a forward pass in eval mode; its caps cannot be "
             'calibrated (unreached="keep" leaves them)'
         )
-    new = {name: _new_caps(name, sketches[name], quantile, floor) for name in reached}
+    measured = {name: layer for name, layer in layers.items() if name not in missed}
+    new = {name: _new_caps(name, layer, sketches[name], quantile, floor) for name, layer in measured.items()}
     with torch.no_grad():
-        for name, layer in reached.items():
+        for name, layer in measured.items():
             layer.cap.copy_(new[name][0].reshape(layer.cap.shape))
-    rows = tuple(_row(name, sketches[name], *new[name]) for name in reached)
+    rows = tuple(_row(name, sketches[name], *new[name]) for name in measured)
     return Calibration(rows, missed, batches)
 
 
-def _new_caps(name: str, sketch: StreamingQuantiles, quantile: float, floor: float) -> tuple[Tensor, int]:
+def _new_caps(name: str, layer: DReLU, sketch: StreamingQuantiles, quantile: float, floor: float) -> tuple[Tensor, int]:
+    """The caps as the layer's dtype rounds them, in the dtype of the sketch, and how many are of dead units."""
     values = sketch.quantile(quantile)
     if not values.isfinite().all():
         raise RuntimeError(f"the {quantile:g} quantile of the pre-activations of {name!r} is infinite")
     alive = values > floor
     instead = values[alive].median() if alive.any() else values.new_tensor(floor)
-    return torch.where(alive, values, instead), int((~alive).sum())
+    caps = in_dtype_of(layer.cap, torch.where(alive, values, instead), f"the {quantile:g} quantile of {name!r}")
+    return caps.to(values.dtype), int((~alive).sum())
 
 
 def _row(name: str, sketch: StreamingQuantiles, caps: Tensor, dead: int) -> CalibratedLayer:

@@ -32,7 +32,8 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
 
     Raises:
         TypeError, ValueError: model has no DReLU, a name or pattern fits none, a value is no number or not > 0, or its
-            shape is not the caps'. Nothing is set then.
+            shape is not the caps', their dtype rounds it to 0 or infinity, or layers that share caps get different
+            ones. Nothing is set then.
     """
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     if isinstance(value, Mapping):
@@ -43,6 +44,7 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
     else:
         values = dict.fromkeys(_selected(layers, select), value)
     tensors = {name: _as_caps(name, layers[name], given) for name, given in values.items()}
+    _check_shared(layers, tensors)
     with torch.no_grad():
         for name, tensor in tensors.items():
             layers[name].cap.copy_(tensor)
@@ -96,7 +98,29 @@ def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
         raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
     if not bool((tensor > 0).all()):
         raise ValueError(f"value of {name!r}: expected only numbers > 0 (a cap <= 0 gives 0 and never learns)")
-    return tensor
+    return in_dtype_of(layer.cap, tensor, f"value of {name!r}")
+
+
+def in_dtype_of(cap: Tensor, values: Tensor, what: str) -> Tensor:
+    """Values > 0 as a cap's dtype rounds them.
+
+    Raises:
+        ValueError: one becomes 0 or infinite there.
+    """
+    rounded = values.to(cap.dtype)
+    lost = (rounded == 0) | (rounded.isinf() & ~values.isinf())
+    if bool(lost.any()):
+        worst = values.expand(lost.shape)[lost].flatten()[0].item()
+        raise ValueError(f"{what}: got {worst:g}, which {cap.dtype} rounds to {rounded[lost].flatten()[0].item():g}")
+    return rounded
+
+
+def _check_shared(layers: Mapping[str, DReLU], tensors: Mapping[str, Tensor]) -> None:
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        other = first.setdefault(id(layers[name].cap), name)
+        if not torch.equal(*torch.broadcast_tensors(tensor, tensors[other].to(tensor.device))):
+            raise ValueError(f"value of {name!r}: got another than for {other!r}, which shares its caps")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dreluop import validation
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, shapes
+from dreluop.surgery.caps import in_dtype_of
 from dreluop.surgery.replacing import check_model
 from dreluop.surgery.survey import Owner, Survey, survey
 
@@ -68,6 +69,7 @@ def insert_head(
     output = _named(model, layer) if layer is not None else _output_layer(model)
     if type(output) is not nn.Linear:
         raise ValueError(f"layer: the output layer is a {type(output).__name__}; expected a torch.nn.Linear")
+    in_dtype_of(output.weight, torch.tensor(float(init), dtype=torch.float64), "init")
     features = output.in_features if width is None else _positive_int("width", width)
     options: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
     head = nn.Linear(output.in_features, features, **options)
@@ -118,6 +120,7 @@ def insert_stem(
     first = _named(model, layer) if layer is not None else _first_layer(model)
     if type(first) is not nn.Conv2d:
         raise ValueError(f"layer: the first layer is a {type(first).__name__}; expected a torch.nn.Conv2d")
+    in_dtype_of(first.weight, torch.tensor(float(init), dtype=torch.float64), "init")
     between = first.in_channels if channels is None else _positive_int("channels", channels)
     if between != first.in_channels and first.groups != 1:
         raise ValueError(
@@ -259,7 +262,7 @@ def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple
     sizes: list[tuple[int, ...]] = []
     handle = first.register_forward_pre_hook(lambda layer, args: sizes.append(tuple(args[0].shape[2:])))
     try:
-        shapes.run_on_fakes(model, example_input, False)
+        shapes.run(model, example_input, False)
     except Exception as error:
         raise ValueError(f"example_input: the model cannot run on it: {error}") from error
     finally:

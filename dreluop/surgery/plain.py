@@ -112,7 +112,7 @@ def _parameters(module: nn.Module) -> list[str]:
 
 def _without_guards(graph: fx.Graph) -> fx.Graph:
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is tracing.only_default:
+        if node.op == "call_function" and node.target in (tracing.only_default, tracing.not_none):
             graph.erase_node(node)
         elif node.op == "call_function" and node.target in _OPERATORS:
             x = node.args[0]

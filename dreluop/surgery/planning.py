@@ -11,10 +11,11 @@ from torch import fx, nn
 
 from dreluop.surgery import activations
 from dreluop.surgery.activations import Sum
+from dreluop.surgery.effects import NotTraceableError
+from dreluop.surgery.fixed import merged
 from dreluop.surgery.report import Modes, Site
 from dreluop.surgery.rewriting import NewForward, new_forward
-from dreluop.surgery.survey import Found, Owner, Slot, Survey, times_called
-from dreluop.surgery.tracing import NotTraceableError
+from dreluop.surgery.survey import Found, Owner, Slot, Survey, has_hooks, times_called
 
 
 @dataclass
@@ -64,6 +65,8 @@ def plan(found: Survey, model: nn.Module, select: Callable[[Site], bool], fuse: 
         moves = not one.takes_slot and one.shares is None and bool(one.selected or group)
         if one.selected and fuse and owner.rewritable and owner.traced is not None:
             _fuse(one)
+        if moves and one.selected and one.found.target and has_hooks(owner.child(one.found.target)):
+            one.note("the activation's hooks run here too; their handles take them off the first call only")
         if moves or (one.selected and one.sums):
             if owner.rewritable and owner.traced is not None:
                 rewritten[id(owner.module)] = owner
@@ -151,16 +154,23 @@ def _note_shared_calls(found: Survey, model: nn.Module, plans: list[Plan]) -> No
     counts = times_called(found, model)
     for one in plans:
         owner = one.found.owner
+        if one.found.inside:
+            one.note(f"{one.found.inside} became part of this forward: hooks that are set on it later do not run")
         if owner.traced is None:
             one.note(f"replaced as a module, all its calls share the caps: {owner.path or 'the model'} was not traced")
+        elif not one.found.nodes:
+            one.note("replaced as a module, all its calls share the caps: a trace does not reach it")
         elif counts[id(owner.module)] > 1:
             one.note(f"{owner} is called {counts[id(owner.module)]} times in a forward pass, with the same caps")
 
 
 def _fuse(one: Plan) -> None:
     sums: dict[bool, Sum] = {}
+    hooked = bool(one.found.target) and has_hooks(one.found.owner.child(one.found.target))
     for training, node in one.found.nodes.items():
         result = activations.sum_before(node, one.found.owner.child)
+        if isinstance(result, Sum) and hooked:
+            result = "the activation has hooks, which get the sum"
         if isinstance(result, str):
             one.note(f"not fused: {result}")
         if not isinstance(result, Sum):
@@ -184,7 +194,8 @@ def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
             total = one.sums[training] if one.sums else None
             _redirect(node, one.target, total)
     try:
-        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()})
+        fixed = merged(*(traced.fixed for traced in owner.traced.values()))
+        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()}, fixed)
     except (SyntaxError, RuntimeError, TypeError) as error:
         raise NotTraceableError(f"{type(error).__name__}: {error}") from error
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, planning, shapes
+from dreluop.surgery.caps import in_dtype_of
+from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.planning import Plan
 from dreluop.surgery.report import Report, Site
 from dreluop.surgery.rewriting import NewForward
 from dreluop.surgery.sites import PendingSite, ResidualDReLU
 from dreluop.surgery.survey import Owner, Survey, survey
-from dreluop.surgery.tracing import NotTraceableError
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 
@@ -40,7 +43,9 @@ def replace_activations(
     swapped; where that is not enough, the forward of the one module that makes the call is traced with torch.fx, in
     train and in eval mode, and written anew. The module stays the object it was: its class is a subclass of the same
     name, its other attributes, parameters, hooks and ``state_dict`` keys stay, and a ``...cap`` comes in per site.
-    What such a forward reads beside its inputs and ``self.training`` (numbers, flags) is fixed at what it is now.
+    A forward that does more than a graph holds (it sets attributes, prints, draws random numbers, has a ``with``) stays
+    as it is; docs/surgery.md lists what. Of what a new forward reads beside its inputs, numbers that are passed on are
+    read in each pass, and those that decide are fixed: it raises where one is another.
 
     Args:
         model: on any device, in either mode. Apply it before ``torch.compile`` and before making the optimizer.
@@ -48,7 +53,8 @@ def replace_activations(
             ``Linear`` or ``LayerNorm``; ``"neuron"``: one per element of a sample, needs ``example_input``.
         init: where the caps of ReLU sites start, finite and > 0. ReLU6 and Hardtanh(0, c) start at 6 and c.
         select: which sites: a function of a ``Site``, or a pattern or patterns of ``fnmatch`` for ``Site.name``
-            (``"layer4.*"``); default all.
+            (``"layer4.*"``), each of which must match; default all. All but some is a function:
+            ``lambda site: not site.name.startswith("layer1.")``.
         fuse: ``relu(x + y)`` becomes one pass over both, where nothing else uses the sum. Same values in float32 and
             float64.
         example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of keywords. Only
@@ -60,13 +66,14 @@ def replace_activations(
 
     Raises:
         TypeError: an argument has a wrong type.
-        ValueError: granularity, init or select is unknown or matches nothing; model is an activation itself,
-            compiled or inside DistributedDataParallel; the channels of a site are not known (pass ``example_input``),
-            or the model cannot run on it.
+        ValueError: granularity, init or select is unknown or matches nothing; model is an activation itself, compiled,
+            scripted, lazy, or inside DistributedDataParallel or FSDP; the channels of a site are not known (pass
+            ``example_input``), or the model cannot run on it.
             The model is then as it was.
     """
     _check(model, granularity, init, fuse)
-    chosen = _selector(select)
+    patterns = _patterns(select)
+    chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
     blocked: dict[int, str] = {}
     while True:
         found = survey(model)
@@ -81,8 +88,11 @@ def replace_activations(
         except NotTraceableError:
             continue
         break
-    if isinstance(select, str | Iterable) and plans and not any(one.selected for one in plans):
-        raise ValueError(f"select: {select!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}")
+    for pattern in patterns if plans else ():
+        if not any(fnmatch.fnmatchcase(one.site.name, pattern) for one in plans):
+            raise ValueError(
+                f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
+            )
     serving = [one for one in plans if one.selected and one.shares is None]
     changes = _Changes()
     try:
@@ -91,14 +101,26 @@ def replace_activations(
         if example_input is not None and serving:
             _note_shapes(model, example_input, serving)
         for one in serving:
+            old = olds[id(one)]
+            if example_input is not None and old is not None and _unknown(one, layers[id(one)], granularity):
+                changes.set_child(one.holder, one.attribute, old)
+                one.selected = False
+                one.note("left: example_input does not reach it, so its shape is not known")
+                continue
             module = _d_relu(model, one, layers[id(one)], granularity, init)
             _take_hooks(olds[id(one)], module, one.takes_slot)
             changes.set_child(one.holder, one.attribute, module)
     except BaseException:
         changes.undo()
         raise
-    untraced = {owner.path: owner.error for owner in found.owners.values() if owner.error}
+    untraced = {owner.path: owner.error for owner in found.owners.values() if owner.error and _lost(owner, plans)}
     return Report(tuple(_described(one) for one in plans), {**untraced, **found.hidden})
+
+
+def _lost(owner: Owner, plans: list[Plan]) -> bool:
+    """Whether something of an owner that could not be rewritten may have been left."""
+    own = [one.site for one in plans if one.found.owner is owner]
+    return owner.traced is None or owner.has_other_calls or any(site.action == "left" or site.reason for site in own)
 
 
 def _written(owners: list[Owner], plans: list[Plan], blocked: dict[int, str]) -> list[tuple[Owner, NewForward]]:
@@ -130,23 +152,39 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
     if is_compiled(model):
         raise ValueError("model: got a compiled module; apply this to the module before torch.compile")
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise ValueError(
-            "model: got one inside DistributedDataParallel, which would not synchronise new caps; apply this before"
-        )
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got a TorchScript module; apply this to the module before torch.jit")
+    for module in model.modules():
+        wrapper = _distributed_wrapper(module)
+        if wrapper:
+            raise ValueError(
+                f"model: got one inside {wrapper}, which would not synchronise new caps; apply this before"
+            )
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(parameter):
+            raise ValueError(f"model: {name!r} of a lazy module has no shape yet; run the model once before")
 
 
-def _selector(select: Any) -> Callable[[Site], bool]:
+def _distributed_wrapper(module: nn.Module) -> str:
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return "DistributedDataParallel"
+    # To ask torch.distributed.fsdp itself would import it, which takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    names = ("FullyShardedDataParallel", "FSDPModule")
+    return next((name for name in names if fsdp is not None and isinstance(module, getattr(fsdp, name))), "")
+
+
+def _patterns(select: Any) -> list[str]:
     if select is None:
-        return lambda site: True
+        return ["*"]
     if callable(select):
-        return lambda site: bool(select(site))
+        return []
     patterns = [select] if isinstance(select, str) else list(select) if isinstance(select, Iterable) else None
     if patterns is None or not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"select: got {type(select).__name__}; expected a function of a Site, a pattern or patterns")
-    return lambda site: any(fnmatch.fnmatchcase(site.name, pattern) for pattern in patterns)
+    if not patterns:
+        raise ValueError("select: got no pattern; expected at least one")
+    return patterns
 
 
 class _Changes:
@@ -210,6 +248,8 @@ def _take_hooks(old: nn.Module | None, new: nn.Module, takes_slot: bool) -> None
         hooks = getattr(old, name)
         # The very dictionary, once, so that a handle that the user holds still removes its hook.
         object.__setattr__(new, name, hooks if takes_slot else hooks.copy())
+    if old is not None:
+        new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def _note_shapes(model: nn.Module, example_input: Any, serving: list[Plan]) -> None:
@@ -217,10 +257,15 @@ def _note_shapes(model: nn.Module, example_input: Any, serving: list[Plan]) -> N
         if training and all(_pending(one).shape is not None for one in serving):
             return
         try:
-            shapes.run_on_fakes(model, example_input, training)
+            shapes.run(model, example_input, training)
         except Exception as error:
             mode = "train" if training else "eval"
             raise ValueError(f"example_input: the model cannot run on it in {mode} mode: {error}") from error
+
+
+def _unknown(one: Plan, layer: shapes.Producer | None, granularity: Granularity) -> bool:
+    needed = granularity == "neuron" or (granularity == "channel" and layer is None)
+    return needed and _pending(one).shape is None
 
 
 def _pending(one: Plan) -> PendingSite:
@@ -240,9 +285,10 @@ def _producer(found: Survey, one: Plan) -> shapes.Producer | None:
 def _d_relu(model: nn.Module, one: Plan, layer: shapes.Producer | None, granularity: Granularity, init: float) -> DReLU:
     """The module of a site; its plan is told what was done."""
     pending = _pending(one)
-    cap_shape, dim = _cap_shape(one, pending.shape, layer, granularity)
+    cap_shape, dim = _cap_shape(one, pending.shapes, layer, granularity)
     like = planning.caps_like(one.found.owner, layer.module if layer else None, model)
     start = init if one.found.activation.bound is None else one.found.activation.bound
+    in_dtype_of(like, torch.tensor(start, dtype=torch.float64), f"init of {one.site.name!r}")
     options: dict[str, Any] = {"inplace": one.found.activation.inplace, "device": like.device, "dtype": like.dtype}
     module: DReLU
     if one.sums:
@@ -258,28 +304,35 @@ def _d_relu(model: nn.Module, one: Plan, layer: shapes.Producer | None, granular
 
 
 def _cap_shape(
-    one: Plan, shape: tuple[int, ...] | None, layer: shapes.Producer | None, granularity: Granularity
+    one: Plan, seen: list[tuple[int, ...]], layer: shapes.Producer | None, granularity: Granularity
 ) -> tuple[tuple[int, ...], int]:
     name = one.site.name
     if granularity == "layer":
         return (1,), 1
     if granularity == "neuron":
-        if shape is None:
+        if not seen:
             raise ValueError(f"example_input: neuron caps need the shape of what comes into {name!r}; {_PASS}")
-        if len(shape) < 2:
-            raise ValueError(f"granularity: {name!r} gets shape {shape}; neuron caps need a batch dimension first")
-        return shape[1:], 1
-    if shape is not None:
-        dim = layer.dim if layer is not None and len(shape) > 2 else 1
-        if len(shape) < 2:
-            raise ValueError(f"granularity: {name!r} gets shape {shape}, which has no channels; use 'layer'")
-        return (shape[dim],), dim
-    if layer is None:
+        if len(seen[0]) < 2:
+            raise ValueError(f"granularity: {name!r} gets shape {seen[0]}; neuron caps need a batch dimension first")
+        found = {(shape[1:], 1) for shape in seen}
+    elif seen:
+        if min(map(len, seen)) < 2:
+            raise ValueError(f"granularity: {name!r} gets shape {seen[0]}, which has no channels; use 'layer'")
+        dims = [layer.dim if layer is not None and len(shape) > 2 else 1 for shape in seen]
+        found = {((shape[dim],), dim) for shape, dim in zip(seen, dims, strict=True)}
+    elif layer is None:
         raise ValueError(
             f"example_input: the layer before {name!r} does not tell how many channels it gets; {_PASS}, "
             "or granularity='layer'"
         )
-    return (layer.channels,), layer.dim
+    else:
+        found = {((layer.channels,), layer.dim)}
+    if len(found) > 1:
+        raise ValueError(
+            f"granularity: {name!r} is called with the shapes {', '.join(map(str, seen))}, which cannot share "
+            f"{granularity} caps; use 'layer'"
+        )
+    return found.pop()
 
 
 _PASS = "pass example_input=, an input that reaches it"

@@ -48,8 +48,9 @@ class Report:
 
     Attributes:
         sites: all that were found, those left too.
-        untraced: modules whose forward torch.fx could not trace, by name, with the reason. Activation modules inside
-            them were replaced as modules; functional calls (``F.relu``) in their forward were left.
+        untraced: modules whose forward could not be written anew and may have kept a ReLU, by name, with the reason:
+            torch.fx cannot trace it, or it does more than a graph holds. Activation modules inside them were replaced
+            as modules; functional calls (``F.relu``) in their forward were left.
     """
 
     sites: tuple[Site, ...]

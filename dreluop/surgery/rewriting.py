@@ -14,9 +14,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from dreluop.surgery.tracing import NotTraceableError
+from dreluop.surgery.effects import NotTraceableError
+from dreluop.surgery.fixed import Fixed, merged, unchanged
 
 _numbers = itertools.count()
+# The name under which the code of a new forward has its Fixed.
+FIXED = "new_forward_fixed"
 
 
 class NewForward:
@@ -84,14 +87,22 @@ def _new(forward: NewForward, *args: Any) -> Any:
     return forward.cls.__new__(forward.cls, *args)
 
 
-def new_forward(module: nn.Module, graphs: Mapping[bool, fx.Graph]) -> NewForward:
+def new_forward(module: nn.Module, graphs: Mapping[bool, fx.Graph], fixed: tuple[Fixed, ...]) -> NewForward:
     """The forward that runs one graph in train (True), the other in eval (False) mode.
+
+    Args:
+        fixed: the values that the graphs hold; the forward raises where one is another.
 
     Raises:
         NotTraceableError: the graphs cannot be written as one function.
     """
     parts: dict[bool, tuple[str, str, str]] = {}
-    names: dict[str, Any] = {}
+    made = vars(type(module)).get("new_forward")
+    if isinstance(made, NewForward):
+        # The module was traced with this forward, which guards values that it holds itself.
+        fixed = merged(made.names[FIXED], fixed)
+    names: dict[str, Any] = {FIXED: fixed, unchanged.__name__: unchanged}
+    guard = f"    {unchanged.__name__}(self, {FIXED})\n" if fixed else ""
     for training, graph in graphs.items():
         graph.lint()
         code = graph.python_code("self")
@@ -102,12 +113,12 @@ def new_forward(module: nn.Module, graphs: Mapping[bool, fx.Graph]) -> NewForwar
         parts[training] = _split(code.src)
     if parts[True] == parts[False]:
         prelude, header, body = parts[True]
-        return NewForward(_base_of(module), f"{prelude}{header}\n{body}", names)
+        return NewForward(_base_of(module), f"{prelude}{header}\n{guard}{body}", names)
     if parts[True][1] != parts[False][1]:
         raise NotTraceableError("its arguments differ between train and eval mode")
     prelude = "".join(dict.fromkeys([*parts[True][0].splitlines(True), *parts[False][0].splitlines(True)]))
     inner = {training: textwrap.indent(body, "    ") for training, (_, _, body) in parts.items()}
-    source = f"{prelude}{parts[True][1]}\n    if self.training:\n{inner[True]}    else:\n{inner[False]}"
+    source = f"{prelude}{parts[True][1]}\n{guard}    if self.training:\n{inner[True]}    else:\n{inner[False]}"
     return NewForward(_base_of(module), source, names)
 
 

@@ -24,7 +24,7 @@ class ResidualDReLU(DReLU):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
         inplace = self.inplace
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        if residual is not None and not _alike(x, residual):
             x, residual = x.add_(residual) if self.sum_inplace else x + residual, None
         elif residual is not None and not self.sum_inplace:
             # x + residual left x alone, so the fused pass must too.
@@ -32,14 +32,25 @@ class ResidualDReLU(DReLU):
         return capped_relu(x, self.cap, dim=self.dim, inplace=inplace, save=self.save, bias=bias, residual=residual)
 
 
+def _alike(x: Any, residual: Any) -> bool:
+    # A sum may be one with a number that an argument holds.
+    tensors = isinstance(x, Tensor) and isinstance(residual, Tensor)
+    return tensors and residual.shape == x.shape and residual.dtype == x.dtype
+
+
 class PendingSite(nn.Module):
-    """Stands where a D-ReLU will be, and notes the shape of what comes in."""
+    """Stands where a D-ReLU will be, and notes the shapes of what comes in."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shape: tuple[int, ...] | None = None
+        self.shapes: list[tuple[int, ...]] = []
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return self.shapes[0] if self.shapes else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         total = x if residual is None else x + residual
-        self.shape = tuple(total.shape)
+        if tuple(total.shape) not in self.shapes:
+            self.shapes.append(tuple(total.shape))
         return total.relu()

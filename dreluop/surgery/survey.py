@@ -14,8 +14,10 @@ from torch.nn import functional
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import activations, tracing
 from dreluop.surgery.activations import Activation
-from dreluop.surgery.tracing import NotTraceableError, Place, Traced
+from dreluop.surgery.effects import NotTraceableError
+from dreluop.surgery.tracing import Place, Traced
 
+_NAMES = frozenset({"relu", "relu_", "relu6", "hardtanh", "hardtanh_"})
 # An attribute of a module: (id of the module that holds it, its name).
 Slot = tuple[int, str]
 
@@ -29,6 +31,7 @@ class Owner:
         error: why not, or why its forward must stay as it is.
         rewritable: whether its forward may be written anew; never for torch's containers.
         callers: the calls of this module in other owners' graphs.
+        called_unseen: it may be called by forwards that could not be traced, too.
     """
 
     path: str
@@ -38,6 +41,14 @@ class Owner:
     error: str = ""
     rewritable: bool = True
     callers: list[tuple[Owner, fx.Node]] = field(default_factory=list)
+    called_unseen: bool = False
+
+    @property
+    def has_other_calls(self) -> bool:
+        """Whether the code names activations, and the trace is one of several."""
+        partial = any(one.partial for one in (self.traced or {}).values())
+        code = inspect.unwrap(type(self.module).forward).__code__ if partial else None
+        return code is not None and not _NAMES.isdisjoint(code.co_names)
 
     def child(self, target: str) -> nn.Module:
         return self.module.get_submodule(target)
@@ -62,6 +73,7 @@ class Found:
     target: str  # of a module, in owner; empty for a function or method
     source: str
     nodes: dict[bool, fx.Node]
+    inside: str = ""  # a block that became part of the owner's forward, as str(Owner) tells it
 
 
 @dataclass
@@ -123,11 +135,12 @@ def _called_often(found: Survey, model: nn.Module) -> Iterator[nn.Module]:
         inside = any(id(part) in with_sites for part in owner.module.modules())
         by_code = all(caller.rewritable and caller.traced is not None for caller, _ in owner.callers)
         # A call that becomes part of another graph runs no hooks.
-        if inside and by_code and owner.callers and not _has_hooks(owner.module):
+        if inside and by_code and owner.callers and not has_hooks(owner.module):
             yield owner.module
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called with what comes into a module or out of it."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in names)
 
@@ -139,7 +152,7 @@ class _Surveyor:
         self._found = Survey({}, [], {})
 
     def run(self) -> Survey:
-        self._visit(self._model, "", None, None, frozenset())
+        self._visit(self._model, "", None, None, _required(self._model))
         return self._found
 
     def _visit(
@@ -161,13 +174,15 @@ class _Surveyor:
             self._visit_children(known)
         if caller is not None and node is not None:
             known.callers.append((caller, node))
+        elif caller is not None:
+            known.called_unseen = True
 
     def _new_owner(self, module: nn.Module, path: str, given: frozenset[str] | None) -> Owner | None:
         owner = Owner(path, module, given)
         targets = _chain_of(module)
         if targets is not None:
             owner.traced, owner.rewritable = dict(tracing.chain(module, targets)), False
-        elif type(module).__module__.startswith("torch.") and not isinstance(module, fx.GraphModule):
+        elif "forward" not in vars(module) and _is_torchs(module):
             reason = _relu_inside(module)
             if reason:
                 self._found.hidden[path] = reason
@@ -179,6 +194,8 @@ class _Surveyor:
                 owner.error = next((traced.frozen for traced in owner.traced.values() if traced.frozen), "")
                 if isinstance(module, fx.GraphModule):
                     owner.error = "its forward is a torch.fx graph; apply surgery to the module before it is traced"
+                if type(module).__module__ == _PARAMETRIZE:
+                    owner.error = owner.error or "its class was made by torch.nn.utils.parametrize"
                 owner.rewritable = not owner.error
             except NotTraceableError as error:
                 owner.error = str(error)
@@ -198,10 +215,24 @@ class _Surveyor:
                 site = places.get(call.place)
                 if site is None:
                     target = str(call.node.target) if call.node.op == "call_module" else ""
-                    site = Found(owner, call.activation, target, _source(call.node), {})
+                    inside = str(Owner(call.inside, owner.child(call.inside), None)) if call.inside else ""
+                    site = Found(owner, call.activation, target, _source(call.node), {}, inside)
                     places[call.place] = site
                 site.nodes[training] = call.node
+                if call.activation != site.activation:
+                    owner.rewritable, owner.error = False, "an activation differs between train and eval mode"
         self._found.sites += places.values()
+        for target, child in self._uncalled(owner):
+            found = activations.of_module(child)
+            if found is not None:
+                self._found.sites.append(Found(owner, found, target, f"module {target}", {}))
+
+    def _uncalled(self, owner: Owner) -> Iterator[tuple[str, nn.Module]]:
+        """The modules that a forward may call where it goes another way than its trace."""
+        traced = owner.traced or {}
+        if any(one.partial for one in traced.values()):
+            called = {node.target for one in traced.values() for node in one.graph.nodes if node.op == "call_module"}
+            yield from ((target, child) for target, child in _children(owner.module) if target not in called)
 
     def _visit_children(self, owner: Owner) -> None:
         prefix = f"{owner.path}." if owner.path else ""
@@ -214,11 +245,23 @@ class _Surveyor:
                 if node.op == "call_module":
                     child = owner.child(str(node.target))
                     self._visit(child, prefix + str(node.target), owner, node, _given(child, node))
+        for target, child in self._uncalled(owner):
+            self._visit(child, prefix + target, owner, None, None)
+
+
+_PARAMETRIZE = "torch.nn.utils.parametrize"
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    cls = type(module)
+    if cls.__module__ == _PARAMETRIZE:
+        cls = cls.__bases__[0]
+    return cls.__module__.startswith("torch.") and not isinstance(module, fx.GraphModule)
 
 
 def _chain_of(module: nn.Module) -> list[str] | None:
     """The children that one of torch's containers calls in turn, or None for any other module."""
-    if isinstance(module, nn.DataParallel):
+    if type(module) is nn.DataParallel and "forward" not in vars(module):
         return ["module"]
     if activations.forward_of(module) is nn.Sequential.forward:
         return list(module._modules)
@@ -227,7 +270,9 @@ def _chain_of(module: nn.Module) -> list[str] | None:
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that a forward may call: the children, and what is in lists and dictionaries of modules."""
-    for name, child in module.named_children():
+    for name, child in module._modules.items():
+        if child is None:
+            continue
         if type(child) in (nn.ModuleList, nn.ModuleDict):
             yield from ((f"{name}.{inner}", part) for inner, part in _children(child))
         else:
@@ -237,7 +282,14 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _given(module: nn.Module, node: fx.Node) -> frozenset[str]:
     forward = activations.forward_of(module)
     names = [] if forward is None else list(inspect.signature(forward).parameters)[1:]
-    return frozenset(names[: len(node.args)]) | frozenset(node.kwargs)
+    passed = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return frozenset(name for name, value in passed.items() if value is not None)
+
+
+def _required(module: nn.Module) -> frozenset[str]:
+    forward = activations.forward_of(module)
+    parameters = {} if forward is None else inspect.signature(forward).parameters
+    return frozenset(name for name, one in parameters.items() if one.default is inspect.Parameter.empty)
 
 
 def _source(node: fx.Node) -> str:
@@ -253,6 +305,9 @@ def _source(node: fx.Node) -> str:
     )
 
 
+_QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+
+
 def _relu_inside(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module cannot be looked into"
@@ -266,4 +321,6 @@ def _relu_inside(module: nn.Module) -> str:
         getattr(module, "nonlinearity", ""), getattr(module, "mode", "").replace("RNN_RELU", "relu")
     ):  # fmt: skip
         return f"torch.nn.{type(module).__name__} computes its ReLU inside"
+    if type(module).__module__.startswith(_QUANTIZED) and "relu" in type(module).__name__.lower():
+        return f"{type(module).__module__}.{type(module).__name__} computes its ReLU inside"
     return ""

@@ -130,3 +130,27 @@ class Users(nn.Module):
             x = stage(x)
         result: Tensor = self.classifier(x)
         return result
+
+
+class Settings:
+    def __repr__(self) -> str:
+        return "Settings"
+
+    scale = 2.0
+
+
+class OneCall(nn.Module):
+    """One functional call, whatever the forward does else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.alpha, self.flag, self.times, self.probability = 0.5, False, 2, 0.3
+        self.log: list[Any] = []
+        self.cache: dict[str, Any] = {}
+        self.settings = Settings()
+        self.act = F.relu
+        self.shift = torch.ones(4)
+        self.count = 0
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros(()))

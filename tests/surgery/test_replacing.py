@@ -11,31 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 import dreluop
-from dreluop import DReLU
-from dreluop.surgery import Report, ResidualDReLU, Site, replace_activations, set_caps
+from dreluop.surgery import Report, Site, replace_activations, set_caps
+from tests.surgery.helpers import d_relus, open_caps, weights_of
 from tests.surgery.models import (
-    DataDependent,
     Functional,
-    Inner,
     OptionalArgument,
     ResidualBlock,
     SharedBlock,
     TwoModes,
     Users,
 )
-
-
-def open_caps(model: nn.Module, report: Report) -> None:
-    set_caps(model, {site.name: math.inf for site in report.replaced if site.bound is None})
-
-
-def d_relus(model: nn.Module) -> dict[str, DReLU]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, DReLU)}
-
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "residual": (lambda: ResidualBlock(6, 3, True), (2, 6, 5, 5), 3),
@@ -67,10 +56,6 @@ def test_with_open_caps_the_model_is_the_original(name: str, training: bool, fus
         torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-5, atol=1e-6, msg=key)
     for key, buffer in original.named_buffers():
         assert torch.equal(dict(model.named_buffers())[key], buffer)
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    return [parameter for name, parameter in model.named_parameters() if not name.endswith("cap")]
 
 
 def test_caps_act_and_learn() -> None:
@@ -106,39 +91,6 @@ def test_repr_and_source_are_readable() -> None:
     assert "(relu_2): ResidualDReLU(6, init=100, dim=1, inplace=True)" in text
     assert isinstance(model, ResidualBlock)
     assert "relu_2 = self.relu_2(bn3, x)" in inspect.getsource(type(model).forward)
-
-
-def test_channel_counts_come_from_the_layers_before() -> None:
-    model = Users()
-    sites = {site.name: site.cap_shape for site in replace_activations(model).sites}
-    assert sites["stem.2"] == (8,)
-    assert [sites[f"stages.low.0.relu{end}"] for end in ("", "_1", "_2")] == [(4,), (4,), (8,)]
-    assert [sites["stages.low.1.1"], sites["stages.low.1.3"]] == [(6,), (4,)]
-    assert sites["classifier.2"] == (10,)
-
-
-def test_features_come_last_after_a_linear() -> None:
-    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU())
-    replace_activations(model)
-    assert model(torch.randn(2, 3, 5)).shape == (2, 3, 7)
-    assert model[1].cap.shape == (7,)
-
-
-@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
-def test_granularities_with_an_example(granularity: Any) -> None:
-    model = Users().train()
-    before = copy.deepcopy(model)
-    report = replace_activations(model, granularity=granularity, example_input=torch.randn(1, 3, 6, 6))
-    expected = {"layer": (1,), "channel": (8,), "neuron": (8, 6, 6)}[granularity]
-    stem = next(site for site in report.sites if site.name == "stem.2")
-    assert (stem.cap_shape, stem.shape) == (expected, (1, 8, 6, 6))
-    # The run that looked at the shapes left statistics and modes alone.
-    for key, value in before.state_dict().items():
-        assert torch.equal(model.state_dict()[key], value)
-    assert all(module.training for module in model.modules())
-    open_caps(model, report)
-    x = torch.randn(2, 3, 6, 6)
-    assert torch.equal(model(x), before(x))
 
 
 def test_both_modes_behave_as_before_from_either() -> None:
@@ -181,233 +133,6 @@ def test_in_place_calls_stay_in_place() -> None:
     assert sources == ["F.relu", "F.relu", "torch.relu", "Tensor.relu", "Tensor.relu_", "F.relu6", "F.hardtanh"]
 
 
-class Sums(nn.Module):
-    """Sums that may and may not be fused."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-        self.shift = nn.Parameter(torch.ones(4, 1, 1))
-        self.drop = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: PLR0911 (a case each)
-        a, b = self.a(x), self.b(x)
-        if self.kind == "add":
-            return functional.relu(a + b, inplace=True)
-        if self.kind == "addend_used_later":
-            return functional.relu(a + b, inplace=True) * a
-        if self.kind == "torch_add":
-            return torch.relu(torch.add(a, b))
-        if self.kind == "method":
-            return a.add(b).relu()
-        if self.kind == "in_place":
-            a += b
-            return functional.relu(a)
-        if self.kind == "used_twice":
-            total = a + b
-            return functional.relu(total) + total
-        if self.kind == "alpha":
-            return functional.relu(torch.add(a, b, alpha=2))
-        if self.kind == "number":
-            return functional.relu(a + 1)
-        if self.kind == "parameter":
-            return functional.relu(a + self.shift)
-        if self.kind == "between":
-            total = a + b
-            b.mul_(2)
-            return functional.relu(total) * b
-        if self.kind == "input":
-            x += a
-            return functional.relu(x)
-        if self.kind == "aliased":
-            same = self.drop(a)
-            same += b
-            return functional.relu(same) * a
-        assert self.kind == "broadcast"
-        return functional.relu(a + b.mean((2, 3), keepdim=True))
-
-
-SUMS = {
-    "add": "", "addend_used_later": "",
-    "torch_add": "", "method": "", "in_place": "", "broadcast": "", "alpha": None, "number": None,
-    "used_twice": "the sum has another user", "parameter": "an addend is a parameter or buffer",
-    "between": "other operations run between the sum and the activation",
-    "input": "the sum is written over a tensor that may be seen elsewhere",
-    "aliased": "the sum is written over a tensor that may be seen elsewhere",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", SUMS)
-def test_fusing_sums(kind: str) -> None:
-    original = Sums(kind)
-    model = copy.deepcopy(original)
-    # What comes in does not tell the channels of x += a.
-    report = replace_activations(model, example_input=torch.randn(2, 4, 3, 3))
-    (site,) = report.sites
-    reason = SUMS[kind]
-    assert site.action == ("fused" if reason == "" else "replaced")
-    assert site.reason == (f"not fused: {reason}" if reason else "")
-    assert isinstance(d_relus(model)[site.name], ResidualDReLU) == (reason == "")
-    open_caps(model, report)
-    x = torch.randn(2, 4, 3, 3)
-    mine, theirs = x.clone(), x.clone()
-    assert torch.equal(model(mine), original(theirs))
-    assert torch.equal(mine, theirs)
-    assert (kind == "input") != torch.equal(mine, x)
-
-
-def test_fused_caps_and_gradients_are_those_of_the_sum() -> None:
-    fused = ResidualBlock(6, 3, True).double()
-    apart = copy.deepcopy(fused)
-    assert [len(replace_activations(m, init=0.3, fuse=f).fused) for m, f in ((fused, True), (apart, False))] == [1, 0]
-    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
-    fused(x).square().sum().backward(), apart(x).square().sum().backward()
-    for (name, one), other in zip(fused.named_parameters(), apart.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=name)
-    assert fused.relu_2.cap.dtype is torch.float64
-    assert fused.relu_2.cap.grad.abs().sum() > 0
-
-
-def test_a_block_called_often_has_a_cap_per_call_and_still_one_weight() -> None:
-    model = SharedBlock()
-    report = replace_activations(model)
-    assert [site.name for site in report.sites] == ["block.act", "act", "act_1"]
-    assert len(weights_of(model)) == 2
-    set_caps(model, {"block.act": 3.0, "act": 2.0, "act_1": 1e-3})
-    assert model(torch.randn(20, 5)).max() <= 1e-3
-
-
-def test_a_sequence_that_repeats_a_block_says_that_calls_share() -> None:
-    block = Inner()
-    report = replace_activations(nn.Sequential(block, block))
-    (site,) = report.sites
-    assert site.reason == "0 (Inner) is called 2 times in a forward pass, with the same caps"
-
-
-def test_what_cannot_be_traced_is_replaced_by_module_and_told() -> None:
-    model = DataDependent()
-    report = replace_activations(model, granularity="layer")
-    assert list(d_relus(model)) == ["inner.act", "act"]
-    assert "symbolically traced variables cannot be used as inputs to control flow" in report.untraced[""]
-    reasons = {site.name: site.reason for site in report.sites}
-    assert reasons == {
-        "act": "replaced as a module, all its calls share the caps: the model was not traced", "inner.act": "",
-    }  # fmt: skip
-    assert "not traced: (model): TraceError" in str(report)
-    assert model(torch.randn(3, 5)).shape == (3, 5)
-
-
-class FreshTensor(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(x) + torch.ones(3)
-
-
-def test_a_forward_that_a_trace_would_freeze_is_left() -> None:
-    report = replace_activations(nn.Sequential(nn.Linear(3, 3), FreshTensor()))
-    (site,) = report.sites
-    assert site.action == "left"
-    assert "makes a tensor that depends on no input" in site.reason
-    assert "makes a tensor that depends on no input" in report.untraced["1"]
-
-
-def test_torch_layers_that_hide_a_relu_are_told() -> None:
-    report = replace_activations(nn.Sequential(nn.TransformerEncoderLayer(8, 2), nn.RNN(8, 8, nonlinearity="relu")))
-    assert not report.sites
-    assert report.untraced == {
-        "0": "torch.nn.TransformerEncoderLayer computes its ReLU inside",
-        "1": "torch.nn.RNN computes its ReLU inside",
-    }
-
-
-def test_graphs_and_scripts_are_told() -> None:
-    graph = torch.fx.symbolic_trace(ResidualBlock(6, 3, False))
-    scripted = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4))
-    holder = nn.Sequential(graph, scripted, torch.fx.symbolic_trace(Functional()))
-    report = replace_activations(holder, granularity="layer")
-    assert report.untraced["0"] == "its forward is a torch.fx graph; apply surgery to the module before it is traced"
-    assert report.untraced["1"] == "a TorchScript module cannot be looked into"
-    actions = [(site.name, site.action) for site in report.sites]
-    assert actions[:3] == [("0.relu", "replaced")] * 3
-    assert {action for _, action in actions[3:]} == {"left"}
-    assert len(d_relus(holder)) == 1
-    assert graph(torch.randn(2, 6, 5, 5)).min() >= 0
-
-
-class NumbersInPlace(nn.Module):
-    """A number that is used under its old name after ``+=``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = old = x.shape[0]
-        rows += 5
-        y = self.linear(x)
-        y *= 2
-        return functional.relu(y) * old + rows
-
-
-def test_in_place_operators_mean_what_they_meant() -> None:
-    original = NumbersInPlace()
-    model = copy.deepcopy(original)
-    open_caps(model, replace_activations(model))
-    x = torch.randn(3, 4)
-    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(other(x), original(x))
-
-
-def test_an_optional_argument_is_taken_at_its_default_and_another_refused() -> None:
-    model = OptionalArgument()
-    replace_activations(model)
-    x = torch.randn(2, 5)
-    model(x)
-    with pytest.raises(ValueError, match=r"shift: got Tensor; this forward was rewritten .* for its default, None"):
-        model(x, torch.ones(5))
-
-
-class Caller(nn.Module):
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.module(x, x)
-        return result
-
-
-def test_an_optional_argument_that_the_model_passes_stays() -> None:
-    original = Caller(OptionalArgument())
-    model = copy.deepcopy(original)
-    open_caps(model, replace_activations(model))
-    x = torch.randn(4, 5)
-    assert torch.equal(model(x), original(x))
-
-
-@pytest.mark.parametrize(
-    ("select", "expected"),
-    [
-        ("relu_1", ["relu_1"]),
-        (["relu", "relu_2"], ["relu", "relu_2"]),
-        (lambda site: site.source.endswith("call 2 of 3"), ["relu_1"]),
-        (None, ["relu", "relu_1", "relu_2"]),
-    ],
-    ids=["pattern", "patterns", "function", "all"],
-)
-def test_select(select: Any, expected: list[str]) -> None:
-    original = ResidualBlock(6, 3, True)
-    model = copy.deepcopy(original)
-    report = replace_activations(model, select=select)
-    assert [site.name for site in report.replaced] == expected == list(d_relus(model))
-    assert all(site.reason == "not selected" for site in report.left)
-    open_caps(model, report)
-    x = torch.randn(2, 6, 5, 5)
-    assert torch.equal(model(x), original(x))
-    set_caps(model, 1e-3)
-    assert not torch.equal(model(x), original(x))
-
-
 def test_a_model_without_relu_gives_an_empty_report() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.GELU())
     report = replace_activations(model)
@@ -415,55 +140,10 @@ def test_a_model_without_relu_gives_an_empty_report() -> None:
     assert str(report) == "0 of 0 sites replaced, 0 of them fused with a sum"
 
 
-def test_hooks_stay_and_their_handles_work() -> None:
-    model = Users()
-    seen: list[str] = []
-    model.stages["low"][0].register_forward_hook(lambda *_: seen.append("block"))
-    handle = model.stem[2].register_forward_hook(lambda *_: seen.append("stem"))
-    replace_activations(model)
-    model(torch.randn(2, 3, 6, 6))
-    assert sorted(set(seen)) == ["block", "stem"]
-    handle.remove()
-    seen.clear()
-    model(torch.randn(2, 3, 6, 6))
-    assert seen.count("block") == 1
-    assert not model.stem[2]._forward_hooks
-
-
-def test_activations_do_not_share_hooks() -> None:
-    model = ResidualBlock(6, 3, True)
-    replace_activations(model)
-    model.relu.register_forward_hook(lambda *_: None)
-    assert not model.relu_1._forward_hooks
-
-
 def test_a_second_surgery_finds_nothing() -> None:
     model = Users()
     replace_activations(model)
     assert replace_activations(model) == Report(())
-
-
-def test_data_parallel_wrapping() -> None:
-    original = Users()
-    model = nn.DataParallel(copy.deepcopy(original))
-    report = replace_activations(model)
-    assert all(site.name.startswith("module.") for site in report.sites)
-    open_caps(model, report)
-    x = torch.randn(2, 3, 6, 6)
-    assert torch.equal(model(x), original(x))
-    replica = model.module._replicate_for_data_parallel()
-    assert type(replica) is type(model.module)
-
-
-def test_distributed_wrapping_is_refused() -> None:
-    distributed = torch.distributed
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.Sequential(nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), nn.ReLU())))
-    finally:
-        distributed.destroy_process_group()
-    with pytest.raises(ValueError, match="model: got one inside DistributedDataParallel, which would not synchronise"):
-        replace_activations(model)
 
 
 def test_copies_and_pickles_compute_the_same_and_are_apart() -> None:
@@ -521,13 +201,6 @@ def test_dtype_and_device_are_the_layers() -> None:
     model = Users().to(torch.bfloat16).to("meta")
     replace_activations(model)
     assert {(layer.cap.dtype, layer.cap.device.type) for layer in d_relus(model).values()} == {(torch.bfloat16, "meta")}
-
-
-def test_autocast_where_the_two_addends_differ() -> None:
-    model = ResidualBlock(6, 3, False)
-    replace_activations(model, init=0.5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.randn(2, 6, 5, 5)).max() <= 0.5
 
 
 def test_report_as_text() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from benchmarks.surgery import sweep
 from dreluop import DReLU, cap_penalty
 from dreluop.surgery import insert_head, insert_stem, replace_activations, set_caps, to_plain
 from tests.optional import torchvision_or_skip
+from tests.surgery.helpers import open_caps, weights_of
 
 models = torchvision_or_skip("torchvision.models")
 
@@ -52,10 +52,6 @@ def test_surgery_keeps_outputs_and_gives_every_cap_a_gradient(name: str) -> None
 def test_without_relu_the_report_is_empty(name: str) -> None:
     row = sweep.check(name)
     assert (row.failure, row.found, row.equal) == ("", 0, None)
-
-
-def open_caps(model: nn.Module, report: Any) -> None:
-    set_caps(model, {site.name: site.bound or math.inf for site in report.replaced})
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["cut_in_train", "cut_in_eval"])
@@ -117,6 +113,32 @@ def test_resnet_stays_a_resnet_that_reads_well() -> None:
     assert isinstance(block, models.resnet.BasicBlock)
     assert (block.relu.cap.shape, block.relu_1.cap.shape, model.relu.cap.shape) == ((128,), (128,), (64,))
     assert model.load_state_dict(before, strict=False).missing_keys == [f"{site.name}.cap" for site in report.sites]
+
+
+def test_densenet_that_computes_its_layers_anew() -> None:
+    """torch.utils.checkpoint takes functions that call modules: the modules are replaced, the forwards stay."""
+    original = models.densenet121(weights=None, memory_efficient=True)
+    model = copy.deepcopy(original)
+    with pytest.raises(ValueError, match=r"example_input: the layer before 'features.denseblock1.*relu1' does"):
+        replace_activations(model)
+    report = replace_activations(model, example_input=torch.zeros(1, 3, 64, 64))
+    assert len(report.replaced) == COUNTS["densenet121"][0]
+    assert not report.left
+    layer = model.features.denseblock1.denselayer1
+    assert type(layer) is models.densenet._DenseLayer
+    x = torch.randn(2, 3, 64, 64)
+    open_caps(model, report)
+    results = [one(x.clone().requires_grad_()) for one in (original, model)]
+    assert torch.equal(*results)
+    for result in results:
+        result.square().sum().backward()
+    for (name, weight), other in zip(original.named_parameters(), weights_of(model), strict=True):
+        torch.testing.assert_close(other.grad, weight.grad, msg=name)
+    set_caps(model, 1.0)
+    model(x.requires_grad_()).square().sum().backward()
+    caps = [parameter for name, parameter in model.named_parameters() if name.endswith("cap")]
+    # What the first block gets, pooled and capped, is constant but for a few elements: no cap of its first is reached.
+    assert sum(bool(cap.grad is not None and cap.grad.abs().sum() > 0) for cap in caps) >= len(caps) - 1
 
 
 def test_dense_transformer_bias_networks_cap_the_last_dimension() -> None:

@@ -1,0 +1,200 @@
+"""How many caps a site gets: a count that is not known is an error, never a guess."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dreluop import DReLU
+from dreluop.surgery import replace_activations
+from tests.surgery.helpers import open_caps
+from tests.surgery.models import Users
+
+
+class Apply(nn.Module):
+    """A function of three layers' outputs, then ReLU."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.one, self.many, self.linear = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 8, 1), nn.Linear(6, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.function(self.one(x), self.many(x), self.linear(x)))
+
+
+class Wider(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.cat([super().forward(input), input], 1)
+
+
+def _unknown(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 5, 1), nn.ReLU()), 5, 1),
+    "grouped": (lambda: nn.Sequential(nn.Conv2d(3, 6, 1, groups=3), nn.ReLU()), 6, 1),
+    "group_norm": (lambda: nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.ReLU()), 6, 1),
+    "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.ReLU()), 4, -1),
+    "layer_norm_of_images": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm([8, 6, 6]), nn.ReLU()), 8, 1),
+    "instance_norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(5), nn.ReLU()), 8, 1),
+    "product": (lambda: Apply(lambda one, many, linear: many * one), 8, 1),
+    "mask": (lambda: Apply(lambda one, many, linear: one * many), 8, 1),
+    "difference": (lambda: Apply(lambda one, many, linear: many - many.mean(0)), 8, 1),
+    "gate": (lambda: Apply(lambda one, many, linear: many * functional.adaptive_avg_pool2d(many, 1)), 8, 1),
+    "sum_with_unknown": (lambda: Apply(lambda one, many, linear: many + _unknown(many)), 8, 1),
+}  # fmt: skip
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "flatten": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), nn.ReLU()), 180),
+    "shuffle": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.ReLU()), 2),
+    "cat": (lambda: Apply(lambda one, many, linear: torch.cat([one, many], 1)), 9),
+    "permuted": (lambda: Apply(lambda one, many, linear: many.permute(0, 2, 3, 1)), 6),
+    "unsqueezed": (lambda: Apply(lambda one, many, linear: many.unsqueeze(1)), 1),
+    "mask_first": (lambda: Apply(lambda one, many, linear: one * _unknown(many)), 8),
+    "mask_added": (lambda: Apply(lambda one, many, linear: one + _unknown(many)), 8),
+    "pooled_features": (lambda: Apply(lambda one, many, linear: functional.max_pool2d(linear, (1, 2))), 3),
+    "own_forward": (lambda: nn.Sequential(Wider(3, 5, 1), nn.ReLU()), 8),
+}  # fmt: skip
+X = torch.randn(2, 3, 6, 6)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_counts_from_the_layers_before(name: str) -> None:
+    make, channels, dim = KNOWN[name]
+    model = make()
+    (site,) = replace_activations(model).replaced
+    layer = model.get_submodule(site.name)
+    assert isinstance(layer, DReLU)
+    assert (tuple(layer.cap.shape), layer.dim) == ((channels,), dim)
+    assert model(X).min() >= 0
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_counts_need_an_example(name: str) -> None:
+    make, channels = UNKNOWN[name]
+    model = make()
+    before = repr(model)
+    with pytest.raises(ValueError, match=r"example_input: the layer before .* does not tell how many channels"):
+        replace_activations(model)
+    assert repr(model) == before
+    (site,) = replace_activations(model, example_input=X).replaced
+    assert site.cap_shape == (channels,)
+    assert model(X).min() >= 0
+
+
+def test_channel_counts_come_from_the_layers_before() -> None:
+    model = Users()
+    sites = {site.name: site.cap_shape for site in replace_activations(model).sites}
+    assert sites["stem.2"] == (8,)
+    assert [sites[f"stages.low.0.relu{end}"] for end in ("", "_1", "_2")] == [(4,), (4,), (8,)]
+    assert [sites["stages.low.1.1"], sites["stages.low.1.3"]] == [(6,), (4,)]
+    assert sites["classifier.2"] == (10,)
+
+
+def test_features_come_last_after_a_linear() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU())
+    replace_activations(model)
+    assert model(torch.randn(2, 3, 5)).shape == (2, 3, 7)
+    assert model[1].cap.shape == (7,)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "neuron"])
+def test_granularities_with_an_example(granularity: Any) -> None:
+    model = Users().train()
+    before = copy.deepcopy(model)
+    report = replace_activations(model, granularity=granularity, example_input=torch.randn(1, 3, 6, 6))
+    expected = {"layer": (1,), "channel": (8,), "neuron": (8, 6, 6)}[granularity]
+    stem = next(site for site in report.sites if site.name == "stem.2")
+    assert (stem.cap_shape, stem.shape) == (expected, (1, 8, 6, 6))
+    # The run that looked at the shapes left statistics and modes alone.
+    for key, value in before.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+    assert all(module.training for module in model.modules())
+    open_caps(model, report)
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model(x), before(x))
+
+
+class Remembering(nn.Module):
+    """Goes by its data, writes into itself, and has an activation that no input reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.act, self.unused = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.ReLU()
+        self.last: Any = None
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last, self.count = x, self.count + 1
+        x = self.act(self.norm(self.linear(x)))
+        return self.unused(x) if x.sum() < 0 else x
+
+
+@pytest.mark.parametrize("granularity", ["channel", "neuron"])
+def test_the_run_leaves_nothing_behind_and_unreached_sites_as_they_are(granularity: Any) -> None:
+    original = Remembering()
+    model = copy.deepcopy(original)
+    report = replace_activations(model, granularity=granularity, example_input=torch.randn(1, 6))
+    assert (model.last, model.count, model.training) == (None, 0, True)
+    assert torch.equal(model.norm.running_mean, original.norm.running_mean)
+    assert model.norm.num_batches_tracked == 0
+    assert [(site.name, site.action) for site in report.sites] == [("act", "replaced"), ("unused", "left")]
+    assert "example_input does not reach it" in report.left[0].reason
+    assert type(model.unused) is nn.ReLU
+    assert model.act.cap.shape == (4,)
+
+
+class TwoWidths(nn.Module):
+    """One activation for two numbers of channels, in a forward that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(6, 4), nn.Linear(4, 3), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        return self.act(self.second(x)) if x.sum() >= 0 else x
+
+
+def test_calls_of_two_widths_cannot_share_channel_caps() -> None:
+    model = TwoWidths()
+    with pytest.raises(
+        ValueError, match=r"granularity: 'act' is called with the shapes \(2, 4\), \(2, 3\), which cannot"
+    ):
+        replace_activations(model, example_input=torch.randn(2, 6))
+    assert type(model.act) is nn.ReLU
+    replace_activations(model, granularity="layer")
+    assert model(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_lazy_modules_are_refused() -> None:
+    model = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d(), nn.ReLU())
+    with pytest.raises(ValueError, match=r"model: '0.weight' of a lazy module has no shape yet; run the model once"):
+        replace_activations(model)
+    model(X)
+    assert replace_activations(model).sites[0].cap_shape == (4,)
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, shift: Any) -> Tensor:
+        return functional.relu(self.linear(x) + shift)
+
+
+def test_a_fused_sum_may_be_one_with_a_number() -> None:
+    original = Shifted()
+    model = copy.deepcopy(original)
+    (site,) = replace_activations(model).fused
+    x = torch.randn(5, 6)
+    for shift in (0.5, 2, torch.ones(4), torch.ones(5, 4)):
+        assert torch.equal(model(x, shift), original(x, shift)), site
