@@ -21,7 +21,7 @@ from benchmarks.models.steps import EAGER, Place, Subject, memory_format
 
 SMALL = (16, 32)
 GRAIN = 8  # batches are multiples of it
-SPREAD = 0.03  # how far beside the estimate the first bounds are tried
+SPREAD = 0.03  # how far beside the estimate the next try is, then twice as far
 TRIES = 6
 
 
@@ -68,20 +68,24 @@ def search(fits: Callable[[int], bool], estimate: float, time_is_left: Callable[
     Args:
         fits: tries a batch.
         estimate: of the largest batch that fits.
+        time_is_left: asked before every try but the first.
 
     Raises:
         RuntimeError: none of the tried batches fits.
     """
     low, high = 0, None
-    tries, batch = 0, _grained(estimate)
+    tries, batch, spread = 0, _grained(estimate), SPREAD
     while tries < TRIES and (not tries or time_is_left()) and batch > low and (high is None or batch < high):
         tries += 1
         if fits(batch):
             low = batch
-            batch = _grained((low + high) / 2) if high else _grained(low * (1 + SPREAD)) + GRAIN
         else:
             high = batch
-            batch = _grained((low + high) / 2) if low else _grained(high * (1 - SPREAD)) - GRAIN
+        if low and high:
+            batch = _grained((low + high) / 2)
+        else:
+            batch = _grained(low * (1 + spread)) + GRAIN if low else _grained((high or 0) * (1 - spread) - GRAIN)
+            spread *= 2
     if not low:
         raise RuntimeError(f"none of {tries} batches fits, the smallest of {high} images")
     return Found(low, high, tries)
@@ -110,12 +114,20 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
         RuntimeError: nothing that was tried fits.
     """
     image = NETWORKS[of.network].image
+    place.release()
+    free = place.free_bytes()
+
+    def data(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return networks.data(batch, image, place.device, memory_format(of.precision))
+
+    subject = Subject(of.network, FULL, contender, data(SMALL[0]), precision=of.precision)
+    # Makes what every later step needs too, such as the optimizer's state.
+    subject.step()
 
     def peak(batch: int) -> int:
-        """Of the second step: the first also finds algorithms and makes the optimizer's state."""
-        data = networks.data(batch, image, place.device, memory_format(of.precision))
-        subject = Subject(of.network, FULL, contender, data, precision=of.precision)
-        subject.step()
+        # The last batch goes before the next one comes.
+        subject.images = subject.labels = torch.empty(0)
+        subject.images, subject.labels = data(batch)
         found = subject.peak_bytes(place)
         assert found is not None, f"{place.device} counts no memory"
         return found
@@ -126,14 +138,16 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
             fitted = True
         except torch.cuda.OutOfMemoryError:
             fitted = False
+        subject.clear()
         # What the error's frames held is free only now.
         place.release()
         return fitted
 
     few, many = map(peak, SMALL)
+    subject.clear()
     place.release()
     per_image = (many - few) / (SMALL[1] - SMALL[0])
-    found = search(fits, SMALL[0] + (place.free_bytes() - few) / per_image, time_is_left)
+    found = search(fits, SMALL[0] + (free - few) / per_image, time_is_left)
     return {
         "network": of.network,
         "precision": of.precision,

@@ -149,12 +149,12 @@ class Subject:
         # The tensors too: freed memory would come again under the same address.
         kept: list[Tensor] = []
 
-        def keep(tensor: Tensor) -> Tensor:
+        def keep(tensor: Tensor) -> None:
+            # The graph gets nothing back, as no backward follows: with an output of its own it would never be freed.
             if tensor.untyped_storage().data_ptr() not in known:
-                kept.append(tensor)
-            return tensor
+                kept.append(tensor.detach())
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
             self.loss()
         return _bytes(kept)
 
