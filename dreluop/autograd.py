@@ -160,7 +160,7 @@ class CappedReLUFunction(Function):
 
 
 class PlainCappedReLUFunction(torch.autograd.Function):
-    """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim, inplace)``, only y and the cap saved.
+    """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim, inplace)``, y and the cap saved.
 
     A small tensor feels every microsecond of Python, and this has no more of it than the derivatives need. Not for
     ``torch.func`` and forward mode.
