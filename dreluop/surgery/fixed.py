@@ -176,11 +176,14 @@ class Reads:
                 raise self.watch.stop(f"its forward reads the global {name} of no module that can be found")
             self._fix(module, name, value)
         for name in frame.f_code.co_freevars:
-            if not _is_of_caller(name, frame):
-                value = frame.f_locals.get(name)
-                if not isinstance(value, (*_ATOMS, *_FUNCTIONS, ModuleType, Tensor, nn.Module)):
-                    kind = type(value).__name__
-                    raise self.watch.stop(f"its forward reads {name}, a {kind} that lives outside of it")
+            value = frame.f_locals.get(name)
+            if _is_of_caller(name, frame) or isinstance(value, (ModuleType, Tensor, nn.Module)):
+                continue
+            self._remember(name, value)
+            try:
+                plain(value)
+            except TypeError as error:
+                raise self.watch.stop(f"its forward reads {name}, a {error} that lives outside of it") from error
 
     def put_back(self) -> None:
         """Undo what the trace wrote into containers.

@@ -317,7 +317,7 @@ def test_a_list_of_an_enclosing_function_is_an_effect() -> None:
             return functional.relu(self.linear(self.remember(x)))
 
     report = replace_activations(Remembering())
-    assert report.untraced == {"": "its forward reads seen, a list that lives outside of it"}
+    assert report.untraced == {"": "its forward changes seen"}
     assert not seen
 
 
