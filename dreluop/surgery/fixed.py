@@ -6,6 +6,7 @@ import enum
 import functools
 import importlib
 import itertools
+import operator
 import sys
 import threading
 import types
@@ -104,7 +105,7 @@ class Reads:
         self._live = live
         self.watch = Watch(self._enter)
         self._fixed: dict[tuple[Any, str], Fixed] = {}
-        self._containers: list[tuple[str, Any, Any, Any]] = []
+        self._containers: dict[int, tuple[str, Any, Any]] = {}
 
     @property
     def fixed(self) -> tuple[Fixed, ...]:
@@ -135,6 +136,7 @@ class Reads:
         return value
 
     def _fix(self, holder: str | ModuleType, name: str, value: Any) -> None:
+        self._remember(name, value)
         try:
             copied = plain(value)
         except TypeError as error:
@@ -148,8 +150,16 @@ class Reads:
         key = (holder if isinstance(holder, str) else id(holder), name)
         if key not in self._fixed:
             self._fixed[key] = Fixed(holder, name, copied)
-            if type(value) in (list, dict, set):
-                self._containers.append((name, value, value.copy(), copied))
+
+    def _remember(self, name: str, value: Any) -> None:
+        """Copy the containers in a value, each flat."""
+        waiting = [value]
+        while waiting:
+            part = waiting.pop()
+            atom = isinstance(part, (*_ATOMS, *_FUNCTIONS, ModuleType, Tensor, nn.Module))
+            if not atom and id(part) not in self._containers:
+                self._containers[id(part)] = (name, part, _flat(part))
+                waiting += _parts(part)
 
     def _enter(self, frame: FrameType) -> None:
         values = frame.f_globals
@@ -165,13 +175,15 @@ class Reads:
             if module is None or vars(module) is not values:
                 raise self.watch.stop(f"its forward reads the global {name} of no module that can be found")
             self._fix(module, name, value)
-        if not is_users(frame.f_back):
-            for name in frame.f_code.co_freevars:
-                value = frame.f_locals.get(name)
-                if not isinstance(value, (*_ATOMS, *_FUNCTIONS, ModuleType, Tensor, nn.Module)):
-                    raise self.watch.stop(
-                        f"its forward reads {name}, a {type(value).__name__} that lives outside of it"
-                    )
+        for name in frame.f_code.co_freevars:
+            value = frame.f_locals.get(name)
+            if _is_of_caller(name, frame) or isinstance(value, (ModuleType, Tensor, nn.Module)):
+                continue
+            self._remember(name, value)
+            try:
+                plain(value)
+            except TypeError as error:
+                raise self.watch.stop(f"its forward reads {name}, a {error} that lives outside of it") from error
 
     def put_back(self) -> None:
         """Undo what the trace wrote into containers.
@@ -180,17 +192,42 @@ class Reads:
             NotTraceableError: it wrote into one.
         """
         changed = ""
-        for name, container, before, copied in self._containers:
-            try:
-                same = plain(container) == copied
-            except TypeError:
-                same = False
-            if not same:
-                changed = changed or name
+        for name, container, before in self._containers.values():
+            now = _flat(container)
+            if len(now) == len(before) and all(map(operator.is_, now, before)):
+                continue
+            changed = changed or name
+            if isinstance(container, list | set | dict):
                 container.clear()
-                (container.extend if isinstance(container, list) else container.update)(before)
+                pairs = zip(before[::2], before[1::2], strict=True)
+                (container.extend if isinstance(container, list) else container.update)(
+                    pairs if isinstance(container, dict) else before
+                )
         if changed:
             raise NotTraceableError(f"its forward changes {changed}")
+
+
+def _flat(value: Any) -> list[Any]:
+    """What a container holds: of a dictionary, keys and values in turn; of another object, its attributes' values."""
+    if isinstance(value, dict):
+        return list(itertools.chain.from_iterable(value.items()))
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else _parts(value)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return _flat(value)
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def _is_of_caller(name: str, frame: FrameType) -> bool:
+    """Whether a name of an enclosing function is one of a function that runs now, not of one that ran before."""
+    caller = frame.f_back
+    while caller is not None and caller.f_code is not fx.Tracer.trace.__code__:
+        if is_users(caller) and name in caller.f_code.co_cellvars:
+            return True
+        caller = caller.f_back
+    return False
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))

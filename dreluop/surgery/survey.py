@@ -261,7 +261,7 @@ def _is_torchs(module: nn.Module) -> bool:
 
 def _chain_of(module: nn.Module) -> list[str] | None:
     """The children that one of torch's containers calls in turn, or None for any other module."""
-    if type(module) is nn.DataParallel and "forward" not in vars(module):
+    if activations.forward_of(module) is nn.DataParallel.forward:
         return ["module"]
     if activations.forward_of(module) is nn.Sequential.forward:
         return list(module._modules)

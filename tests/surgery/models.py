@@ -133,8 +133,11 @@ class Users(nn.Module):
 
 
 class Settings:
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
     def __repr__(self) -> str:
-        return "Settings"
+        return f"Settings({self.seen})"
 
     scale = 2.0
 
@@ -147,7 +150,7 @@ class OneCall(nn.Module):
         self.linear = nn.Linear(4, 4)
         self.alpha, self.flag, self.times, self.probability = 0.5, False, 2, 0.3
         self.log: list[Any] = []
-        self.cache: dict[str, Any] = {}
+        self.cache: dict[str, Any] = {"shapes": []}
         self.settings = Settings()
         self.act = F.relu
         self.shift = torch.ones(4)

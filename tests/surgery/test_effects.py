@@ -77,6 +77,18 @@ def dictionary(self: Any, x: Tensor) -> Tensor:
     return functional.relu(self.linear(x))
 
 
+@effect("its forward changes cache")
+def list_in_a_dictionary(self: Any, x: Tensor) -> Tensor:
+    self.cache["shapes"].append(x.shape)
+    return functional.relu(self.linear(x))
+
+
+@effect("its forward changes settings")
+def list_of_an_object(self: Any, x: Tensor) -> Tensor:
+    self.settings.seen.append(x.shape)
+    return functional.relu(self.linear(x))
+
+
 @effect("its forward changes SEEN")
 def append_to_a_global(self: Any, x: Tensor) -> Tensor:
     SEEN.append(x.shape)
@@ -258,7 +270,7 @@ def freezes(self: Any, x: Tensor) -> Tensor:
 
 
 def facts(module: nn.Module) -> dict[str, Any]:
-    own = {name: copy.copy(value) for name, value in vars(module).items() if not name.startswith("_")}
+    own = {name: copy.deepcopy(value) for name, value in vars(module).items() if not name.startswith("_")}
     return {**own, **{name: value.clone() for name, value in module.state_dict().items()}, "seen": list(SEEN)}
 
 
@@ -277,6 +289,46 @@ def test_an_effect_leaves_the_forward_and_is_told(name: str, capsys: pytest.Capt
     assert (torch.get_rng_state() == states[0]).all()
     assert random.getstate() == states[1]
     assert torch.is_grad_enabled()
+
+
+class LocalClosure(OneCall):
+    """Writes into a list of its own pass, from a function inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts: list[Tensor] = []
+
+        def keep(part: Tensor) -> None:
+            parts.append(part)
+
+        keep(functional.relu(self.linear(x)))
+        keep(x)
+        return torch.cat(parts, 1)
+
+
+def test_a_list_of_an_enclosing_function_is_an_effect() -> None:
+    seen: list[Any] = []
+
+    class Remembering(OneCall):
+        def remember(self, x: Tensor) -> Tensor:
+            seen.append(x.shape)
+            return x
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.relu(self.linear(self.remember(x)))
+
+    report = replace_activations(Remembering())
+    assert report.untraced == {"": "its forward changes seen"}
+    assert not seen
+
+
+def test_a_list_of_the_pass_itself_is_no_effect() -> None:
+    original = LocalClosure()
+    model = copy.deepcopy(original)
+    report = replace_activations(model)
+    assert [site.action for site in report.sites] == ["replaced"]
+    x = torch.randn(3, 4).relu()
+    set_caps(model, torch.inf)
+    assert torch.equal(model(x), original(x))
 
 
 class Branches(OneCall):

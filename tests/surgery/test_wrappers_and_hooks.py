@@ -89,6 +89,22 @@ def test_sharded_modules_are_refused(change: Callable[[nn.Module], Any]) -> None
     assert repr(model) == before
 
 
+@pytest.mark.parametrize("change", [replace_activations, insert_head], ids=["replace", "head"])
+def test_compiled_parts_are_refused(change: Callable[[nn.Module], Any]) -> None:
+    inner = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    itself = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    itself.compile(backend="eager")
+    for model in (nn.Sequential(torch.compile(inner, backend="eager")), nn.Sequential(itself)):
+        before = repr(model)
+        with pytest.raises(ValueError, match="model: got a compiled module"):
+            change(model)
+        assert repr(model) == before
+
+
+class Parallel(nn.DataParallel[nn.Module]):
+    """A subclass that changes nothing."""
+
+
 def test_data_parallel_inside_a_model() -> None:
     model = nn.Sequential(nn.DataParallel(nn.Sequential(nn.Linear(3, 4), nn.ReLU())), nn.Linear(4, 2))
     assert [site.name for site in replace_activations(model).replaced] == ["0.module.1"]
