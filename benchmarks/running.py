@@ -12,6 +12,7 @@ from benchmarks.kernels.results import save
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 OUT_OF_TIME = 3
+NO_TIME = "no time was left"  # the reason of what a case had to leave out
 
 Item = TypeVar("Item")
 # Gives the rows of a case, and what of it could not be measured.
@@ -26,39 +27,55 @@ def run_cases(
     *,
     name: Callable[[Item], str],
     limit: float | None = None,
+    seconds: Callable[[Item], float] | None = None,
 ) -> int:
     """Fill the document case by case, and write it after each, so that whatever ends the run leaves a valid file.
 
     Args:
-        document: has ``rows`` and ``complete``, and ``failures`` where a case can have some.
+        document: has ``rows`` and ``complete``, and ``failures`` where a case can have some; in ``missing``, where it
+            has that, stand at any time the names of the cases that are not done.
         cases: in this order.
         measure: gives the rows of a case.
         output: the file; None to write none.
         name: what the bar calls a case.
         limit: seconds after which no other case is begun.
+        seconds: what a case takes, about; one that would not end before the limit is left out, and others still tried.
 
     Returns:
         The exit code: 0, ``INTERRUPTED``, or ``OUT_OF_TIME``; the last two say on standard error what was kept.
     """
     began = time.monotonic()
     done = 0
+    out_of_time = False
+    missing: list[str] = [name(case) for case in cases]
     document["complete"] = not cases
+    if "missing" in document:
+        document["missing"] = missing
     try:
         for case in _bar(cases, name):
-            if limit is not None and time.monotonic() - began > limit:
-                return _ended(f"stopped at the limit of {limit:g} s", done, len(cases), output, OUT_OF_TIME)
+            needed = 0.0 if seconds is None else seconds(case)
+            if limit is not None and time.monotonic() - began + needed > limit:
+                out_of_time = True
+                if seconds is None:
+                    break
+                print(f"left out: {name(case)}: it takes about {needed:.0f} s", flush=True)
+                continue
             rows, failures = measure(case)
             document["rows"] += rows
             if failures:
                 document["failures"] += failures
             done += 1
-            document["complete"] = done == len(cases)
+            missing.remove(name(case))
+            out_of_time |= any(failure["reason"] == NO_TIME for failure in failures)
+            document["complete"] = done == len(cases) and not out_of_time
             if output is not None:
                 save(document, output)
             for failure in failures:
                 print(f"not measured: {name(case)}: {failure['contender'] or 'all'}: {failure['reason']}", flush=True)
     except KeyboardInterrupt:
         return _ended("interrupted", done, len(cases), output, INTERRUPTED)
+    if out_of_time:
+        return _ended(f"stopped at the limit of {limit:g} s", done, len(cases), output, OUT_OF_TIME)
     return 0
 
 

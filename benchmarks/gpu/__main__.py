@@ -18,10 +18,10 @@ from benchmarks.gpu.document import describe_card, folder_of, versions
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
 from benchmarks.gpu.stages import STAGES, Context, Stage
 from benchmarks.kernels import results
+from benchmarks.running import NO_TIME
 
 STAGE_LIMIT = 530.0  # seconds: under nine minutes
 LEAST = 10.0  # seconds under which a stage is not begun
-NO_TIME = "no time was left"
 NOTHING_RAN = 2
 
 

@@ -10,24 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.backend import served_by
 from benchmarks.kernels import measure
-from benchmarks.kernels.results import save
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
-from benchmarks.models.attempts import NO_TIME, Failure, reason_of
+from benchmarks.models.attempts import Failure, reason_of
 from benchmarks.models.contenders import CONTENDERS
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
 from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place
-from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Work
+from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Row, Work
+from benchmarks.running import run_cases
 from benchmarks.tables import markdown
 from dreluop.backends import native
-
-INTERRUPTED = 130  # as a shell reports SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--threads: got {options.threads}; expected at least 1")
     if options.limit is not None and not options.limit > 0:
         parser.error(f"--limit: got {options.limit}; expected more than 0 seconds")
-    until = None if options.limit is None else time.monotonic() + options.limit
     place = _place(parser, options.device)
     on_a_gpu = place.device.type == "cuda"
     threads = torch.get_num_threads() if on_a_gpu else options.threads
@@ -62,16 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--networks, --contenders, --modes: no case is left of them")
         folder = options.out or (None if options.quick else folder_of(document))
         output = folder / FILE_NAME if folder else None
-        try:
-            run(document, work, place, output, until)
-        except KeyboardInterrupt:
-            kept = f"; {output} holds the cases that were done" if output and _has_results(document) else ""
-            print(f"interrupted{kept}", file=sys.stderr, flush=True)
-            return INTERRUPTED
-    show(document)
-    if output and _has_results(document):
+        code = run(document, work, place, output, options.limit)
+    measured = document["rows"] or document["largest"]
+    if measured:
+        show(document)
+    if measured and output:
         print(f"written: {output}")
-    return int(not _has_results(document))
+    return code or int(not measured)
 
 
 def _choice(parser: argparse.ArgumentParser, option: str, known: tuple[str, ...]) -> None:
@@ -99,56 +92,27 @@ def _place(parser: argparse.ArgumentParser, asked: str | None) -> Place:
     return place
 
 
-def run(document: Document, work: Sequence[Work], place: Place, output: Path | None, until: float | None) -> None:
-    """Fill the document piece by piece, and write it after each; ``missing`` names at any time what it lacks.
+def run(document: Document, work: Sequence[Work], place: Place, output: Path | None, limit: float | None = None) -> int:
+    """Fill the document; the exit code of ``run_cases``."""
+    effort = QUICK if document["quick"] else GPU_EFFORT if place.device.type == "cuda" else CPU_EFFORT
+    until = None if limit is None else time.monotonic() + limit
 
-    Args:
-        until: when, by ``time.monotonic``, to end; pieces that would take longer are left out.
-    """
-    document["missing"] = [one.label for one in work]
-    with tqdm(work, unit="case", disable=None) as bar:
-        for number, one in enumerate(bar, start=1):
-            bar.set_description(one.label)
-            started = time.monotonic()
-            if until is not None and started + one.seconds > until:
-                bar.write(f"[{number}/{len(work)}] {one.label}: {NO_TIME} for its {one.seconds:.0f} s")
-                continue
-            failures = _one(document, one, place, until)
-            document["failures"] += failures
-            document["missing"].remove(one.label)
-            cut = any(failure["reason"] == NO_TIME for failure in document["failures"])
-            document["complete"] = not document["missing"] and not cut
-            if output and _has_results(document):
-                save(document, output)
-            bar.write(f"[{number}/{len(work)}] {one.label}: {time.monotonic() - started:.1f} s")
-            for failure in failures:
-                bar.write(f"    not measured: {failure['contender'] or 'the case'}: {failure['reason']}")
+    def run_one(one: Work) -> tuple[list[Row], list[Failure]]:
+        rows: list[Row] = []
+        with _searching_algorithms(not isinstance(one, Search)):
+            try:
+                if isinstance(one, Search):
+                    found, failures = largest.find_all(one, place, until)
+                    document["largest"] += found
+                else:
+                    rows, failures = suite.run_case(one, effort, place, until)
+            except Exception as error:
+                failures = [{"case": one.label, "contender": None, "reason": reason_of(error)}]
+        suite.forget(one, place)
+        return rows, failures
 
-
-def _has_results(document: Document) -> bool:
-    return bool(document["rows"] or document["largest"])
-
-
-def _one(document: Document, one: Work, place: Place, until: float | None) -> list[Failure]:
-    failures: list[Failure] = []
-    with _searching_algorithms(not isinstance(one, Search)):
-        try:
-            if isinstance(one, Search):
-                found, failures = largest.find_all(one, place, until)
-                document["largest"] += found
-            else:
-                rows, failures = suite.run_case(one, _effort(document, place), place, until)
-                document["rows"] += rows
-        except Exception as error:
-            failures = [{"case": one.label, "contender": None, "reason": reason_of(error)}]
-    suite.forget(one, place)
-    return failures
-
-
-def _effort(document: Document, place: Place) -> measure.Effort:
-    if document["quick"]:
-        return QUICK
-    return GPU_EFFORT if place.device.type == "cuda" else CPU_EFFORT
+    name, seconds = (lambda one: one.label), (lambda one: one.seconds)
+    return run_cases(document, work, run_one, output, name=name, limit=limit, seconds=seconds)
 
 
 @contextmanager

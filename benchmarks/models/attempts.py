@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypedDict, TypeVar
 
-NO_TIME = "no time was left"
+from benchmarks.running import NO_TIME
+
 T = TypeVar("T")
 
 

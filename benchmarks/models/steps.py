@@ -48,7 +48,13 @@ class Place:
 def cuda_place() -> Place:
     """The current CUDA device."""
     device = torch.device("cuda", torch.cuda.current_device())
-    return Place(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], timing.release)
+
+    def release() -> None:
+        # Not timing.release, which freezes what is alive: networks hang in cycles, which are to be collected later.
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    return Place(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], release)
 
 
 def _cuda_growth(step: Callable[[], None]) -> int:
@@ -110,7 +116,7 @@ class Subject:
         self.penalty = contenders.penalty(self.model, contender)
         self.optimizer = torch.optim.SGD(self.model.parameters(), LEARNING_RATE, momentum=MOMENTUM, foreach=True)
 
-    def step(self, _: object = None) -> None:
+    def step(self) -> None:
         if self.training:
             self.clear()
             self.loss().backward()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
@@ -55,6 +57,7 @@ Row = TypedDict(
         "q1_ms": float,
         "q3_ms": float,
         "min_ms": float,
+        "host_ms": float | None,
         "samples": int,
         "images_per_s": float,
         "ratio_to_relu": float | None,
@@ -62,7 +65,7 @@ Row = TypedDict(
         "saved_bytes": int | None,
     },
 )
-KEYS = ("network", "variant", "precision", "mode", "pass")
+KEYS = ("network", "variant", "precision", "mode", "pass", "batch")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        return ", ".join((self.network, self.variant, self.precision, self.mode, self.pass_))
+        return ", ".join((self.network, self.variant, self.precision, self.mode, self.pass_, f"batch {self.batch}"))
 
 
 Work = Case | Search
@@ -108,12 +111,13 @@ def _case(
     pass_: str,
     contenders: tuple[str, ...],
     seconds: float,
+    batch: int | None = None,
     *,
     small: bool,
 ) -> Case:
     of = NETWORKS[network]
-    batch, image = (of.small_batch, of.small_image) if small else (of.batch, of.image)
-    return Case(network, variant, precision, mode, pass_, contenders, batch, image, seconds)
+    usual, image = (of.small_batch, of.small_image) if small else (of.batch, of.image)
+    return Case(network, variant, precision, mode, pass_, contenders, batch or usual, image, seconds)
 
 
 def chosen(
@@ -132,10 +136,12 @@ def chosen(
 COMPILED_RESIDUAL = (c.RELU_MINIMUM.name, FUSED, RELU)
 COMPILED_PLAIN = (c.RELU_MINIMUM.name, IN_PLACE, RELU)
 
-# With the seconds that each is thought to take.
+LARGE_BATCH = 256  # where the device is busy for longer than the host needs to launch its work
+# With the seconds that each is thought to take, and a batch that is not the usual one.
 ON_A_GPU = (
     ("resnet50", FULL, AMP, EAGER, TRAIN, CONTENDERS, 15),
     ("resnet50", FULL, FP32, EAGER, TRAIN, MAIN, 14),
+    ("resnet50", FULL, AMP, EAGER, TRAIN, MAIN, 20, LARGE_BATCH),
     ("resnet50", FULL, AMP, COMPILED, TRAIN, COMPILED_RESIDUAL, 80),
     ("mobilenet_v2", FULL, AMP, EAGER, TRAIN, NO_SUMS, 8),
     ("resnet50", FULL, AMP, EAGER, INFERENCE, MAIN, 4),
@@ -176,11 +182,13 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
     Args:
         until: as in ``attempts.attempt``.
     """
+    on_a_gpu = place.device.type == "cuda"
     data = networks.data(case.batch, case.image, place.device, memory_format(case.precision))
     begun, failures = attempt(
         case.contenders, case.label, lambda name: _begun(case, name, data, place), place.release, until
     )
-    timed = [Timed(name, (one.subject.step,)) for name, one in begun.items()]
+    host: dict[str, list[float]] = {name: [] for name in begun}
+    timed = [Timed(name, (_noting(one.subject.step, host[name]),)) for name, one in begun.items()]
     samples = interleave(timed, effort, sampler=place.sampler)
     seconds = {name: found.seconds() for name, found in samples.items()}
     rows: list[Row] = []
@@ -200,6 +208,7 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
                 "q1_ms": of.q1 * 1e3,
                 "q3_ms": of.q3 * 1e3,
                 "min_ms": of.minimum * 1e3,
+                "host_ms": statistics.median(host[name][-of.samples :]) * 1e3 if on_a_gpu else None,
                 "samples": of.samples,
                 "images_per_s": case.batch / of.median,
                 "ratio_to_relu": of.median / seconds[RELU].median if RELU in seconds else None,
@@ -208,6 +217,17 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
             }
         )
     return rows, failures
+
+
+def _noting(step: Callable[[], None], seconds: list[float]) -> Callable[[object], None]:
+    """The step, with a note of how long the host took: on a GPU, to launch all of it."""
+
+    def noted(_: object) -> None:
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+
+    return noted
 
 
 class _Begun(NamedTuple):

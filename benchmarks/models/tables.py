@@ -9,12 +9,14 @@ from benchmarks.models.contenders import CONTENDERS, RELU
 from benchmarks.models.document import Document
 from benchmarks.models.steps import TRAIN
 from benchmarks.models.suite import KEYS, Row
-from benchmarks.models.targets import TARGETS, Verdict, judge
+from benchmarks.models.targets import TARGETS, NoisyVerdict, judge
 from benchmarks.tables import MISSING, Table
+from benchmarks.verdicts import Verdict, table_of_targets
 
 LEGEND = (
     "Medians of whole steps; the contenders take turns in one process, from the same weights, on the same random "
     "images. In brackets: over plain ReLU, smaller is better. All but ReLU also pay for the penalty on their caps. "
+    "Where the host takes as long to launch a step as the step lasts, the device waits for Python, not for kernels. "
     "Peak: network, optimizer, data and all else that a step allocates at its worst moment. Saved: what a forward pass "
     "keeps for backward beyond network and data."
 )
@@ -22,8 +24,8 @@ LEGEND = (
 
 def all_tables(document: Document) -> list[Table]:
     """Those that have rows, and the targets."""
-    found = (target_table(document), time_table(document), memory_table(document), largest_table(document))
-    return [table for table in found if table.rows]
+    tables = (target_table, time_table, host_table, memory_table, largest_table)
+    return [table for table in (make(document) for make in tables) if table.rows]
 
 
 def headline(document: Document) -> str:
@@ -50,21 +52,19 @@ def headline(document: Document) -> str:
 
 
 def target_table(document: Document) -> Table:
-    rows = []
-    for target in TARGETS:
-        subject = (f"{target.pass_}, compiled: ours over {target.against}", f"<= {target.limit:.2f} within noise")
-        verdicts = judge(target, document["rows"])
-        if not verdicts:
-            rows.append((*subject, MISSING, MISSING, "not measured"))
-            continue
-        missed = sum(not verdict.met for verdict in verdicts)
-        met = f"**missed** in {missed} of {len(verdicts)}" if missed else f"yes, {len(verdicts)} of {len(verdicts)}"
-        rows.append((*subject, _measured(verdicts[0]), _measured(verdicts[-1]), met))
-    return Table("Targets", ("measure", "target", "worst", "best", "met"), rows)
+    """Each target beside what was measured, at worst and at best."""
+    return table_of_targets(
+        ("compiled", "ours over", "target"),
+        TARGETS,
+        lambda target: judge(target, document["rows"]),
+        lambda target: (target.pass_, target.against, f"<= {target.limit:.2f} within noise"),
+        _measured,
+    )
 
 
 def _measured(verdict: Verdict) -> str:
-    return f"{verdict.measured:.3f} (noise {verdict.noise:.1%}; {verdict.row['network']}, {verdict.row['contender']})"
+    noise = f"noise {verdict.noise:.1%}; " if isinstance(verdict, NoisyVerdict) else ""
+    return f"{verdict.measured:.3f} ({noise}{verdict.row['network']}, {verdict.row['contender']})"
 
 
 def time_table(document: Document) -> Table:
@@ -77,6 +77,17 @@ def time_table(document: Document) -> Table:
     return _by_case(document, "Times, ms", cell)
 
 
+def host_table(document: Document) -> Table:
+    """A line per case on a GPU: how long the host takes to launch a step."""
+
+    def cell(row: Row) -> str:
+        # Older files do not have it.
+        host = row.get("host_ms")
+        return MISSING if host is None else f"{host:.3g}"
+
+    return _known(_by_case(document, "Time of the host to launch it, ms", cell))
+
+
 def memory_table(document: Document) -> Table:
     """A line per case: peak memory where it was counted; of training steps without it, what is kept for backward."""
 
@@ -85,7 +96,11 @@ def memory_table(document: Document) -> Table:
             return f"{row['peak_bytes'] / 1e6:.0f}"
         return MISSING if row["saved_bytes"] is None else f"saved {row['saved_bytes'] / 1e6:.1f}"
 
-    table = _by_case(document, "Memory, MB", cell)
+    return _known(_by_case(document, "Memory, MB", cell))
+
+
+def _known(table: Table) -> Table:
+    """The lines in which anything is known."""
     rows = [row for row in table.rows if any(text != MISSING for text in row[-len(CONTENDERS) :])]
     return Table(table.title, table.header, rows)
 
@@ -93,13 +108,13 @@ def memory_table(document: Document) -> Table:
 def _by_case(document: Document, title: str, cell: Callable[[Row], str]) -> Table:
     found: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in document["rows"]:
-        key = tuple(row[key] for key in KEYS)  # type: ignore[literal-required]
+        key = tuple(str(row[key]) for key in KEYS)  # type: ignore[literal-required]
         found.setdefault(key, {})[row["contender"]] = row
     lines = []
     for key, by_name in found.items():
         one = next(iter(by_name.values()))
         cells = (cell(by_name[name]) if name in by_name else MISSING for name in CONTENDERS)
-        lines.append((", ".join(key), f"{one['batch']} x {one['image']} px", *cells))
+        lines.append((", ".join(key[:-1]), f"{one['batch']} x {one['image']} px", *cells))
     return Table(title, ("case", "batch", *CONTENDERS), lines)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from benchmarks.kernels import contenders as c
 from benchmarks.models.contenders import FUSED, IN_PLACE
 from benchmarks.models.steps import COMPILED, PASSES
 from benchmarks.models.suite import KEYS, Row
+from benchmarks.verdicts import Verdict, verdicts
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,14 @@ class Target:
     pass_: str
     against: str = c.RELU_MINIMUM.name
     limit: float = 1.0
+
+    @property
+    def is_floor(self) -> bool:
+        """Smaller is better."""
+        return True
+
+    def met_by(self, measured: float) -> bool:
+        return measured <= self.limit
 
     def applies_to(self, row: Row) -> bool:
         """Whether a row is one of ours that has to reach it: what ``replace_activations`` makes, fused or not."""
@@ -42,25 +52,28 @@ def row_of(rows: Sequence[Row], like: Row, contender: str) -> Row | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NoisyVerdict(Verdict):
     """``measured``: our time over the other's; ``noise``: the larger of both distances of quartiles over the median."""
 
-    target: Target
-    row: Row
-    measured: float
-    noise: float
+    noise: float = 0.0
 
     @property
     def met(self) -> bool:
-        return self.measured <= self.target.limit + self.noise
+        return bool(self.target.met_by(self.measured - self.noise))
 
 
-def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
+def judge(target: Target, rows: Sequence[Row]) -> list[NoisyVerdict]:
     """The verdicts on every row that has to reach the target and can be judged, the worst first."""
-    found = []
-    for row in rows:
-        other = row_of(rows, row, target.against) if target.applies_to(row) else None
-        if other is not None:
-            noise = max((one["q3_ms"] - one["q1_ms"]) / one["ms"] for one in (row, other))
-            found.append(Verdict(target, row, row["ms"] / other["ms"], noise))
-    return sorted(found, key=lambda verdict: -verdict.measured)
+
+    def other(row: Row) -> Row | None:
+        return row_of(rows, row, target.against)
+
+    def ratio(row: Row) -> float | None:
+        found = other(row)
+        return None if found is None else row["ms"] / found["ms"]
+
+    def noise(row: Row) -> float:
+        return max((one["q3_ms"] - one["q1_ms"]) / one["ms"] for one in (row, other(row) or row))
+
+    found = verdicts(target, rows, ratio)
+    return [NoisyVerdict(one.target, one.row, one.measured, noise(cast(Row, one.row))) for one in found]
