@@ -111,7 +111,7 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
     """Search on a place that counts its memory, a GPU.
 
     Raises:
-        RuntimeError: nothing that was tried fits.
+        RuntimeError: nothing that was tried fits, or memory does not grow with the batch.
     """
     image = NETWORKS[of.network].image
     place.release()
@@ -147,6 +147,8 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
     subject.clear()
     place.release()
     per_image = (many - few) / (SMALL[1] - SMALL[0])
+    if per_image <= 0:
+        raise RuntimeError(f"{SMALL[0]} images take {few} bytes and {SMALL[1]} take {many}: nothing to estimate from")
     found = search(fits, SMALL[0] + (free - few) / per_image, time_is_left)
     return {
         "network": of.network,

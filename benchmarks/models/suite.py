@@ -182,7 +182,6 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
     Args:
         until: as in ``attempts.attempt``.
     """
-    on_a_gpu = place.device.type == "cuda"
     data = networks.data(case.batch, case.image, place.device, memory_format(case.precision))
     begun, failures = attempt(
         case.contenders, case.label, lambda name: _begun(case, name, data, place), place.release, until
@@ -208,7 +207,7 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
                 "q1_ms": of.q1 * 1e3,
                 "q3_ms": of.q3 * 1e3,
                 "min_ms": of.minimum * 1e3,
-                "host_ms": statistics.median(host[name][-of.samples :]) * 1e3 if on_a_gpu else None,
+                "host_ms": statistics.median(host[name][-of.samples :]) * 1e3 if place.sampler else None,
                 "samples": of.samples,
                 "images_per_s": case.batch / of.median,
                 "ratio_to_relu": of.median / seconds[RELU].median if RELU in seconds else None,

@@ -97,6 +97,38 @@ def test_no_case_is_begun_after_the_limit(
     assert run(document(), measure, path, limit=20) == 0
 
 
+def test_a_case_that_would_not_end_before_the_limit_is_left_out_and_shorter_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "some.json"
+    now = [100.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    missing: list[list[str]] = []
+
+    def measure(case: str) -> tuple[list[str], list[Any]]:
+        missing.append(list(made["missing"]))
+        now[0] += {"a": 6, "c": 3}[case]
+        return [case], []
+
+    made = {**document(), "missing": []}
+    takes = {"a": 6.0, "b": 5.0, "c": 4.0}
+    code = run_cases(made, list("abc"), measure, path, name=str.upper, limit=10, seconds=takes.__getitem__)
+    assert code == OUT_OF_TIME
+    assert missing == [["A", "B", "C"], ["B", "C"]]
+    found = json.loads(path.read_text())
+    assert (found["rows"], found["missing"], found["complete"]) == (["a", "c"], ["B"], False)
+    captured = capsys.readouterr()
+    assert "left out: B: it takes about 5 s" in captured.out
+    assert "stopped at the limit of 10 s: 2 of 3 cases" in captured.err
+
+
+def test_a_case_that_left_something_out_for_time_is_not_complete() -> None:
+    made = document()
+    failures = [{"contender": "x", "reason": running.NO_TIME}]
+    code = run_cases(made, ["a"], lambda case: ([case], failures), None, name=str, limit=10)
+    assert code == OUT_OF_TIME and not made["complete"]
+
+
 def test_no_cases_are_a_complete_run() -> None:
     made = document()
     assert run_cases(made, [], lambda case: ([], []), None, name=str) == 0

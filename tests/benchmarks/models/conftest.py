@@ -1,0 +1,80 @@
+"""A network small enough for tests: convolutions, batch normalisation, ReLUs in place, a residual sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.kernels import contenders as c
+from benchmarks.kernels.measure import Effort, threads
+from benchmarks.models import suite
+from benchmarks.models.contenders import CONTENDERS, FULL, HEAD, OURS, RELU
+from benchmarks.models.networks import CLASSES, NETWORKS, Network, data
+from benchmarks.models.steps import EAGER, FP32, INFERENCE, TRAIN, Place, Subject, cpu_place
+
+EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+ACTIVATIONS = 3
+TINY = "tiny"
+
+
+class TinyNetwork(nn.Module):
+    """Its ``relu`` is called three times, the last time on a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm1(self.conv1(x)))
+        y = self.relu(self.norm2(self.conv2(x)))
+        y = self.norm3(self.conv3(y))
+        y += x
+        logits: Tensor = self.fc(self.relu(y).mean((2, 3)))
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is known by name, and all that a CPU measures are three cases of it."""
+    monkeypatch.setitem(NETWORKS, TINY, Network(TinyNetwork, image=8, batch=6, small_image=8, small_batch=6))
+    cases = (
+        (TINY, FULL, FP32, EAGER, TRAIN, CONTENDERS, 1),
+        (TINY, FULL, FP32, EAGER, INFERENCE, (RELU, OURS), 1),
+        (TINY, HEAD, FP32, EAGER, TRAIN, (RELU, c.RELU_MINIMUM.name, OURS), 1),
+    )
+    monkeypatch.setattr(suite, "ON_A_CPU", cases)
+    monkeypatch.setattr(suite, "CPU_EFFORT", EFFORT)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other would take most of the time."""
+    with threads(1):
+        yield
+
+
+@pytest.fixture
+def place() -> Place:
+    return cpu_place()
+
+
+@pytest.fixture
+def cases() -> list[suite.Case]:
+    found = suite.cases(torch.device("cpu"))
+    assert all(isinstance(one, suite.Case) for one in found)
+    return found  # type: ignore[return-value]
+
+
+def subject(contender: str, variant: str = FULL, **options: str) -> Subject:
+    """The tiny network, with six images of 8 x 8 pixels."""
+    return Subject(TINY, variant, contender, data(6, 8, torch.device("cpu")), **{"precision": FP32, **options})
