@@ -167,11 +167,11 @@ def _cpu_capability() -> str | None:
 
 
 def commit() -> Commit | None:
-    """The commit of the working tree; where only a copy of it without history is, what the environment says it is."""
-    head = _git("rev-parse", "HEAD")
-    if head is None and COMMIT_VARIABLE in os.environ:
+    """The commit of the working tree, or what the environment says it is: a copy may lie beside another history."""
+    if COMMIT_VARIABLE in os.environ:
         name, _, dirty = os.environ[COMMIT_VARIABLE].partition("-")
         return {"hash": name, "dirty": dirty == "dirty"}
+    head = _git("rev-parse", "HEAD")
     # A run rewrites results, and the report tables and pictures: none of it makes the measured code another.
     written = (":(top,exclude)benchmarks/results", ":(top,exclude)docs/pictures", ":(top,exclude)*.md")
     changed = _git("status", "--porcelain", "--", ":/", *written)

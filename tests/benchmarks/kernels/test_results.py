@@ -194,6 +194,9 @@ def test_only_results_and_documents_may_differ_from_the_commit(tmp_path: Path, m
     assert clean is not None and len(clean["hash"]) == 40 and not clean["dirty"]
     (tmp_path / "code.py").write_text("2")
     assert results.commit() == {"hash": clean["hash"], "dirty": True}
+    # A copy may lie beside the history of another commit, and the environment knows.
+    monkeypatch.setenv(results.COMMIT_VARIABLE, "abc123")
+    assert results.commit() == {"hash": "abc123", "dirty": False}
 
 
 def test_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
