@@ -138,13 +138,11 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
             fitted = True
         except torch.cuda.OutOfMemoryError:
             fitted = False
-        subject.clear()
         # What the error's frames held is free only now.
         place.release()
         return fitted
 
     few, many = map(peak, SMALL)
-    subject.clear()
     place.release()
     per_image = (many - few) / (SMALL[1] - SMALL[0])
     if per_image <= 0:

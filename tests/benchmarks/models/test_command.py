@@ -195,6 +195,7 @@ def test_the_target_is_for_compiled_rows_of_one_case() -> None:
         row(FUSED, **{"pass": INFERENCE}),
     ):  # fmt: skip
         assert judge(Target(TRAIN), [theirs, other]) == []
+    assert judge(Target(TRAIN), [row(c.RELU_MINIMUM.name, mode="eager"), row(FUSED, mode="eager")]) == []
     assert {target.limit for target in TARGETS} == {1.0} and {target.pass_ for target in TARGETS} == {TRAIN, INFERENCE}
 
 
