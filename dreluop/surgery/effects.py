@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import os
 import random
 import sys
@@ -249,11 +250,16 @@ def watching(watch: Watch) -> Iterator[None]:
     # What cProfile sets is no function that sys.setprofile could put back.
     if before is not None and hasattr(before, "disable"):
         before.disable()
+    # A collection would run finalizers and callbacks of others, which are no part of the forward.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         sys.setprofile(watch)
         yield
     finally:
         sys.setprofile(None)
+        if collecting:
+            gc.enable()
         if before is not None:
             before.enable() if hasattr(before, "enable") else sys.setprofile(before)
         drew = not all(_equal(value, now()) for (value, now, _) in numbers)

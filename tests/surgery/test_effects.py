@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import logging
 import random
 import time
@@ -371,3 +372,22 @@ def test_updates_of_tensors_go_on() -> None:
         assert torch.equal(model(x), original(x))
     assert (model.steps, model.shift[0]) == (3, 8)
     assert isinstance(model.relu, DReLU)
+
+
+def test_what_a_garbage_collection_runs_is_no_effect() -> None:
+    seen = 0
+
+    def count(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+
+    before = gc.get_threshold()
+    gc.callbacks.append(count)
+    gc.set_threshold(1)
+    try:
+        (site,) = replace_activations(LocalClosure(), granularity="layer").sites
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(count)
+    assert seen > 0 and gc.isenabled()
+    assert site.action == "replaced"

@@ -26,6 +26,7 @@ if unavailable_reason("cpu") is None:
     pytest.skip("in the interpreter, nothing is compiled: run without TRITON_INTERPRET", allow_module_level=True)
 if not has_tools():
     pytest.skip(MISSING_TOOLS, allow_module_level=True)
+pytest.importorskip("triton", reason="needs triton, not installed", exc_type=ImportError)
 
 IMAGES, ODD_IMAGES, ROWS, ODD_ROWS = (32, 64, 28, 28), (31, 64, 7, 7), (4096, 1024), (4095, 1001)
 
