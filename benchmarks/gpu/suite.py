@@ -261,7 +261,6 @@ def _row(case: GpuCase, pass_: str, name: str, found: Samples, calls: int, facts
     known = [count for count in counts if count is not None]
     counted = bool(counts) and len(known) == len(counts)
     gb_per_s = size / (seconds.median / calls) * 1e-9
-    per_call = 1e3 / calls
     kept = facts.kept
     return {
         "case": case.name,
@@ -273,11 +272,7 @@ def _row(case: GpuCase, pass_: str, name: str, found: Samples, calls: int, facts
         "x_bytes": case.x_bytes,
         "pass": pass_,
         "contender": name,
-        "ms": seconds.median * per_call,
-        "q1_ms": seconds.q1 * per_call,
-        "q3_ms": seconds.q3 * per_call,
-        "min_ms": seconds.minimum * per_call,
-        "samples": seconds.samples,
+        **seconds.in_ms(calls),
         "calls_per_sample": calls,
         "mode": COLD_MODE,
         "threads": None,

@@ -110,6 +110,17 @@ class Statistics:
     minimum: float
     samples: int
 
+    def in_ms(self, calls: int = 1) -> dict[str, Any]:
+        """The fields of a row, of one of so many calls that a sample in seconds holds."""
+        ms = 1e3 / calls
+        return {
+            "ms": self.median * ms,
+            "q1_ms": self.q1 * ms,
+            "q3_ms": self.q3 * ms,
+            "min_ms": self.minimum * ms,
+            "samples": self.samples,
+        }
+
 
 def summarize(samples: Sequence[float]) -> Statistics:
     """Statistics of at least one sample.

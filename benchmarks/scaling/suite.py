@@ -143,7 +143,6 @@ def _rows(point: Point, mode: str, buffers: int, calls: int, samples: dict[str, 
         for name, found in samples.items():
             seconds = found.steps(which).seconds()
             min_bytes = copied_bytes if name in (c.COPY, c.CLONE) else BYTES_PER_ELEMENT[pass_] * point.x_bytes
-            per_call = 1e3 / calls
             gb_per_s = min_bytes * calls / seconds.median * 1e-9
             rows.append(
                 {
@@ -158,11 +157,7 @@ def _rows(point: Point, mode: str, buffers: int, calls: int, samples: dict[str, 
                     "buffers": buffers,
                     "pass": pass_,
                     "contender": name,
-                    "ms": seconds.median * per_call,
-                    "q1_ms": seconds.q1 * per_call,
-                    "q3_ms": seconds.q3 * per_call,
-                    "min_ms": seconds.minimum * per_call,
-                    "samples": seconds.samples,
+                    **seconds.in_ms(calls),
                     "calls_per_sample": calls,
                     "min_bytes": min_bytes,
                     "gb_per_s": gb_per_s,

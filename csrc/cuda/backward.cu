@@ -11,14 +11,15 @@ struct Choice {
       : operands(problem, {pass.grad, pass.y, pass.dx}), cap(problem, pass.cap) {
     const CapLayout layout = merged(problem.layout);
     const int64_t multiprocessors = std::max(1, problem.multiprocessors);
-    plan = backward_plan(problem.dtype, layout, multiprocessors);
-    const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias);
+    const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias),
+               by_rows = goes_by_rows(problem.dtype, layout);
     vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
-             (operands.head() == 0 || (plan.by_rows && pass.code == nullptr)) && (plan.by_rows || plan.columns.aligned);
+             (operands.head() == 0 || (by_rows && pass.code == nullptr));
     // The fast way by rows: a single cap, or runs of whole groups.
-    if (vector && plan.by_rows &&
-        (layout.caps == 1 || (operands.head() == 0 && layout.inner % group_of(problem.dtype) == 0)))
-      plan = backward_plan(problem.dtype, layout, multiprocessors, true, operands.head());
+    const bool packed = vector && by_rows &&
+                        (layout.caps == 1 || (operands.head() == 0 && layout.inner % group_of(problem.dtype) == 0));
+    plan = backward_plan(problem.dtype, layout, multiprocessors, packed, operands.head());
+    vector = vector && (by_rows || plan.columns.aligned);
     sum_bytes = vector ? sizeof(Partial<float>) : sizeof(Partial<double>);
     channels = problem.shared_cap && pass.dcap.data != nullptr ? problem.layout.caps : 0;
     const bool wants_sums = pass.dcap.data != nullptr || pass.dbias.data != nullptr;

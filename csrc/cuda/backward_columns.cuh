@@ -47,7 +47,7 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     }
   }
 
-  // Rows from that of element i down, of which `left` are the block's.
+  // A batch of rows from that of element i down, of the `left` that there are.
   template <class Kept>
   DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int64_t left, const Wide* cap, Real (*sums)[kGroup]) const {
     const int64_t step = p.columns.height * p.columns.row;

@@ -23,7 +23,6 @@ enum class Saved : uint8_t { kOutput, kCode, kEither };
 
 template <class Format, int kGroup, Saved kSaved>
 struct SavedGroup {
-  using T = typename Format::Storage;
   using Real = typename Working<Format>::Real;
   uint32_t codes;
 

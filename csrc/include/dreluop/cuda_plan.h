@@ -179,8 +179,9 @@ inline bool fits_one_tile(DType dtype, const CapLayout& layout) {
   return least_repeat(dtype, layout) * layout.caps * layout.inner <= kWidestTile * group_of(dtype);
 }
 
-inline bool runs_by_rows(DType dtype, const CapLayout& layout) {
-  return layout.caps == 1 || (!fits_one_tile(dtype, layout) && cap_unit(dtype, layout) > kWidestTile);
+inline bool goes_by_rows(DType dtype, const CapLayout& layout) {
+  return layout.outer * layout.inner == 0 || layout.caps == 1 ||
+         (!fits_one_tile(dtype, layout) && cap_unit(dtype, layout) > kWidestTile);
 }
 
 inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
@@ -223,7 +224,7 @@ inline BackwardPlan backward_plan(DType dtype, const CapLayout& layout, int64_t 
                                   bool packed_rows = false, int64_t head = 0) {
   BackwardPlan plan;
   if (layout.caps == 0) return plan;
-  plan.by_rows = layout.outer * layout.inner == 0 || runs_by_rows(dtype, layout);
+  plan.by_rows = goes_by_rows(dtype, layout);
   int64_t sets = layout.caps;
   if (plan.by_rows) {
     plan.rows = row_plan(dtype, layout, multiprocessors, packed_rows, head);

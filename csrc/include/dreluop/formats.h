@@ -129,30 +129,35 @@ struct Bits16 {
 using Float32 = Native<float>;
 using Float64 = Native<double>;
 
-struct BFloat16 : Bits16<BFloat16, 0x7f80> {
 #if defined(__CUDA_ARCH__)
-  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {
-    uint16_t smaller;
-    asm("min.NaN.bf16 %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));
-    return smaller;
+// The instructions for one number, and for the two of a word at once, of a 16-bit type as PTX names it.
+#define DRELUOP_INSTRUCTIONS_OF(type)                                         \
+  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {            \
+    uint16_t smaller;                                                         \
+    asm("min.NaN." type " %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));     \
+    return smaller;                                                           \
+  }                                                                           \
+  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {                  \
+    uint16_t larger;                                                          \
+    asm("max.NaN." type " %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero())); \
+    return larger;                                                            \
+  }                                                                           \
+  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {     \
+    uint32_t smaller;                                                         \
+    asm("min.NaN." type "x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));   \
+    return smaller;                                                           \
+  }                                                                           \
+  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {           \
+    uint32_t larger;                                                          \
+    asm("max.NaN." type "x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));   \
+    return larger;                                                            \
   }
-  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {
-    uint16_t larger;
-    asm("max.NaN.bf16 %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero()));
-    return larger;
-  }
-  // Of the two numbers in a word at once.
-  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {
-    uint32_t smaller;
-    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
-    return smaller;
-  }
-  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
-    uint32_t larger;
-    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));
-    return larger;
-  }
+#else
+#define DRELUOP_INSTRUCTIONS_OF(type)
 #endif
+
+struct BFloat16 : Bits16<BFloat16, 0x7f80> {
+  DRELUOP_INSTRUCTIONS_OF("bf16")
   static DRELUOP_INLINE float to_float(uint16_t a) { return bit_cast<float>(static_cast<uint32_t>(a) << 16); }
   static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
     *low = bit_cast<float>(word << 16);
@@ -172,29 +177,7 @@ struct BFloat16 : Bits16<BFloat16, 0x7f80> {
 };
 
 struct Float16 : Bits16<Float16, 0x7c00> {
-#if defined(__CUDA_ARCH__)
-  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {
-    uint16_t smaller;
-    asm("min.NaN.f16 %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));
-    return smaller;
-  }
-  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {
-    uint16_t larger;
-    asm("max.NaN.f16 %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero()));
-    return larger;
-  }
-  // Of the two numbers in a word at once.
-  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {
-    uint32_t smaller;
-    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
-    return smaller;
-  }
-  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
-    uint32_t larger;
-    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));
-    return larger;
-  }
-#endif
+  DRELUOP_INSTRUCTIONS_OF("f16")
   static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
     *low = to_float(static_cast<uint16_t>(word));
     *high = to_float(static_cast<uint16_t>(word >> 16));
@@ -243,6 +226,8 @@ struct Float16 : Bits16<Float16, 0x7c00> {
 #endif
   }
 };
+
+#undef DRELUOP_INSTRUCTIONS_OF
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
