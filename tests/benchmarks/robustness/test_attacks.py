@@ -206,7 +206,7 @@ def test_nan_gradients_are_reported(attack, linear, inputs):
 def test_a_result_that_cheats_is_refused(shift, message):
     x = torch.full((2, 3), 0.5)
     with pytest.raises(RuntimeError, match=message):
-        attacks._checked(x + shift, x, EPS)
+        attacks.checks.checked(x + shift, x, EPS)
 
 
 def test_zero_gradient_share_needs_a_sample(linear):

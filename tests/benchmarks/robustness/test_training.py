@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.robustness import training
 from benchmarks.robustness.data import Digits, Split
 from benchmarks.robustness.models import dense_drelu, dense_relu
 from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, total_loss, train
@@ -123,7 +122,7 @@ def test_plateau_watches_the_total_loss_and_lowers_both_rates(few: Digits, monke
             seen.append(value)
             super().step(value)
 
-    monkeypatch.setattr(training.torch.optim.lr_scheduler, "ReduceLROnPlateau", Spy)
+    monkeypatch.setattr(torch.optim.lr_scheduler, "ReduceLROnPlateau", Spy)
     history = run(dense_drelu(0), few, epochs=3, plateau_patience=1, lr=1e-7, balancer=0.0)
     assert seen == history.column("validation_loss")[1:]
     assert [group["lr"] for group in optimizers[0].param_groups] == [0.5e-7, 0.5e-2]

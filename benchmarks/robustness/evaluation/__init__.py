@@ -1,0 +1,5 @@
+"""What a trained model is worth: ``quick`` for the demo; ``judge``, every attack and the honest columns."""
+
+from benchmarks.robustness.evaluation.quick import Evaluation, accuracy, evaluate
+
+__all__ = ["Evaluation", "accuracy", "evaluate"]

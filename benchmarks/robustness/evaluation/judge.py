@@ -1,0 +1,203 @@
+"""Every column of a model: the paper's attacks, the adaptive worst, the share of inputs without a gradient."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.robustness.attacks import frozen, zero_gradient_share
+from benchmarks.robustness.attacks.carlini import carlini_wagner
+from benchmarks.robustness.data import Split
+from benchmarks.robustness.evaluation.caps import CapFacts, cap_facts
+from benchmarks.robustness.evaluation.columns import PAPER, Attack, adaptive_attacks, paper_attacks
+from benchmarks.robustness.evaluation.settings import AttackSettings
+from benchmarks.robustness.training import checkpoint
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model is worth at ``settings.eps``. Shares in [0, 1]; accuracy per attack, over the attacked inputs.
+
+    Attributes:
+        accuracy: ``clean``, then by attack.
+        paper_worst: accuracy that is left when each input is given the paper's worst L-infinity attack for it.
+        worst: the same over all L-infinity attacks, those that know of the caps too.
+        zero_gradient: share of the inputs whose loss has an exactly zero gradient.
+        caps: None for a model without caps.
+        cw: accuracy within each of the L2 bounds, by the bound; cw_median: median distance of what was found.
+        bounds: for each radius of the sweep ``clean`` (a radius of 0), ``apgd_ce``, the paper's attack, and ``worst``,
+            over it and the adaptive attacks (without Square).
+        seconds, cpu_seconds: of each attack.
+    """
+
+    samples: int
+    eps: float
+    accuracy: dict[str, float]
+    paper_worst: float
+    worst: float
+    zero_gradient: float
+    caps: CapFacts | None
+    cw: dict[str, float]
+    cw_median: float | None
+    bounds: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+
+
+@dataclass
+class _Found:
+    """What is kept in the file between attacks: who was still right, and the times."""
+
+    right: dict[str, Tensor] = field(default_factory=dict)
+    distances: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def judge(
+    model: nn.Module,
+    twin: nn.Module | None,
+    test: Split,
+    measured_on: Tensor,
+    settings: AttackSettings,
+    *,
+    file: Path | None = None,
+    report: Report = lambda name: None,
+) -> Judgement:
+    """Attack the model on the test inputs in every way that is known here.
+
+    Args:
+        model: gives logits of shape (N, classes).
+        twin: a ReLU network of its own training, whose adversarial inputs are tried on the model; None: not tried.
+        test: images in [0, 1], shape (N, C, H, W), and labels, on the model's device; the first ``settings.samples``
+            are attacked.
+        measured_on: other inputs, for the widths of the soft surrogate.
+        settings: how hard.
+        file: what was found so far, written after every attack; if it exists, only the others are run.
+        report: told the name of each attack before it runs.
+
+    Raises:
+        ValueError: there are fewer test inputs than asked for.
+    """
+    if len(test.x) < settings.samples:
+        raise ValueError(f"samples: got {settings.samples}; expected at most the {len(test.x)} of the test set")
+    judging = _Judging(model, Split(test.x[: settings.samples], test.y[: settings.samples]), settings, file, report)
+    adaptive = adaptive_attacks(model, twin, settings, measured_on)
+    attacks = {**paper_attacks(model, settings), **adaptive}
+    judging.run("clean", lambda x, y, eps, seed: x, settings.eps)
+    for name, attack in attacks.items():
+        judging.run(name, attack, settings.eps)
+    judging.run_cw()
+    for eps in settings.bounds:
+        for name in ("apgd_ce", *adaptive):
+            judging.run(_at(name, eps), attacks[name], eps)
+    return judging.judgement(attacks, adaptive)
+
+
+class _Judging:
+    def __init__(
+        self, model: nn.Module, split: Split, settings: AttackSettings, file: Path | None, report: Report
+    ) -> None:
+        self.model, self.split, self.settings, self.file, self.report = model, split, settings, file, report
+        self.found = _Found()
+        if file is not None and file.exists():
+            self.found = _Found(**checkpoint.load(file, torch.device("cpu")))
+
+    def run(self, name: str, attack: Attack, eps: float) -> None:
+        if name in self.found.right:
+            return
+        with self._timed(name):
+            right = []
+            batches = zip(*(part.split(self.settings.batch_size) for part in self.split), strict=True)
+            for index, (x, y) in enumerate(batches):
+                adversarial = attack(x, y, eps, self.settings.seed + index)
+                with frozen(self.model), torch.no_grad():
+                    right.append(self.model(adversarial).argmax(1) == y)
+            self.found.right[name] = torch.cat(right).cpu()
+        self._save()
+
+    def run_cw(self) -> None:
+        s = self.settings
+        if not s.cw_samples or self.found.distances is not None:
+            return
+        with self._timed("cw_l2"):
+            x, y = self.split.x[: s.cw_samples], self.split.y[: s.cw_samples]
+            batches = zip(x.split(s.batch_size), y.split(s.batch_size), strict=True)
+            found = [carlini_wagner(self.model, *batch, s.cw_steps, s.cw_searches)[1] for batch in batches]
+            self.found.distances = torch.cat(found).cpu()
+        self._save()
+
+    def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack]) -> Judgement:
+        s, found = self.settings, self.found
+        right = found.right
+        x, y = self.split
+        zero = [
+            zero_gradient_share(self.model, *batch) * len(batch[0])
+            for batch in zip(x.split(s.batch_size), y.split(s.batch_size), strict=True)
+        ]
+        at_bounds = {
+            f"{eps:g}": {
+                "apgd_ce": _share(right[_at("apgd_ce", eps)]),
+                "worst": _worst(right, [_at(name, eps) for name in ("apgd_ce", *adaptive)]),
+            }
+            for eps in s.bounds
+        }
+        return Judgement(
+            samples=len(x),
+            eps=s.eps,
+            accuracy={name: _share(right[name]) for name in ("clean", *attacks)},
+            paper_worst=_worst(right, PAPER),
+            worst=_worst(right, attacks),
+            zero_gradient=sum(zero) / len(x),
+            caps=cap_facts(self.model, x, s.batch_size),
+            cw={f"{bound:g}": _share(found.distances > bound) for bound in s.cw_bounds if found.distances is not None},
+            cw_median=None if found.distances is None else _median(found.distances),
+            bounds=at_bounds,
+            seconds=found.seconds,
+            cpu_seconds=found.cpu_seconds,
+        )
+
+    def _save(self) -> None:
+        if self.file is not None:
+            checkpoint.save(vars(self.found), self.file)
+
+    def _timed(self, name: str) -> _Timed:
+        self.report(name)
+        return _Timed(name, self.found)
+
+
+class _Timed:
+    def __init__(self, name: str, found: _Found) -> None:
+        self.name, self.found = name, found
+
+    def __enter__(self) -> None:
+        self.began, self.began_cpu = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *error: Any) -> None:
+        self.found.seconds[self.name] = time.perf_counter() - self.began
+        self.found.cpu_seconds[self.name] = time.process_time() - self.began_cpu
+
+
+def _at(name: str, eps: float) -> str:
+    return f"{name} at {eps:g}"
+
+
+def _share(right: Tensor) -> float:
+    return float(right.float().mean())
+
+
+def _worst(right: Mapping[str, Tensor], names: Any) -> float:
+    return _share(torch.stack([right["clean"], *(right[name] for name in names)]).all(0))
+
+
+def _median(distances: Tensor) -> float | None:
+    median = float(distances.median())
+    return median if median < float("inf") else None

@@ -1,0 +1,46 @@
+"""How hard a model is attacked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """How hard, and with how many inputs, a model is attacked. The defaults are those of the paper's MNIST tables.
+
+    Attributes:
+        eps: radius of the L-infinity ball, in units of x.
+        samples: first test inputs that are attacked.
+        batch_size: inputs attacked at once.
+        pgd_steps, apgd_steps, square_queries: of these attacks; every APGD, the adaptive ones too, has apgd_steps.
+        cw_samples, cw_steps, cw_searches: inputs, steps per search and searches of CW-L2; no inputs, no such column.
+        cw_bounds: L2 distances within which a wrong input counts, one column each; the paper's is 18.
+        bounds: radii of the sweep over bounds (Figures 25 to 27); none, no sweep.
+        auto_attack: the whole of AutoAttack as a column of its own.
+        seed: of every attack.
+    """
+
+    eps: float = 0.1
+    samples: int = 500
+    batch_size: int = 250
+    pgd_steps: int = 40
+    apgd_steps: int = 50
+    square_queries: int = 5000
+    cw_samples: int = 100
+    cw_steps: int = 200
+    cw_searches: int = 6
+    cw_bounds: tuple[float, ...] = (1.5, 18.0)
+    bounds: tuple[float, ...] = ()
+    auto_attack: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "batch_size", "pgd_steps", "apgd_steps", "square_queries", "cw_steps", "cw_searches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1")
+        for name, values in (("eps", (self.eps,)), ("cw_bounds", self.cw_bounds), ("bounds", self.bounds)):
+            if not all(value >= 0 for value in values):
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected numbers >= 0")
+        if self.cw_samples < 0:
+            raise ValueError(f"cw_samples: got {self.cw_samples}; expected at least 0")

@@ -1,0 +1,63 @@
+"""One process or many: each takes its share of every batch, and the gradients are those of the whole batch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of torchrun; by itself, rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor, float]:
+        """Every world-th sample of a batch, from the rank-th on, and what the mean of their losses counts for.
+
+        The weight makes DDP's mean over the processes the mean over the batch. A process without a sample of a small
+        last batch takes the first one, for nothing, as all processes must run.
+        """
+        if self.world == 1:
+            return x.to(device), y.to(device), 1.0
+        own = slice(self.rank, None, self.world)
+        weight = len(y[own]) * self.world / len(y)
+        own = own if weight else slice(0, 1)
+        return x[own].to(device), y[own].to(device), weight
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model as DistributedDataParallel; batch norms see the whole batch. By itself, the model."""
+        if self.world == 1:
+            return model
+        on_card = device.type == "cuda"
+        if on_card:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=[device] if on_card else None)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the processes."""
+        if self.world > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def wait(self) -> None:
+        if self.world > 1:
+            distributed.barrier()
+
+
+def of_torchrun() -> Processes:
+    """Join the process group that torchrun describes.
+
+    Raises:
+        RuntimeError: torchrun did not start this process.
+    """
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        raise RuntimeError("no RANK and WORLD_SIZE in the environment; start with torchrun, or without --distributed")
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Processes(distributed.get_rank(), distributed.get_world_size())
