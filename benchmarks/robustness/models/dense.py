@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.robustness.models.headed import HeadedNetwork
 from dreluop import DReLU
 
 INPUTS = 784
@@ -13,28 +14,19 @@ HEAD = 128
 CLASSES = 10
 
 
-class DenseNetwork(nn.Module):
+class DenseNetwork(HeadedNetwork):
     """784-256-256-[128]-10 with ReLU in the body and a given activation after the head (section 5 of the paper).
 
-    Attributes:
-        body: the hidden layers.
-        head: the added layer; its output is the activation's pre-activation, shape (N, 128).
-        activation: the head's activation.
-        output: the layer that gives the logits, shape (N, 10).
+    Args:
+        activation: the head's.
+        inputs: numbers per sample; samples of any shape are flattened.
+        head: width of the added layer.
+        classes: number of logits.
     """
 
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Flatten(), nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()
-        )
-        self.head = nn.Linear(HIDDEN, HEAD)
-        self.activation = activation
-        self.output = nn.Linear(HEAD, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.output(self.activation(self.head(self.body(x))))
-        return logits
+    def __init__(self, activation: nn.Module, inputs: int = INPUTS, head: int = HEAD, classes: int = CLASSES) -> None:
+        body = nn.Sequential(nn.Flatten(), nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU())
+        super().__init__(body, HIDDEN, head, activation, classes)
 
 
 def dense_relu(seed: int) -> DenseNetwork:

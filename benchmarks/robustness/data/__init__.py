@@ -1,0 +1,23 @@
+"""The data sets of the paper's experiment."""
+
+from benchmarks.robustness.data.augmentation import CropAndFlip
+from benchmarks.robustness.data.digits import SPLIT_SIZES, Digits, load_digits
+from benchmarks.robustness.data.loading import NAMES, load
+from benchmarks.robustness.data.parts import Dataset, Part, Split, StoredPart
+from benchmarks.robustness.data.splitting import SPLIT_SEED, stratified_share, stratified_split
+
+__all__ = [
+    "NAMES",
+    "SPLIT_SEED",
+    "SPLIT_SIZES",
+    "CropAndFlip",
+    "Dataset",
+    "Digits",
+    "Part",
+    "Split",
+    "StoredPart",
+    "load",
+    "load_digits",
+    "stratified_share",
+    "stratified_split",
+]
