@@ -30,8 +30,10 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterable[tuple[Tensor, Tensor]]:
-        """One pass: inputs in [0, 1] and labels; in an order drawn from the generator, without one in their own."""
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, shuffle: bool = False
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """One pass: inputs in [0, 1] and labels; shuffled in an order drawn from the generator."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.split.x)
 
-    def batches(self, batch_size: int, *, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, shuffle: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.split
-        order = torch.arange(len(x)) if generator is None else torch.randperm(len(x), generator=generator)
+        order = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
         for batch in order.to(x.device).split(batch_size):
             yield x[batch], y[batch]
 
@@ -161,7 +165,7 @@ class _Trainer:
         self.model.train()
         config, epoch = self.config, len(self.state.history.records)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for step, (x, y) in enumerate(self.training.batches(config.batch_size, generator=self.state.order)):
+        for step, (x, y) in enumerate(self.training.batches(config.batch_size, self.state.order, shuffle=True)):
             seed = hash_seed(config.seed, epoch, step, self.processes.rank)
             loss = self._step(*self.processes.share(x, y, self.device), seed)
             total += loss.double() * len(x)

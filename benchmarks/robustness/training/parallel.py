@@ -12,10 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of torchrun; by itself, rank 0 of 1."""
+    """This process among those of torchrun; by itself, rank 0 of 1. ``local`` is its rank on its machine."""
 
     rank: int = 0
     world: int = 1
+    local: int = 0
 
     def share(self, x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor, float]:
         """Every world-th sample of a batch, from the rank-th on, and what the mean of their losses counts for.
@@ -60,4 +61,4 @@ def of_torchrun() -> Processes:
         raise RuntimeError("no RANK and WORLD_SIZE in the environment; start with torchrun, or without --distributed")
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return Processes(distributed.get_rank(), distributed.get_world_size())
+    return Processes(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,0 +1,146 @@
+"""Who does the jobs of a study: this process, a few processes of this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.robustness.study.jobs import Job
+
+Do = Callable[[Job], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that raised, or that waited for one that did.
+
+    Attributes:
+        job: its name.
+        reason: the error in words.
+    """
+
+    job: str
+    reason: str
+
+
+def in_turn(jobs: Sequence[Job], do: Do, workers: int = 1) -> list[Failure]:
+    """One after the other in this process; after a failure the others are still done."""
+    failures: dict[str, Failure] = {}
+    for job in _shown(jobs):
+        blocked = _blocked(job, failures)
+        if blocked is None:
+            try:
+                do(job)
+            except Exception as error:
+                blocked = Failure(job.name, _words(error))
+        if blocked is not None:
+            failures[job.name] = blocked
+    return list(failures.values())
+
+
+def by_processes(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
+    """By so many worker processes; a job begins when what it needs is done."""
+    failures: dict[str, Failure] = {}
+    done: set[str] = set()
+    waiting, running = list(jobs), dict[Future[None], Job]()
+    # Spawned: a fork would take over the locks of torch's threads.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    with pool, tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
+        try:
+            while waiting or running:
+                for job in [job for job in waiting if all(name in done or name in failures for name in job.after)]:
+                    waiting.remove(job)
+                    blocked = _blocked(job, failures)
+                    if blocked is not None:
+                        failures[job.name] = blocked
+                        bar.update()
+                    else:
+                        running[pool.submit(do, job)] = job
+                ended = wait(running, return_when=FIRST_COMPLETED).done if running else ()
+                for future in ended:
+                    job = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        done.add(job.name)
+                    else:
+                        failures[job.name] = Failure(job.name, _words(error))
+                    bar.update()
+        except KeyboardInterrupt:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return list(failures.values())
+
+
+def by_ray(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
+    """By the Ray cluster that this process is in, or a local one of so many workers; Ray runs a job after its needs.
+
+    The work folder must be one that all machines of the cluster see.
+    """
+    import ray  # noqa: PLC0415 (a large package, and only this engine needs it)
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+    try:
+        # A job that fails because its machine is lost is run again elsewhere, from its last checkpoint.
+        remote = ray.remote(num_cpus=1, max_retries=3, max_calls=1)(_after)
+        references: dict[str, Any] = {}
+        for job in jobs:
+            references[job.name] = remote.remote(do, job, *(references[name] for name in job.after))
+        names = {reference: name for name, reference in references.items()}
+        left, failures = list(names), []
+        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
+            while left:
+                ended, left = ray.wait(left)
+                for reference in ended:
+                    failed = ray.get(reference)
+                    failures += [] if failed is None else [Failure(names[reference], failed)]
+                    bar.update()
+        return failures
+    finally:
+        if started:
+            ray.shutdown()
+
+
+ENGINES: dict[str, Callable[[Sequence[Job], Do, int], list[Failure]]] = {
+    "serial": in_turn,
+    "processes": by_processes,
+    "ray": by_ray,
+}
+
+
+def _after(do: Do, job: Job, *before: str | None) -> str | None:
+    """The job, unless one before it failed; what failed, in words."""
+    for reason in before:
+        if reason is not None:
+            return f"not begun: {reason}"
+    try:
+        do(job)
+    except Exception as error:
+        return _words(error)
+    return None
+
+
+def _blocked(job: Job, failures: dict[str, Failure]) -> Failure | None:
+    for name in job.after:
+        if name in failures:
+            return Failure(job.name, f"not begun: {name} failed")
+    return None
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _shown(jobs: Sequence[Job]) -> Iterator[Job]:
+    with tqdm(jobs, unit="job", dynamic_ncols=True) as bar:
+        yield from bar
+
+

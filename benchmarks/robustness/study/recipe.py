@@ -1,0 +1,107 @@
+"""What is trained: everything that decides a model's weights, and a name for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.robustness.evaluation.settings import AttackSettings
+from benchmarks.robustness.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which data.
+
+    Attributes:
+        name: of the data set, as ``benchmarks.robustness.data.load`` takes it.
+        generated, original_share: file of generated images, and the share of original ones in each epoch.
+        train_limit: only the first ones of the training part, for trials.
+        augment: random crops and flips.
+    """
+
+    name: str = "digits"
+    generated: str | None = None
+    original_share: float | None = None
+    train_limit: int | None = None
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model comes to its weights.
+
+    Attributes:
+        data: what it is trained on.
+        model, place, head: the network and the layer that the paper adds, as ``benchmarks.robustness.models.build``
+            takes them.
+        method: ``"natural"`` (ReLU), ``"drelu"``, ``"at"`` or ``"trades"`` (both with ReLU).
+        seed: of the weights and of the order.
+        training: how it is trained.
+        init: first value of every cap.
+        calibrate: the warm-up's epochs with the caps at ``init`` and balancer 0, after which every cap is set to the
+            99 % quantile of what reaches it; None: caps start at ``init`` and fall from there.
+        start: the model whose weights it starts from; None: fresh ones.
+    """
+
+    data: DataRecipe
+    model: str
+    method: str
+    seed: int
+    training: TrainingConfig
+    place: str = "head"
+    head: int = 128
+    init: float = 100.0
+    calibrate: int | None = None
+    start: Recipe | None = None
+
+    @property
+    def has_caps(self) -> bool:
+        return self.method == "drelu"
+
+    @property
+    def identity(self) -> str:
+        """The same for equal recipes only."""
+        return _hashed(asdict(self))
+
+    @property
+    def label(self) -> str:
+        """The method as tables call it, without model and seed."""
+        if self.method == "trades":
+            return f"TRADES-{self.training.beta:g}"
+        names = {"natural": "ReLU", "at": "AT", "drelu": "D-ReLU"}
+        return names[self.method] + (f" {self.training.balancer:g}" if self.has_caps else "")
+
+    @property
+    def name(self) -> str:
+        """Readable, and unique."""
+        place = "" if self.place == "head" else f"-{self.place}"
+        label = self.label.lower().replace(" ", "-")
+        return f"{self.data.name}-{self.model}{place}-{label}-s{self.seed}-{self.identity}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model and how it is attacked.
+
+    Attributes:
+        recipe: of the model.
+        twin: of the ReLU network whose adversarial inputs are tried on it; None: none are.
+        attacks: how hard.
+    """
+
+    recipe: Recipe
+    twin: Recipe | None
+    attacks: AttackSettings
+
+    @property
+    def name(self) -> str:
+        """Of the record's file."""
+        attacked = _hashed({"twin": self.twin and self.twin.identity, "attacks": asdict(self.attacks)})
+        return f"{self.recipe.name}-{attacked[:6]}"
+
+
+def _hashed(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]

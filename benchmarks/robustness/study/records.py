@@ -1,0 +1,100 @@
+"""A record per run: one JSON line in a file of its own, so that runs on many machines never meet in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernels.results import commit, describe_device, now, versions
+from benchmarks.robustness.evaluation.judge import Judgement
+from benchmarks.robustness.study.recipe import Judged
+from benchmarks.robustness.training import History
+
+SCHEMA = 1
+Record = dict[str, Any]
+
+# Enough for a picture, and a thousand epochs stay small.
+_DIGITS = 5
+
+
+def record_of(
+    judged: Judged, warm_up: History, history: History, judgement: Judgement, device: torch.device, threads: int
+) -> Record:
+    """What a run found, on what and when."""
+    return {
+        "schema": SCHEMA,
+        "name": judged.name,
+        "label": judged.recipe.label,
+        "recipe": asdict(judged.recipe),
+        "twin": judged.twin.name if judged.twin else None,
+        "attacks": asdict(judged.attacks),
+        "date": now(),
+        "device": describe_device(device),
+        "threads": threads,
+        "versions": versions(),
+        "commit": commit(),
+        "warm_up": _columns(warm_up),
+        "training": _columns(history),
+        "judgement": _rounded(asdict(judgement)),
+    }
+
+
+def save(record: Record, folder: Path) -> Path:
+    """Write the record; a reader finds all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['name']}.json"
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(json.dumps(record, allow_nan=False) + "\n")
+    beside.replace(path)
+    return path
+
+
+def find(judged: Judged, folder: Path) -> Record | None:
+    """The record of a run, if it is there.
+
+    Raises:
+        ValueError: the file is no record of this schema.
+    """
+    path = folder / f"{judged.name}.json"
+    if not path.exists():
+        return None
+    try:
+        record: Record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no valid JSON: {error}") from error
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: got schema {record.get('schema')}; expected {SCHEMA}")
+    return record
+
+
+def found(runs: Sequence[Judged], folder: Path) -> list[Record]:
+    """The records of those runs that are done, in their order."""
+    return [record for run in runs if (record := find(run, folder)) is not None]
+
+
+def _columns(history: History) -> dict[str, Any]:
+    """A list per attribute; None where there is no number."""
+    names = list(asdict(history.records[0])) if history.records else []
+    return {
+        "epochs": max(len(history.records) - 1, 0),
+        "seconds": round(history.seconds, 2),
+        "cpu_seconds": round(history.cpu_seconds, 2),
+        "history": {name: _rounded(history.column(name)) for name in names},
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,114 @@
+"""A model as its recipe says: trained, or taken from the work folder where it was trained before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.robustness import data, models
+from benchmarks.robustness.study.recipe import DataRecipe, Recipe
+from benchmarks.robustness.study.samples import Limited
+from benchmarks.robustness.training import History, checkpoint, train
+from benchmarks.robustness.training.loop import Samples
+from benchmarks.robustness.training.parallel import Processes
+from dreluop.surgery import calibrate_caps
+
+CALIBRATION_SAMPLES = 512
+
+
+def train_recipe(
+    recipe: Recipe,
+    work: Path,
+    root: Path | None = None,
+    *,
+    device: torch.device | None = None,
+    processes: Processes | None = None,
+    progress: bool = True,
+) -> None:
+    """Train the model, or go on where a killed run stopped. What it starts from must have been trained.
+
+    Args:
+        recipe: of the model.
+        work: folder of checkpoints; this model's are in a folder of its name.
+        root: folder of the data sets' files.
+        device: of the model; None is the CPU.
+        processes: of torchrun.
+        progress: show a bar.
+    """
+    folder = work / recipe.name
+    if (folder / "trained.pt").exists():
+        return
+    processes = processes or Processes()
+    device = device or torch.device("cpu")
+    dataset = dataset_of(recipe.data, root)
+    model = _fresh(recipe, work, root).to(device)
+    training = Limited(dataset.train, recipe.data.train_limit, recipe.data.augment)
+
+    def run(config_name: str, warm_up: int | None) -> History:
+        config = recipe.training
+        if warm_up is not None:
+            config = replace(config, balancer=0.0, epochs=warm_up, stop_patience=None)
+        return train(
+            model, training, dataset.validation, config, f"{recipe.name}, {config_name}",
+            file=folder / f"{config_name}.pt", processes=processes, progress=progress,
+        )  # fmt: skip
+
+    history = History()
+    if recipe.calibrate is not None:
+        history = run("warm-up", recipe.calibrate)
+        if not (folder / "training.pt").exists():
+            calibrate_caps(model, [_first(training, device)], progress=False)
+    main = run("training", None)
+    processes.wait()
+    if processes.rank == 0:
+        state = {
+            "model": model.state_dict(),
+            "warm_up": checkpoint.history_state(history),
+            "history": checkpoint.history_state(main),
+        }
+        checkpoint.save(state, folder / "trained.pt")
+        for part in ("warm-up", "training"):
+            (folder / f"{part}.pt").unlink(missing_ok=True)
+    processes.wait()
+
+
+def trained(
+    recipe: Recipe, work: Path, root: Path | None = None, device: torch.device | None = None
+) -> tuple[nn.Module, History, History]:
+    """The trained model in eval mode, the history of its warm-up (empty without one) and of its training.
+
+    Raises:
+        FileNotFoundError: it was not trained yet.
+    """
+    device = device or torch.device("cpu")
+    state = checkpoint.load(work / recipe.name / "trained.pt", device)
+    model = _built(recipe, root).to(device)
+    model.load_state_dict(state["model"])
+    return model.eval(), checkpoint.history_of(state["warm_up"]), checkpoint.history_of(state["history"])
+
+
+@lru_cache(maxsize=2)
+def dataset_of(recipe: DataRecipe, root: Path | None) -> data.Dataset:
+    return data.load(recipe.name, root, recipe.generated, recipe.original_share)
+
+
+def _fresh(recipe: Recipe, work: Path, root: Path | None) -> nn.Module:
+    return _built(recipe, root) if recipe.start is None else trained(recipe.start, work, root)[0]
+
+
+def _built(recipe: Recipe, root: Path | None) -> nn.Module:
+    dataset = dataset_of(recipe.data, root)
+    activation = "drelu" if recipe.has_caps else "relu"
+    return models.build(
+        recipe.model, activation, classes=dataset.classes, shape=dataset.shape, seed=recipe.seed, init=recipe.init,
+        place=recipe.place, head=recipe.head,
+    )  # fmt: skip
+
+
+def _first(training: Samples, device: torch.device) -> torch.Tensor:
+    x, _ = next(iter(training.batches(CALIBRATION_SAMPLES)))
+    return x.to(device)
