@@ -2,6 +2,7 @@
 
 from benchmarks.robustness.data.augmentation import CropAndFlip
 from benchmarks.robustness.data.digits import SPLIT_SIZES, Digits, load_digits
+from benchmarks.robustness.data.generated import GeneratedImages, MixedPart
 from benchmarks.robustness.data.loading import NAMES, load
 from benchmarks.robustness.data.parts import Dataset, Part, Split, StoredPart
 from benchmarks.robustness.data.splitting import SPLIT_SEED, stratified_share, stratified_split
@@ -13,6 +14,8 @@ __all__ = [
     "CropAndFlip",
     "Dataset",
     "Digits",
+    "GeneratedImages",
+    "MixedPart",
     "Part",
     "Split",
     "StoredPart",

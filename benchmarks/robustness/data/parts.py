@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Part(ABC):
         """Indices of an epoch's samples; without a generator, in the order in which they are stored."""
 
     @abstractmethod
-    def _read(self, indices: Tensor) -> Split:
+    def read(self, indices: Tensor) -> Split:
         """The samples of these indices, contiguous."""
 
     def batches(
@@ -81,7 +82,7 @@ class Part(ABC):
 
         Args:
             batch_size: samples per batch and process. The last batch is smaller where the number does not divide.
-            generator: of the order and of the augmentation; it advances when this is called. A CPU generator.
+            generator: of the order and of the augmentation, on the CPU; it advances when this is called, not later.
             shuffle: random order. Needs a generator or an epoch.
             drop_last: leave out a last step that has fewer than ``world * batch_size`` samples.
             epoch: number of the epoch. Order and augmentation are then a function of it and of ``seed``, so that a run
@@ -93,7 +94,8 @@ class Part(ABC):
             An iterator over batches: x float32 in [0, 1] and contiguous, y int64, both on the CPU.
 
         Raises:
-            ValueError: an argument is not as above, or ``augment`` where there is no augmentation.
+            ValueError: an argument is not as above; ``augment`` where there is no augmentation; or ``drop_last``
+                would drop every sample.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; expected at least 1")
@@ -121,15 +123,13 @@ class Part(ABC):
         if not 1 <= n <= len(self.y):
             raise ValueError(f"n: got {n}; expected 1 to {len(self.y)}")
         labels = self.y.numpy()
-        if balanced and seed is not None:
-            chosen = stratified_split(labels, (n,), seed)[0]
-        elif balanced:
-            chosen = _first_of_each(labels, n)
+        if balanced:
+            chosen = _balanced(labels, n, seed)
         elif seed is not None:
             chosen = np.random.RandomState(seed).permutation(len(labels))[:n]
         else:
             chosen = np.arange(n)
-        return self._read(torch.from_numpy(chosen))
+        return self.read(torch.from_numpy(chosen))
 
     def _generator(self, generator: torch.Generator | None, epoch: int | None, needed: bool) -> torch.Generator | None:
         if generator is not None and epoch is not None:
@@ -146,7 +146,7 @@ class Part(ABC):
 
     def _batches(self, order: Tensor, slices: list[Tensor], changes: Tensor | None) -> Iterator[Split]:
         for positions in slices:
-            x, y = self._read(order[positions])
+            x, y = self.read(order[positions])
             if changes is not None and self.augmentation is not None:
                 x = self.augmentation.apply(x, changes[positions])
             yield Split(x, y)
@@ -177,7 +177,7 @@ class StoredPart(Part):
 
     @property
     def x(self) -> Tensor:
-        return _as_float(self.images)
+        return as_float(self.images)
 
     @property
     def y(self) -> Tensor:
@@ -186,8 +186,8 @@ class StoredPart(Part):
     def _order(self, generator: torch.Generator | None) -> Tensor:
         return torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
 
-    def _read(self, indices: Tensor) -> Split:
-        return Split(_as_float(self.images[indices]), self.labels[indices])
+    def read(self, indices: Tensor) -> Split:
+        return Split(as_float(self.images[indices]), self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,8 @@ class Dataset:
     test: Part
 
 
-def _as_float(images: Tensor) -> Tensor:
+def as_float(images: Tensor) -> Tensor:
+    """Images of either dtype that ``StoredPart`` takes, as float32 in [0, 1], contiguous."""
     if images.dtype == torch.float32:
         return images.contiguous()
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
@@ -221,19 +222,21 @@ def _slices(samples: int, batch_size: int, drop_last: bool, rank: int, world: in
     rest = samples % step
     if rest and drop_last:
         steps.pop()
+        if not steps:
+            raise ValueError(f"drop_last: got True; {samples} samples are fewer than one step's {step}")
     elif rest % world:
         steps[-1] = torch.cat([steps[-1], torch.arange(world - rest % world) % samples])
     return [positions.chunk(world)[rank] for positions in steps]
 
 
-def _first_of_each(labels: np.ndarray, n: int) -> np.ndarray:
-    classes = np.unique(labels)
+def _balanced(labels: npt.NDArray[np.int64], n: int, seed: int | None) -> npt.NDArray[np.int64]:
+    classes, counts = np.unique(labels, return_counts=True)
     share, rest = divmod(n, len(classes))
     if rest:
         raise ValueError(f"n: got {n}; expected a multiple of the number of classes, {len(classes)}")
-    chosen = [np.flatnonzero(labels == label)[:share] for label in classes]
-    for label, members in zip(classes, chosen, strict=True):
-        if len(members) < share:
-            raise ValueError(f"n: got {n}; class {label} has only {len(members)} samples")
-    # In the order in which they are stored: a prefix of a test set should not be one class.
-    return np.sort(np.concatenate(chosen))
+    if counts.min() < share:
+        raise ValueError(f"n: got {n}; class {classes[counts.argmin()]} has only {counts.min()} samples")
+    if seed is not None:
+        return stratified_split(labels, (n,), seed)[0]
+    # In the order in which they are stored: the first few should not be of one class.
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:share] for label in classes]))

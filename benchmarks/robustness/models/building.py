@@ -15,7 +15,7 @@ from benchmarks.robustness.models.headed import HeadedNetwork
 from dreluop import DReLU
 from dreluop.surgery import insert_head, insert_stem
 
-NAMES = ("dense", "shallow_cnn", *torchvision_networks.BUILDERS)
+NAMES = ("dense", "shallow_cnn", *torchvision_networks.NETWORKS)
 ACTIVATIONS = ("relu", "drelu")
 PLACES = ("head", "stem")
 # The paper does not say how many channels its stem has.
@@ -25,7 +25,6 @@ STEM_CHANNELS = 16
 def build(
     name: str,
     activation: str,
-    *,
     classes: int,
     shape: tuple[int, int, int],
     seed: int,
@@ -69,9 +68,10 @@ def build(
 
 
 def _with_head(name: str, classes: int, shape: tuple[int, int, int], head: int, init: float) -> tuple[nn.Module, Any]:
-    if name in torchvision_networks.BUILDERS:
-        model = torchvision_networks.BUILDERS[name](classes, shape)
-        return model, insert_head(model, width=head, init=init)
+    network = torchvision_networks.NETWORKS.get(name)
+    if network is not None:
+        model = network.build(classes, shape)
+        return model, insert_head(model, width=head, init=init, layer=network.output)
     caps = DReLU(num_parameters=head, init=init)
     if name == "dense":
         dense = DenseNetwork(caps, math.prod(shape), head, classes)
@@ -82,12 +82,13 @@ def _with_head(name: str, classes: int, shape: tuple[int, int, int], head: int, 
 
 
 def _with_stem(name: str, classes: int, shape: tuple[int, int, int], _: int, init: float) -> tuple[nn.Module, Any]:
-    if name in torchvision_networks.BUILDERS:
-        model = torchvision_networks.BUILDERS[name](classes, shape)
+    network = torchvision_networks.NETWORKS.get(name)
+    if network is not None:
+        model, first = network.build(classes, shape), network.first
     else:
         body, features = convolutional.body(shape)
-        model = nn.Sequential(*body, nn.Linear(features, classes))
-    return model, insert_stem(model, channels=STEM_CHANNELS, init=init)
+        model, first = nn.Sequential(*body, nn.Linear(features, classes)), "0"
+    return model, insert_stem(model, channels=STEM_CHANNELS, init=init, layer=first)
 
 
 _PLACED: dict[str, Callable[[str, int, tuple[int, int, int], int, float], tuple[nn.Module, Any]]] = {

