@@ -53,13 +53,15 @@ def by_processes(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
     with pool, tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
         try:
             while waiting or running:
-                for job in [job for job in waiting if all(name in done or name in failures for name in job.after)]:
-                    waiting.remove(job)
+                # No more than run at once: so the order of the jobs is kept, and results come one by one.
+                for job in [one for one in waiting if all(name in done or name in failures for name in one.after)]:
                     blocked = _blocked(job, failures)
                     if blocked is not None:
+                        waiting.remove(job)
                         failures[job.name] = blocked
                         bar.update()
-                    else:
+                    elif len(running) < workers:
+                        waiting.remove(job)
                         running[pool.submit(do, job)] = job
                 ended = wait(running, return_when=FIRST_COMPLETED).done if running else ()
                 for future in ended:
@@ -142,5 +144,3 @@ def _words(error: BaseException) -> str:
 def _shown(jobs: Sequence[Job]) -> Iterator[Job]:
     with tqdm(jobs, unit="job", dynamic_ncols=True) as bar:
         yield from bar
-
-

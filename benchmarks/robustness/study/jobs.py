@@ -80,9 +80,7 @@ def do(job: Job, places: Places, processes: Processes | None = None) -> None:
         torch.set_num_threads(places.threads)
     device = torch.device(places.device)
     if isinstance(job.task, Recipe):
-        train_recipe(
-            job.task, places.work, places.root, device=device, processes=processes, progress=places.progress
-        )
+        train_recipe(job.task, places.work, places.root, device=device, processes=processes, progress=places.progress)
         return
     if processes is None or processes.rank == 0:
         _judge(job.task, places, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from benchmarks.robustness.evaluation.settings import AttackSettings
@@ -64,7 +64,7 @@ class Recipe:
     @property
     def identity(self) -> str:
         """The same for equal recipes only."""
-        return _hashed(asdict(self))
+        return _hashed(self)
 
     @property
     def label(self) -> str:
@@ -72,7 +72,10 @@ class Recipe:
         if self.method == "trades":
             return f"TRADES-{self.training.beta:g}"
         names = {"natural": "ReLU", "at": "AT", "drelu": "D-ReLU"}
-        return names[self.method] + (f" {self.training.balancer:g}" if self.has_caps else "")
+        if not self.has_caps:
+            return names[self.method]
+        start = "" if self.calibrate is not None else f" from {self.init:g}"
+        return f"{names[self.method]} {self.training.balancer:g}{start}"
 
     @property
     def name(self) -> str:
@@ -99,9 +102,17 @@ class Judged:
     @property
     def name(self) -> str:
         """Of the record's file."""
-        attacked = _hashed({"twin": self.twin and self.twin.identity, "attacks": asdict(self.attacks)})
-        return f"{self.recipe.name}-{attacked[:6]}"
+        return f"{self.recipe.name}-{_hashed(self)[:6]}"
 
 
 def _hashed(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(_told(value), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _told(value: Any) -> Any:
+    """What is not the default, so that a new option leaves the names of the runs without it."""
+    if not is_dataclass(value):
+        return value
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    defaults = {field.name: field.default for field in fields(value)}
+    return {name: _told(one) for name, one in given.items() if one != defaults[name]}
