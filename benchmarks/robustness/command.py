@@ -8,14 +8,22 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from benchmarks.kernels.results import RESULTS
+from benchmarks.printing import console, printable
+from benchmarks.robustness.reporting.blocks import blocks
+from benchmarks.robustness.reporting.pages import FOLDER_NAME
+from benchmarks.robustness.reporting.sources import source_of
+from benchmarks.robustness.reporting.tables import LEGEND, adaptive_table, cost_table, table
+from benchmarks.robustness.statistics import command as statistics
 from benchmarks.robustness.study import configuration, engines, records
 from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
 from benchmarks.robustness.training import parallel
+from benchmarks.tables import markdown
 
-FOLDER = RESULTS / "robustness"
+FOLDER = RESULTS / FOLDER_NAME
 WORK = Path("build/robustness")
 FAILED, INTERRUPTED = 1, 130
 
@@ -67,6 +75,55 @@ def _distributed(jobs: Sequence[Job], places: Places) -> list[engines.Failure]:
     return engines.in_turn(jobs, partial(do, places=places, processes=processes))
 
 
+def show(options: argparse.Namespace) -> int:
+    """Print a study's tables."""
+    study = configuration.read(options.configuration)
+    found = _found(study, options.results)
+    tables = [table(study.title, found, study.columns)]
+    tables += [adaptive_table(study.title, found)] if options.adaptive else []
+    tables += [cost_table(study.title, found)] if options.cost else []
+    for one in tables:
+        if options.markdown:
+            print(f"**{one.title}**\n\n{markdown(one)}\n")
+        else:
+            console().print(printable(one))
+    print(f"{len(found)} of {len(study.runs)} runs. {LEGEND}")
+    return 0
+
+
+def plot(options: argparse.Namespace) -> int:
+    """Draw a study's pictures."""
+    from benchmarks.robustness.reporting.pictures import PICTURES  # noqa: PLC0415 (matplotlib is slow to import)
+
+    study = configuration.read(options.configuration)
+    found = _found(study, options.results)
+    source = source_of(study.name, study.runs, options.results)
+    for kind in study.pictures or ("balancer",):
+        path = options.output / f"{study.name}-{kind.replace('_', '-')}.png"
+        PICTURES[kind](study.title, found, path, source)
+        print(f"drawn: {path}")
+    return 0
+
+
+def stats(options: argparse.Namespace) -> int:
+    """The statistics, of a paper's table, a CSV file, or a study by its name."""
+
+    def load(path: Path) -> pd.DataFrame:
+        if path.suffix == ".csv":
+            return statistics.read_csv(path)
+        study = configuration.read(path)
+        return blocks(_found(study, options.records))
+
+    return statistics.run(options, load)
+
+
+def _found(study: configuration.Study, folder: Path) -> list[records.Record]:
+    found = records.found(study.runs, folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} has no record of {study.name}; run it first: run {study.name}")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="run|table|plot|stats")
@@ -82,6 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--list", action="store_true", help="only say which jobs are left")
     runner.add_argument("--quiet", action="store_true", help="no bars within the jobs")
     runner.set_defaults(run=run)
-    for one in (runner,):
+    shower = commands.add_parser("table", help="a study's table, in the paper's form, with the honest columns")
+    shower.add_argument("--adaptive", action="store_true", help="also what the adaptive worst is made of")
+    shower.add_argument("--cost", action="store_true", help="also epochs and processor time")
+    shower.add_argument("--markdown", action="store_true", help="for a document")
+    shower.set_defaults(run=show)
+    drawer = commands.add_parser("plot", help="a study's pictures")
+    drawer.add_argument("--output", type=Path, default=WORK, help=f"folder (default {WORK})")
+    drawer.set_defaults(run=plot)
+    for one in (shower, drawer):
+        one.add_argument("configuration", metavar="CONFIG", help="a YAML file, or its name in configs/")
+    for one in (runner, shower, drawer):
         one.add_argument("--results", type=Path, default=FOLDER, help=f"folder of records (default {FOLDER})")
+    tester = commands.add_parser("stats", help="ANOVA, Friedman and Nemenyi over a study or a table of the paper")
+    statistics.add_arguments(tester)
+    tester.add_argument("--records", type=Path, default=FOLDER, help=f"folder of a study's records (default {FOLDER})")
+    tester.set_defaults(run=stats)
     return parser

@@ -24,8 +24,11 @@ MODES: dict[str, dict[str, Any]] = {
     "paper": {"calibrate": None, "cap_lr": TrainingConfig.lr},
     "fast": {"calibrate": WARM_UP_EPOCHS, "cap_lr": 10 * TrainingConfig.lr},
 }
-_KEYS = {"title", "source", "data", "mode", "seeds", "models", "methods", "place", "training", "attacks", "by_model"}
-_METHOD_KEYS = {"method", "balancer", "beta", "init", "calibrate", "training", "models"}
+_TOLD = {"title", "source", "columns", "pictures"}
+_KEYS = {
+    *_TOLD, "extends", "studies", "data", "mode", "seeds", "models", "methods", "place", "training", "attacks", "by_model",
+}  # fmt: skip
+_METHOD_KEYS = {"method", "balancer", "beta", "init", "calibrate", "training", "models", "data"}
 _TRAINING = {field.name for field in fields(TrainingConfig)} - {"seed", "method", "beta", "balancer", "eps"}
 _ATTACKS = {field.name for field in fields(AttackSettings)}
 
@@ -38,12 +41,16 @@ class Study:
         name: of the file.
         title: in words.
         source: the table or figure of the paper; empty for what the paper does not have.
+        columns: of its table, in the paper's style; empty: all that were measured.
+        pictures: names of those that show it.
         runs: one per model, method, value of a sweep, and seed.
     """
 
     name: str
     title: str
     source: str
+    columns: tuple[str, ...]
+    pictures: tuple[str, ...]
     runs: tuple[Judged, ...]
 
 
@@ -60,25 +67,39 @@ def read(name_or_path: str | Path) -> Study:
     if not path.is_file():
         known = ", ".join(sorted(one.stem for one in FOLDER.glob("*.yaml")))
         raise FileNotFoundError(f"{path}: there is no such configuration; known names: {known}")
-    text = yaml.safe_load(path.read_text())
-    if not isinstance(text, dict):
-        raise ValueError(f"{path}: got {type(text).__name__}; expected a mapping")
     try:
-        return _study(path.stem, text)
+        return _study(path.stem, _text(path))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _study(name: str, text: Mapping[str, Any]) -> Study:
+def _text(path: Path) -> dict[str, Any]:
+    text = yaml.safe_load(path.read_text())
+    if not isinstance(text, dict):
+        raise TypeError(f"got {type(text).__name__}; expected a mapping")
     _known("key", text, _KEYS)
-    for needed in ("title", "data", "models", "methods", "attacks"):
-        if needed not in text:
-            raise ValueError(f"{needed}: missing")
-    runs = tuple(run for model in text["models"] for run in _of_model(text, model))
+    if "extends" in text:
+        return {**_text(path.with_name(f"{text.pop('extends')}.yaml")), **text}
+    return text
+
+
+def _study(name: str, text: Mapping[str, Any]) -> Study:
+    if "studies" in text:
+        _known("key beside studies", text, _TOLD | {"studies"})
+        parts = [read(part) for part in text["studies"]]
+        runs = tuple(dict.fromkeys(run for part in parts for run in part.runs))
+    else:
+        for needed in ("data", "models", "methods", "attacks"):
+            if needed not in text:
+                raise ValueError(f"{needed}: missing")
+        runs = tuple(run for model in text["models"] for run in _of_model(text, model))
+    if "title" not in text:
+        raise ValueError("title: missing")
     doubled = [run.name for index, run in enumerate(runs) if run in runs[:index]]
     if doubled:
         raise ValueError(f"methods: {doubled[0]} is asked for twice")
-    return Study(name, text["title"], text.get("source", ""), runs)
+    columns, pictures = tuple(text.get("columns", ())), tuple(text.get("pictures", ()))
+    return Study(name, text["title"], text.get("source", ""), columns, pictures, runs)
 
 
 def _of_model(text: Mapping[str, Any], model: str) -> Iterator[Judged]:
@@ -113,7 +134,7 @@ def _recipes(
         own = {**training, **given.get("training", {})}
         if given["method"] == "drelu":
             own = {"cap_lr": MODES[mode]["cap_lr"], **own}
-        base = _base(text, plain.model, plain.seed, own)
+        base = replace(_base(text, plain.model, plain.seed, own), data=_data(text["data"], given.get("data", {})))
         yield from _swept(base, plain, given, MODES[mode]["calibrate"], attacks)
 
 
@@ -137,7 +158,7 @@ def _swept(
 ) -> Iterator[Recipe]:
     method = given["method"]
     own = {"trades": {"beta"}, "drelu": {"balancer", "init", "calibrate"}}.get(method, set())
-    _known(f"{method} key", given, own | {"method", "training", "models"})
+    _known(f"{method} key", given, own | {"method", "training", "models", "data"})
     if method == "natural":
         yield base
     elif method == "at":
@@ -155,8 +176,8 @@ def _swept(
             yield replace(base, method="drelu", init=init, calibrate=starts, training=training)
 
 
-def _data(value: Any) -> DataRecipe:
-    given = {"name": value} if isinstance(value, str) else dict(value)
+def _data(value: Any, of_method: Mapping[str, Any] | None = None) -> DataRecipe:
+    given = {**({"name": value} if isinstance(value, str) else value), **(of_method or {})}
     _known("data key", given, {field.name for field in fields(DataRecipe)})
     recipe = DataRecipe(**given)
     if recipe.name not in data.NAMES:

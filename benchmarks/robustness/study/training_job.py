@@ -93,7 +93,8 @@ def trained(
 
 @lru_cache(maxsize=2)
 def dataset_of(recipe: DataRecipe, root: Path | None) -> data.Dataset:
-    return data.load(recipe.name, root, recipe.generated, recipe.original_share)
+    generated = None if recipe.generated is None else (root or data.ROOT) / recipe.generated
+    return data.load(recipe.name, root, generated, recipe.original_share)
 
 
 def _fresh(recipe: Recipe, work: Path, root: Path | None) -> nn.Module:

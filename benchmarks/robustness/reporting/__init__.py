@@ -1,0 +1,1 @@
+"""What came of the studies: tables and pictures, from their records only."""

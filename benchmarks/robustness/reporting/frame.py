@@ -1,0 +1,84 @@
+"""The records of a study as a table of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.robustness.study.records import Record
+
+KEYS = ["data", "model", "method"]
+
+# What a paper-style table shows, in the paper's order, and the names of the columns.
+PAPER = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "apgd_ce": "APGD-CE",
+    "apgd_dlr": "APGD-DLR",
+    "square": "Square",
+    "cw_l2": "CW-L2",
+    "auto_attack": "AutoAttack",
+}
+# What stands beside them in every table and picture.
+HONEST = {
+    "worst": "adaptive worst",
+    "zero_gradient": "zero gradient",
+    "live_units": "live units",
+    "cap_over_std": "cap / std",
+}
+# What the adaptive worst is made of, beside the paper's attacks.
+ADAPTIVE = {
+    "straight_through": "straight-through",
+    "soft": "soft",
+    "uncapped": "no caps",
+    "apgd_targeted": "APGD-T",
+    "transfer": "transfer",
+}
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per run: accuracies and shares in [0, 1], NaN where a run has no such number.
+
+    CW-L2 is the accuracy within the largest of the L2 bounds.
+    """
+    return pd.DataFrame([_row(record) for record in records])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    recipe, judgement = record["recipe"], record["judgement"]
+    caps = judgement["caps"] or {}
+    capped = recipe["method"] == "drelu"
+    last = {name: values[-1] for name, values in record["training"]["history"].items()}
+    bounds = judgement["cw"]
+    return {
+        "data": recipe["data"]["name"] + (" + generated" if recipe["data"]["generated"] else ""),
+        "model": recipe["model"] + ("" if recipe["place"] == "head" else f", {recipe['place']}"),
+        "method": record["label"],
+        "kind": recipe["method"],
+        "seed": recipe["seed"],
+        "balancer": recipe["training"]["balancer"] if capped else math.nan,
+        "init": recipe["init"] if capped and recipe["calibrate"] is None else math.nan,
+        "samples": judgement["samples"],
+        "eps": judgement["eps"],
+        **judgement["accuracy"],
+        "cw_l2": bounds[max(bounds, key=float)] if bounds else math.nan,
+        "paper_worst": judgement["paper_worst"],
+        "worst": judgement["worst"],
+        "zero_gradient": judgement["zero_gradient"],
+        "live_units": caps.get("live_units", math.nan),
+        "cap_over_std": caps.get("cap_over_std", math.nan),
+        "cap": caps.get("mean", math.nan),
+        "epochs": record["warm_up"]["epochs"] + record["training"]["epochs"],
+        "train_seconds": record["warm_up"]["cpu_seconds"] + record["training"]["cpu_seconds"],
+        "attack_seconds": sum(judgement["cpu_seconds"].values()),
+        "validation_accuracy": last["validation_accuracy"],
+    }
+
+
+def by_method(runs: pd.DataFrame) -> pd.core.groupby.DataFrameGroupBy[Any]:
+    """Groups of the runs that differ in their seed only, in the order of the study."""
+    return runs.groupby(KEYS, sort=False)

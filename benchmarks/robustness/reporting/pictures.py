@@ -1,0 +1,181 @@
+"""Pictures of a study: each shows the adaptive worst and the share of inputs without a gradient beside the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.pictures.drawing import save
+from benchmarks.pictures.source import Source
+from benchmarks.robustness.reporting.frame import PAPER, frame
+from benchmarks.robustness.study.records import Record
+
+Draw = Callable[[str, Sequence[Record], Path, Source], None]
+
+WORST, ZERO = "adaptive worst", "inputs with zero gradient"
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GREY)
+
+
+def balancer(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+    """Accuracy over the balancer, a panel per network (the form of Figures 11 to 24); 0 is the ReLU network."""
+    runs = frame(records)
+    runs = runs[runs.kind.isin(["natural", "drelu"])].assign(value=lambda f: f.balancer.fillna(0.0))
+    shown = [name for name in PAPER if name in runs and not runs[name].isna().all()]
+    figure, panels = _panels(runs.model.unique(), width=6.0)
+    for axes, (model, group) in zip(panels, runs.groupby("model", sort=False), strict=True):
+        ticks, places = _logarithmic(sorted(group.value.unique()))
+        for name, colour in zip(shown, _COLOURS, strict=False):
+            _line(axes, group, "value", name, ticks, color=colour, label=PAPER[name], marker=".")
+        _line(axes, group, "value", "worst", ticks, color="black", linewidth=2.5, label=WORST, marker="o")
+        _line(axes, group, "value", "zero_gradient", ticks, color=GREY, linestyle=":", linewidth=2, label=ZERO)
+        axes.set(title=model, xlabel="balancer (0: ReLU)", xticks=list(ticks.values()))
+        axes.set_xticklabels(places)
+    _finish(figure, panels, title, path, source)
+
+
+def bounds(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+    """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
+    rows = [
+        {"model": row.model, "method": row.method, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
+        for row, record in zip(frame(records).itertuples(), records, strict=True)
+        for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
+    ]
+    runs = pd.DataFrame(rows)
+    figure, panels = _panels(runs.model.unique(), width=7.5)
+    for axes, (model, of_model) in zip(panels, runs.groupby("model", sort=False), strict=True):
+        for colour, (method, group) in zip(_COLOURS, of_model.groupby("method", sort=False), strict=False):
+            masked = f"{method}, zero gradient {group.zero_gradient.mean():.0%}"
+            _line(axes, group, "eps", "apgd_ce", color=colour, linestyle="--", marker=".")
+            _line(axes, group, "eps", "worst", color=colour, linewidth=2.2, label=masked, marker="o")
+        axes.plot([], [], "k--", label="the paper's attack, APGD-CE")
+        axes.plot([], [], "k-", linewidth=2.2, label=WORST)
+        axes.set(title=model, xlabel="bound of the perturbation (L-infinity)")
+    _finish(figure, panels, title, path, source)
+
+
+def initial_cap(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+    """Over the caps' first value: steps until training stopped, and what the networks are worth."""
+    runs = frame(records)
+    runs = runs[runs.kind == "drelu"]
+    order = [*sorted(runs.init.dropna().unique()), math.nan]
+    names = [f"{value:g}" if not math.isnan(value) else "calibrated" for value in order]
+    place = {name: index for index, name in enumerate(names)}
+    runs = runs.assign(start=[place["calibrated" if math.isnan(value) else f"{value:g}"] for value in runs.init])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    left.bar(range(len(names)), [runs[runs.start == i].epochs.mean() for i in range(len(names))], color=BLUE, width=0.6)
+    left.scatter(runs.start, runs.epochs, color="black", s=14, zorder=3, label="one run")
+    left.set(ylabel="epochs, warm-up included", xticks=range(len(names)), xlabel="first value of the caps")
+    left.set_xticklabels(names)
+    left.legend()
+    for column, label, style in (
+        ("clean", "clean", {"color": BLUE}),
+        ("paper_worst", "worst of the paper's attacks", {"color": ORANGE}),
+        ("worst", WORST, {"color": "black", "linewidth": 2.5}),
+        ("zero_gradient", ZERO, {"color": GREY, "linestyle": ":", "linewidth": 2}),
+    ):
+        _line(right, runs, "start", column, label=label, marker="o", **style)
+    right.set(xticks=range(len(names)), xlabel="first value of the caps")
+    right.set_xticklabels(names)
+    _finish(figure, [right], title, path, source)
+
+
+def trajectory(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+    """The caps over the epochs (mean, and from smallest to largest), the zero-gradient share, the accuracy."""
+    shown = [record for record in records if record["recipe"]["method"] == "drelu"]
+    if not shown:
+        raise ValueError("records: got no run with caps; expected at least one")
+    labels = list(dict.fromkeys(record["label"] for record in shown))
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8.5, 7.5), sharex=True, layout="constrained")
+    for record in shown:
+        colour = _COLOURS[labels.index(record["label"]) % len(_COLOURS)]
+        history = _joined(record)
+        epochs = np.arange(len(history["cap_mean"]))
+        first = record["label"] not in [line.get_label() for line in bottom.lines]
+        bottom.plot(epochs, history["cap_mean"], color=colour, label=record["label"] if first else None)
+        bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=colour, alpha=0.08, linewidth=0)
+        top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
+        top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
+    end = "; ".join(
+        f"{label}: {np.mean([one['judgement']['worst'] for one in shown if one['label'] == label]):.0%}"
+        for label in labels
+    )
+    top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
+    top.plot([], [], "k:", linewidth=2, label=ZERO)
+    top.set(ylim=(-0.02, 1.02), title=f"{title}\n{WORST} at the end: {end}")
+    top.yaxis.set_major_formatter(PercentFormatter(1))
+    bottom.set(yscale="log", xlabel="epoch", ylabel="caps")
+    for axes in (top, bottom):
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    save(figure, path, source)
+
+
+PICTURES: dict[str, Draw] = {
+    "balancer": balancer,
+    "bounds": bounds,
+    "initial_cap": initial_cap,
+    "trajectory": trajectory,
+}
+
+
+def _at_zero(record: Record) -> dict[str, float]:
+    clean = record["judgement"]["accuracy"]["clean"]
+    return {"apgd_ce": clean, "worst": clean}
+
+
+def _joined(record: Record) -> dict[str, Any]:
+    """The histories of the warm-up and of training; between them the caps were calibrated."""
+    before, after = record["warm_up"]["history"], record["training"]["history"]
+    return {name: [*before.get(name, ()), *values] for name, values in after.items()}
+
+
+def _panels(names: Sequence[str], width: float) -> tuple[Any, list[Axes]]:
+    columns = min(len(names), 3)
+    rows = math.ceil(len(names) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width * columns, 4.8 * rows), squeeze=False, sharey=True, layout="constrained"
+    )
+    panels = list(grid.flat)
+    for empty in panels[len(names) :]:
+        empty.remove()
+    return figure, panels[: len(names)]
+
+
+def _logarithmic(values: Sequence[float]) -> tuple[dict[float, float], list[str]]:
+    """Places on a logarithmic axis, on which 0 stands one step left of the smallest."""
+    positive = [value for value in values if value > 0]
+    least = math.log10(min(positive)) if positive else 0.0
+    places = {value: math.log10(value) if value > 0 else least - 1 for value in values}
+    return places, [f"{value:g}" for value in values]
+
+
+def _line(
+    axes: Axes, runs: pd.DataFrame, x: str, y: str, places: dict[float, float] | None = None, **style: Any
+) -> None:
+    """Means over the seeds, with a band of one standard deviation."""
+    found = runs.groupby(x)[y].agg(["mean", "std"]).dropna(subset=["mean"])
+    at = [places[value] if places else value for value in found.index]
+    axes.plot(at, found["mean"], **style)
+    spread = found["std"].fillna(0.0)
+    axes.fill_between(at, found["mean"] - spread, found["mean"] + spread, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _finish(figure: Any, panels: Sequence[Axes], title: str, path: Path, source: Source) -> None:
+    for axes in panels:
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("share of the test inputs")
+    panels[-1].legend(fontsize=8)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, path, source)

@@ -1,0 +1,79 @@
+"""Tables of a study, for the terminal and for documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, PAPER, by_method, frame
+from benchmarks.robustness.study.records import Record
+from benchmarks.tables import MISSING, Table
+
+_SHARES = {*PAPER, *ADAPTIVE, "worst", "paper_worst", "zero_gradient"}
+
+
+def table(title: str, records: Sequence[Record], columns: Sequence[str] = ()) -> Table:
+    """The paper's columns, and beside them what they are worth: a row per model and method, means over the seeds.
+
+    Args:
+        title: of the study.
+        records: of its runs.
+        columns: names of ``PAPER``; empty: those that were measured.
+    """
+    return _table(title, records, PAPER, columns, HONEST)
+
+
+def adaptive_table(title: str, records: Sequence[Record]) -> Table:
+    """What the adaptive worst is made of."""
+    return _table(f"{title}: attacks that know of the caps", records, ADAPTIVE, (), {"worst": HONEST["worst"]})
+
+
+def cost_table(title: str, records: Sequence[Record]) -> Table:
+    """Epochs and processor time per run, means over the seeds."""
+    runs = frame(records)
+    header = ("data", "network", "training", "runs", "epochs", "training, s", "attacks, s")
+    rows = [
+        (*key, str(len(group)), *(f"{group[name].mean():.0f}" for name in ("epochs", "train_seconds", "attack_seconds")))
+        for key, group in by_method(runs)
+    ]
+    return Table(f"{title}: processor time per run", header, rows)
+
+
+def _table(
+    title: str, records: Sequence[Record], known: dict[str, str], columns: Sequence[str], beside: dict[str, str]
+) -> Table:
+    runs = frame(records)
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise ValueError(f"columns: got {unknown[0]!r}; expected some of {', '.join(known)}")
+    shown = [name for name in columns or known if name in runs and not runs[name].isna().all()]
+    names = [*shown, *(name for name in beside if name in runs)]
+    header = ("data", "network", "training", "runs", *({**known, **beside}[name] for name in names))
+    rows = [
+        (*key, str(len(group)), *(cell(name, group[name]) for name in names)) for key, group in by_method(runs)
+    ]
+    return Table(title, header, rows)
+
+
+def cell(name: str, values: pd.Series[float]) -> str:
+    """Mean over the seeds, with the sample's standard deviation where there are several."""
+    values = values.dropna()
+    if values.empty:
+        return MISSING
+    mean, spread = values.mean(), values.std()
+    if name not in _SHARES:
+        return f"{mean:.2g}"
+    text = f"{100 * mean:.1f}"
+    return text if math.isnan(spread) else f"{text} ± {100 * spread:.1f}"
+
+
+LEGEND = (
+    "Per cent, mean ± standard deviation over the runs (seeds). The first columns are accuracies under the paper's "
+    "attacks; CW-L2 counts wrong inputs within an L2 distance of 18, its bound, which any image of another class is "
+    "within. Adaptive worst: accuracy when each input is attacked by whatever of all L-infinity attacks works on it, "
+    "those that know of the caps too. Zero gradient: share of the test inputs whose loss has an exactly zero gradient: "
+    "the first columns say nothing about them. Live units: capped units per input that are neither off nor at their "
+    "cap. cap / std: of a cap to what reaches it; below 0.1 the layer is a step function."
+)
