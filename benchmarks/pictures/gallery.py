@@ -62,7 +62,7 @@ SPEED = (
     Kind("memory-over-depth", "memory.json", "Memory kept for backward over the number of layers", _depth),
 )
 # The documents that show the others name them in their text.
-KINDS = (*SPEED, Kind("critical-difference", STATISTICS_FILE_NAME, "Mean ranks in Table 2", _critical_difference))
+KINDS = (*SPEED, Kind("critical-difference", STATISTICS_FILE_NAME, "Mean ranks and what differs", _critical_difference))
 
 
 @dataclass(frozen=True)

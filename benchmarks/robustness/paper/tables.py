@@ -41,7 +41,7 @@ def cells() -> pd.DataFrame:
     found = pd.read_csv(FILE, dtype={"balancer": "str", "augmented": "str"})
     doubled = found[found.duplicated(KEYS)]
     if len(doubled):
-        raise ValueError(f"{FILE}: got {tuple(doubled.iloc[0][KEYS])} twice; expected every cell once")
+        raise ValueError(f"{FILE}: got {', '.join(map(str, doubled.iloc[0][KEYS]))} twice; expected every cell once")
     return found
 
 

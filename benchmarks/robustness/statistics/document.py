@@ -23,8 +23,8 @@ PACKAGES = ("scipy", "scikit-posthocs", "pandas")
 class Document(TypedDict):
     """Comparisons as ``comparison.Comparison`` has them, each with its ``subject`` and ``basis``.
 
-    The other lists are of the paper's tables alone: ``printed.WrongRank``, blocks whose printed ranks are no ranking, and
-    ``printed.Claim`` with ``holds``, each with its ``subject``. A statistic that is infinite is null.
+    The other lists are of the paper's tables alone: ``printed.WrongRank``, blocks whose printed ranks are no ranking,
+    and ``printed.Claim`` with ``holds``, each with its ``subject``. A statistic that is infinite is null.
     """
 
     schema: int
@@ -62,7 +62,8 @@ def _add(document: Document, table: paper.PaperTable, alpha: float, missing: Mis
         found[PRINTED_RANKS] = compare_ranks(ranks, alpha)
     if no_rankings:
         found[REPAIRED_RANKS] = compare_ranks(ranks.rank(axis=1), alpha)
-    found[MODELS] = compare(kept.groupby(level="model", sort=False).mean(), alpha)
+    # Rounded far below the paper's two digits, so that equal means tie.
+    found[MODELS] = compare(kept.groupby(level="model", sort=False).mean().round(9), alpha)
     document["comparisons"] += [_entry(table.subject, basis, comparison) for basis, comparison in found.items()]
     document["wrong_ranks"] += [{"subject": table.subject, **asdict(one)} for one in wrong]
     document["no_rankings"] += [{"subject": table.subject, "block": block} for block in no_rankings]

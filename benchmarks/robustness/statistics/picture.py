@@ -21,8 +21,8 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "black")
 
 
 def draw(document: Mapping[str, Any], path: Path, source: Source) -> None:
-    """The diagrams of the table that the paper's claims are of."""
-    save(figure_of(of_claims(document)), path, source)
+    """The diagrams of the table that the paper's claims are of; of all comparisons, if the document has no claims."""
+    save(figure_of(of_claims(document) if document["claims"] else document["comparisons"]), path, source)
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -32,7 +32,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def figure_of(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
-    """One panel per comparison, all on one scale; the comparisons are a document's, of one subject.
+    """One panel per comparison of a document, all on one scale; of the same methods, if colours are to tell them.
 
     Raises:
         ValueError: no comparison has a Nemenyi test, which needs three methods.
@@ -48,7 +48,8 @@ def figure_of(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for axes, one in zip(panels.flat, shown, strict=True):
         _panel(axes, one, colours)
-    figure.suptitle(f"{shown[0]['subject']}: mean ranks, 1 is best; a bar joins what does not differ")
+        axes.set_xlim(0.5, len(names) + 0.5)
+    figure.suptitle("Mean ranks, 1 is best; a bar joins what does not differ")
     return figure
 
 
@@ -72,7 +73,8 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str]
     )
     axes.texts[-1].set_verticalalignment("bottom")  # The critical difference: off its line.
     axes.set_ylim(top=1.6)
-    axes.set_xlim(0.5, len(ranks) + 0.5)
     axes.tick_params(axis="x", direction="in", pad=-16, labelsize=8)
-    title = f"{comparison['basis']}: {comparison['blocks']} blocks, alpha {comparison['alpha']:g}"
+    title = (
+        f"{comparison['subject']}; {comparison['basis']}: {comparison['blocks']} blocks, alpha {comparison['alpha']:g}"
+    )
     axes.set_title(title, fontsize=9, loc="left")
