@@ -23,6 +23,8 @@ from benchmarks.models import tables as models_tables
 from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
 from benchmarks.models.document import Document as ModelsDocument
 from benchmarks.pictures import gallery
+from benchmarks.robustness.statistics import tables as statistics_tables
+from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.tables import markdown
@@ -105,12 +107,19 @@ def _models_report(document: ModelsDocument) -> str:
     return "\n\n".join([f"{models_tables.headline(document)}.", *found])
 
 
+def statistics(folder: Path) -> str:
+    """What the paper's Table 2 gives, and the same tests over its other tables."""
+    path = folder / "paper" / STATISTICS_FILE_NAME
+    return statistics_tables.report(results.load(path)) if path.exists() else NOTHING
+
+
 REPORTS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "gpu": gpu,
     "scaling": scaling,
     "models": models,
     "pictures": gallery.markdown,
+    "statistics": statistics,
 }
 
 

@@ -14,7 +14,10 @@ from collections.abc import Generator
 import pytest
 
 ENVIRONMENT_VARIABLE = "DRELUOP_SKIP_MISSING_PACKAGES"
-PACKAGES = ("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "pybind11", "rich", "tqdm")
+PACKAGES = (
+    *("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "pandas", "pybind11", "rich", "scikit_posthocs"),
+    *("scipy", "tqdm"),
+)
 
 
 def is_missing(module: str | None) -> bool:

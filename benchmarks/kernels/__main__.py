@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import rich.table
-from rich.console import Console
-
 from benchmarks.backend import served_by
 from benchmarks.kernels import suite, tables
 from benchmarks.kernels.results import Document, default_path, new_document
 from benchmarks.kernels.suite import FULL, QUICK, Case, Failure, Row, cases
+from benchmarks.printing import console, printable
 from benchmarks.running import run_cases
 from benchmarks.tables import DTYPES
 
@@ -69,15 +67,11 @@ def _label(case: Case) -> str:
 
 def show(document: Document) -> None:
     """Print every row, and the targets."""
-    # A file or a pipe has no width that tables would have to fit.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    terminal = console()
     for table in (*tables.row_tables(document), tables.target_table(document)):
-        printed = rich.table.Table(*table.header, title=table.title, title_justify="left")
-        for cells in table.rows:
-            printed.add_row(*(cell.replace("**", "") for cell in cells))
-        console.print(printed)
+        terminal.print(printable(table))
     facts = "; ".join(tell(document) for tell in (tables.headline, tables.noise, tables.page_faults))
-    console.print(f"{facts}.", highlight=False, soft_wrap=True)
+    terminal.print(f"{facts}.", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pictures.source import Source, recorded
+from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 RUN = "run python -m benchmarks.report"
@@ -38,6 +39,12 @@ def _depth(document: dict[str, Any], path: Path, source: Source) -> None:
     depth.draw(document, path, source)
 
 
+def _critical_difference(document: dict[str, Any], path: Path, source: Source) -> None:
+    from benchmarks.robustness.statistics import picture  # noqa: PLC0415
+
+    picture.draw(document, path, source)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of picture, one per result file of this name."""
@@ -48,12 +55,14 @@ class Kind:
     draw: Callable[[dict[str, Any], Path, Source], None]
 
 
-KINDS = (
+SPEED = (
     Kind("roofline", "kernels.json", "Share of the floor's bandwidth", _roofline),
     Kind("speed-up", "scaling.json", "Speed-up and share of the floor over the size of x", _speed_up),
     Kind("scaling", "scaling.json", "Time over the size of x and over the number of caps", _scaling),
     Kind("memory-over-depth", "memory.json", "Memory kept for backward over the number of layers", _depth),
 )
+# The documents that show the others name them in their text.
+KINDS = (*SPEED, Kind("critical-difference", STATISTICS_FILE_NAME, "Mean ranks and what differs", _critical_difference))
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,11 @@ def update(results: Path, folder: Path = FOLDER, *, again: bool = False) -> list
 
 
 def markdown(results: Path) -> str:
-    """The pictures for a document in ``docs/``, each with its file."""
+    """The pictures of speed and memory for a document in ``docs/``, each with its file."""
     blocks = [
         f"![{picture.kind.title}](pictures/{picture.name})\n\n"
         f"{picture.kind.title}: `benchmarks/results/{picture.source.name}`."
         for picture in wanted(results)
+        if picture.kind in SPEED
     ]
     return "\n\n".join(blocks) or "Nothing has been measured yet."

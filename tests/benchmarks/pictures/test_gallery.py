@@ -17,6 +17,7 @@ from benchmarks.kernels.measure import Effort
 from benchmarks.kernels.targets import THREADS
 from benchmarks.pictures import gallery
 from benchmarks.pictures.source import Source, recorded
+from benchmarks.robustness.statistics.document import of_paper
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import CAPS, SIZE, Point
@@ -27,7 +28,7 @@ pytest.importorskip("matplotlib")
 from matplotlib import image, pyplot
 
 EFFORT = Effort(seconds=0, min_samples=2, max_samples=2, warmup=1, sample_seconds=0)
-NAMES = ["roofline", "speed-up", "scaling", "memory-over-depth"]
+NAMES = ["roofline", "speed-up", "scaling", "memory-over-depth", "critical-difference"]
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,8 @@ def documents() -> dict[str, Any]:
     memory = depth.new_document()
     cases = [(chain, name) for chain in depth.CHAINS for name in depth.ACTIVATIONS]
     run_cases(memory, cases, lambda one: ([depth.row_of(*one, n) for n in (1, 2)], []), None, name=str)
-    return {"kernels.json": kernels, "scaling.json": over, "memory.json": memory}
+    statistics = of_paper([2], 0.05, "error")
+    return {"kernels.json": kernels, "scaling.json": over, "memory.json": memory, "statistics.json": statistics}
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +157,8 @@ def test_report_and_check(folders: tuple[Path, Path], tmp_path: Path, capsys: py
     assert report.main([*options, "--check"]) == 0
     text = document.read_text()
     for name in NAMES:
-        assert f"](pictures/some-device-{name}.png)" in text
+        # That of the statistics is named in the text of its document.
+        assert (f"](pictures/some-device-{name}.png)" in text) == (name != "critical-difference")
     assert "`benchmarks/results/some-device/memory.json`" in text
     assert "| 2 threads | fp32 | forward |" in text
 

@@ -1,0 +1,1 @@
+"""What the paper prints: its tables as data. README.md says how they were taken, and what is wrong in them."""
