@@ -23,6 +23,7 @@ from benchmarks.models import tables as models_tables
 from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
 from benchmarks.models.document import Document as ModelsDocument
 from benchmarks.pictures import gallery
+from benchmarks.robustness.reporting import pages as studies
 from benchmarks.robustness.statistics import tables as statistics_tables
 from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from benchmarks.scaling import tables as scaling_tables
@@ -120,6 +121,7 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "models": models,
     "pictures": gallery.markdown,
     "statistics": statistics,
+    **studies.REPORTS,
 }
 
 

@@ -1,4 +1,4 @@
-"""The pictures of result files in `docs/pictures/`: which there are to be, and whether they show what is there."""
+"""The pictures in `docs/pictures/`, of result files and of studies: which there are to be, and what they show."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pictures.source import Source, recorded
+from benchmarks.robustness.reporting import pages as studies
+from benchmarks.robustness.reporting.pages import StudyPicture
 from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
@@ -77,13 +79,25 @@ class Picture:
         return f"{self.result.parent.name}-{self.kind.name}.png"
 
     @property
+    def title(self) -> str:
+        return self.kind.title
+
+    @property
     def source(self) -> Source:
         return Source.of(self.result)
 
+    def draw(self, path: Path) -> None:
+        self.kind.draw(json.loads(self.result.read_text()), path, self.source)
 
-def wanted(results: Path) -> list[Picture]:
-    """All pictures of the result files below a folder."""
+
+def of_files(results: Path) -> list[Picture]:
+    """The pictures of the result files below a folder."""
     return [Picture(kind, path) for kind in KINDS for path in sorted(results.glob(f"*/{kind.file}"))]
+
+
+def wanted(results: Path) -> list[Picture | StudyPicture]:
+    """All pictures: of the result files below a folder, and of the studies that have records there."""
+    return [*of_files(results), *studies.pictures(results)]
 
 
 def problems(results: Path, folder: Path = FOLDER) -> list[str]:
@@ -109,7 +123,7 @@ def update(results: Path, folder: Path = FOLDER, *, again: bool = False) -> list
         path = folder / picture.name
         if again or not path.exists() or recorded(path) != str(picture.source):
             folder.mkdir(parents=True, exist_ok=True)
-            picture.kind.draw(json.loads(picture.result.read_text()), path, picture.source)
+            picture.draw(path)
             written.append(path)
     return written
 
@@ -117,9 +131,8 @@ def update(results: Path, folder: Path = FOLDER, *, again: bool = False) -> list
 def markdown(results: Path) -> str:
     """The pictures of speed and memory for a document in ``docs/``, each with its file."""
     blocks = [
-        f"![{picture.kind.title}](pictures/{picture.name})\n\n"
-        f"{picture.kind.title}: `benchmarks/results/{picture.source.name}`."
-        for picture in wanted(results)
+        f"![{picture.title}](pictures/{picture.name})\n\n{picture.title}: `benchmarks/results/{picture.source.name}`."
+        for picture in of_files(results)
         if picture.kind in SPEED
     ]
     return "\n\n".join(blocks) or "Nothing has been measured yet."

@@ -82,21 +82,30 @@ def apgd_targeted(
     return _run(run, model, x, eps, steps)
 
 
-def square(model: nn.Module, x: Tensor, y: Tensor, eps: float, queries: int = 5000, seed: int = 0) -> Tensor:
+def square(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    queries: int = 5000,
+    seed: int = 0,
+    *,
+    rescale: bool = False,
+) -> Tensor:
     """The Square attack (Andriushchenko et al., ECCV 2020), L-infinity: random search, no gradient.
-
-    Its schedule is AutoAttack's, which does not shrink with the budget.
 
     Args, Returns, Raises: as ``apgd_ce``; x must be images, of shape (N, C, H, W).
 
         queries: of the model, per input, >= 1.
+        rescale: let the squares shrink over the budget; without it, as in AutoAttack, over 10,000 queries. Stronger
+            where the budget is small.
     """
     if x.ndim != 4:
         raise ValueError(f"x: got shape {tuple(x.shape)}; expected images, (N, C, H, W)")
 
     def run() -> Tensor:
         attack = SquareAttack(
-            model, p_init=0.8, n_queries=queries, eps=eps, seed=seed, device=x.device, resc_schedule=False
+            model, p_init=0.8, n_queries=queries, eps=eps, seed=seed, device=x.device, resc_schedule=rescale
         )
         adversarial: Tensor = attack.perturb(x, y)
         return adversarial

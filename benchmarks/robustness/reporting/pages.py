@@ -89,9 +89,11 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "robustness-adaptive": _report(lambda study, found: tables.adaptive_table(study.title, found), ("digits",)),
     "robustness-others": _report(lambda study, found: tables.table(study.title, found, study.columns), STUDIES[1:]),
     "robustness-cost": _report(lambda study, found: tables.cost_table(study.title, found), STUDIES),
-    "robustness-pictures": lambda results: "\n\n".join(
-        f"![{one.title}](pictures/{one.name})\n\n{one.title}: `benchmarks/results/{one.source.name}`."
-        for one in pictures(results)
-    )
-    or NOTHING,
+    "robustness-pictures": lambda results: (
+        "\n\n".join(
+            f"![{one.title}](pictures/{one.name})\n\n{one.title}: `benchmarks/results/{one.source.name}`."
+            for one in pictures(results)
+        )
+        or NOTHING
+    ),
 }

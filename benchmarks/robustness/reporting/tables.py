@@ -35,7 +35,11 @@ def cost_table(title: str, records: Sequence[Record]) -> Table:
     runs = frame(records)
     header = ("data", "network", "training", "runs", "epochs", "training, s", "attacks, s")
     rows = [
-        (*key, str(len(group)), *(f"{group[name].mean():.0f}" for name in ("epochs", "train_seconds", "attack_seconds")))
+        (
+            *key,
+            str(len(group)),
+            *(f"{group[name].mean():.0f}" for name in ("epochs", "train_seconds", "attack_seconds")),
+        )
         for key, group in by_method(runs)
     ]
     return Table(f"{title}: processor time per run", header, rows)
@@ -51,9 +55,7 @@ def _table(
     shown = [name for name in columns or known if name in runs and not runs[name].isna().all()]
     names = [*shown, *(name for name in beside if name in runs)]
     header = ("data", "network", "training", "runs", *({**known, **beside}[name] for name in names))
-    rows = [
-        (*key, str(len(group)), *(cell(name, group[name]) for name in names)) for key, group in by_method(runs)
-    ]
+    rows = [(*key, str(len(group)), *(cell(name, group[name]) for name in names)) for key, group in by_method(runs)]
     return Table(title, header, rows)
 
 
