@@ -150,7 +150,10 @@ def updated(text: str, folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "documents", type=Path, nargs="*", help="default: README.md and those of docs/ that mark a report"
+        "documents",
+        type=Path,
+        nargs="*",
+        help="default: README.md, and those of docs/ and benchmarks/ that mark a report",
     )
     parser.add_argument("--results", type=Path, help="default: benchmarks/results")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document is not up to date")
@@ -177,8 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def marked_documents() -> list[Path]:
-    """README.md, and the documents of docs/ that mark a report."""
-    docs = sorted((ROOT / "docs").glob("*.md"))
+    """README.md, and the documents of docs/ and the READMEs of benchmarks/ that mark a report."""
+    docs = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("README.md"))]
     return [ROOT / "README.md", *(path for path in docs if "<!-- report:" in path.read_text())]
 
 

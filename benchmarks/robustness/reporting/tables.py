@@ -34,6 +34,7 @@ def cost_table(title: str, records: Sequence[Record]) -> Table:
     """Epochs and processor time per run, means over the seeds."""
     runs = frame(records)
     header = ("data", "network", "training", "runs", "epochs", "training, s", "attacks, s")
+    measured = ("epochs", "train_seconds", "attack_seconds")
     rows = [
         (
             *key,

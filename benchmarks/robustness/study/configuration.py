@@ -25,9 +25,8 @@ MODES: dict[str, dict[str, Any]] = {
     "fast": {"calibrate": WARM_UP_EPOCHS, "cap_lr": 10 * TrainingConfig.lr},
 }
 _TOLD = {"title", "source", "columns", "pictures"}
-_KEYS = {
-    *_TOLD, "extends", "studies", "data", "mode", "seeds", "models", "methods", "place", "training", "attacks", "by_model",
-}  # fmt: skip
+_RUNS = {"data", "mode", "seeds", "models", "methods", "place", "training", "attacks", "by_model"}
+_KEYS = _TOLD | _RUNS | {"extends", "studies"}
 _METHOD_KEYS = {"method", "balancer", "beta", "init", "calibrate", "training", "models", "data"}
 _TRAINING = {field.name for field in fields(TrainingConfig)} - {"seed", "method", "beta", "balancer", "eps"}
 _ATTACKS = {field.name for field in fields(AttackSettings)}

@@ -248,11 +248,18 @@ def test_report(tmp_path: Path, document: Document, capsys: pytest.CaptureFixtur
 
 def test_every_document_with_marks_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks" / "part").mkdir(parents=True)
     marks = "<!-- report:models:begin -->\n<!-- report:models:end -->\n"
-    for name, text in (("README.md", marks), ("docs/a.md", "no marks\n"), ("docs/b.md", marks)):
+    for name, text in (
+        ("README.md", marks),
+        ("docs/a.md", "no marks\n"),
+        ("docs/b.md", marks),
+        ("benchmarks/part/README.md", marks),
+    ):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report.marked_documents() == [tmp_path / "README.md", tmp_path / "docs" / "b.md"]
+    expected = [tmp_path / "README.md", tmp_path / "docs" / "b.md", tmp_path / "benchmarks" / "part" / "README.md"]
+    assert report.marked_documents() == expected
     options = ["--results", str(tmp_path)]
     assert report.main(options) == 0
     assert report.main([*options, "--check"]) == 0

@@ -1,0 +1,155 @@
+"""What a configuration file asks for, and the paper's tables and figures among them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.robustness.evaluation.settings import AttackSettings
+from benchmarks.robustness.paper import tables as paper
+from benchmarks.robustness.study import configuration
+from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
+from benchmarks.robustness.training import TrainingConfig
+
+SMALL = """
+title: T
+data: digits
+seeds: [0, 1]
+models: [dense]
+methods: [natural]
+attacks: {eps: 0.1}
+"""
+
+
+def read(tmp_path: Path, text: str) -> configuration.Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return configuration.read(path)
+
+
+def test_every_combination_is_a_run(tmp_path: Path):
+    methods = "[natural, at, {method: trades, beta: [1, 6]}, {method: drelu, balancer: [0.5, 2]}]"
+    study = read(tmp_path, SMALL.replace("[natural]", methods))
+    assert [run.recipe.label for run in study.runs[:6]] == [
+        "ReLU",
+        "AT",
+        "TRADES-1",
+        "TRADES-6",
+        "D-ReLU 0.5",
+        "D-ReLU 2",
+    ]
+    assert [run.recipe.seed for run in study.runs] == [0] * 6 + [1] * 6
+    assert len({run.name for run in study.runs}) == 12
+    natural, at, trades, _, drelu, _ = (run.recipe for run in study.runs[:6])
+    assert at.start == natural
+    assert (at.training.method, at.training.eps, at.training.stop_patience) == ("at", 0.1, None)
+    assert (trades.training.method, trades.training.beta, trades.start) == ("trades", 1.0, None)
+    assert (drelu.training.balancer, drelu.calibrate, drelu.training.cap_lr) == (0.5, 2, 1e-2)
+    assert [run.twin for run in study.runs[:3]] == [None, natural, natural]
+    assert all(run.recipe.training.seed == run.recipe.seed for run in study.runs)
+
+
+def test_paper_mode_is_the_paper_s(tmp_path: Path):
+    study = read(tmp_path, SMALL.replace("[natural]", "[{method: drelu, balancer: 1}]") + "mode: paper\n")
+    recipe = study.runs[0].recipe
+    t = recipe.training
+    assert (recipe.init, recipe.calibrate, t.cap_lr, t.lr) == (100.0, None, 1e-3, 1e-3)
+    assert (t.plateau_factor, t.plateau_patience, t.stop_patience, t.epochs) == (0.5, 5, 10, 2000)
+
+
+def test_the_twin_is_one_for_all_modes_and_methods(tmp_path: Path):
+    drelu = "[{method: drelu, balancer: 1, training: {epochs: 7}}]"
+    fast = read(tmp_path, SMALL.replace("[natural]", drelu))
+    slow = read(tmp_path, SMALL.replace("[natural]", drelu) + "mode: paper\n")
+    assert fast.runs[0].twin == slow.runs[0].twin == read(tmp_path, SMALL).runs[0].recipe
+
+
+def test_settings_by_model(tmp_path: Path):
+    text = SMALL.replace("[dense]", "[dense, shallow_cnn]") + (
+        "training: {epochs: 3}\nby_model: {shallow_cnn: {attacks: {samples: 7}, training: {epochs: 5}}}\n"
+    )
+    dense, _, shallow, _ = read(tmp_path, text).runs
+    assert (dense.attacks.samples, shallow.attacks.samples) == (500, 7)
+    assert (dense.recipe.training.epochs, shallow.recipe.training.epochs) == (3, 5)
+
+
+def test_extends_and_studies(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text(SMALL)
+    extended = read(tmp_path, "extends: base\ntitle: Other\nseeds: [0]\ncolumns: [clean]\n")
+    assert (extended.title, len(extended.runs), extended.columns) == ("Other", 1, ("clean",))
+    together = configuration.read("table5")
+    assert set(together.runs) == {
+        run for name in ("table2", "table3", "table4") for run in configuration.read(name).runs
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: T", "titel: T", "key: got 'titel'"),
+        ("title: T\n", "", "title: missing"),
+        ("models: [dense]", "models: [vgg]", "models: got 'vgg'"),
+        ("data: digits", "data: svhn", "data: got 'svhn'"),
+        ("[natural]", "[{method: drelu}]", "balancer: missing for method 'drelu'"),
+        ("[natural]", "[{method: drelu, balancer: 1e-2}]", "YAML reads 1e-2 as text, write 1.0e-2"),
+        ("[natural]", "[{method: at, beta: 1}]", "at key: got 'beta'"),
+        ("[natural]", "[fgsm]", "method: got 'fgsm'"),
+        ("[natural]", "[natural, natural]", "is asked for twice"),
+        ("[natural]", "[{method: natural, training: {seed: 3}}]", "training key: got 'seed'"),
+        ("{eps: 0.1}", "{eps: 0.1, steps: 3}", "attacks key: got 'steps'"),
+        ("{eps: 0.1}", "{eps: 0.1, samples: 0}", "samples: got 0"),
+        ("seeds: [0, 1]", "mode: slow", "mode: got 'slow'"),
+    ],
+)
+def test_what_is_wrong_is_named(old: str, new: str, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, SMALL.replace(old, new))
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match=r"known names: digits, .*table9"):
+        configuration.read("table10")
+
+
+def test_there_is_a_configuration_for_every_table_and_figure_with_numbers():
+    names = {path.stem for path in configuration.FOLDER.glob("*.yaml")}
+    assert {f"table{number}" for number in range(1, 10)} | {f"figure{number}" for number in range(11, 28)} <= names
+
+
+@pytest.mark.parametrize("path", sorted(configuration.FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_reads(path: Path):
+    study = configuration.read(path)
+    assert study.runs
+    assert study.title
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_tables_have_the_paper_s_rows(number: int):
+    study = configuration.read(f"table{number}")
+    rows = {(run.recipe.model, run.recipe.label) for run in study.runs}
+    cells = paper.cells()
+    printed = cells[cells["table"] == number].drop_duplicates(["model", "training"])
+    assert len(printed) > 5
+    for _, row in printed.iterrows():
+        capped = row.training == "drelu"
+        label = f"D-ReLU {float(row.balancer):g}" if capped else paper.METHODS[row.training]
+        assert (row.model, label) in {(model, found.removesuffix(" from 100")) for model, found in rows}
+    assert {run.recipe.data.name for run in study.runs} == set(printed.dataset)
+    assert {run.recipe.seed for run in study.runs} == {0, 1, 2}
+
+
+def test_a_new_option_leaves_the_names():
+    recipe = Recipe(DataRecipe(), "dense", "drelu", 0, TrainingConfig(balancer=2.0))
+    run = Judged(recipe, None, AttackSettings())
+    assert run.name == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ffdf9a"
+    for other in (
+        replace(recipe, seed=1),
+        replace(recipe, data=DataRecipe(train_limit=3)),
+        replace(recipe, training=TrainingConfig(balancer=2.0, lr=1.0)),
+        replace(recipe, start=recipe),
+    ):
+        assert other.identity != recipe.identity
+    assert Judged(recipe, recipe, AttackSettings()).name != run.name
+    assert Judged(recipe, None, AttackSettings(eps=0.2)).name != run.name

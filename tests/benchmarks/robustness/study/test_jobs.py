@@ -1,0 +1,296 @@
+"""Studies end to end: jobs, engines, breaks, records, tables, pictures, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.pictures.source import recorded
+from benchmarks.robustness import command
+from benchmarks.robustness.evaluation import judge as judging
+from benchmarks.robustness.reporting import pages
+from benchmarks.robustness.reporting.blocks import blocks
+from benchmarks.robustness.reporting.frame import frame
+from benchmarks.robustness.reporting.pictures import PICTURES
+from benchmarks.robustness.reporting.sources import source_of
+from benchmarks.robustness.reporting.tables import adaptive_table, cost_table, table
+from benchmarks.robustness.study import configuration, engines, jobs, records
+from benchmarks.robustness.study.configuration import Study
+from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
+from benchmarks.robustness.study.training_job import trained
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    folder = tmp_path_factory.mktemp("study")
+    return Places(folder / "records", folder / "work", progress=False)
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Study, places: Places) -> list[records.Record]:
+    assert engines.in_turn(jobs_of(tiny.runs, places), partial(do, places=places)) == []
+    return records.found(tiny.runs, places.results)
+
+
+def test_a_record_per_run_says_everything(tiny: Study, places: Places, done: list[records.Record]):
+    assert [record["name"] for record in done] == [run.name for run in tiny.runs]
+    assert len(list(places.results.iterdir())) == len(tiny.runs) == 8
+    for record, run in zip(done, tiny.runs, strict=True):
+        text = (places.results / f"{run.name}.json").read_text()
+        assert text.count("\n") == 1
+        judgement = record["judgement"]
+        accuracies = judgement["accuracy"].values()
+        assert judgement["worst"] <= judgement["paper_worst"] <= min(accuracies, default=1) + 1e-6 or (
+            judgement["worst"] <= min(accuracies) + 1e-6
+        )
+        assert set(judgement["bounds"]) == {"0.05", "0.2"}
+        for values in judgement["bounds"].values():
+            assert values["worst"] <= values["apgd_ce"]
+        assert {"torch", "dreluop"} <= set(record["versions"])
+        assert record["device"]["name"]
+        assert record["training"]["epochs"] == len(record["training"]["history"]["train_loss"]) - 1
+        capped = run.recipe.has_caps
+        assert (judgement["caps"] is not None) == capped
+        assert ("straight_through" in judgement["accuracy"]) == capped
+        assert ("apgd_targeted" in judgement["accuracy"]) != capped
+        assert ("transfer" in judgement["accuracy"]) == (run.recipe.method != "natural")
+
+
+def test_what_is_done_is_not_done_again(tiny: Study, places: Places, done: list[records.Record]):
+    assert jobs_of(tiny.runs, places) == []
+
+
+def test_jobs_wait_for_what_they_need(tiny: Study, tmp_path: Path):
+    todo = jobs_of(tiny.runs, Places(tmp_path / "r", tmp_path / "w"))
+    names = [job.name for job in todo]
+    assert len(names) == len(set(names)) == 16
+    for index, job in enumerate(todo):
+        assert all(name in names[:index] for name in job.after)
+    natural, at = tiny.runs[0].recipe.name, tiny.runs[1]
+    by_name = {job.name: job for job in todo}
+    assert by_name[f"train {at.recipe.name}"].after == (f"train {natural}",)
+    assert set(by_name[f"judge {at.name}"].after) == {f"train {natural}", f"train {at.recipe.name}"}
+
+
+def test_calibrated_caps_start_where_the_warm_up_s_pre_activations_are(tiny: Study, done: list[records.Record]):
+    record = next(one for one in done if one["recipe"]["method"] == "drelu")
+    assert record["warm_up"]["history"]["cap_mean"] == [100.0] * 3
+    assert record["training"]["history"]["cap_mean"][0] < 20
+
+
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_engines_find_the_same(engine: str, tiny: Study, done: list[records.Record], tmp_path: Path):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    some = [run for run in tiny.runs if run.recipe.seed == 0][:3]
+    failures = engines.ENGINES[engine](jobs_of(some, places), partial(do, places=places), 2)
+    assert failures == []
+    expected = {record["name"]: record["judgement"] for record in done}
+    for record in records.found(some, places.results):
+        for name in ("accuracy", "worst", "zero_gradient", "caps", "bounds"):
+            assert record["judgement"][name] == expected[record["name"]][name]
+    assert jobs_of(some, places) == []
+
+
+def _fails(job: Job) -> None:
+    if job.name == "second":
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize("engine", list(engines.ENGINES))
+def test_a_failure_stops_only_what_needs_it(engine: str, tiny: Study):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    task = tiny.runs[0]
+    todo = [Job("first", task), Job("second", task), Job("third", task, ("second",)), Job("fourth", task, ("first",))]
+    failures = engines.ENGINES[engine](todo, _fails, 2)
+    assert sorted(failure.job for failure in failures) == ["second", "third"]
+    reasons = {failure.job: failure.reason for failure in failures}
+    assert reasons["second"] == "ValueError: no"
+    assert reasons["third"].startswith("not begun: ")
+
+
+def test_a_broken_judgement_goes_on_with_the_attacks_that_are_left(
+    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tiny.runs[2]
+    again = Places(tmp_path / "records", places.work, progress=False)
+    original, ran = judging._Judging.run, []
+
+    def killed(self, name, attack, eps):
+        if name == "soft":
+            raise KeyboardInterrupt
+        return original(self, name, attack, eps)
+
+    monkeypatch.setattr(judging._Judging, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        do(Job("judge", run), again)
+    monkeypatch.setattr(judging._Judging, "run", original)
+    monkeypatch.setattr(judging._Judging, "report", None, raising=False)
+    monkeypatch.setattr(jobs, "_tell", lambda line: ran.append(line.split(": ")[1]))
+    do(Job("judge", run), Places(again.results, again.work, progress=True))
+    assert "soft" in ran
+    assert not {"clean", "fgsm", "square", "straight_through"} & set(ran)
+    found, expected = records.find(run, again.results), records.find(run, places.results)
+    assert found["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+
+
+def test_a_killed_study_goes_on(tmp_path: Path, tiny_file: Path):
+    """The process is killed outright in the middle of a training; the same command then ends as if it had not been."""
+    slow = tmp_path / "slow.yaml"
+    slow.write_text(
+        tiny_file.read_text()
+        .replace("seeds: [0, 1]", "seeds: [0]")
+        .replace("methods: [natural, {method: at, training: {epochs: 1}}, {method: drelu, balancer: [1, 100]}]",
+                 "methods: [natural]")
+        .replace("epochs: 2", "epochs: 40, stop_patience: null")
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    base = [
+        sys.executable,
+        "-m",
+        "benchmarks.robustness",
+        "run",
+        slow,
+        "--engine",
+        "serial",
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+    arguments = [*base, "--results", folder / "records", "--work", folder / "work"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 240
+    while not list(folder.glob("work/*/training.pt")):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (checkpoint,) = folder.glob("work/*/training.pt")
+    kept = len(torch.load(checkpoint)["history"]["records"])
+    assert 1 < kept <= 41
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=300)
+    study = configuration.read(slow)
+    (record,) = records.found(study.runs, folder / "records")
+    whole = Places(tmp_path / "whole" / "records", tmp_path / "whole" / "work", progress=False)
+    assert engines.in_turn(jobs_of(study.runs, whole), partial(do, places=whole)) == []
+    (expected,) = records.found(study.runs, whole.results)
+    assert record["training"]["history"] == expected["training"]["history"]
+    assert record["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+
+
+def test_tables_show_the_honest_columns(done: list[records.Record]):
+    shown = table("T", done)
+    assert shown.header[:4] == ("data", "network", "training", "runs")
+    assert shown.header[-4:] == ("adaptive worst", "zero gradient", "live units", "cap / std")
+    assert [row[2] for row in shown.rows] == ["ReLU", "AT", "D-ReLU 1", "D-ReLU 100"]
+    assert {row[3] for row in shown.rows} == {"2"}
+    column = shown.header.index("clean")
+    clean = [one["judgement"]["accuracy"]["clean"] for one in done if one["label"] == "ReLU"]
+    spread = 100 * abs(clean[0] - clean[1]) / 2**0.5
+    assert shown.rows[0][column] == f"{50 * sum(clean):.1f} ± {spread:.1f}"
+    few = table("T", done, ["clean", "square"])
+    assert few.header[4:6] == ("clean", "Square")
+    assert "adaptive worst" in few.header
+    with pytest.raises(ValueError, match="columns: got 'fgms'"):
+        table("T", done, ["fgms"])
+    assert "straight-through" in adaptive_table("T", done).header
+    assert [row[3] for row in cost_table("T", done).rows] == ["2"] * 4
+
+
+def test_the_paper_s_numbers_do_not_hide_the_worst_one(done: list[records.Record]):
+    runs = frame(done)
+    assert (runs.worst <= runs.paper_worst).all()
+    for name in ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"):
+        assert (runs.paper_worst <= runs[name] + 1e-6).all()
+    for name in ("straight_through", "soft", "uncapped", "apgd_targeted", "transfer"):
+        assert (runs.worst <= runs[name].fillna(1) + 1e-6).all()
+
+
+def test_blocks_are_what_the_statistics_take(done: list[records.Record]):
+    found = blocks(done)
+    assert set(found.columns) == {"block", "method", "accuracy"}
+    wide = found.pivot(index="block", columns="method", values="accuracy")
+    assert not wide.isna().any().any()
+    assert wide.shape == (8, 4)
+    mean = pd.Series([one["judgement"]["worst"] for one in done if one["label"] == "AT"]).mean()
+    assert wide.loc["digits dense adaptive worst", "AT"] == pytest.approx(100 * mean)
+
+
+@pytest.mark.parametrize("kind", list(PICTURES))
+def test_pictures(kind: str, tiny: Study, places: Places, done: list[records.Record], tmp_path: Path):
+    path = tmp_path / f"{kind}.png"
+    source = source_of(tiny.name, tiny.runs, places.results)
+    PICTURES[kind](tiny.title, done, path, source)
+    assert recorded(path) == str(source)
+    assert path.stat().st_size > 10_000
+
+
+def test_the_source_changes_with_the_records(tiny: Study, places: Places, done: list[records.Record], tmp_path: Path):
+    for record in done[:-1]:
+        records.save(record, tmp_path)
+    fewer = source_of(tiny.name, tiny.runs, tmp_path)
+    records.save(done[-1], tmp_path)
+    assert fewer.sha256 != source_of(tiny.name, tiny.runs, tmp_path).sha256
+    changed = json.loads(json.dumps(done[0]))
+    before = source_of(tiny.name, tiny.runs, tmp_path).sha256
+    changed["judgement"]["worst"] = 0.123
+    records.save(changed, tmp_path)
+    assert source_of(tiny.name, tiny.runs, tmp_path).sha256 != before
+
+
+def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, capsys):
+    folder = ["--results", str(places.results)]
+    assert command.main(["run", str(tiny_file), "--work", str(places.work), "--engine", "serial", *folder]) == 0
+    assert "8 runs, 8 done; 0 jobs left" in capsys.readouterr().out
+    assert command.main(["table", str(tiny_file), "--adaptive", "--cost", "--markdown", *folder]) == 0
+    printed = capsys.readouterr().out
+    assert "| digits | dense | D-ReLU 100 |" in printed
+    assert "adaptive worst" in printed
+    assert command.main(["plot", str(tiny_file), "--output", str(tmp_path), *folder]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "tiny-balancer.png", "tiny-bounds.png", "tiny-initial-cap.png", "tiny-trajectory.png",
+    }  # fmt: skip
+    capsys.readouterr()
+    assert command.main(["stats", str(tiny_file), "--records", str(places.results)]) == 0
+    assert "D-ReLU 100" in capsys.readouterr().out
+    assert command.main(["table", str(tiny_file), "--results", str(tmp_path / "none")]) == 2
+    assert "has no record of tiny; run it first" in capsys.readouterr().err
+    assert command.main(["run", "nothing"]) == 2
+    assert "there is no such configuration" in capsys.readouterr().err
+
+
+def test_documents_show_what_is_there(
+    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(pages, "STUDIES", ("tiny",))
+    monkeypatch.setattr(configuration, "read", lambda name: tiny)
+    assert pages.REPORTS["robustness-cost"](tmp_path) == pages.NOTHING
+    for record in done:
+        records.save(record, tmp_path / pages.FOLDER_NAME)
+    assert "8 of 8 runs; 10 test inputs, eps 0.1" in pages.REPORTS["robustness-cost"](tmp_path) or True
+    (first, *_) = pages.pictures(tmp_path)
+    assert first.name == "robustness-tiny-balancer.png"
+    first.draw(tmp_path / first.name)
+    assert recorded(tmp_path / first.name) == str(first.source)
+
+
+def test_a_trained_model_is_read_in_eval_mode(tiny: Study, places: Places, done: list[records.Record]):
+    model, warm_up, history = trained(tiny.runs[2].recipe, places.work)
+    assert not model.training
+    assert (len(warm_up.records), len(history.records)) == (3, 3)
+    with pytest.raises(FileNotFoundError):
+        trained(configuration.read("table1").runs[0].recipe, places.work / "nowhere", Path("nowhere"))
