@@ -139,6 +139,7 @@ def _apgd(
         _classes(model, x, 3)
 
     def run() -> Tensor:
+        torch.manual_seed(seed)  # With best_loss, the package does not.
         attack = APGDAttack(model, loss=loss, **_options(x, eps, steps, seed))
         adversarial: Tensor = attack.perturb(x, y, best_loss=keep_best)
         return adversarial

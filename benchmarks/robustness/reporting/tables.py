@@ -36,12 +36,7 @@ def cost_table(title: str, records: Sequence[Record]) -> Table:
     header = ("data", "network", "training", "runs", "epochs", "training, s", "attacks, s")
     measured = ("epochs", "train_seconds", "attack_seconds")
     rows = [
-        (
-            *key,
-            str(len(group)),
-            *(f"{group[name].mean():.0f}" for name in ("epochs", "train_seconds", "attack_seconds")),
-        )
-        for key, group in by_method(runs)
+        (*key, str(len(group)), *(f"{group[name].mean():.0f}" for name in measured)) for key, group in by_method(runs)
     ]
     return Table(f"{title}: processor time per run", header, rows)
 

@@ -276,12 +276,15 @@ def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[r
 def test_documents_show_what_is_there(
     tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(pages, "STUDIES", ("tiny",))
+    monkeypatch.setattr(pages, "STUDIES", (tiny.name,))
     monkeypatch.setattr(configuration, "read", lambda name: tiny)
-    assert pages.REPORTS["robustness-cost"](tmp_path) == pages.NOTHING
+    report = pages._report(lambda study, found: cost_table(study.title, found), (tiny.name,))
+    assert report(tmp_path) == pages.NOTHING
     for record in done:
         records.save(record, tmp_path / pages.FOLDER_NAME)
-    assert "8 of 8 runs; 10 test inputs, eps 0.1" in pages.REPORTS["robustness-cost"](tmp_path) or True
+    assert "8 of 8 runs; 10 test inputs, eps 0.1" in report(tmp_path)
+    (tmp_path / pages.FOLDER_NAME / f"{done[0]['name']}.json").unlink()
+    assert "7 of 8 runs" in report(tmp_path)
     (first, *_) = pages.pictures(tmp_path)
     assert first.name == "robustness-tiny-balancer.png"
     first.draw(tmp_path / first.name)
