@@ -92,7 +92,7 @@ def by_ray(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
     try:
         # A job that fails because its machine is lost is run again elsewhere, from its last checkpoint.
-        remote = ray.remote(num_cpus=1, max_retries=3, max_calls=1)(_after)
+        remote = ray.remote(num_cpus=1, max_retries=3)(_after)
         references: dict[str, Any] = {}
         for job in jobs:
             references[job.name] = remote.remote(do, job, *(references[name] for name in job.after))
