@@ -113,13 +113,19 @@ def test_dense_network_is_the_one_of_the_demo():
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
-def test_initial_cap_and_width_of_the_head():
-    layer = the_caps(build("dense", "drelu", 10, (1, 28, 28), 0, init=2.5, head=32))
-    assert layer.cap.tolist() == [2.5] * 32
-    assert the_caps(made("shallow_cnn", "drelu", "stem", init=2.5)).cap.tolist() == [2.5] * 16
+@pytest.mark.parametrize("name", ["dense", "shallow_cnn", "mobilenet_v2"])
+def test_initial_cap_and_width_of_the_head(name):
+    if name not in OWN:
+        pytest.importorskip("torchvision")
+    assert the_caps(build(name, "drelu", CLASSES, SHAPE, 0, init=2.5, head=32)).cap.tolist() == [2.5] * 32
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64)])
+@pytest.mark.parametrize("name", ["shallow_cnn", "mobilenet_v2"])
+def test_initial_cap_of_the_stem(name):
+    assert the_caps(made(name, "drelu", "stem", init=2.5)).cap.tolist() == [2.5] * 16
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (2, 9, 12)])
 def test_shallow_network_takes_the_images_of_every_data_set(shape):
     model = build("shallow_cnn", "relu", classes=4, shape=shape, seed=0)
     assert [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)] == [16, 32]
