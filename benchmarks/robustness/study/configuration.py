@@ -13,9 +13,10 @@ import yaml
 from benchmarks.robustness import data, models
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
+from benchmarks.robustness.study.training_job import CONFIGURATIONS
 from benchmarks.robustness.training import TrainingConfig
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = CONFIGURATIONS
 METHODS = ("natural", "at", "trades", "drelu")
 WARM_UP_EPOCHS = 2
 

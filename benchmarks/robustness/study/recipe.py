@@ -17,8 +17,8 @@ class DataRecipe:
 
     Attributes:
         name: of the data set, as ``benchmarks.robustness.data.load`` takes it.
-        generated, original_share: file of generated images, in the folder of the data sets, and the share of original
-            ones in each epoch.
+        generated, original_share: file of generated images, beside the configurations or in the folder of the data
+            sets, and the share of original ones in each epoch.
         train_limit: only the first ones of the training part, for trials.
         augment: random crops and flips.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.robustness.data import Part
+from benchmarks.robustness.data import MixedPart, Part
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Limited:
     limit: int | None = None
     augment: bool = False
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and (self.augment or isinstance(self.part, MixedPart)):
+            raise ValueError(f"train_limit: got {self.limit} beside augment or generated; expected none beside them")
+
     def __len__(self) -> int:
         return len(self.part) if self.limit is None else min(self.limit, len(self.part))
 
@@ -35,8 +39,6 @@ class Limited:
             augment = self.augment and shuffle
             yield from self.part.batches(batch_size, generator, shuffle, augment=augment)
             return
-        if self.augment:
-            raise ValueError("augment: got True beside train_limit; expected one of the two")
         order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
         for indices in order.split(batch_size):
             yield self.part.read(indices)

@@ -13,11 +13,11 @@ from benchmarks.robustness import data, models
 from benchmarks.robustness.study.recipe import DataRecipe, Recipe
 from benchmarks.robustness.study.samples import Limited
 from benchmarks.robustness.training import History, checkpoint, train
-from benchmarks.robustness.training.loop import Samples
 from benchmarks.robustness.training.parallel import Processes
 from dreluop.surgery import calibrate_caps
 
 CALIBRATION_SAMPLES = 512
+CONFIGURATIONS = Path(__file__).parents[1] / "configs"
 
 
 def train_recipe(
@@ -61,7 +61,8 @@ def train_recipe(
     if recipe.calibrate is not None:
         history = run("warm-up", recipe.calibrate)
         if not (folder / "training.pt").exists():
-            calibrate_caps(model, [_first(training, device)], progress=False)
+            some = dataset.train.first(min(CALIBRATION_SAMPLES, len(training)))
+            calibrate_caps(model, [some.x.to(device)], progress=False)
     main = run("training", None)
     processes.wait()
     if processes.rank == 0:
@@ -93,8 +94,13 @@ def trained(
 
 @lru_cache(maxsize=2)
 def dataset_of(recipe: DataRecipe, root: Path | None) -> data.Dataset:
-    generated = None if recipe.generated is None else (root or data.ROOT) / recipe.generated
+    generated = None if recipe.generated is None else _generated_file(recipe.generated, root)
     return data.load(recipe.name, root, generated, recipe.original_share)
+
+
+def _generated_file(name: str, root: Path | None) -> Path:
+    beside = CONFIGURATIONS / name
+    return beside if beside.is_file() else (root or data.ROOT) / name
 
 
 def _fresh(recipe: Recipe, work: Path, root: Path | None) -> nn.Module:
@@ -108,8 +114,3 @@ def _built(recipe: Recipe, root: Path | None) -> nn.Module:
         recipe.model, activation, classes=dataset.classes, shape=dataset.shape, seed=recipe.seed, init=recipe.init,
         place=recipe.place, head=recipe.head,
     )  # fmt: skip
-
-
-def _first(training: Samples, device: torch.device) -> torch.Tensor:
-    x, _ = next(iter(training.batches(CALIBRATION_SAMPLES)))
-    return x.to(device)
