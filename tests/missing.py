@@ -15,8 +15,8 @@ import pytest
 
 ENVIRONMENT_VARIABLE = "DRELUOP_SKIP_MISSING_PACKAGES"
 PACKAGES = (
-    *("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "pandas", "pybind11", "rich", "scikit_posthocs"),
-    *("scipy", "tqdm"),
+    *("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
+    *("pandas", "pybind11", "rich", "scikit_posthocs", "scipy", "tqdm"),
 )
 
 

@@ -20,6 +20,7 @@ from benchmarks.robustness.training.config import TrainingConfig
 from benchmarks.robustness.training.history import EpochRecord, History, record_of, summary
 from benchmarks.robustness.training.objectives import CAP_FLOOR, caps_of, penalty, training_loss
 from benchmarks.robustness.training.parallel import Processes
+from dreluop import parameter_groups, project_caps
 
 # Of validation; attacks of training have the batches of training.
 VALIDATION_BATCH = 500
@@ -125,7 +126,8 @@ class _Trainer:
         self.processes, self.file = processes, file
         self.device = next(model.parameters()).device
         self.caps = caps_of(model)
-        self.optimizer = _optimizer(model, self.caps, config)
+        groups = parameter_groups(model, config.lr, config.cap_lr) if self.caps else model.parameters()
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr)
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=config.plateau_factor, patience=config.plateau_patience
         )
@@ -187,7 +189,8 @@ class _Trainer:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        _clamp(self.caps)
+        if self.caps:
+            project_caps(self.caps, CAP_FLOOR)
         return loss.detach()
 
     def _autocast(self) -> Any:
@@ -227,21 +230,3 @@ def hash_seed(*parts: int) -> int:
     for part in parts:
         result = (result * 1_000_003 + part) % 2**31
     return result
-
-
-def _optimizer(model: nn.Module, caps: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Adam:
-    cap_ids = {id(cap) for cap in caps}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) not in cap_ids], "lr": config.lr}
-    ]
-    if caps:
-        groups.append({"params": caps, "lr": config.cap_lr})
-    return torch.optim.Adam(groups)
-
-
-@torch.no_grad()
-def _clamp(caps: list[nn.Parameter]) -> None:
-    # Adam carries caps below 0, where a unit is off. Clamped at 0 it would be off for good, as loss and penalty both
-    # have gradient 0 there: with balancer 1 the whole head died within five epochs.
-    for cap in caps:
-        cap.clamp_(min=CAP_FLOOR)
