@@ -214,6 +214,11 @@ def _traced(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
+    if inplace and torch.compiler.is_exporting():
+        # No decomposition can take the place of an operator that writes over its argument.
+        y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
+        x.copy_(y)
+        return x if balancer is None else (x, penalty)
     if save == "output" and balancer is None:
         if not inplace:
             return calls.forward(x, cap, dim, *addends)

@@ -1,4 +1,8 @@
-"""Every operator in pure PyTorch: works on any device, and is what all other backends are tested against."""
+"""Every operator in pure PyTorch: works on any device, and is what all other backends are tested against.
+
+The arithmetic stands in functions with an optional ``out``. Without it they call functional operators only, which can
+be traced into a graph (``ops.plain``); with it a result gets the strides that an operator promises.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from dreluop.granularity import bias_view, broadcast_shape
 from dreluop.validation import bias_for
 
 OFF, INSIDE, CAPPED = 0, 1, 2
-_SHIFTS = (0, 2, 4, 6)
+BITS_PER_CODE = 2
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
@@ -45,7 +49,8 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _effective_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
+def effective_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The cap as it is compared: rounded to x's dtype, in a shape that broadcasts against x."""
     return cap.to(x.dtype).reshape(broadcast_shape(x.shape, cap.shape, dim))
 
 
@@ -64,10 +69,14 @@ def fused_sum(x: Tensor, dim: int, bias: Tensor | None, residual: Tensor | None)
 
 def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     checks.inputs(x, cap, dim, bias, residual)
-    y = torch.empty_like(x)
-    torch.minimum(fused_sum(x, dim, bias, residual), _effective_cap(cap, x, dim), out=y)
+    return value(fused_sum(x, dim, bias, residual), effective_cap(cap, x, dim), torch.empty_like(x))
+
+
+def value(t: Tensor, m: Tensor, out: Tensor | None = None) -> Tensor:
+    """``max(0, min(t, m))`` for an m that broadcasts against t."""
+    y = torch.minimum(t, m, out=out)
     # `<=` is false for NaN, which stays, and true for -0.0, which becomes +0.0.
-    return y.masked_fill_(y <= 0, 0)
+    return torch.where(y <= 0, 0, y) if out is None else y.masked_fill_(y <= 0, 0)
 
 
 def forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
@@ -85,8 +94,14 @@ def forward_extra(
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = forward(x, cap, dim, bias, residual)
-    packed = pack(*_regions_of_output(y, cap, dim), code_order(y, cap)) if code else _nothing(x, torch.uint8)
-    return y, packed, _penalty_or_nothing(cap, balancer)
+    return y, *extras(y, cap, dim, code, balancer)
+
+
+def extras(y: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    """The code and the penalty, each an empty tensor when not asked for."""
+    nothing = y.new_empty((0,), dtype=torch.uint8)
+    packed = pack(*regions_of_output(y, effective_cap(cap, y, dim)), code_order(y, cap)) if code else nothing
+    return packed, penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
 
 
 def forward_extra_(
@@ -99,8 +114,7 @@ def forward_extra_(
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     forward_(x, cap, dim, bias, residual)
-    packed = pack(*_regions_of_output(x, cap, dim), code_order(x, cap)) if code else _nothing(x, torch.uint8)
-    return packed, _penalty_or_nothing(cap, balancer)
+    return extras(x, cap, dim, code, balancer)
 
 
 def backward(
@@ -120,20 +134,42 @@ def backward(
         bias_for(grad, cap, bias, dim)
     if grad_penalty is not None:
         checks.one_element("grad_penalty", grad_penalty)
-    inside, capped = _regions_of_saved(saved, cap, dim, order, grad.shape)
+    regions = regions_of_saved(saved, cap, dim, order, grad.shape)
+    out = empty_as_saved(grad, saved, order) if need_x else None
+    return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias, out)
+
+
+def gradients(
+    grad: Tensor,
+    regions: tuple[Tensor, Tensor],
+    cap: Tensor,
+    dim: int,
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` from the masks (inside, capped)."""
+    inside, capped = regions
     dx, dcap, dbias = _nothing(grad, grad.dtype), _nothing(cap, cap.dtype), _nothing(grad, grad.dtype)
     if need_x:
-        dx = empty_as_saved(grad, saved, order)
-        torch.where(inside, grad, grad.new_zeros(()), out=dx)
+        dx = selected(inside, grad, out)
     if need_cap:
-        total = _sum_to(torch.where(capped, grad, 0), broadcast_shape(grad.shape, cap.shape, dim))
+        total = _sum_to(selected(capped, grad), broadcast_shape(grad.shape, cap.shape, dim))
         total = total.reshape(cap.shape).to(accumulation_dtype(grad, cap))
         if balancer is not None and grad_penalty is not None:
             total = total + 2 * balancer * grad_penalty * cap.to(total.dtype)
         dcap = total.to(cap.dtype)
     if bias is not None:
-        dbias = bias_gradient(torch.where(inside, grad, 0), bias, dim)
+        dbias = bias_gradient(selected(inside, grad), bias, dim)
     return dx, dcap, dbias
+
+
+def selected(mask: Tensor, t: Tensor, out: Tensor | None = None) -> Tensor:
+    """t where the mask is, else 0: never a product, in which an infinity would leave its region."""
+    return torch.where(mask, t, t.new_zeros(()), out=out)
 
 
 def bias_gradient(dx: Tensor, bias: Tensor, dim: int) -> Tensor:
@@ -150,13 +186,18 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
     checks.saved("u", u, saved, cap, dim, order)
     if v is not None and v.shape != cap.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
-    inside, capped = _regions_of_saved(saved, cap, dim, order, u.shape)
-    out = empty_as_saved(u, saved, order)
-    torch.where(inside, u, u.new_zeros(()), out=out)
-    if v is not None:
-        # Inside and capped exclude each other, so this never overwrites a tangent of x.
-        torch.where(capped, _effective_cap(v, u, dim), out, out=out)
-    return out
+    regions = regions_of_saved(saved, cap, dim, order, u.shape)
+    return tangent_of(u, v, regions, dim, empty_as_saved(u, saved, order))
+
+
+def tangent_of(
+    u: Tensor, v: Tensor | None, regions: tuple[Tensor, Tensor], dim: int, out: Tensor | None = None
+) -> Tensor:
+    """`tangent` from the masks (inside, capped)."""
+    inside, capped = regions
+    result = selected(inside, u, out)
+    # Inside and capped exclude each other, so this never overwrites a tangent of x.
+    return result if v is None else torch.where(capped, effective_cap(v, u, dim), result, out=out)
 
 
 def surrogate(
@@ -178,7 +219,7 @@ def surrogate_values(
         return torch.where((saved > 0) | saved.isnan(), grad, 0)
     checks.width(width, saved, cap)
     wide = accumulation_dtype(grad)
-    m = _effective_cap(cap, saved, dim).to(wide)
+    m = effective_cap(cap, saved, dim).to(wide)
     z = (saved.to(wide) - m / 2) / width.to(wide).reshape(broadcast_shape(saved.shape, cap.shape, dim))
     # sigmoid(-z) and not 1 - sigmoid(z), which is 0 long before it should be.
     return torch.where(m <= 0, 0, grad.to(wide) * (z.sigmoid() * (-z).sigmoid())).to(grad.dtype)
@@ -187,8 +228,10 @@ def surrogate_values(
 def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
+    checks.inputs(x, cap, dim)
     x, cap = x.detach(), cap.detach()
-    inside, capped = _regions_of_output(forward(x, cap, dim), cap, dim)
+    m = effective_cap(cap, x, dim)
+    inside, capped = regions_of_output(value(x, m), m)
     view = broadcast_shape(x.shape, cap.shape, dim)
     per_cap = [mask.to(torch.int64).sum_to_size(view).reshape(cap.shape) for mask in (inside, capped)]
     shared = x.numel() // cap.numel() if cap.numel() else 0
@@ -217,14 +260,12 @@ def pack(inside: Tensor, capped: Tensor, order: Sequence[int]) -> Tensor:
     regions = inside.to(torch.uint8) * INSIDE + capped.to(torch.uint8) * CAPPED
     flat = regions.permute(tuple(order)).reshape(-1)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_BYTE))
-    shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=flat.device)
-    return (flat.reshape(-1, CODES_PER_BYTE) << shifts).sum(1, dtype=torch.uint8)
+    return (flat.reshape(-1, CODES_PER_BYTE) << _shifts(flat.device)).sum(1, dtype=torch.uint8)
 
 
 def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The masks (inside, capped) that `pack` was given."""
-    shifts = torch.tensor(_SHIFTS, dtype=torch.uint8, device=code.device)
-    flat = ((code.unsqueeze(1) >> shifts) & 3).reshape(-1)
+    flat = ((code.unsqueeze(1) >> _shifts(code.device)) & 3).reshape(-1)
     numel = 1
     for size in shape:
         numel *= size
@@ -236,27 +277,27 @@ def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Te
     return regions == INSIDE, regions == CAPPED
 
 
-def _regions_of_output(y: Tensor, cap: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    m = _effective_cap(cap, y, dim)
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(0, 8, BITS_PER_CODE, dtype=torch.uint8, device=device)
+
+
+def regions_of_output(y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """The masks (inside, capped) from y and the effective cap."""
     return ((y > 0) & (y < m)) | y.isnan(), (y == m) & (m > 0)
 
 
-def _regions_of_saved(
+def regions_of_saved(
     saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], shape: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     if saved.dtype == torch.uint8:
         return unpack(saved, shape, order)
-    return _regions_of_output(saved, cap, dim)
+    return regions_of_output(saved, effective_cap(cap, saved, dim))
 
 
 def empty_as_saved(like: Tensor, saved: Tensor, order: Sequence[int]) -> Tensor:
     if saved.dtype == torch.uint8:
         return torch.empty_permuted(like.shape, tuple(order), dtype=like.dtype, device=like.device)
     return torch.empty_like(saved)
-
-
-def _penalty_or_nothing(cap: Tensor, balancer: float | None) -> Tensor:
-    return penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
 
 
 def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,5 +10,6 @@ for _name in schemas.SCHEMAS:
 
 from dreluop.backends import choice, native, triton  # noqa: E402
 from dreluop.ops import calls, derivatives, fakes  # noqa: E402
+from dreluop.ops.plain import decompositions  # noqa: E402
 
-__all__ = ["calls", "choice", "derivatives", "fakes", "native", "reference", "schemas", "triton"]
+__all__ = ["calls", "choice", "decompositions", "derivatives", "fakes", "native", "reference", "schemas", "triton"]
