@@ -3,7 +3,7 @@
 from dreluop import ops  # isort: skip
 from dreluop import adaptive
 from dreluop.autograd import CappedReLUFunction
-from dreluop.backends.choice import available_backends, use_backend
+from dreluop.backends.choice import available_backends, use_backend, when_compiling
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
 from dreluop.version import __version__
@@ -22,4 +22,5 @@ __all__ = [
     "ops",
     "saturation",
     "use_backend",
+    "when_compiling",
 ]

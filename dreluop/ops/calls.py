@@ -14,7 +14,7 @@ from dreluop.ops import schemas
 
 
 class Operators:
-    """All operators, in their overloads for one backend or for the default rule."""
+    """All operators, in their overloads for one backend or for the default rule; to be fused, where they can be."""
 
     forward: Callable[..., Tensor]
     forward_: Callable[..., None]
@@ -31,10 +31,12 @@ class Operators:
         self.backend = which or None
         namespace = getattr(torch.ops, schemas.NAMESPACE)
         for name in schemas.SCHEMAS:
-            setattr(self, name, getattr(getattr(namespace, name), which or "default"))
+            has = which in schemas.overloads_of(name)
+            setattr(self, name, getattr(getattr(namespace, name), which if which and has else "default"))
 
 
-BY_OVERLOAD = {which: Operators(which) for which in schemas.OVERLOADS}
+BY_OVERLOAD = {which: Operators(which) for which in (*schemas.OVERLOADS, schemas.FUSED)}
 DEFAULT = BY_OVERLOAD[schemas.DEFAULT]
 REFERENCE = BY_OVERLOAD["reference"]
 TRITON = BY_OVERLOAD["triton"]
+FUSED = BY_OVERLOAD[schemas.FUSED]
