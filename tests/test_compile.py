@@ -17,7 +17,6 @@ from tests import oracle
 from tests.cases import CASES, FEW_CASES, Case
 from tests.devices import moved
 
-
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 

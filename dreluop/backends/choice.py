@@ -114,12 +114,12 @@ class when_compiling(_Chooser):  # noqa: N801
     """Choose what torch.compile sees of ``capped_relu`` in this thread: ``with when_compiling("opaque"): ...``.
 
     Args:
-        form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"fuse"``: standard operators, which the
-            compiler fuses with their neighbours, whatever backend is chosen; ``"auto"``: the rule of
+        form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"fuse"``: standard operators, which
+            the compiler fuses with their neighbours, whatever backend is chosen; ``"auto"``: the rule of
             ``dreluop.backends.compiling``, which also says which calls are opaque all the same.
 
-    The choice is looked at when torch.compile traces a function, which it does anew when the choice changes. Eager calls
-    and torch.export do not ask. Other threads keep their own; at first it is what ``DRELUOP_COMPILE`` says, else
+    The choice is looked at when torch.compile traces a function, which it does anew when the choice changes. Eager
+    calls and torch.export do not ask. Other threads keep their own; at first it is what ``DRELUOP_COMPILE`` says, else
     ``"auto"``.
 
     Raises:

@@ -14,7 +14,15 @@ from dreluop.ops import schemas
 
 
 class Operators:
-    """All operators, in their overloads for one backend or for the default rule; to be fused, where they can be."""
+    """All operators, in their overloads for one backend or for the default rule; to be fused, where they can be.
+
+    Attributes:
+        backend: the name of the overloads; None for the default rule.
+        plain_derivatives: whether ``backward`` and ``tangent`` are functions of differentiable torch operators.
+    """
+
+    backend: str | None
+    plain_derivatives: bool
 
     forward: Callable[..., Tensor]
     forward_: Callable[..., None]
@@ -29,6 +37,7 @@ class Operators:
 
     def __init__(self, which: str) -> None:
         self.backend = which or None
+        self.plain_derivatives = which == schemas.FUSED
         namespace = getattr(torch.ops, schemas.NAMESPACE)
         for name in schemas.SCHEMAS:
             has = which in schemas.overloads_of(name)

@@ -5,7 +5,7 @@ Where a graph with them runs as it was traced by Dynamo (``backend="eager"``), t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,13 +55,9 @@ def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, o
     return tangent_of(u, v, regions_of_output(saved, rounded_cap(cap, saved, dim)), dim)
 
 
-def _register(name: str, function: Callable[..., Any]) -> None:
-    def traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        with mode:
-            return function(*arguments, **keywords)
-
-    full_name = overload(name, FUSED)
-    torch.library.register_torch_dispatch(f"{NAMESPACE}::{full_name}", ProxyTorchDispatchMode, traced, lib=library)
+def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    with mode:
+        return forward(*arguments, **keywords)
 
 
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
@@ -70,7 +66,9 @@ def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, 
 
 for _name in FUSIBLE:
     library.impl(overload(_name, FUSED), getattr(calls.DEFAULT, _name), "CompositeExplicitAutograd")
-for _name, _function in (("forward", forward), ("backward", backward), ("tangent", tangent)):
-    _register(_name, _function)
+_full_name = f"{NAMESPACE}::{overload('forward', FUSED)}"
+torch.library.register_torch_dispatch(_full_name, ProxyTorchDispatchMode, _traced, lib=library)
 # What a compiler gets writes over nothing: there the copy is only another name.
 library.impl(overload("forward_", FUSED), _forward_, "Functionalize")
+# These are called while a compiler traces, never from a graph: no operator is needed.
+calls.FUSED.backward, calls.FUSED.tangent = backward, tangent

@@ -61,7 +61,7 @@ CHOSEN = ("reference", "triton")
 OVERLOADS = (DEFAULT, *CHOSEN)
 # With the version: torch.compile's cache on disk knows a graph by the names in it, not by what they were traced to.
 FUSED = re.sub(r"\W", "_", f"fused_{__version__}")
-FUSIBLE = ("forward", "forward_", "backward", "tangent")
+FUSIBLE = ("forward", "forward_")
 
 
 def overloads_of(name: str) -> tuple[str, ...]:
