@@ -214,11 +214,12 @@ def _traced(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    fuses = compiling.fuses(x, cap, save)
-    calls = FUSED if fuses else operators_for(x)
-    if fuses and balancer is not None:
-        y = _traced(x, cap, dim, inplace, save, None, addends)
-        return y, calls.penalty([cap], balancer)
+    if compiling.fuses(x, cap, save):
+        if inplace:
+            FUSED.forward_(x, cap, dim, *addends)
+        y = x if inplace else FUSED.forward(x, cap, dim, *addends)
+        return y if balancer is None else (y, FUSED.penalty([cap], balancer))
+    calls = operators_for(x)
     if inplace and compiling.exporting():
         # No decomposition can take the place of an operator that writes over its argument.
         y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
