@@ -3,7 +3,7 @@
 from dreluop import ops  # isort: skip
 from dreluop import adaptive
 from dreluop.autograd import CappedReLUFunction
-from dreluop.backends.choice import available_backends, use_backend
+from dreluop.backends.choice import available_backends, use_backend, when_compiling
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
 from dreluop.optimisation import parameter_groups, project_caps, project_caps_after_step
@@ -26,4 +26,5 @@ __all__ = [
     "project_caps_after_step",
     "saturation",
     "use_backend",
+    "when_compiling",
 ]

@@ -349,6 +349,8 @@ def _backward(
     grad_penalty: Tensor | None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if operators().plain_derivatives:
+        return operators().backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
     if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
         dx, dcap, dbias = _backward(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
@@ -366,7 +368,15 @@ def _backward(
 
 
 def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
+    if operators().plain_derivatives:
+        return operators().tangent(u, v, saved, cap, dim, order)
+    try:
+        out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
+    except NotImplementedError as error:
+        raise RuntimeError(
+            "capped_relu: torch.compile traces torch.func.jvp through the fused form only; "
+            'use save="output" and dreluop.when_compiling("fuse")'
+        ) from error
     return out
 
 

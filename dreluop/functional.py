@@ -11,10 +11,11 @@ from torch.nn.parameter import UninitializedParameter
 
 from dreluop import surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
+from dreluop.backends import compiling
 from dreluop.backends.choice import operators_for
 from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
-from dreluop.ops.calls import Operators
+from dreluop.ops.calls import FUSED, Operators
 from dreluop.penalty import penalty_of
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
@@ -158,9 +159,9 @@ def _any_call(
         run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
         if (replaced := run(x, cap, dim, inplace, save, balancer, addends)) is not None:
             return replaced
-    calls = operators_for(x)
     if torch.compiler.is_compiling():
-        return _traced(calls, x, cap, dim, inplace, save, balancer, addends)
+        return _traced(x, cap, dim, inplace, save, balancer, addends)
+    calls = operators_for(x)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *addends):
@@ -204,7 +205,6 @@ def _without_derivative(
 
 
 def _traced(
-    calls: Operators,
     x: Tensor,
     cap: Tensor,
     dim: int,
@@ -214,7 +214,13 @@ def _traced(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    if inplace and torch.compiler.is_exporting():
+    if compiling.fuses(x, cap, save):
+        if inplace:
+            FUSED.forward_(x, cap, dim, *addends)
+        y = x if inplace else FUSED.forward(x, cap, dim, *addends)
+        return y if balancer is None else (y, FUSED.penalty([cap], balancer))
+    calls = operators_for(x)
+    if inplace and compiling.exporting():
         # No decomposition can take the place of an operator that writes over its argument.
         y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
         x.copy_(y)

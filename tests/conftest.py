@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
+import torch._inductor.config
 
 import dreluop
 from dreluop.ops import choice, native, reference, schemas, triton
@@ -114,6 +116,18 @@ def threads():
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """torch.compile as at its first call, and without what is cached on disk of other code of ours."""
+    torch.compiler.reset()
+    with (
+        torch._functorch.config.patch(enable_autograd_cache=False),
+        torch._inductor.config.patch(fx_graph_cache=False, compile_threads=1),
+    ):
+        yield
+    torch.compiler.reset()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -15,12 +17,14 @@ from tests import oracle
 from tests.cases import CASES, FEW_CASES, Case
 from tests.devices import moved
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+
+@pytest.fixture(params=["opaque", "fuse"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What the compiler is to see."""
+    with dreluop.when_compiling(request.param):
+        yield request.param
 
 
 Result = tuple[Tensor, ...]
@@ -28,9 +32,13 @@ CHANNELS_LAST = Case((4, 16, 9, 9), (16,), layout="channels_last")
 
 
 def forward_and_backward(
-    function: Callable[..., Any], case: Case, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    function: Callable[..., Any],
+    case: Case,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    cap_dtype: torch.dtype | None = None,
 ) -> Result:
-    x, cap = (moved(t, device).requires_grad_() for t in case.inputs(dtype))
+    x, cap = (moved(t, device).requires_grad_() for t in case.inputs(dtype, cap_dtype))
     results = function(x, cap)
     results = results if isinstance(results, tuple) else (results,)
     loss = (results[0] * case.grad(dtype).to(device)).sum() + sum(part.sum() for part in results[1:])
@@ -56,6 +64,14 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "inplace": lambda x, cap: dreluop.capped_relu(x * 2, cap, inplace=True),
     "inplace_code": lambda x, cap: dreluop.capped_relu(x * 2, cap, save="code", inplace=True),
     "inplace_balancer": lambda x, cap: dreluop.capped_relu(x * 2, cap, balancer=0.5, inplace=True),
+    "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
+    "residual": lambda x, cap: dreluop.capped_relu(x, cap, residual=x * x),
+    "everything": lambda x, cap: dreluop.capped_relu(
+        x * 2, cap, balancer=0.5, inplace=True, bias=cap * cap, residual=x
+    ),
+    "everything_code": lambda x, cap: dreluop.capped_relu(
+        x, cap, save="code", balancer=0.5, bias=cap, residual=x.cos()
+    ),
     "number": lambda x, cap: dreluop.capped_relu(x, 0.5) * cap.sum(),
     "cap_penalty": lambda x, cap: (x.relu(), dreluop.cap_penalty([cap, cap * 2], 0.5)),
     "operator_forward": lambda x, cap: torch.ops.dreluop.forward(x, cap, 1),
@@ -66,6 +82,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 # aot_eager traces, functionalizes and differentiates as inductor does, in a fraction of its time.
 @pytest.mark.parametrize("case", [Case((6, 35, 33), (35,), layout="narrow"), CHANNELS_LAST], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.usefixtures("form")
 def test_traced_without_a_graph_break(device: torch.device, name: str, case: Case) -> None:
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -73,18 +90,18 @@ def test_traced_without_a_graph_break(device: torch.device, name: str, case: Cas
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("save", ["output", "code"])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
-def test_every_granularity_is_traced(case: Case) -> None:
+def test_every_granularity_is_traced(case: Case, save: str) -> None:
     def function(x: Tensor, cap: Tensor) -> Any:
-        return dreluop.capped_relu(x, cap, dim=case.dim, save="code", balancer=0.5)
+        return dreluop.capped_relu(x, cap, dim=case.dim, save=save, balancer=0.5)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert_same(
-        forward_and_backward(compiled, case, torch.bfloat16), forward_and_backward(function, case, torch.bfloat16)
-    )
+    assert_same(*(forward_and_backward(f, case, torch.bfloat16, cap_dtype=torch.float32) for f in (compiled, function)))
 
 
-@pytest.mark.parametrize("name", ["output", "code_balancer", "inplace"])
+@pytest.mark.parametrize("name", ["output", "code_balancer", "inplace", "everything"])
+@pytest.mark.usefixtures("form")
 def test_inductor(device: torch.device, name: str) -> None:
     function = FUNCTIONS[name]
     compiled = torch.compile(function, fullgraph=True)
@@ -92,7 +109,9 @@ def test_inductor(device: torch.device, name: str) -> None:
     assert_same(got, want)
 
 
-def test_inductor_model() -> None:
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_inductor_model(mode: str) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3),
         dreluop.DReLU(6, init=0.3),
@@ -111,17 +130,25 @@ def test_inductor_model() -> None:
         loss.backward()
         return loss.detach(), *(p.grad.clone() for p in model.parameters())
 
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
     for got, want in zip(step(compiled), step(model), strict=True):
         torch.testing.assert_close(got, want)
 
 
-def test_new_shapes_do_not_recompile_for_ever() -> None:
-    compiled = torch.compile(FUNCTIONS["output"], fullgraph=True, backend="aot_eager", dynamic=True)
-    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        for batch in (3, 5, 8, 13):
-            case = Case((batch, 16, 4), (16,))
-            assert_same(forward_and_backward(compiled, case), forward_and_backward(FUNCTIONS["output"], case))
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "found"])
+@pytest.mark.parametrize("case", [Case((1, 16, 4), (16,)), Case((1, 6), ()), Case((1, 3, 4), (3, 4))], ids=str)
+@pytest.mark.usefixtures("form")
+def test_a_new_batch_size_is_no_reason_to_compile_again(case: Case, dynamic: bool | None) -> None:
+    def function(x: Tensor, cap: Tensor) -> Any:
+        return dreluop.capped_relu(x * 2, cap, inplace=True, balancer=0.5, residual=x)
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=dynamic)
+    for batch in (5, 7, 8, 13):
+        one = replace(case, shape=(batch, *case.shape[1:]))
+        assert_same(forward_and_backward(compiled, one), forward_and_backward(function, one))
+    # Without being told, torch takes the second size for a sign that there will be more.
+    assert counter.frame_count == (1 if dynamic else 2)
 
 
 @pytest.mark.parametrize("message", ["cap: got shape", "balancer: got -1"])

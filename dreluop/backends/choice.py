@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from dreluop.backends import names, native, reference, triton
-from dreluop.ops.calls import DEFAULT, REFERENCE, TRITON, Operators
+from dreluop.ops.calls import DEFAULT, FUSED, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
 
 BackendName = Literal["native", "triton", "reference"]
+Form = Literal["auto", "fuse", "opaque"]
 
 DEFAULT_RULE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "reference"),
@@ -45,6 +46,7 @@ _OPERATORS: dict[str | None, Operators] = {
     "native": DEFAULT,
     "triton": TRITON,
     "reference": REFERENCE,
+    FUSED.backend: FUSED,
 }
 
 
@@ -52,12 +54,38 @@ class _Chosen(threading.local):
     def __init__(self) -> None:
         # Set here, not on the class: torch.compile guards on attributes of the thread's instance only.
         self.name: str | None = names.requested()
+        self.form: str = names.requested_form()
 
 
 _chosen = _Chosen()
 
 
-class use_backend:  # noqa: N801 (called like a function, as torch.set_grad_enabled is)
+class _Chooser:
+    """Sets a choice of this thread: at once, and where it is entered, until it is left."""
+
+    _attribute: str
+
+    def __init__(self, value: str | None) -> None:
+        self._value = value
+        self._before: list[str | None] = [getattr(_chosen, self._attribute)]
+        self._made = True
+        setattr(_chosen, self._attribute, value)
+
+    def __enter__(self) -> None:
+        # What was made is entered at once; or later, again, or in another thread, where something else may be chosen.
+        now = getattr(_chosen, self._attribute)
+        if not self._made or now != self._value:
+            self._before.append(now)
+        self._made = False
+        setattr(_chosen, self._attribute, self._value)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        setattr(_chosen, self._attribute, self._before.pop())
+
+
+class use_backend(_Chooser):  # noqa: N801 (called like a function, as torch.set_grad_enabled is)
     """Choose this thread's backend: ``with use_backend("reference"): ...``, or ``use_backend("reference")`` for good.
 
     Args:
@@ -72,25 +100,38 @@ class use_backend:  # noqa: N801 (called like a function, as torch.set_grad_enab
         ValueError: there is no such backend.
     """
 
+    _attribute = "name"
+
     def __init__(self, backend: BackendName | None) -> None:
         if backend is not None and backend not in names.BACKENDS:
-            raise ValueError(f"backend: got {backend!r}; expected {names.expected()}, or None for the default rule")
-        self._backend = backend
-        self._before: list[str | None] = [_chosen.name]
-        self._made = True
-        _chosen.name = backend
+            raise ValueError(
+                f"backend: got {backend!r}; expected {names.listed(names.BACKENDS)}, or None for the default rule"
+            )
+        super().__init__(backend)
 
-    def __enter__(self) -> None:
-        # What was made is entered at once; or later, again, or in another thread, where something else may be chosen.
-        if not self._made or _chosen.name != self._backend:
-            self._before.append(_chosen.name)
-        self._made = False
-        _chosen.name = self._backend
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _chosen.name = self._before.pop()
+class when_compiling(_Chooser):  # noqa: N801
+    """Choose what torch.compile sees of ``capped_relu`` in this thread: ``with when_compiling("opaque"): ...``.
+
+    Args:
+        form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"fuse"``: standard operators, which
+            the compiler fuses with their neighbours, whatever backend is chosen; ``"auto"``: the rule of
+            ``dreluop.backends.compiling``, which also says which calls are opaque all the same.
+
+    The choice is looked at when torch.compile traces a function, which it does anew when the choice changes. Eager
+    calls and torch.export do not ask. Other threads keep their own; at first it is what ``DRELUOP_COMPILE`` says, else
+    ``"auto"``.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+
+    _attribute = "form"
+
+    def __init__(self, form: Form) -> None:
+        if form not in names.FORMS:
+            raise ValueError(f"form: got {form!r}; expected {names.listed(names.FORMS)}")
+        super().__init__(form)
 
 
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
@@ -134,6 +175,16 @@ unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def operators() -> Operators:
     """The operators of this thread's choice, where `operators_for` has been asked before."""
     return _OPERATORS[_chosen.name]
+
+
+def chosen_form() -> str:
+    """What this thread wants torch.compile to see."""
+    return _chosen.form
+
+
+def nothing_chosen() -> bool:
+    """Whether the default rule holds in this thread."""
+    return _chosen.name is None
 
 
 def operators_of(backend: str) -> Operators:

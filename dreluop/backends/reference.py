@@ -283,7 +283,9 @@ def _shifts(device: torch.device) -> Tensor:
 
 def regions_of_output(y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     """The masks (inside, capped) from y and the effective cap."""
-    return ((y > 0) & (y < m)) | y.isnan(), (y == m) & (m > 0)
+    # Both false for NaN, which is inside.
+    off, reached = y <= 0, y >= m
+    return ~(off | reached), reached & ~off
 
 
 def regions_of_saved(

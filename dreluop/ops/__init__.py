@@ -9,7 +9,18 @@ for _name in schemas.SCHEMAS:
         schemas.library.impl(schemas.overload(_name, _which), getattr(reference, _name), "CompositeExplicitAutograd")
 
 from dreluop.backends import choice, native, triton  # noqa: E402
-from dreluop.ops import calls, derivatives, fakes  # noqa: E402
+from dreluop.ops import calls, derivatives, fakes, fused  # noqa: E402
 from dreluop.ops.plain import decompositions  # noqa: E402
 
-__all__ = ["calls", "choice", "decompositions", "derivatives", "fakes", "native", "reference", "schemas", "triton"]
+__all__ = [
+    "calls",
+    "choice",
+    "decompositions",
+    "derivatives",
+    "fakes",
+    "fused",
+    "native",
+    "reference",
+    "schemas",
+    "triton",
+]

@@ -14,7 +14,15 @@ from dreluop.ops import schemas
 
 
 class Operators:
-    """All operators, in their overloads for one backend or for the default rule."""
+    """All operators, in their overloads for one backend or for the default rule; to be fused, where they can be.
+
+    Attributes:
+        backend: the name of the overloads; None for the default rule.
+        plain_derivatives: whether ``backward`` and ``tangent`` are functions of differentiable torch operators.
+    """
+
+    backend: str | None
+    plain_derivatives: bool
 
     forward: Callable[..., Tensor]
     forward_: Callable[..., None]
@@ -29,12 +37,15 @@ class Operators:
 
     def __init__(self, which: str) -> None:
         self.backend = which or None
+        self.plain_derivatives = which == schemas.FUSED
         namespace = getattr(torch.ops, schemas.NAMESPACE)
         for name in schemas.SCHEMAS:
-            setattr(self, name, getattr(getattr(namespace, name), which or "default"))
+            has = which in schemas.overloads_of(name)
+            setattr(self, name, getattr(getattr(namespace, name), which if which and has else "default"))
 
 
-BY_OVERLOAD = {which: Operators(which) for which in schemas.OVERLOADS}
+BY_OVERLOAD = {which: Operators(which) for which in (*schemas.OVERLOADS, schemas.FUSED)}
 DEFAULT = BY_OVERLOAD[schemas.DEFAULT]
 REFERENCE = BY_OVERLOAD["reference"]
 TRITON = BY_OVERLOAD["triton"]
+FUSED = BY_OVERLOAD[schemas.FUSED]

@@ -20,7 +20,7 @@ from dreluop.backends import choice, reference
 from dreluop.backends.reference import accumulation_dtype, fused_sum
 from dreluop.function import below_autograd, derivatives_by_plain_torch
 from dreluop.ops import calls
-from dreluop.ops.schemas import IN_PLACE, OVERLOADS, library, overload
+from dreluop.ops.schemas import FUSED, IN_PLACE, library, overload, overloads_of
 from dreluop.penalty import CapPenaltyFunction, penalty_gradient
 
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
@@ -101,9 +101,11 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
     operators = calls.BY_OVERLOAD[which]
     op = getattr(operators, name)
     is_forward = name.startswith("forward")
+    # What torch.compile traced enters a level of forward mode behind forward_ad's back.
+    always = which == FUSED
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
+        if always or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
             if is_forward and surrogate.active:
                 surrogate.refuse_operator(name)
             with choice.using(operators):
@@ -126,8 +128,8 @@ def _register_version_bump(name: str, which: str) -> None:
     library.impl(overload(name, which), kernel, "ADInplaceOrView", with_keyset=True)
 
 
-for _which in OVERLOADS:
-    for _name, _differentiable in DIFFERENTIABLE.items():
+for _name, _differentiable in DIFFERENTIABLE.items():
+    for _which in overloads_of(_name):
         _register_autograd(_name, _which, _differentiable)
-    for _name in IN_PLACE:
-        _register_version_bump(_name, _which)
+        if _name in IN_PLACE:
+            _register_version_bump(_name, _which)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
 from dreluop.backends.reference import accumulation_dtype, empty_as_saved
-from dreluop.ops.schemas import NAMESPACE, OVERLOADS, library, overload
+from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
 from dreluop.validation import bias_for
 
 
@@ -116,5 +116,5 @@ FAKES: dict[str, Callable[..., Any]] = {
 }
 
 for _name, _fake in FAKES.items():
-    for _which in OVERLOADS:
+    for _which in overloads_of(_name):
         torch.library.register_fake(f"{NAMESPACE}::{overload(_name, _which)}", _fake, lib=library)

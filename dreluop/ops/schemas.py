@@ -24,12 +24,17 @@ lie, outermost first (``reference.code_order``); it is read only with a code. A 
 for (``need_x``, ``need_cap``, ``code``, ``balancer``) is a tensor with zero elements.
 
 Every operator has an overload without a name, served by the default rule of ``dreluop.backends.choice``, and one for
-each backend that can be chosen against that rule (``CHOSEN``).
+each backend that can be chosen against that rule (``CHOSEN``). Those of ``FUSIBLE`` have one more, ``FUSED``, which
+stands in a graph where torch.compile is to fuse them with their neighbours (``ops.fused``).
 """
 
 from __future__ import annotations
 
+import re
+
 import torch
+
+from dreluop.version import __version__
 
 NAMESPACE = "dreluop"
 
@@ -54,6 +59,14 @@ IN_PLACE = ("forward_", "forward_extra_")
 DEFAULT = ""
 CHOSEN = ("reference", "triton")
 OVERLOADS = (DEFAULT, *CHOSEN)
+# With the version: torch.compile's cache on disk knows a graph by the names in it, not by what they were traced to.
+FUSED = re.sub(r"\W", "_", f"fused_{__version__}")
+FUSIBLE = ("forward", "forward_")
+
+
+def overloads_of(name: str) -> tuple[str, ...]:
+    """All that an operator has."""
+    return (*OVERLOADS, FUSED) if name in FUSIBLE else OVERLOADS
 
 
 def overload(name: str, which: str) -> str:
@@ -66,5 +79,5 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _signature in SCHEMAS.items():
-    for _which in OVERLOADS:
+    for _which in overloads_of(_name):
         library.define(overload(_name, _which) + _signature, tags=TAGS)

@@ -1,0 +1,44 @@
+"""What torch.compile sees of ``capped_relu``: the one place where this is decided.
+
+It sees either operators of ours, opaque to it, with kernels of their own (``ops.schemas``), or standard operators that
+it fuses with what comes before and after (``ops.fused``): a convolution's bias, a batch norm, a residual sum.
+
+=============================================================  ==========================================
+call                                                           form
+=============================================================  ==========================================
+``save="code"``                                                opaque: the code is packed in the same pass
+traced by ``torch.export``                                     opaque: ``ops.decompositions`` takes it apart
+x or cap of a subclass of Tensor (DTensor)                     opaque: rules of a subclass are per operator
+``when_compiling("opaque")`` or ``when_compiling("fuse")``     as asked
+a backend was chosen by ``use_backend`` or ``DRELUOP_BACKEND`` opaque, on that backend
+any other, on every device, of every size and granularity      fused
+=============================================================  ==========================================
+
+The first line that fits counts. docs/compile.md says what the last one rests on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dreluop.backends import choice
+
+_TENSORS = frozenset({Tensor, nn.Parameter})
+
+
+def exporting() -> bool:
+    """Whether torch.export traces, and not torch.compile."""
+    return torch.compiler.is_exporting()
+
+
+# Dynamo takes `torch.compiler.is_exporting` for true under torch.compile too; so it does not look inside.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fuses(x: Tensor, cap: Tensor, save: str) -> bool:
+    """Whether a traced call becomes standard operators."""
+    if save == "code" or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
+        return False
+    form = choice.chosen_form()
+    return choice.nothing_chosen() if form == "auto" else form == "fuse"

@@ -1,0 +1,74 @@
+"""The operators in the overload ``schemas.FUSED``: traced, they become the aten operators that a compiler can fuse.
+
+Where a graph with them runs as it was traced by Dynamo (``backend="eager"``), they are those of the default rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+
+from dreluop.backends.reference import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
+from dreluop.ops import calls
+from dreluop.ops.schemas import FUSED, FUSIBLE, NAMESPACE, library, overload
+
+_BITS_OF_HALF = torch.int16
+
+
+def rounded_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The cap as it is compared, rounded also by inductor.
+
+    Inductor leaves out a rounding to a half type between two operators that it fuses. Then y, which lies rounded in
+    memory, would not equal its cap, and the cap would get no gradient. It does round what is to be read as integers.
+    """
+    m = effective_cap(cap, x, dim)
+    if m.element_size() > 2 or cap.dtype == m.dtype:
+        return m
+    return m.view(_BITS_OF_HALF).view(m.dtype)
+
+
+def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    return value(fused_sum(x, dim, bias, residual), rounded_cap(cap, x, dim))
+
+
+def backward(
+    grad: Tensor,
+    saved: Tensor,
+    cap: Tensor,
+    dim: int,
+    order: Sequence[int],
+    need_x: bool,
+    need_cap: bool,
+    balancer: float | None,
+    grad_penalty: Tensor | None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    regions = regions_of_output(saved, rounded_cap(cap, saved, dim))
+    return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias)
+
+
+def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    return tangent_of(u, v, regions_of_output(saved, rounded_cap(cap, saved, dim)), dim)
+
+
+def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    with mode:
+        return forward(*arguments, **keywords)
+
+
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
+    x.copy_(calls.FUSED.forward(x, cap, dim, bias, residual))
+
+
+for _name in FUSIBLE:
+    library.impl(overload(_name, FUSED), getattr(calls.DEFAULT, _name), "CompositeExplicitAutograd")
+_full_name = f"{NAMESPACE}::{overload('forward', FUSED)}"
+torch.library.register_torch_dispatch(_full_name, ProxyTorchDispatchMode, _traced, lib=library)
+# What a compiler gets writes over nothing: there the copy is only another name.
+library.impl(overload("forward_", FUSED), _forward_, "Functionalize")
+# These are called while a compiler traces, never from a graph: no operator is needed.
+calls.FUSED.backward, calls.FUSED.tangent = backward, tangent
