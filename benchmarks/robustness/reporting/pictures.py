@@ -94,28 +94,35 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
     if not shown:
         raise ValueError("records: got no run with caps; expected at least one")
     labels = list(dict.fromkeys(record["label"] for record in shown))
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8.5, 7.5), sharex=True, layout="constrained")
-    for record in shown:
-        colour = _COLOURS[labels.index(record["label"]) % len(_COLOURS)]
-        history = _joined(record)
-        epochs = np.arange(len(history["cap_mean"]))
-        first = record["label"] not in [line.get_label() for line in bottom.lines]
-        bottom.plot(epochs, history["cap_mean"], color=colour, label=record["label"] if first else None)
-        bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=colour, alpha=0.08, linewidth=0)
-        top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
-        top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
-    end = "; ".join(
-        f"{label}: {np.mean([one['judgement']['worst'] for one in shown if one['label'] == label]):.0%}"
-        for label in labels
+    names = list(dict.fromkeys(record["recipe"]["model"] for record in shown))
+    figure, grid = plt.subplots(
+        2, len(names), figsize=(7.5 * len(names), 7.5), sharex="col", sharey="row", squeeze=False, layout="constrained"
     )
-    top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
-    top.plot([], [], "k:", linewidth=2, label=ZERO)
-    top.set(ylim=(-0.02, 1.02), title=f"{title}\n{WORST} at the end: {end}")
-    top.yaxis.set_major_formatter(PercentFormatter(1))
-    bottom.set(yscale="log", xlabel="epoch", ylabel="caps")
-    for axes in (top, bottom):
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
+    for name, top, bottom in zip(names, *grid, strict=True):
+        of_model = [record for record in shown if record["recipe"]["model"] == name]
+        for record in of_model:
+            colour = _COLOURS[labels.index(record["label"]) % len(_COLOURS)]
+            history = _joined(record)
+            epochs = np.arange(len(history["cap_mean"]))
+            bottom.plot(epochs, history["cap_mean"], color=colour)
+            bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=colour, alpha=0.08, linewidth=0)
+            top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
+            top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
+        for index, label in enumerate(labels):
+            ends = [record["judgement"]["worst"] for record in of_model if record["label"] == label]
+            if ends:
+                worth = f"{label}: {WORST} at the end {np.mean(ends):.0%}"
+                bottom.plot([], [], color=_COLOURS[index % len(_COLOURS)], label=worth)
+        top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
+        top.plot([], [], "k:", linewidth=2, label=ZERO)
+        top.set(ylim=(-0.02, 1.02), title=name)
+        top.yaxis.set_major_formatter(PercentFormatter(1))
+        bottom.set(yscale="log", xlabel="epoch", ylabel="caps: mean, smallest to largest")
+        for axes in (top, bottom):
+            axes.legend(fontsize=8)
+            axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path, source)
 
 
