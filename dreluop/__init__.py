@@ -6,6 +6,7 @@ from dreluop.autograd import CappedReLUFunction
 from dreluop.backends.choice import available_backends, use_backend
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
+from dreluop.optimisation import parameter_groups, project_caps, project_caps_after_step
 from dreluop.version import __version__
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "cap_penalty",
     "capped_relu",
     "ops",
+    "parameter_groups",
+    "project_caps",
+    "project_caps_after_step",
     "saturation",
     "use_backend",
 ]

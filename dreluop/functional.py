@@ -247,11 +247,8 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
     """
     balancer = validation.penalty_weight(balancer)
-    tensors = _caps_of(caps)
+    tensors = caps_of(caps)
     for index, cap in enumerate(tensors):
-        if isinstance(cap, UninitializedParameter):
-            raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
-        validation.float_tensor(f"caps[{index}]", cap)
         if cap.device != tensors[0].device:
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
@@ -262,7 +259,22 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     return penalty_of(tensors, balancer)
 
 
-def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
+def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
+    """The caps that a tensor, several, or the DReLUs of a module are; those of a module each once.
+
+    Raises:
+        TypeError: caps holds something that is no float tensor.
+        ValueError: there is none, or one is that of a LazyDReLU without a shape yet.
+    """
+    tensors = _tensors_of(caps)
+    for index, cap in enumerate(tensors):
+        if isinstance(cap, UninitializedParameter):
+            raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
+        validation.float_tensor(f"caps[{index}]", cap)
+    return tensors
+
+
+def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
     if isinstance(caps, nn.Module):
         from dreluop.modules import DReLU  # noqa: PLC0415 (modules imports this file)
 

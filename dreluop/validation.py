@@ -74,12 +74,16 @@ def save_mode(save: Any) -> str:
 
 
 def penalty_weight(balancer: Any) -> float:
-    if not isinstance(balancer, Real) or isinstance(balancer, bool):
-        raise TypeError(f"balancer: got {type(balancer).__name__}; expected a number")
-    value = float(balancer)
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"balancer: got {balancer}; expected a finite number >= 0")
-    return value
+    return at_least_zero("balancer", balancer)
+
+
+def at_least_zero(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {type(value).__name__}; expected a number")
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name}: got {value}; expected a finite number >= 0")
+    return number
 
 
 def initial_cap(init: Any) -> float:

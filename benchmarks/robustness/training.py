@@ -13,9 +13,10 @@ from tqdm import tqdm
 from benchmarks.robustness.attacks import frozen, zero_gradient_share
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation import accuracy
-from dreluop import DReLU, cap_penalty
+from dreluop import DReLU, cap_penalty, project_caps
 
-# Positive, so that a cap that was driven down can still be raised by the loss.
+# Positive, so that a cap that was driven down can still be raised by the loss: clamped at 0, with balancer 1, the whole
+# head died within five epochs.
 CAP_FLOOR = 1e-3
 
 
@@ -158,19 +159,12 @@ def _epoch(
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(batch)
-        _clamp(caps)
+        if caps:
+            project_caps(caps, CAP_FLOOR)
     mean = float(total) / len(split.x)
     if not math.isfinite(mean):
         raise RuntimeError(f"the training loss is {mean}; lower the learning rates or the balancer")
     return mean
-
-
-@torch.no_grad()
-def _clamp(caps: list[nn.Parameter]) -> None:
-    # Adam carries caps below 0, where a unit is off. Clamped at 0 it would be off for good, as loss and penalty both
-    # have gradient 0 there: with balancer 1 the whole head died within five epochs.
-    for cap in caps:
-        cap.clamp_(min=CAP_FLOOR)
 
 
 def _record(model: nn.Module, validation: Split, balancer: float, train_loss: float) -> EpochRecord:
