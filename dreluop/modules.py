@@ -31,6 +31,10 @@ class _CappedActivation(nn.Module):
             x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save, bias=bias, residual=residual
         )
 
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script calls this first; its own error names an annotation.
+        raise TypeError(f"torch.jit.script: got a {type(self).__name__}, which it cannot compile; use torch.export")
+
     def _options_repr(self) -> str:
         options = [f"dim={self.dim}"] if self.cap.ndim == 1 and self.cap.numel() != 1 else []
         options += ["inplace=True"] if self.inplace else []

@@ -14,7 +14,10 @@ from collections.abc import Generator
 import pytest
 
 ENVIRONMENT_VARIABLE = "DRELUOP_SKIP_MISSING_PACKAGES"
-PACKAGES = ("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "pybind11", "rich", "tqdm")
+PACKAGES = (
+    "expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+    "pybind11", "rich", "tqdm",
+)  # fmt: skip
 
 
 def is_missing(module: str | None) -> bool:
