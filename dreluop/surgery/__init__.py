@@ -2,6 +2,7 @@
 
 from dreluop.surgery.calibration import CalibratedLayer, Calibration, calibrate_caps
 from dreluop.surgery.caps import CapSummary, cap_summary, freeze_caps, set_caps
+from dreluop.surgery.checkpoints import LoadedState, load_float_state_dict
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d, insert_head, insert_stem
 from dreluop.surgery.plain import to_plain
 from dreluop.surgery.replacing import replace_activations
@@ -13,6 +14,7 @@ __all__ = [
     "Calibration",
     "CapSummary",
     "HeadedLinear",
+    "LoadedState",
     "Report",
     "ResidualDReLU",
     "Site",
@@ -22,6 +24,7 @@ __all__ = [
     "freeze_caps",
     "insert_head",
     "insert_stem",
+    "load_float_state_dict",
     "replace_activations",
     "set_caps",
     "to_plain",
