@@ -10,6 +10,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ import dreluop
 from dreluop import DReLU, SReLU
 from dreluop.onnx import translations
 from dreluop.ops import schemas
-from dreluop.surgery import insert_head, replace_activations
+from dreluop.surgery import insert_head, replace_activations, to_plain
 from tests.cases import dtype_id, special_values
 
 TABLE = translations()
@@ -223,6 +224,31 @@ def test_a_network_after_surgery() -> None:
     for batch in (1, 9):
         (got,) = run(program, x[:batch])
         np.testing.assert_allclose(got, model(x[:batch]).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_copy_needs_no_translations() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), DReLU(4, init=0.5)), torch.randn(2, 3, 5, 5)
+    program = torch.onnx.export(to_plain(model).eval(), (x,), dynamo=True, verbose=False)
+    assert "Transpose" in nodes(program)
+    np.testing.assert_allclose(run(program, x)[0], model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Min", "Max", "Clip"])
+def test_what_onnxruntime_makes_of_nan(name: str) -> None:
+    """docs/export.md tells it; only a Clip loses one, that of its bound."""
+    inputs, zero = ["x", "bound"], numpy_helper.from_array(np.zeros((), np.float32), "zero")
+    node = helper.make_node(name, ["x", "zero", "bound"] if name == "Clip" else inputs, ["y"])
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [20])]
+    values.append(helper.make_tensor_value_info("bound", TensorProto.FLOAT, []))
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [20])
+    graph = helper.make_graph([node], "graph", values, [result], [zero] if name == "Clip" else [])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.tile(np.array([np.nan, 1, -1, 3], np.float32), 5)
+    for bound in (2.0, np.nan):
+        (y,) = session.run(None, {"x": x, "bound": np.array(bound, np.float32)})
+        expected = np.isnan(x) | (np.isnan(bound) & (name != "Clip"))
+        np.testing.assert_array_equal(np.isnan(y), expected)
 
 
 def test_an_operator_without_translation_is_told() -> None:

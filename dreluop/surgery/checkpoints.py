@@ -32,9 +32,9 @@ class LoadedState:
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} keys loaded"]
-        for what, keys in (("caps", self.caps), ("of new layers", self.new_layers)):
+        for what, keys in (("caps", self.caps), ("weights of new layers", self.new_layers)):
             if keys:
-                lines.append(f"{len(keys)} keys {what} are not in the state and keep their values: {', '.join(keys)}")
+                lines.append(f"{len(keys)} not in the state, values kept: {what} {', '.join(keys)}")
         return "\n".join(lines)
 
 
