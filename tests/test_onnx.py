@@ -18,7 +18,7 @@ import dreluop
 from dreluop import DReLU, SReLU
 from dreluop.onnx import translations
 from dreluop.ops import schemas
-from dreluop.surgery import insert_head, replace_activations, to_plain
+from dreluop.surgery import insert_head, replace_activations
 from tests.cases import dtype_id, special_values
 
 TABLE = translations()
@@ -224,13 +224,6 @@ def test_a_network_after_surgery() -> None:
     for batch in (1, 9):
         (got,) = run(program, x[:batch])
         np.testing.assert_allclose(got, model(x[:batch]).detach().numpy(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_plain_copy_needs_no_translations() -> None:
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), DReLU(4, init=0.5)), torch.randn(2, 3, 5, 5)
-    program = torch.onnx.export(to_plain(model).eval(), (x,), dynamo=True, verbose=False)
-    assert "Transpose" in nodes(program)
-    np.testing.assert_allclose(run(program, x)[0], model(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Min", "Max", "Clip"])
