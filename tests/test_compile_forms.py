@@ -16,11 +16,12 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dreluop
 from dreluop.backends import choice, compiling, names
-from dreluop.ops import schemas
+from dreluop.ops import fused, schemas
 from tests import oracle
 from tests.cases import Case, special_values
 
@@ -218,6 +219,14 @@ def test_inductor_rounds_the_cap_that_it_compares_y_with(device: torch.device) -
     want = torch.autograd.grad(function(x, cap).float().sum(), (x, cap))
     assert want[1].all()
     torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_off_the_cpu_a_rounded_cap_is_read_as_integers(name: str) -> None:
+    dtype, cap_dtype = DTYPES[name]
+    x, cap = torch.empty(4, 3, dtype=dtype, device="meta"), torch.empty(3, dtype=cap_dtype, device="meta")
+    code = make_fx(lambda x, cap: fused.backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
+    assert ("view.dtype" in code) == (dtype != cap_dtype)
 
 
 def test_the_sum_over_many_equal_terms_stays_exact(device: torch.device) -> None:
