@@ -16,11 +16,12 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dreluop
 from dreluop.backends import choice, compiling, names
-from dreluop.ops import schemas
+from dreluop.ops import fused, schemas
 from tests import oracle
 from tests.cases import Case, special_values
 
@@ -203,20 +204,29 @@ def test_inductor_keeps_the_rule_at_ties_and_special_values(device: torch.device
     oracle.assert_grad_cap(leaves[1].grad.cpu(), grad, x, cap)
 
 
-def test_inductor_rounds_a_cap_that_it_fuses_with_what_makes_x(device: torch.device) -> None:
-    # x is not rounded in memory where y is computed again for backward; the cap is all the same.
+def test_inductor_rounds_the_cap_that_it_compares_y_with(device: torch.device) -> None:
+    # The product keeps y, which lies rounded in memory when backward compares it with the cap.
     cap = torch.linspace(0.3, 0.4, 16, device=device, requires_grad=True)
     x = torch.linspace(-1, 1, 64 * 16, device=device).view(64, 16).bfloat16().requires_grad_()
 
     def function(x: Tensor, cap: Tensor) -> Tensor:
-        return dreluop.capped_relu(x * 3, cap).float().exp()
+        y = dreluop.capped_relu(x * 3, cap)
+        return y * y
 
     with dreluop.when_compiling("fuse"):
         compiled = torch.compile(function, fullgraph=True)
-        got = torch.autograd.grad(compiled(x, cap).sum(), (x, cap))
-    want = torch.autograd.grad(function(x, cap).sum(), (x, cap))
+        got = torch.autograd.grad(compiled(x, cap).float().sum(), (x, cap))
+    want = torch.autograd.grad(function(x, cap).float().sum(), (x, cap))
     assert want[1].all()
     torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_off_the_cpu_a_rounded_cap_is_read_as_integers(name: str) -> None:
+    dtype, cap_dtype = DTYPES[name]
+    x, cap = torch.empty(4, 3, dtype=dtype, device="meta"), torch.empty(3, dtype=cap_dtype, device="meta")
+    code = make_fx(lambda x, cap: fused.backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
+    assert ("view.dtype" in code) == (dtype != cap_dtype)
 
 
 def test_the_sum_over_many_equal_terms_stays_exact(device: torch.device) -> None:
@@ -287,3 +297,16 @@ def test_in_place_over_an_argument_is_seen_by_its_owner(form: str) -> None:
             x = case.inputs(torch.float32)[0]
             compiled(x, cap)
             oracle.assert_same_bits(x, expected)
+
+
+@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("strides", [(0, 1), (3, 2)], ids=["expanded", "interleaved"])
+def test_in_place_over_itself_is_refused(strides: tuple[int, int], form: str) -> None:
+    x = torch.full((30,), 3.0)
+    compiled = torch.compile(lambda x: dreluop.capped_relu(x, 1.0, inplace=True), backend="aot_eager", fullgraph=True)
+    with (
+        dreluop.when_compiling(form),  # type: ignore[arg-type]
+        pytest.raises(Exception, match="has several elements at one address; use inplace=False"),
+    ):
+        compiled(x.as_strided((3, 4), strides))
+    assert bool((x == 3).all())

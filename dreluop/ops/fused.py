@@ -20,13 +20,14 @@ _BITS_OF_HALF = torch.int16
 
 
 def rounded_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
-    """The cap as it is compared, rounded also by inductor.
+    """The cap as it is compared, rounded also where inductor writes Triton code.
 
-    Inductor leaves out a rounding to a half type between two operators that it fuses. Then y, which lies rounded in
-    memory, would not equal its cap, and the cap would get no gradient. It does round what is to be read as integers.
+    That code leaves out a rounding to a half type between two operators that it fuses (``to_dtype`` in inductor's
+    ``codegen/triton.py``). Then y, which lies rounded in memory, would not equal its cap, and the cap would get no
+    gradient. It does round what is to be read as integers. Inductor's C++ code rounds by itself.
     """
     m = effective_cap(cap, x, dim)
-    if m.element_size() > 2 or cap.dtype == m.dtype:
+    if m.is_cpu or m.element_size() > 2 or cap.dtype == m.dtype:
         return m
     return m.view(_BITS_OF_HALF).view(m.dtype)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
@@ -22,7 +23,7 @@ from dreluop.backends.reference import (
     tangent_of,
     value,
 )
-from dreluop.ops import calls
+from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
 def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -81,5 +82,9 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     ``torch.export`` itself keeps the operators. The two that write over x are not in it: traced for export,
     ``capped_relu(inplace=True)`` calls the others and copies.
     """
-    sets = calls.BY_OVERLOAD.values()
-    return {getattr(operators, name): function for name, function in FUNCTIONS.items() for operators in sets}
+    namespace = getattr(torch.ops, NAMESPACE)
+    return {
+        getattr(getattr(namespace, name), which or "default"): function
+        for name, function in FUNCTIONS.items()
+        for which in overloads_of(name)
+    }

@@ -273,7 +273,7 @@ def test_compiled_code_follows_the_choice() -> None:
         assert torch.equal(compiled(x, cap), expected)
         with dreluop.use_backend("reference"):
             assert torch.equal(compiled(x, cap), expected)
-    assert graphs == [["default"], ["reference"]]
+    assert graphs == [[schemas.FUSED], ["reference"]]
 
 
 def test_a_choice_inside_compiled_code() -> None:
@@ -289,7 +289,7 @@ def test_a_choice_inside_compiled_code() -> None:
         return dreluop.capped_relu(y, cap)
 
     torch.compile(function, backend=backend, fullgraph=True)(torch.randn(5, 3), torch.rand(3))
-    assert [name for name in names_of if name] == ["reference", "default"]
+    assert [name for name in names_of if name] == ["reference", schemas.FUSED]
     assert choice.operators().backend is None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import dreluop
+from dreluop.backends.choice import Form
 from tests import oracle
 
 
@@ -59,14 +61,32 @@ def test_autocast_keeps_the_cap_in_full_precision() -> None:
     assert model[1].cap.grad.dtype == torch.float32
 
 
+def test_a_scaled_loss_under_autocast() -> None:
+    model = model_of().cuda()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-2), torch.amp.GradScaler("cuda", init_scale=2.0**10)
+    for overflows in (False, True, False):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.float16):
+            loss = model(torch.randn(64, 32, device="cuda")).float().square().mean()
+        scaler.scale((loss + dreluop.cap_penalty(model, 1e-3)) * (math.inf if overflows else 1)).backward()
+        assert model[1].cap.grad.dtype == torch.float32
+        scaler.step(optimizer)
+        scaler.update()
+        unchanged = all(map(torch.equal, before, model.parameters()))
+        assert unchanged is overflows, "a step is left out where, and only where, a gradient is infinite"
+    assert scaler.get_scale() == 2.0**9
+
+
+@pytest.mark.parametrize("form", ["opaque", "fuse"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
-def test_compiled_model(autocast: bool) -> None:
-    torch.compiler.reset()
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_model(autocast: bool, form: Form) -> None:
     model = model_of().cuda()
     data = torch.randn(16, 32, device="cuda")
     gradients = []
     for call in (model, torch.compile(copy.deepcopy(model), fullgraph=True)):
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast), dreluop.when_compiling(form):
             loss = call(data).float().square().sum()
         loss.backward()
         gradients.append([p.grad for p in call.parameters()])
@@ -75,8 +95,9 @@ def test_compiled_model(autocast: bool) -> None:
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
-def test_compiled_with_cuda_graphs() -> None:
-    torch.compiler.reset()
+@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_with_cuda_graphs(form: Form) -> None:
     model = model_of().cuda()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, mode="reduce-overhead")
     for _ in range(5):
@@ -85,7 +106,8 @@ def test_compiled_with_cuda_graphs() -> None:
         for call in (model, compiled):
             torch.compiler.cudagraph_mark_step_begin()
             call.zero_grad()
-            call(data).square().sum().backward()
+            with dreluop.when_compiling(form):
+                call(data).square().sum().backward()
             gradients.append([p.grad.clone() for p in call.parameters()])
         for got, want in zip(*gradients, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

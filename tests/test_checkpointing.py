@@ -1,0 +1,145 @@
+"""Activation checkpointing, hooks on what is saved, a real residual block: gradients, and the bytes that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import dreluop
+from dreluop.surgery import replace_activations
+from tests.optional import torchvision_or_skip
+
+SAVES = ("output", "code")
+by_save = pytest.mark.parametrize("save", SAVES)
+by_inplace = pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
+by_balancer = pytest.mark.parametrize("balancer", [None, 0.5], ids=["", "balancer"])
+
+
+def step(how: Callable[..., Any] | None, save: str, inplace: bool, balancer: float | None) -> list[Tensor]:
+    """Gradients of a small network, some of it called through ``how``."""
+    torch.manual_seed(0)
+    weight, cap = torch.randn(6, 6, requires_grad=True), torch.rand(6, requires_grad=True)
+    x = torch.randn(20, 6, requires_grad=True)
+
+    def part(x: Tensor, cap: Tensor) -> Any:
+        return dreluop.capped_relu(x @ weight, cap, save=save, inplace=inplace, balancer=balancer)
+
+    result = part(x, cap) if how is None else how(part, x, cap)
+    y, penalty = result if isinstance(result, tuple) else (result, torch.zeros(()))
+    loss = (y @ weight).square().sum() + penalty
+    loss.backward()
+    return [x.grad, weight.grad, cap.grad]
+
+
+@by_balancer
+@by_inplace
+@by_save
+@pytest.mark.parametrize("reentrant", [False, True], ids=["not_reentrant", "reentrant"])
+def test_checkpointed_gradients_are_the_same(reentrant: bool, save: str, inplace: bool, balancer: float | None) -> None:
+    calls = 0
+
+    def through(part: Callable[..., Any], *arguments: Tensor) -> Any:
+        def counted(*arguments: Tensor) -> Any:
+            nonlocal calls
+            calls += 1
+            return part(*arguments)
+
+        return checkpoint(counted, *arguments, use_reentrant=reentrant)
+
+    got = step(through, save, inplace, balancer)
+    assert calls == 2, "backward computes the part again"
+    for one, other in zip(got, step(None, save, inplace, balancer), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_keeps_nothing_of_the_activation(saved: list[Tensor]) -> None:
+    x, cap = torch.randn(64, 6, requires_grad=True), torch.rand(6, requires_grad=True)
+    y = checkpoint(lambda x: dreluop.capped_relu(x, cap, save="code"), x, use_reentrant=False)
+    assert y.requires_grad
+    assert storages(*saved).keys() <= {x.data_ptr()}
+
+
+@by_balancer
+@by_inplace
+@by_save
+def test_hooks_may_move_what_is_saved(save: str, inplace: bool, balancer: float | None) -> None:
+    expected = step(None, save, inplace, balancer)
+    moved: list[int] = []
+
+    def to_bytes(t: Tensor) -> Any:
+        moved.append(t.nbytes)
+        return t.dtype, t.detach().clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(to_bytes, lambda packed: packed[1]):
+        got = step(None, save, inplace, balancer)
+    assert moved
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.fixture
+def saved() -> Iterator[list[Tensor]]:
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        yield kept
+
+
+def storages(*tensors: Tensor) -> dict[int, int]:
+    """Address and size in bytes of each storage."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+
+
+def block(fuse: bool, inplace: bool) -> nn.Module:
+    """torchvision's basic block, its ReLUs (in place) replaced."""
+    torchvision_or_skip()
+    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 (optional)
+
+    torch.manual_seed(0)
+    made = BasicBlock(8, 8)
+    replace_activations(made, init=0.5, fuse=fuse)
+    for module in made.modules():
+        if isinstance(module, dreluop.DReLU):
+            assert module.inplace
+            module.inplace = inplace
+    return made
+
+
+@pytest.mark.parametrize("fuse", [False, True], ids=["", "fuse"])
+def test_in_place_in_a_residual_block(fuse: bool, saved: list[Tensor]) -> None:
+    torch.manual_seed(1)
+    data = torch.randn(4, 8, 9, 9)
+    results, kept = [], []
+    for inplace in (False, True):
+        module = block(fuse, inplace)
+        x = data.clone().requires_grad_()
+        saved.clear()
+        # The block keeps its input for the residual sum; what is written over is the batch norm's result.
+        y = module(x * 1)
+        known = {p.data_ptr() for p in module.parameters()}
+        kept.append(sum(size for at, size in storages(*saved).items() if at not in known))
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad for p in module.parameters())])
+    for got, want in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, want)
+    # Of N elements: the block's input, two results of convolutions, which the batch norms keep, and two of
+    # activations; nothing for the activations themselves.
+    assert all(size < 5.2 * data.nbytes for size in kept)
+    assert kept[1] <= kept[0]
+
+
+def test_in_place_over_what_a_layer_before_keeps_is_an_error_that_says_so() -> None:
+    # sigmoid needs its own result for backward; a batch norm needs its argument, and so may be written over.
+    x, cap = torch.randn(4, 3, requires_grad=True), torch.full((3,), 0.6)
+    y = dreluop.capped_relu(torch.sigmoid(x), cap, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    hidden = x * 1
+    later = hidden.exp() * hidden
+    dreluop.capped_relu(hidden, cap, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        later.sum().backward()
