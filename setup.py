@@ -224,8 +224,9 @@ def extensions() -> list[Extension]:
     flags = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
     headers = [file for ending in ("h", "inc", "cuh") for file in files(f"csrc/**/*.{ending}")]
-    # Messages of torch's checks name the header: without its place on this machine.
-    torch_include = [f"-ffile-prefix-map={Path(torch.__file__).parents[1]}/="]
+    # Messages of torch's checks name the header: without its place on this machine, which g++ may resolve.
+    packages = Path(torch.__file__).parents[1]
+    torch_include = [f"-ffile-prefix-map={place}/=" for place in (packages, packages.resolve())]
     torch_include += [flag for directory in include_paths() for flag in ("-isystem", directory)]
     operators = Extension(
         "dreluop._ops",

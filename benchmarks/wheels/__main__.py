@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(output: Path) -> int:
     try:
         written = build(ROOT, output)
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, ValueError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     print(*(f"written: {path} ({path.stat().st_size} bytes)" for path in written), sep="\n")

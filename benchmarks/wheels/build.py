@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+
+from benchmarks.wheels import symbols
 
 ROOT = Path(__file__).parents[2]
 # torch is there already where dreluop is imported: a copy of it in the wheel would be a second one.
@@ -27,7 +30,7 @@ def build(source: Path, output: Path) -> tuple[Path, Path]:
 
     Raises:
         subprocess.CalledProcessError: building or repairing failed; what was wrong is on standard error.
-        ValueError: there is no ``pyproject.toml`` in ``source``.
+        ValueError: there is no ``pyproject.toml`` in ``source``, or a library in the wheel holds paths of this machine.
     """
     if not (source / "pyproject.toml").is_file():
         raise ValueError(f"source: got {source}; expected a folder with pyproject.toml")
@@ -42,7 +45,21 @@ def build(source: Path, output: Path) -> tuple[Path, Path]:
             excluded = [option for pattern in OF_TORCH for option in ("--exclude", pattern)]
             _run("auditwheel", "repair", *excluded, "--wheel-dir", str(repaired), str(wheel))
             (wheel,) = repaired.glob("*.whl")
+        check_paths(wheel, Path(scratch) / "unpacked")
         return Path(shutil.copy(wheel, output)), Path(shutil.copy(archive, output))
+
+
+def check_paths(wheel: Path, folder: Path) -> None:
+    """Unpack a wheel and see that no library in it holds a path of this machine.
+
+    Raises:
+        ValueError: one does.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    for library in folder.rglob("*.so"):
+        if found := symbols.build_paths(library):
+            raise ValueError(f"{wheel.name}: {library.name} holds paths of this machine: {', '.join(found)}")
 
 
 def _run(module: str, *arguments: str) -> None:
