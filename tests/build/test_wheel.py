@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,43 +20,6 @@ ROOT = Path(__file__).parents[2]
 # What the archive lacks of what git has: this host's own, and what was measured.
 NOT_IN_THE_ARCHIVE = (".ci/", ".gitignore", "benchmarks/results/", "docs/pictures/")
 METADATA = ("PKG-INFO", "setup.cfg", "dreluop.egg-info/")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A wheel, with the CPU kernels only, and the source archive that it was built from."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRELUOP_BUILD", "cpu")
-        # As from a fresh clone: nothing that a build here has left may be taken for a source.
-        source = tmp_path_factory.mktemp("source") / "dreluop"
-        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info"))
-        shutil.copy(ROOT / ".clang-format", source)
-        return build.build(source, tmp_path_factory.mktemp("dist"))
-
-
-@pytest.fixture(scope="module")
-def unpacked(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unpacked")
-    with zipfile.ZipFile(built[0]) as wheel:
-        wheel.extractall(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a new environment with the wheel, and with this one's other packages behind it."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python = folder / "bin" / "python"
-    (site,) = folder.glob("lib/python*/site-packages")
-    # Not --system-site-packages, which are those of the Python that this environment was made from.
-    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}"]
-    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", "--ignore-installed", built[0]], check=True)
-    assert (site / "dreluop" / "__init__.py").exists()
-    return python
 
 
 def git(*arguments: str) -> list[str]:
