@@ -16,6 +16,17 @@ from benchmarks.wheels import build
 ROOT = Path(__file__).parents[2]
 
 
+def copy_sources(target: Path) -> Path:
+    """As from a fresh clone: nothing that a build here has left may be taken for a source."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") and name != ".clang-format"}
+        results = {"build", "dist"} if Path(folder) == ROOT else set()
+        return hidden | results | shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")(folder, names)
+
+    return shutil.copytree(ROOT, target, ignore=ignore)
+
+
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A wheel, with the CPU kernels only, and the source archive that it was built from."""
@@ -23,10 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip("needs g++")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRELUOP_BUILD", "cpu")
-        # As from a fresh clone: nothing that a build here has left may be taken for a source.
-        source = tmp_path_factory.mktemp("source") / "dreluop"
-        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info"))
-        shutil.copy(ROOT / ".clang-format", source)
+        source = copy_sources(tmp_path_factory.mktemp("source") / "dreluop")
         return build.build(source, tmp_path_factory.mktemp("dist"))
 
 

@@ -109,11 +109,9 @@ def test_a_strict_users_script_is_typed(installed: Path, tmp_path: Path) -> None
     script = tmp_path / "user.py"
     mistakes = "".join(f"{mistake}\n" for mistake in MISTAKES)
     script.write_text(USER + mistakes)
-    found = mypy(installed, script).splitlines()
+    said = mypy(installed, script)
+    found = {
+        (int(line), code) for line, code in re.findall(r"user\.py:(\d+): error: .*\[([\w-]+)\]$", said, re.MULTILINE)
+    }
     first = USER.count("\n") + 1
-    expected = [
-        next((line for line in found if re.match(rf"user\.py:{first + i}: error: .*\[({code})\]", line)), mistake)
-        for i, (mistake, code) in enumerate(MISTAKES.items())
-    ]
-    assert found[:-1] == expected
-    assert found[-1].startswith(f"Found {len(MISTAKES)} errors in 1 file")
+    assert found == {(first + i, code) for i, code in enumerate(MISTAKES.values())}, said
