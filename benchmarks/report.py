@@ -29,6 +29,8 @@ from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.tables import markdown
+from benchmarks.wheels import document as wheels_document
+from benchmarks.wheels import tables as wheels_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,6 +96,19 @@ def _card_report(document: GpuDocument) -> str:
     return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(markdown, parts)])
 
 
+def wheels(folder: Path) -> str:
+    """Which wheels were tried in which environments, for each device."""
+    documents = [cast(wheels_document.Document, one) for one in _documents(folder, wheels_document.FILE_NAME)]
+    if not documents:
+        return NOTHING
+    return "\n\n".join([*map(_wheels_report, documents), wheels_tables.LEGEND])
+
+
+def _wheels_report(document: wheels_document.Document) -> str:
+    parts = (wheels_tables.wheel_table(document), wheels_tables.environment_table(document))
+    return "\n\n".join([f"{wheels_tables.headline(document)}.", *map(markdown, parts)])
+
+
 def scaling(folder: Path) -> str:
     """Where the fixed overhead ends, for each device."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
@@ -116,6 +131,7 @@ def statistics(folder: Path) -> str:
 
 REPORTS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
+    "wheels": wheels,
     "gpu": gpu,
     "scaling": scaling,
     "models": models,

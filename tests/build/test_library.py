@@ -11,39 +11,70 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.wheels import symbols
 from dreluop.backends import native
 from dreluop.ops import schemas
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    pytest.mark.skipif(not native.LIBRARY.exists(), reason=f"{native.LIBRARY} is not built"),
-    pytest.mark.skipif(shutil.which("nm") is None or shutil.which("objdump") is None, reason="needs binutils"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("nm") is None or shutil.which("objdump") is None, reason="needs binutils")
+
+
+@pytest.fixture(params=["in place", "in the wheel"])
+def library(request: pytest.FixtureRequest) -> Path:
+    if request.param == "in the wheel":
+        unpacked: Path = request.getfixturevalue("unpacked")
+        return unpacked / "dreluop" / native.LIBRARY.name
+    if not native.LIBRARY.exists():
+        pytest.skip(f"{native.LIBRARY} is not built")
+    return native.LIBRARY
 
 
 def output_of(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_only_the_c_shim_of_torch_is_needed():
-    symbols = re.findall(r" U (\S+)", output_of("nm", "-D", "--undefined-only", native.LIBRARY))
-    assert any(s.startswith("aoti_torch_") for s in symbols)
-    # Mangled names of torch's own C++, and anything of Python.
-    assert [s for s in symbols if re.search(r"^_ZN?K?\d*(at|c10|torch|caffe2)|N2at|N3c10|N5torch|^_?Py", s)] == []
+def test_only_the_c_shim_of_torch_is_needed(library):
+    names = symbols.needed(library)
+    assert any(name.startswith("aoti_torch_") for name in names)
+    assert [name for name in names if not name.startswith(("aoti_torch_", "torch_"))] == []
 
 
-def test_what_only_a_cuda_torch_has_is_weak():
-    symbols = output_of("nm", "-D", "--undefined-only", native.LIBRARY)
-    assert re.findall(r" ([Uw]) \S*cuda\S*stream", symbols) in ([], ["w"])
-    assert not re.findall(r" U (\S*cuda\S*)", symbols)
+def test_the_installed_torch_has_all_that_is_needed(library):
+    has = symbols.exported((Path(torch.__file__).parent / "lib").glob("*.so*"))
+    assert [name for name in symbols.needed(library) if name not in has] == []
 
 
-def test_no_python_symbol_and_no_library_of_a_torch_version():
-    dump = output_of("objdump", "-p", native.LIBRARY)
+def test_what_only_a_cuda_torch_has_is_weak(library):
+    names = output_of("nm", "-D", "--undefined-only", library)
+    assert re.findall(r" ([Uw]) \S*cuda\S*stream", names) in ([], ["w"])
+    assert not re.findall(r" U (\S*cuda\S*)", names)
+
+
+def test_no_library_of_a_torch_version_and_no_place_to_search(library):
+    dump = output_of("objdump", "-p", library)
     needed = re.findall(r"NEEDED\s+(\S+)", dump)
     assert "libtorch.so" in needed
     assert not [name for name in needed if re.match(r"libpython|libc10|libtorch_|libcudart", name)]
+    assert not re.findall(r"R(?:UN)?PATH\s+(\S+)", dump)
+
+
+def test_the_wheel_holds_no_path_of_the_machine_that_built_it(unpacked):
+    libraries = list(unpacked.rglob("*.so"))
+    assert len(libraries) == 2
+    for one in libraries:
+        assert symbols.build_paths(one) == []
+        assert not re.findall(r"R(?:UN)?PATH\s+(\S+)", output_of("objdump", "-p", one))
+
+
+def test_paths_are_found(tmp_path):
+    library = tmp_path / "library.so"
+    library.write_bytes(
+        b"\0/a/b/csrc/torch/ops.cpp\0x/opt/site-packages/torch/include/t.h\0torch/include/t.h\0/dev/null\0"
+    )
+    assert symbols.build_paths(library) == ["/a/b/csrc/torch/ops.cpp"]
+    library.write_bytes(b" /opt/site-packages/torch/include/t.h ")
+    assert symbols.build_paths(library) == ["/opt/site-packages/torch/include/t.h"]
 
 
 @pytest.mark.skipif(not sysconfig.get_platform().endswith("x86_64"), reason="x86 instruction sets")

@@ -1,0 +1,1 @@
+"""Wheels: made, looked into, and tried in fresh environments without a compiler."""

@@ -1,0 +1,61 @@
+"""A wheel made from these sources, for the tests that look into it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.wheels import build
+
+ROOT = Path(__file__).parents[2]
+
+
+def copy_sources(target: Path) -> Path:
+    """As from a fresh clone: nothing that a build here has left may be taken for a source."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") and name != ".clang-format"}
+        results = {"build", "dist"} if Path(folder) == ROOT else set()
+        return hidden | results | shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")(folder, names)
+
+    return shutil.copytree(ROOT, target, ignore=ignore)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A wheel, with the CPU kernels only, and the source archive that it was built from."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRELUOP_BUILD", "cpu")
+        source = copy_sources(tmp_path_factory.mktemp("source") / "dreluop")
+        return build.build(source, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def unpacked(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(built[0]) as wheel:
+        wheel.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment with the wheel, and with this one's other packages behind it."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Not --system-site-packages, which are those of the Python that this environment was made from.
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}"]
+    subprocess.run([*pip, "install", "-q", "--no-index", "--no-deps", "--ignore-installed", built[0]], check=True)
+    assert (site / "dreluop" / "__init__.py").exists()
+    return python
