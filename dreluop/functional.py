@@ -267,7 +267,8 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         balancer: weight of the penalty, finite and >= 0.
 
     Returns:
-        0-dimensional tensor: float64 if any cap is, else float32. Its gradient to a cap is ``2 * balancer * m``.
+        0-dimensional tensor: float64 if any cap is, else float32. Its gradient to a cap is ``2 * balancer * m``. A
+        DTensor where all caps are DTensors on one mesh (``.full_tensor()`` before it is added to an ordinary loss).
 
     Raises:
         TypeError: caps holds something that is no float tensor, or balancer is no number.
@@ -284,11 +285,17 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
             )
     if distributed.any_distributed(*tensors):
-        distributed.check_caps(tensors)
-    calls = operators_for(tensors[0])
+        groups = distributed.by_mesh(tensors)
+        if len(groups) > 1:
+            return torch.stack([distributed.whole(_penalty(group, balancer)) for group in groups]).sum()
+    return _penalty(tensors, balancer)
+
+
+def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
+    calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
-        return calls.penalty(tensors, balancer)
-    return penalty_of(tensors, balancer)
+        return calls.penalty(caps, balancer)
+    return penalty_of(caps, balancer)
 
 
 def _caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:

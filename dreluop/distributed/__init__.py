@@ -56,7 +56,7 @@ def whole(t: Any) -> Any:
     return t.full_tensor() if is_distributed(t) else t
 
 
-def checked_cap(x: Tensor, cap: Tensor, **others: Tensor | None) -> Tensor:
+def checked_cap(x: Any, cap: Tensor, **others: Any) -> Tensor:
     """The cap, where x and what is computed with it lie on one mesh; called where any of them is a DTensor.
 
     Raises:
@@ -79,27 +79,18 @@ def checked_cap(x: Tensor, cap: Tensor, **others: Tensor | None) -> Tensor:
                 f"{name}: got {_kind(other)} where x is {_kind(x)}; expected both to be DTensors "
                 "(distribute_tensor, or distribute_module for a module's caps) or neither (to_local)"
             )
-        _check_mesh(name, other, "x", x)
+        if is_distributed(x) and x.device_mesh != other.device_mesh:
+            raise ValueError(f"{name}: got a DTensor on {other.device_mesh}; expected the mesh of x, {x.device_mesh}")
     return cap
 
 
-def check_caps(caps: Sequence[Tensor]) -> None:
-    """Raise unless all are DTensors on one mesh; called where any is a DTensor."""
+def by_mesh(caps: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The caps in groups of one mesh each, ordinary tensors in one of their own."""
     _refuse_without_rules()
-    for index, cap in enumerate(caps):
-        if is_distributed(cap) != is_distributed(caps[0]):
-            raise TypeError(
-                f"caps[{index}]: got {_kind(cap)} where caps[0] is {_kind(caps[0])}; expected only DTensors or none: "
-                "distribute the others too, or call cap_penalty for each kind and add up with .full_tensor()"
-            )
-        _check_mesh(f"caps[{index}]", cap, "caps[0]", caps[0])
-
-
-def _check_mesh(name: str, tensor: Any, first_name: str, first: Any) -> None:
-    if is_distributed(tensor) and tensor.device_mesh != first.device_mesh:
-        raise ValueError(
-            f"{name}: got a DTensor on {tensor.device_mesh}; expected the mesh of {first_name}, {first.device_mesh}"
-        )
+    groups: dict[Any, list[Tensor]] = {}
+    for cap in caps:
+        groups.setdefault(getattr(cap, "device_mesh", None), []).append(cap)
+    return list(groups.values())
 
 
 def _kind(tensor: Tensor) -> str:

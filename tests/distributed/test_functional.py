@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import (
     DeviceMesh,
     DTensor,
@@ -233,6 +233,27 @@ def test_an_optimiser_takes_a_partial_gradient_whole() -> None:
     assert torch.equal(sharded.cap.full_tensor(), plain.cap)
 
 
+@on_processes(2)
+def test_the_penalty_of_ordinary_and_sharded_caps() -> None:
+    mesh, other = mesh_of(), mesh_of(2, 1)
+    values = [integers(6, low=1) for _ in range(4)]
+    caps = [
+        values[0].clone(),
+        distribute_tensor(values[1], mesh, [Shard(0)], src_data_rank=None),
+        distribute_tensor(values[2], other, [Shard(0), Replicate()], src_data_rank=None),
+        distribute_tensor(values[3].double(), mesh, [Replicate()], src_data_rank=None),
+    ]
+    for cap in caps:
+        cap.requires_grad_()
+    penalty = dreluop.cap_penalty(caps, BALANCER)
+    assert type(penalty) is Tensor
+    assert penalty.dtype == torch.float64
+    assert penalty.item() == dreluop.cap_penalty(values, BALANCER).item()
+    penalty.backward()
+    for cap, value in zip(caps, values, strict=True):
+        assert torch.equal(whole(cap.grad), (2 * BALANCER * value).to(cap.dtype))
+
+
 def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callable[[], Any]]]:
     x, cap = torch.rand(8, 6), torch.ones(6, requires_grad=True)
     sharded_x, sharded_cap = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(cap, mesh, [Replicate()])
@@ -240,7 +261,6 @@ def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callabl
     other = DeviceMesh("cpu", [1, 0])
     elsewhere = distribute_tensor(cap, other, [Replicate()], src_data_rank=None)
     partial = DTensor.from_local(x, mesh, [Partial()])
-    of_other_ranks = nn.ModuleList([dreluop.DReLU(6), distribute_module(dreluop.DReLU(6), mesh)])
     return {
         "cap": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.capped_relu(sharded_x, cap)),
         "cap of one": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.capped_relu(sharded_x, learnt)),
@@ -257,12 +277,6 @@ def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callabl
         ),
         "mesh": (ValueError, "cap: got a DTensor on", lambda: dreluop.capped_relu(sharded_x, elsewhere)),
         "saturation": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.saturation(sharded_x, cap)),
-        "caps": (TypeError, r"caps\[1\]: got a DTensor", lambda: dreluop.cap_penalty(of_other_ranks, 1.0)),
-        "caps' meshes": (
-            ValueError,
-            r"caps\[1\]: got a DTensor on",
-            lambda: dreluop.cap_penalty([sharded_cap, elsewhere], 1.0),
-        ),
         "code in place": (
             ValueError,
             "save: got",
