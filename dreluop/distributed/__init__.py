@@ -2,8 +2,8 @@
 
 The rules by which DTensor shards the operators (``rules``) are registered when ``torch.distributed.tensor`` is
 imported, by whoever does so, or at once if it is there already. Torch has no place for rules of an engine that is not
-loaded; to load it takes a third of a second, which nobody should pay who has one process; and to wait for the first
-call of ours with a DTensor would leave out operators that are called directly, as compiled and exported programs do.
+loaded; to load it takes time that nobody should pay who has one process; and to wait for the first call of ours with a
+DTensor would leave out operators that are called directly, as compiled and exported programs do.
 """
 
 from __future__ import annotations

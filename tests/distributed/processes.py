@@ -18,7 +18,7 @@ import torch
 from torch import multiprocessing
 
 # Seconds for an answer, and for the others' answers after a failure.
-PATIENCE = 60.0
+PATIENCE = 240.0
 MERCY = 3.0
 
 
