@@ -199,7 +199,7 @@ def _checked(
     if distributed.any_distributed(x, cap, bias, residual):
         cap = distributed.checked_cap(x, cap, bias=bias, residual=residual)
         if inplace and save == "code":
-            raise ValueError('save: got "code" with inplace=True for a DTensor; use save="output", or inplace=False')
+            distributed.refuse_code_in_place()
     return cap, balancer, addends
 
 

@@ -9,7 +9,7 @@ DTensor would leave out operators that are called directly, as compiled and expo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -82,6 +82,11 @@ def checked_cap(x: Any, cap: Tensor, **others: Any) -> Tensor:
         if is_distributed(x) and x.device_mesh != other.device_mesh:
             raise ValueError(f"{name}: got a DTensor on {other.device_mesh}; expected the mesh of x, {x.device_mesh}")
     return cap
+
+
+def refuse_code_in_place() -> NoReturn:
+    """A code has no placement, and what serves it apart (``local``) cannot write over a DTensor."""
+    raise ValueError('save: got "code" with inplace=True for a DTensor; use save="output", or inplace=False')
 
 
 def by_mesh(caps: Sequence[Tensor]) -> list[list[Tensor]]:

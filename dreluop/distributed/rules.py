@@ -20,6 +20,7 @@ from torch.distributed.tensor.experimental import register_sharding
 
 from dreluop.backends.checks import some_caps
 from dreluop.backends.reference import accumulation_dtype
+from dreluop.distributed import refuse_code_in_place
 from dreluop.distributed.ways import WHOLE, Way, ways
 from dreluop.ops import calls
 from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overload
@@ -172,7 +173,7 @@ def _forward_extra_in_place(which: str) -> Callable[..., Any]:
         x: DTensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if code:
-            raise ValueError('save: got "code" with inplace=True for a DTensor; use save="output", or inplace=False')
+            refuse_code_in_place()
         operators.forward_(x, cap, dim, *addends)
         nothing = x.new_empty((0,), dtype=torch.uint8)
         if balancer is None:
