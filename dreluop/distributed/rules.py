@@ -3,7 +3,8 @@
 A cap that is whole on every process while x is sharded gets a gradient of which each process has a part (``Partial``);
 DTensor adds the parts up, once, where the gradient is needed whole. ``backward`` with a penalty puts
 ``2 * balancer * grad_penalty * cap`` into each part. It is linear in (grad, grad_penalty) together, not in grad alone:
-so in this case its rule asks for grad_penalty in parts too, and DTensor hands each process a part of it.
+so in this case its rule asks for grad_penalty in parts too, and DTensor hands each process a part of it. A grad that
+comes in parts is added up before: to pass on parts of dx would be right, but torch 2.10's row-wise layers are not.
 
 A 2-bit code has no placement: packed, it has neither x's shape nor its order. ``local`` serves ``save="code"``.
 """
@@ -75,17 +76,6 @@ def _backward(
             "bias": way.bias,
         }
         yield _results_of_backward(way.x, way.cap_sum, way.bias_sum, need_x, need_cap, bias), arguments
-    for part in _parts_of(grad):
-        # Everything is linear in the incoming gradients: parts of them give parts of the results.
-        whole = {name: Replicate() for name in ("saved", "cap", "bias")}
-        yield (
-            _results_of_backward(part, part, part, need_x, need_cap, bias),
-            {
-                "grad": part,
-                "grad_penalty": part,
-                **whole,
-            },
-        )
 
 
 def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int]) -> Iterator[Rule]:
@@ -136,10 +126,6 @@ def _results_of_backward(
 
 def _is_code(saved: Any) -> bool:
     return bool(saved.tensor_meta.dtype == torch.uint8)
-
-
-def _parts_of(grad: Any) -> list[Placement]:
-    return [p for p in dict.fromkeys(grad.placements) if p.is_partial("sum") or p.is_partial("avg")]
 
 
 def _sharding(name: str, which: str, rule: Callable[..., Iterator[Rule]]) -> Callable[..., Any]:

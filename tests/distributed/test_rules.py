@@ -225,3 +225,25 @@ def test_caps_that_are_sharded_with_their_channels_cost_no_traffic() -> None:
     assert traffic.get_total_counts() == 0
     assert (y.placements, dx.placements, dcap.placements) == ((Shard(1),), (Shard(1),), (Shard(0),))
     assert (penalty.placements, counts.placements, live.placements) == ((Partial(),), (Shard(1),), (Partial("max"),))
+
+
+@on_processes(2)
+def test_a_code_of_whole_tensors_is_never_cut() -> None:
+    mesh = mesh_of()
+    x, cap, grad, v = integers(8, 6), integers(6, low=1), integers(8, 6), integers(6)
+    operators = choice.operators_of("native")
+    _, code, _ = operators.forward_extra(x, cap, 1, True, None)
+    sharded_cap = placed(cap, mesh, [Replicate()])
+    _, sharded_code, _ = operators.forward_extra(placed(x, mesh, [Replicate()]), sharded_cap, 1, True, None)
+    assert_same_bits(whole(sharded_code), code)
+    sharded_grad = placed(grad, mesh, [Shard(0)])
+    rest = (1, (0, 1), True, True, None, None)
+    compare("backward", "native", (grad, code, cap, *rest), (sharded_grad, sharded_code, sharded_cap, *rest))
+    compare("surrogate", "native", (grad, code, cap, 1, (0, 1)), (sharded_grad, sharded_code, sharded_cap, 1, (0, 1)))
+    sharded_v = placed(v, mesh, [Shard(0)])
+    compare(
+        "tangent",
+        "native",
+        (grad, v, code, cap, 1, (0, 1)),
+        (sharded_grad, sharded_v, sharded_code, sharded_cap, 1, (0, 1)),
+    )
