@@ -21,7 +21,7 @@ from torch.distributed.tensor import (
 
 import dreluop
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import integers, mesh_of, placed, whole
+from tests.distributed.tensors import integers, mesh_of, needs_in_place, placed, whole
 
 BALANCER = 0.25
 X = (8, 6, 4)
@@ -128,7 +128,9 @@ def _gradients(loss: Loss, tensors: list[Tensor]) -> list[Any]:
 
 @on_processes(2)
 @pytest.mark.parametrize("granularity", CAPS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", [pytest.param(name, marks=needs_in_place) if "in-place" in name else name for name in LOSSES]
+)
 def test_gradients_are_those_of_one_process(loss: str, granularity: str) -> None:
     mesh = mesh_of()
     tensors = [integers(*X), integers(*CAPS[granularity], low=-1, high=4), integers(6), integers(*X)]

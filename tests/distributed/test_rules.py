@@ -17,7 +17,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import dreluop
 from dreluop.ops import choice, schemas
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import integers, mesh_of, placed, whole
+from tests.distributed.tensors import integers, mesh_of, needs_in_place, placed, whole
 from tests.oracle import assert_same_bits
 
 BALANCER = 0.25
@@ -144,6 +144,7 @@ def test_derivatives(case: Case) -> None:
         )
 
 
+@needs_in_place
 @on_processes(2, 4)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_in_place(case: Case) -> None:
