@@ -144,15 +144,15 @@ def _sharding(name: str, which: str, rule: Callable[..., Iterator[Rule]]) -> Cal
 
 
 def _refuse_to_move(x: Any) -> None:
-    if torch.__version__ < "2.11":
-        raise RuntimeError(
-            f"inplace: torch {torch.__version__} cannot run operators on DTensors that return nothing; use "
-            "inplace=False, or torch 2.11"
-        )
     if not all(placement in (Replicate(), *map(Shard, range(len(x.shape)))) for placement in x.placements):
         raise ValueError(
             f"inplace: got x with the placements {tuple(x.placements)}; expected x whole or sharded on every "
             "process, as the result must stay where x is; use inplace=False"
+        )
+    if torch.__version__ < "2.11":
+        raise RuntimeError(
+            f"inplace: torch {torch.__version__} cannot run operators on DTensors that return nothing; use "
+            "inplace=False, or torch 2.11"
         )
 
 
