@@ -1,7 +1,7 @@
 """Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
 
 from dreluop import ops  # isort: skip
-from dreluop import adaptive
+from dreluop import adaptive, distributed
 from dreluop.autograd import CappedReLUFunction
 from dreluop.backends.choice import available_backends, use_backend, when_compiling
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
@@ -28,3 +28,5 @@ __all__ = [
     "use_backend",
     "when_compiling",
 ]
+
+distributed.install()

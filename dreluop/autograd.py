@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop import batching
+from dreluop import batching, distributed
 from dreluop.backends.choice import (
     backward_on_backend_of_forward,
     jvp_on_backend_of_forward,
@@ -237,7 +237,7 @@ class CappedReLUBackwardFunction(Function):
         dpenalty: Tensor | None = None
         if ctx.needs_input_grad[0] and not (grad_dx is None and grad_dcap is None and grad_dbias is None):
             # dbias is a sum over dx.
-            u = fused_sum(_or_zeros(grad_dx, ctx), ctx.dim, grad_dbias, None)
+            u = fused_sum(_or_zeros(grad_dx, ctx, saved), ctx.dim, grad_dbias, None)
             dgrad = _tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order)
         if ctx.has_penalty and grad_dcap is not None:
             if ctx.needs_input_grad[2]:
@@ -251,7 +251,7 @@ class CappedReLUBackwardFunction(Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
-        grad = _or_zeros(grad_tangent, ctx)
+        grad = _or_zeros(grad_tangent, ctx, saved)
         dx, dcap, dbias = _backward(
             grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None, ctx.bias
         )
@@ -318,7 +318,7 @@ class CappedReLUTangentFunction(Function):
     @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         saved, cap = ctx.saved_for_forward
-        return _tangent(_or_zeros(tangents[0], ctx), tangents[1], saved, cap, ctx.dim, ctx.order)
+        return _tangent(_or_zeros(tangents[0], ctx, saved), tangents[1], saved, cap, ctx.dim, ctx.order)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
@@ -380,7 +380,9 @@ def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, 
     return out
 
 
-def _or_zeros(t: Tensor | None, ctx: Any) -> Tensor:
+def _or_zeros(t: Tensor | None, ctx: Any, saved: Tensor) -> Tensor:
+    if t is None and distributed.is_distributed(saved):
+        return torch.zeros_like(saved)
     # Expanded from one element: an absent gradient costs no memory.
     return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import surrogate, validation
+from dreluop import distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
 from dreluop.backends.choice import operators_for
@@ -144,21 +144,15 @@ def _any_call(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    validation.float_tensor("x", x)
-    cap = validation.cap_for(x, cap, dim)
-    if save != "output":
-        validation.save_mode(save)
-    if inplace is not False:
-        validation.flag("inplace", inplace)
-    if balancer is not None:
-        balancer = validation.penalty_weight(balancer)
-    addends: tuple[Tensor | None, ...] = ()
-    if bias is not None or residual is not None:
-        addends = validation.addends_for(x, cap, dim, bias, residual)
+    cap, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
+    sharded = distributed.is_distributed(x)
     if surrogate.active:
         run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
-        if (replaced := run(x, cap, dim, inplace, save, balancer, addends)) is not None:
+        save_there = "output" if sharded else save
+        if (replaced := run(x, cap, dim, inplace, save_there, balancer, addends)) is not None:
             return replaced
+    if sharded and save == "code":
+        return _sharded_with_code(x, cap, dim, balancer, bias, residual)
     if torch.compiler.is_compiling():
         return _traced(x, cap, dim, inplace, save, balancer, addends)
     calls = operators_for(x)
@@ -170,9 +164,6 @@ def _any_call(
     if addends and derivatives_by_plain_torch():
         total = fused_sum(x, dim, bias, residual)
         x, addends = x.copy_(total) if inplace else total, ()
-    if balancer is None and save == "output":
-        y: Tensor = CappedReLUFunction.apply(x, cap, dim, inplace, save, None, *addends)
-        return y
     # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
     split = balancer is not None and ((inplace and x._is_view()) or torch._C._are_functorch_transforms_active())
     fused = None if split else balancer
@@ -182,6 +173,47 @@ def _any_call(
     if balancer is None:
         return outputs[0]
     return outputs[0], penalty_of([cap], balancer) if split else outputs[-1]
+
+
+def _checked(
+    x: Tensor,
+    cap: Tensor | float,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor, float | None, tuple[Tensor | None, ...]]:
+    """cap, balancer, and bias and residual where there are any, or the error that names what does not fit."""
+    validation.float_tensor("x", x)
+    cap = validation.cap_for(x, cap, dim)
+    if save != "output":
+        validation.save_mode(save)
+    if inplace is not False:
+        validation.flag("inplace", inplace)
+    if balancer is not None:
+        balancer = validation.penalty_weight(balancer)
+    addends: tuple[Tensor | None, ...] = ()
+    if bias is not None or residual is not None:
+        addends = validation.addends_for(x, cap, dim, bias, residual)
+    if distributed.any_distributed(x, cap, bias, residual):
+        cap = distributed.checked_cap(x, cap, bias=bias, residual=residual)
+        if inplace and save == "code":
+            distributed.refuse_code_in_place()
+    return cap, balancer, addends
+
+
+def _sharded_with_code(
+    x: Tensor, cap: Tensor, dim: int, balancer: float | None, bias: Tensor | None, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    from dreluop.distributed.local import on_local_tensors  # noqa: PLC0415 (imports torch.distributed.tensor)
+
+    def with_code(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        return capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
+
+    y = on_local_tensors(with_code, x, cap, dim, bias, residual)
+    return y if balancer is None else (y, penalty_of([cap], balancer))
 
 
 def _without_derivative(
@@ -246,7 +278,8 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         balancer: weight of the penalty, finite and >= 0.
 
     Returns:
-        0-dimensional tensor: float64 if any cap is, else float32. Its gradient to a cap is ``2 * balancer * m``.
+        0-dimensional tensor: float64 if any cap is, else float32. Its gradient to a cap is ``2 * balancer * m``. A
+        DTensor where all caps are DTensors on one mesh (``.full_tensor()`` before it is added to an ordinary loss).
 
     Raises:
         TypeError: caps holds something that is no float tensor, or balancer is no number.
@@ -259,10 +292,18 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
             )
-    calls = operators_for(tensors[0])
+    if distributed.any_distributed(*tensors):
+        groups = distributed.by_mesh(tensors)
+        if len(groups) > 1:
+            return torch.stack([distributed.whole(_penalty(group, balancer)) for group in groups]).sum()
+    return _penalty(tensors, balancer)
+
+
+def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
+    calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
-        return calls.penalty(tensors, balancer)
-    return penalty_of(tensors, balancer)
+        return calls.penalty(caps, balancer)
+    return penalty_of(caps, balancer)
 
 
 def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
@@ -330,5 +371,7 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     cap = validation.cap_for(x, cap, dim)
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
+    if distributed.any_distributed(x, cap):
+        cap = distributed.checked_cap(x, cap)
     counts, live = operators_for(x).saturation(x.detach(), cap.detach(), dim)
     return Saturation(counts[0], counts[1], counts[2], live)

@@ -81,3 +81,21 @@ def broadcast_shape(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) 
     view = [1] * len(x_shape)
     view[dim] = cap_shape[0]
     return tuple(view)
+
+
+def cap_dimension(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int, of_x: int) -> int | None:
+    """The dimension of the cap along which its elements belong to slices of dimension ``of_x`` of x.
+
+    None where every slice of that dimension has elements of every cap.
+    """
+    granularity = granularity_of(x_shape, cap_shape, dim)
+    if granularity == "neuron":
+        return of_x - 1 if of_x > 0 else None
+    return 0 if granularity == "channel" and of_x == dim % len(x_shape) else None
+
+
+def bias_dimension(x_shape: Sequence[int], bias_ndim: int, dim: int, of_x: int) -> int | None:
+    """The same for a bias: a neuron's of more than one dimension, or a channel's."""
+    if bias_ndim != 1:
+        return of_x - 1 if of_x > 0 else None
+    return 0 if of_x == dim % len(x_shape) else None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dreluop import validation
+from dreluop import distributed, validation
 from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
@@ -170,7 +170,7 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
         return std
     # The mean of equal numbers is not always one of them.
     constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
-    count = int(constant.sum())
+    count = int(distributed.whole(constant.sum()))
     if count == std.numel():
         raise ValueError(
             f"std: x of shape {tuple(x.shape)} has no two different elements under any cap of shape "

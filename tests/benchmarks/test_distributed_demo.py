@@ -1,0 +1,28 @@
+"""The torchrun example, in its quick form, with both engines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.demo.distributed import ENGINES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_both_engines_give_what_one_process_gives() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "benchmarks.demo.distributed", "--quick", "--engine", *ENGINES],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for engine in ENGINES:
+        assert f"{engine}: the same as one process" in done.stdout
