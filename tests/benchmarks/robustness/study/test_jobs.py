@@ -105,7 +105,7 @@ def test_engines_find_the_same_and_a_failure_stops_only_what_needs_it(
     broken = [Job("second", task), Job("third", task, ("second",)), Job("fourth", task)]
     todo = [*jobs_of(some, places), *broken]
     assert len(todo) == 7
-    failures = engines.ENGINES[engine](todo, partial(_breaks_one, places=places), 2)
+    failures = engines.ENGINES[engine](todo, partial(_breaks_one, places=places), 2, "cpu")
     assert sorted(failure.job for failure in failures) == ["second", "third"]
     reasons = {failure.job: failure.reason for failure in failures}
     assert reasons["second"] == "ValueError: no"
@@ -117,6 +117,34 @@ def test_engines_find_the_same_and_a_failure_stops_only_what_needs_it(
         for name in ("accuracy", "worst", "zero_gradient", "caps", "bounds"):
             assert record["judgement"][name] == expected[record["name"]][name]
     assert jobs_of(some, places) == []
+
+
+def _ends_its_process(job: Job) -> None:
+    os._exit(1)
+
+
+def test_a_killed_worker_is_a_failure_of_all_that_is_left(tiny: Study):
+    todo = [Job(name, tiny.runs[0]) for name in ("first", "second", "third")]
+    failures = engines.by_processes(todo, _ends_its_process, 1)
+    assert [failure.job for failure in failures] == ["first", "second", "third"]
+    assert all("terminated abruptly" in failure.reason for failure in failures)
+
+
+@pytest.mark.parametrize(("address", "told"), [("", {"num_cpus": 3}), ("10.0.0.1:6379", {})])
+def test_a_ray_cluster_is_not_told_its_size(address: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch):
+    # Ray raises ValueError at a size for a cluster that is there already.
+    ray = pytest.importorskip("ray")
+    asked: list[dict[str, object]] = []
+
+    def init(**options: object) -> None:
+        asked.append(options)
+        raise ConnectionError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError):
+        engines.by_ray([], _ends_its_process, 3)
+    assert {name: value for name, value in asked[0].items() if name == "num_cpus"} == told
 
 
 def test_a_broken_judgement_goes_on_with_the_attacks_that_are_left(
