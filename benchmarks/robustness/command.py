@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.kernels.results import RESULTS
 from benchmarks.printing import console, printable
+from benchmarks.robustness.data.loading import ROOT
 from benchmarks.robustness.reporting.blocks import blocks
 from benchmarks.robustness.reporting.pages import FOLDER_NAME
 from benchmarks.robustness.reporting.sources import source_of
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     studies = [configuration.read(name) for name in options.configurations]
     runs = list(dict.fromkeys(run for study in studies for run in study.runs))
     places = Places(
-        options.results.resolve(), options.work.resolve(), options.data and options.data.resolve(), options.device,
+        options.results.resolve(), options.work.resolve(), options.data.resolve(), options.device,
         options.threads, progress=not options.quiet,
     )  # fmt: skip
     jobs = jobs_of(runs, places)
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _by_engine(jobs: Sequence[Job], places: Places, options: argparse.Namespace) -> list[engines.Failure]:
     engine = engines.ENGINES[options.engine]
-    return engine(jobs, partial(do, places=places), options.jobs)
+    return engine(jobs, partial(do, places=places), options.jobs, places.device)
 
 
 def _distributed(jobs: Sequence[Job], places: Places) -> list[engines.Failure]:
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     runner.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     runner.add_argument("--distributed", action="store_true", help="under torchrun: train each model by all processes")
     runner.add_argument("--work", type=Path, default=WORK, help=f"folder of checkpoints (default {WORK})")
-    runner.add_argument("--data", type=Path, help="folder of the data sets' files (default data)")
+    runner.add_argument("--data", type=Path, default=ROOT, help=f"folder of the data sets' files (default {ROOT})")
     runner.add_argument("--list", action="store_true", help="only say which jobs are left")
     runner.add_argument("--quiet", action="store_true", help="no bars within the jobs")
     runner.set_defaults(run=run)

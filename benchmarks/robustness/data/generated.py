@@ -72,7 +72,7 @@ class MixedPart(Part):
 
     An epoch takes ``round(share * N)`` of the N original samples and as many generated ones as N needs, all without
     repetition; a generated set that is too small is gone through again. They are spread evenly: the number of
-    original samples in any run of samples, so in every batch of every process, is its share to within one.
+    original samples in any run of samples, so in every batch, is its share to within one.
     ``x``, ``y`` and ``first`` are those of the original samples; batches must be shuffled.
 
     Args:

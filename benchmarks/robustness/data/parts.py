@@ -1,4 +1,4 @@
-"""Images and labels in batches: one interface for all data sets, in an order that is the same on every process."""
+"""Images and labels in batches: one interface for all data sets, in an order that a seed decides."""
 
 from __future__ import annotations
 
@@ -70,25 +70,17 @@ class Part(ABC):
         *,
         epoch: int | None = None,
         augment: bool = False,
-        rank: int = 0,
-        world: int = 1,
     ) -> Iterator[Split]:
         """One epoch.
 
-        On several processes, each step's ``world * batch_size`` samples are those of one process with that batch size,
-        cut into consecutive slices; so all ranks must get the same epoch, or generators in the same state. If the last
-        step has a number of samples that ``world`` does not divide, its first ranks' samples are followed by the first
-        samples of the epoch until it does: all ranks get equally many, and at most ``world - 1`` samples come twice.
-
         Args:
-            batch_size: samples per batch and process. The last batch is smaller where the number does not divide.
+            batch_size: samples per batch. The last batch is smaller where the number does not divide.
             generator: of the order and of the augmentation, on the CPU; it advances when this is called, not later.
             shuffle: random order. Needs a generator or an epoch.
-            drop_last: leave out a last step that has fewer than ``world * batch_size`` samples.
+            drop_last: leave out a last batch that has fewer samples.
             epoch: number of the epoch. Order and augmentation are then a function of it and of ``seed``, so that a run
                 that is resumed goes on with the same batches. Instead of a generator.
             augment: change the images by ``augmentation``. Needs a generator or an epoch.
-            rank, world: this process and the number of processes.
 
         Returns:
             An iterator over batches: x float32 in [0, 1] and contiguous, y int64, both on the CPU.
@@ -99,15 +91,12 @@ class Part(ABC):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; expected at least 1")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank: got {rank} of {world}; expected 0 <= rank < world")
         if augment and self.augmentation is None:
             raise ValueError("augment: got True; these images have no augmentation that keeps their class")
         generator = self._generator(generator, epoch, shuffle or augment)
         order = self._order(generator if shuffle else None)
         changes = self.augmentation.draw(len(order), generator) if augment and self.augmentation else None
-        mine = _slices(len(order), batch_size, drop_last, rank, world)
-        return self._batches(order, mine, changes)
+        return self._batches(order, _slices(len(order), batch_size, drop_last), changes)
 
     def first(self, n: int, balanced: bool = False, seed: int | None = None) -> Split:
         """n samples, for attacks.
@@ -215,18 +204,14 @@ def as_float(images: Tensor) -> Tensor:
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
-def _slices(samples: int, batch_size: int, drop_last: bool, rank: int, world: int) -> list[Tensor]:
-    """Positions in the epoch's order of this rank's batches."""
-    step = batch_size * world
-    steps = list(torch.arange(samples).split(step))
-    rest = samples % step
-    if rest and drop_last:
-        steps.pop()
-        if not steps:
-            raise ValueError(f"drop_last: got True; {samples} samples are fewer than one step's {step}")
-    elif rest % world:
-        steps[-1] = torch.cat([steps[-1], torch.arange(world - rest % world) % samples])
-    return [positions.chunk(world)[rank] for positions in steps]
+def _slices(samples: int, batch_size: int, drop_last: bool) -> list[Tensor]:
+    """Positions in the epoch's order of each batch."""
+    batches = list(torch.arange(samples).split(batch_size))
+    if drop_last and samples % batch_size:
+        batches.pop()
+        if not batches:
+            raise ValueError(f"drop_last: got True; {samples} samples are fewer than one batch's {batch_size}")
+    return batches
 
 
 def _balanced(labels: npt.NDArray[np.int64], n: int, seed: int | None) -> npt.NDArray[np.int64]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """How hard, and with how many inputs, a model is attacked. The defaults are those of the paper's MNIST tables.
+    """How hard, and with how many inputs, a model is attacked. eps and the L2 bound of 18 are the paper's for MNIST.
 
     Attributes:
         eps: radius of the L-infinity ball, in units of x.
         samples: first test inputs that are attacked.
         batch_size: inputs attacked at once.
         pgd_steps, apgd_steps, square_queries: of these attacks; every APGD, the adaptive ones too, has apgd_steps.
-        cw_samples, cw_steps, cw_searches: inputs, steps per search and searches of CW-L2; no inputs, no such column.
-        cw_bounds: L2 distances within which a wrong input counts, one column each; the paper's is 18.
+        cw_samples, cw_steps, cw_searches: first inputs, at most samples, steps per search and searches of CW-L2; no
+            inputs, no such column.
+        cw_bounds: L2 distances within which a wrong input counts; the paper's is 18. Tables show largest and smallest.
         bounds: radii of the sweep over bounds (Figures 25 to 27); none, no sweep.
         auto_attack: the whole of AutoAttack as a column of its own.
         seed: of every attack.

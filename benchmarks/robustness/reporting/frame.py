@@ -25,6 +25,7 @@ PAPER = {
 }
 # What stands beside them in every table and picture.
 HONEST = {
+    "cw_l2_near": "CW-L2, near",
     "worst": "adaptive worst",
     "zero_gradient": "zero gradient",
     "live_units": "live units",
@@ -43,9 +44,17 @@ ADAPTIVE = {
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run: accuracies and shares in [0, 1], NaN where a run has no such number.
 
-    CW-L2 is the accuracy within the largest of the L2 bounds.
+    CW-L2 is the accuracy within the largest of the L2 bounds, and near within the smallest, where there are two.
+
+    Raises:
+        ValueError: two runs of one seed have the same data, model and method by name, so that a mean over the seeds
+            would mix them.
     """
-    return pd.DataFrame([_row(record) for record in records])
+    runs = pd.DataFrame([_row(record) for record in records])
+    doubled = runs[runs.duplicated([*KEYS, "seed"])] if len(runs) else runs
+    if len(doubled):
+        raise ValueError(f"records: got two of {', '.join(map(str, doubled[[*KEYS, 'seed']].iloc[0]))}; expected one")
+    return runs
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -66,6 +75,7 @@ def _row(record: Record) -> dict[str, Any]:
         "eps": judgement["eps"],
         **judgement["accuracy"],
         "cw_l2": bounds[max(bounds, key=float)] if bounds else math.nan,
+        "cw_l2_near": bounds[min(bounds, key=float)] if len(bounds) > 1 else math.nan,
         "paper_worst": judgement["paper_worst"],
         "worst": judgement["worst"],
         "zero_gradient": judgement["zero_gradient"],

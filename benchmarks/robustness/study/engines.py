@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,7 @@ class Failure:
     reason: str
 
 
-def in_turn(jobs: Sequence[Job], do: Do, workers: int = 1) -> list[Failure]:
+def in_turn(jobs: Sequence[Job], do: Do, workers: int = 1, device: str = "cpu") -> list[Failure]:
     """One after the other in this process; after a failure the others are still done."""
     failures: dict[str, Failure] = {}
     for job in _shown(jobs):
@@ -43,8 +45,8 @@ def in_turn(jobs: Sequence[Job], do: Do, workers: int = 1) -> list[Failure]:
     return list(failures.values())
 
 
-def by_processes(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
-    """By so many worker processes; a job begins when what it needs is done."""
+def by_processes(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu") -> list[Failure]:
+    """By so many worker processes; a job begins when what it needs is done. If one is killed, the rest is not begun."""
     failures: dict[str, Failure] = {}
     done: set[str] = set()
     waiting, running = list(jobs), dict[Future[None], Job]()
@@ -62,7 +64,11 @@ def by_processes(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
                         bar.update()
                     elif len(running) < workers:
                         waiting.remove(job)
-                        running[pool.submit(do, job)] = job
+                        try:
+                            running[pool.submit(do, job)] = job
+                        except BrokenProcessPool as error:
+                            failures[job.name] = Failure(job.name, f"not begun: {_words(error)}")
+                            bar.update()
                 ended = wait(running, return_when=FIRST_COMPLETED).done if running else ()
                 for future in ended:
                     job = running.pop(future)
@@ -80,19 +86,22 @@ def by_processes(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
     return list(failures.values())
 
 
-def by_ray(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
-    """By the Ray cluster that this process is in, or a local one of so many workers; Ray runs a job after its needs.
+def by_ray(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu") -> list[Failure]:
+    """By the cluster of ``RAY_ADDRESS``, or a local Ray of so many workers; Ray runs a job after its needs.
 
-    The work folder must be one that all machines of the cluster see.
+    The folders of ``Places`` must be ones that all machines of the cluster see. A job has one of its GPUs where the
+    device is a card: Ray hides them from jobs that do not ask.
     """
     import ray  # noqa: PLC0415 (a large package, and only this engine needs it)
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        # A cluster has its own number of processors, and refuses to be told another.
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(log_to_driver=False, **own)
     try:
         # A job that fails because its machine is lost is run again elsewhere, from its last checkpoint.
-        remote = ray.remote(num_cpus=1, max_retries=3)(_after)
+        remote = ray.remote(num_cpus=1, num_gpus=int(device.startswith("cuda")), max_retries=3)(_after)
         references: dict[str, Any] = {}
         for job in jobs:
             references[job.name] = remote.remote(do, job, *(references[name] for name in job.after))
@@ -102,7 +111,10 @@ def by_ray(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
             while left:
                 ended, left = ray.wait(left)
                 for reference in ended:
-                    failed = ray.get(reference)
+                    try:
+                        failed = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        failed = _words(error)
                     failures += [] if failed is None else [Failure(names[reference], failed)]
                     bar.update()
         return failures
@@ -111,7 +123,7 @@ def by_ray(jobs: Sequence[Job], do: Do, workers: int) -> list[Failure]:
             ray.shutdown()
 
 
-ENGINES: dict[str, Callable[[Sequence[Job], Do, int], list[Failure]]] = {
+ENGINES: dict[str, Callable[[Sequence[Job], Do, int, str], list[Failure]]] = {
     "serial": in_turn,
     "processes": by_processes,
     "ray": by_ray,

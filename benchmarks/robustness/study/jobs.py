@@ -16,6 +16,9 @@ from benchmarks.robustness.study.recipe import Judged, Recipe
 from benchmarks.robustness.study.training_job import dataset_of, train_recipe, trained
 from benchmarks.robustness.training.parallel import Processes
 
+# They go through the model in one batch, which must fit a card.
+MEASURED_SAMPLES = 500
+
 
 @dataclass(frozen=True)
 class Places:
@@ -82,9 +85,11 @@ def do(job: Job, places: Places, processes: Processes | None = None) -> None:
     if isinstance(job.task, Recipe):
         train_recipe(job.task, places.work, places.root, device=device, processes=processes, progress=places.progress)
         return
-    if processes is None or processes.rank == 0:
-        _judge(job.task, places, device)
-    if processes is not None:
+    processes = processes or Processes()
+    try:
+        if processes.rank == 0:
+            _judge(job.task, places, device)
+    finally:
         processes.wait()
 
 
@@ -93,13 +98,13 @@ def _judge(run: Judged, places: Places, device: torch.device) -> None:
     twin = trained(run.twin, places.work, places.root, device)[0] if run.twin else None
     dataset = dataset_of(run.recipe.data, places.root)
     test = dataset.test.first(run.attacks.samples)
-    validation = dataset.validation.first(min(run.attacks.samples, len(dataset.validation)))
+    measured = min(run.attacks.samples, MEASURED_SAMPLES, len(dataset.validation))
     file = places.work / run.recipe.name / f"judged-{run.name.rsplit('-', 1)[1]}.pt"
     judgement = judge(
         model,
         twin,
         Split(test.x.to(device), test.y.to(device)),
-        validation.x.to(device),
+        dataset.validation.first(measured).x.to(device),
         run.attacks,
         file=file,
         report=lambda attack: _tell(f"{run.recipe.name}: {attack}") if places.progress else None,

@@ -60,9 +60,9 @@ def train_recipe(
     history = History()
     if recipe.calibrate is not None:
         history = run("warm-up", recipe.calibrate)
-        if not (folder / "training.pt").exists():
-            some = dataset.train.first(min(CALIBRATION_SAMPLES, len(training)))
-            calibrate_caps(model, [some.x.to(device)], progress=False)
+        # Also where a checkpoint is about to take its place: another process may just be removing that.
+        some = dataset.train.first(min(CALIBRATION_SAMPLES, len(training)))
+        calibrate_caps(model, [some.x.to(device)], progress=False)
     main = run("training", None)
     processes.wait()
     if processes.rank == 0:

@@ -138,9 +138,10 @@ class _Trainer:
         ]  # Kept: small beside a training set, and asked for after every epoch.
         self.state = _State(torch.Generator().manual_seed(config.seed))
         if file is not None and file.exists():
-            self._restore(checkpoint.load(file, self.device))
+            # On the CPU: Adam counts steps there, and on a card each step would wait for its counts.
+            self._restore(checkpoint.load(file, torch.device("cpu")))
         else:
-            self.state.history.records.append(record_of(model, self.watched, config.balancer, math.nan))
+            self.state.history.records.append(self._record(math.nan))
 
     def is_done(self) -> bool:
         patience = self.config.stop_patience
@@ -150,7 +151,7 @@ class _Trainer:
     def epoch(self) -> EpochRecord:
         state = self.state
         began, began_cpu = time.perf_counter(), time.process_time()
-        record = record_of(self.model, self.watched, self.config.balancer, self._pass())
+        record = self._record(self._pass())
         state.history.records.append(record)
         self.scheduler.step(record.validation_loss)
         improved = record.validation_loss < state.best
@@ -162,6 +163,10 @@ class _Trainer:
         if self.file is not None and self.processes.rank == 0:
             checkpoint.save(self._stored(), self.file)
         return record
+
+    def _record(self, train_loss: float) -> EpochRecord:
+        # On CPUs each process has running statistics of its own; one that stopped alone would leave the rest waiting.
+        return self.processes.of_first(record_of(self.model, self.watched, self.config.balancer, train_loss))
 
     def _pass(self) -> float:
         self.model.train()
@@ -219,7 +224,7 @@ class _Trainer:
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])
         self.scaler.load_state_dict(stored["scaler"])
-        self.state.order.set_state(stored["order"].cpu())
+        self.state.order.set_state(stored["order"])
         self.state.history = checkpoint.history_of(stored["history"])
         self.state.best, self.state.epochs_since_best = stored["best"], stored["epochs_since_best"]
 

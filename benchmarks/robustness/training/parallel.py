@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+# The first process judges while the others wait, for hours. If a process dies, torchrun ends the others.
+WAIT = timedelta(days=30)
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -19,20 +26,26 @@ class Processes:
     local: int = 0
 
     def share(self, x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor, float]:
-        """Every world-th sample of a batch, from the rank-th on, and what the mean of their losses counts for.
+        """The rank-th of world runs of samples of a batch, and what the mean of their losses counts for.
+
+        Runs, as a mixture of two kinds of samples is regular: every second one may be of one kind.
 
         The weight makes DDP's mean over the processes the mean over the batch. A process without a sample of a small
         last batch takes the first one, for nothing, as all processes must run.
         """
         if self.world == 1:
             return x.to(device), y.to(device), 1.0
-        own = slice(self.rank, None, self.world)
-        weight = len(y[own]) * self.world / len(y)
-        own = own if weight else slice(0, 1)
-        return x[own].to(device), y[own].to(device), weight
+        own_x, own_y = (part.tensor_split(self.world)[self.rank] for part in (x, y))
+        weight = len(own_y) * self.world / len(y)
+        if not weight:
+            own_x, own_y = x[:1], y[:1]
+        return own_x.to(device), own_y.to(device), weight
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model as DistributedDataParallel; batch norms see the whole batch. By itself, the model."""
+        """The model as DistributedDataParallel; by itself, the model.
+
+        On cards batch norms see the whole batch, on CPUs each process's share of it (torch has no other there).
+        """
         if self.world == 1:
             return model
         on_card = device.type == "cuda"
@@ -45,6 +58,14 @@ class Processes:
         if self.world > 1:
             distributed.all_reduce(value)
         return value
+
+    def of_first(self, value: Value) -> Value:
+        """What the first process has: what all must decide by, such as a loss that differs by rounding."""
+        if self.world == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def wait(self) -> None:
         if self.world > 1:
@@ -60,5 +81,5 @@ def of_torchrun() -> Processes:
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         raise RuntimeError("no RANK and WORLD_SIZE in the environment; start with torchrun, or without --distributed")
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
     return Processes(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))

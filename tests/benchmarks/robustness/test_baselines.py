@@ -172,6 +172,60 @@ def test_two_processes_train_like_one(tmp_path: Path):
         torch.testing.assert_close(torch.tensor(right[1:]), torch.tensor(left[1:]), rtol=1e-4, atol=1e-5)
 
 
+UNLIKE = """
+import sys, torch
+from pathlib import Path
+from dataclasses import replace
+from torch import nn
+from benchmarks.robustness.data import Split
+from benchmarks.robustness.study import jobs
+from benchmarks.robustness.study.jobs import Job, Places, do
+from benchmarks.robustness.training import TrainingConfig, loop, train
+from benchmarks.robustness.training.parallel import of_torchrun
+from dreluop import DReLU
+torch.set_num_threads(1)
+processes, record_of = of_torchrun(), loop.record_of
+
+def unlike(model, batches, balancer, train_loss):
+    # As by rounding, or by running statistics of its own: only the first process still improves.
+    found = record_of(model, batches, balancer, train_loss)
+    return replace(found, validation_loss=-train_loss if processes.rank else train_loss)
+
+loop.record_of = unlike
+x, y = torch.rand(24, 1, 4, 4), torch.arange(24) % 10
+model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), DReLU(num_parameters=4), nn.Flatten(), nn.Linear(16, 10))
+found = {}
+for method in ("natural", "at", "trades"):
+    config = TrainingConfig(epochs=3, stop_patience=1, batch_size=8, method=method, attack_steps=1)
+    found[method] = train(model, Split(x, y), Split(x, y), config, processes=processes, progress=False)
+
+# The first process fails at judging; the other must not be left waiting for it, nor take a later step for its end.
+def fails(*_):
+    raise ValueError("no")
+
+jobs._judge = fails
+try:
+    do(Job("judge", None), Places(Path(), Path()), processes)
+except ValueError:
+    assert processes.rank == 0
+losses = {name: history.column("validation_loss")[1:] for name, history in found.items()}
+assert processes.of_first(losses) == losses
+if processes.rank == 0:
+    torch.save(losses, sys.argv[1])
+processes.wait()
+"""
+
+
+def test_processes_end_together(tmp_path: Path):
+    script, file = tmp_path / "script.py", tmp_path / "losses.pt"
+    script.write_text(UNLIKE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, file]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert {name: len(losses) for name, losses in torch.load(file).items()} == {"natural": 3, "at": 3, "trades": 3}
+
+
 def test_torchrun_is_needed_for_several_processes(monkeypatch: pytest.MonkeyPatch):
     from benchmarks.robustness.training.parallel import of_torchrun  # noqa: PLC0415
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.robustness.attacks import input_gradient, zero_gradient_share
 from benchmarks.robustness.data import Digits, Split
 from benchmarks.robustness.models import dense_drelu, dense_relu
-from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, total_loss, train
+from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, history, total_loss, train
 
 # Below float32's resolution: the weights stay, so the cross-entropy stays.
 FROZEN = 1e-30
@@ -132,6 +133,23 @@ def test_a_loss_that_is_not_finite_stops_training(few: Digits):
     bad = Split(torch.full_like(few.train.x, torch.nan), few.train.y)
     with pytest.raises(RuntimeError, match="the training loss is nan"):
         train(dense_relu(0), bad, few.validation, TrainingConfig(epochs=1))
+
+
+def test_gradients_of_validation_are_taken_in_parts(few: Digits, monkeypatch: pytest.MonkeyPatch):
+    model, sizes = dense_drelu(0, init=1e-3), []
+
+    def seen(model, x, y):
+        sizes.append(len(x))
+        return input_gradient(model, x, y)
+
+    monkeypatch.setattr(history, "input_gradient", seen)
+    monkeypatch.setattr(history, "GRADIENT_BATCH", 30)
+    record = history.record_of(model, [few.validation], 0.0, 0.0)
+    assert max(sizes) == 30
+    assert sum(sizes) == len(few.validation.x)
+    share = zero_gradient_share(model, *few.validation)
+    assert 0 < share < 1
+    assert record.validation_zero_gradient == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.robustness.data import GeneratedImages, MixedPart, StoredPart, load
+from benchmarks.robustness.training.parallel import Processes
 
 SHAPE = (3, 2, 4)
 
@@ -81,13 +82,13 @@ def test_samples_are_drawn_at_random_from_both_sets(tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 5])
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.5])
-def test_every_batch_has_its_share(tmp_path, share, world):
-    # With a regular mixture, every second sample of a share of 0.5 is original: a rank that took every second one
+def test_every_batch_of_every_process_has_its_share(tmp_path, share, world):
+    # With a regular mixture, every second sample of a share of 0.5 is original: a process that took every second one
     # would see one kind only.
-    mixed = numbered(tmp_path, 100, 500, share)
-    for rank in range(world):
-        for labels in labels_of(mixed.batches(10, shuffle=True, epoch=0, rank=rank, world=world)):
-            assert abs(sum(label < 1000 for label in labels) - share * len(labels)) < 1
+    for x, y in numbered(tmp_path, 100, 500, share).batches(20, shuffle=True, epoch=0):
+        for rank in range(world):
+            _, labels, _ = Processes(rank, world).share(x, y, torch.device("cpu"))
+            assert abs(int((labels < 1000).sum()) - share * len(labels)) < 1
 
 
 def test_kinds_have_their_own_images(tmp_path):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from itertools import chain
-
 import pytest
 import torch
 
@@ -63,26 +61,9 @@ def test_epoch_gives_the_same_order_whatever_ran_before():
     assert numbers(numbered(40, seed=1).batches(8, shuffle=True, epoch=0)) not in epochs
 
 
-def test_last_small_step_is_dropped_on_demand_only():
+def test_last_small_batch_is_dropped_on_demand_only():
     assert [len(y) for _, y in numbered(10).batches(4, drop_last=True)] == [4, 4]
     assert [len(y) for _, y in numbered(8).batches(4, drop_last=True)] == [4, 4]
-
-
-@pytest.mark.parametrize("samples", [24, 25, 29, 32, 3])
-def test_ranks_share_the_steps_of_one_process(samples):
-    part = numbered(samples)
-    alone = numbers(part.batches(8, shuffle=True, epoch=1))
-    ranks = [numbers(part.batches(2, shuffle=True, epoch=1, rank=rank, world=4)) for rank in range(4)]
-    assert len({tuple(len(batch) for batch in rank) for rank in ranks}) == 1
-    together = [list(chain(*batches)) for batches in zip(*ranks, strict=True)]
-    missing = -samples % 4
-    # What the ranks lack for equal shares is taken from the front of the epoch.
-    assert together == [*alone[:-1], alone[-1] + [*chain(*alone), *chain(*alone)][:missing]]
-
-
-def test_ranks_drop_a_step_that_is_not_full():
-    ranks = [numbers(numbered(29).batches(2, drop_last=True, rank=rank, world=4)) for rank in range(4)]
-    assert sorted(chain(*chain(*ranks))) == list(range(24))
 
 
 def test_first_samples_as_they_are_stored():
@@ -115,12 +96,14 @@ def test_seeded_choice(balanced):
     ("call", "message"),
     [
         (lambda part: part.batches(0), "batch_size: got 0; expected at least 1"),
-        (lambda part: part.batches(4, rank=2, world=2), "rank: got 2 of 2; expected 0 <= rank < world"),
         (lambda part: part.batches(4, shuffle=True), "generator: got None; a random order"),
         (lambda part: part.batches(4, generator(), epoch=0), "epoch: got one beside a generator"),
         (lambda part: part.batches(4, epoch=-1), "epoch: got -1; expected at least 0"),
         (lambda part: part.batches(4, epoch=0, augment=True), "augment: got True; these images have no augmentation"),
-        (lambda part: part.batches(64, drop_last=True), "drop_last: got True; 20 samples are fewer than one step's 64"),
+        (
+            lambda part: part.batches(64, drop_last=True),
+            "drop_last: got True; 20 samples are fewer than one batch's 64",
+        ),
         (lambda part: part.first(0), "n: got 0; expected 1 to 20"),
         (lambda part: part.first(21), "n: got 21; expected 1 to 20"),
         (lambda part: part.first(15, balanced=True), "n: got 15; expected a multiple of the number of classes, 10"),
@@ -166,12 +149,12 @@ def test_crop_and_flip_are_drawn_over_all_places():
     assert [sorted(set(column.tolist())) for column in changes.T] == [list(range(5)), list(range(5)), [0, 1]]
 
 
-def test_augmented_batches_are_the_same_on_one_process_and_on_two():
+def test_augmented_batches_have_the_order_of_plain_ones():
     images = torch.randint(256, (12, 3, 8, 8), generator=generator(), dtype=torch.uint8)
     part = StoredPart(images, torch.arange(12), CropAndFlip())
     (alone,) = part.batches(12, shuffle=True, epoch=0, augment=True)
-    ranks = [next(part.batches(6, shuffle=True, epoch=0, augment=True, rank=rank, world=2)) for rank in range(2)]
-    assert torch.equal(torch.cat([x for x, _ in ranks]), alone.x)
+    parts = [x for x, _ in part.batches(5, shuffle=True, epoch=0, augment=True)]
+    assert torch.equal(torch.cat(parts), alone.x)
     (plain,) = part.batches(12, shuffle=True, epoch=0)
     assert isinstance(plain, Split)
     assert torch.equal(plain.y, alone.y)

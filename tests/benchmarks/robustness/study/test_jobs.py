@@ -24,7 +24,7 @@ from benchmarks.robustness.reporting.frame import frame
 from benchmarks.robustness.reporting.pictures import PICTURES
 from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import adaptive_table, cost_table, table
-from benchmarks.robustness.study import configuration, engines, jobs, records
+from benchmarks.robustness.study import configuration, engines, jobs, records, training_job
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
 from benchmarks.robustness.study.training_job import trained
@@ -88,6 +88,27 @@ def test_calibrated_caps_start_where_the_warm_up_s_pre_activations_are(tiny: Stu
     assert record["training"]["history"]["cap_mean"][0] < 20
 
 
+def test_caps_are_calibrated_though_another_process_ends_the_same_job(
+    tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = next(run.recipe for run in tiny.runs if run.recipe.has_caps)
+    file = tmp_path / recipe.name / "training.pt"
+    original = training_job.train
+
+    def ended_meanwhile(*args, **options):
+        if options["file"] == file:
+            file.unlink()
+        history = original(*args, **options)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"of the other process")
+        return history
+
+    monkeypatch.setattr(training_job, "train", ended_meanwhile)
+    training_job.train_recipe(recipe, tmp_path, progress=False)
+    _, _, history = trained(recipe, tmp_path)
+    assert history.column("cap_mean")[0] < 20
+
+
 def _breaks_one(job: Job, places: Places) -> None:
     if job.name == "second":
         raise ValueError("no")
@@ -105,7 +126,7 @@ def test_engines_find_the_same_and_a_failure_stops_only_what_needs_it(
     broken = [Job("second", task), Job("third", task, ("second",)), Job("fourth", task)]
     todo = [*jobs_of(some, places), *broken]
     assert len(todo) == 7
-    failures = engines.ENGINES[engine](todo, partial(_breaks_one, places=places), 2)
+    failures = engines.ENGINES[engine](todo, partial(_breaks_one, places=places), 2, "cpu")
     assert sorted(failure.job for failure in failures) == ["second", "third"]
     reasons = {failure.job: failure.reason for failure in failures}
     assert reasons["second"] == "ValueError: no"
@@ -117,6 +138,34 @@ def test_engines_find_the_same_and_a_failure_stops_only_what_needs_it(
         for name in ("accuracy", "worst", "zero_gradient", "caps", "bounds"):
             assert record["judgement"][name] == expected[record["name"]][name]
     assert jobs_of(some, places) == []
+
+
+def _ends_its_process(job: Job) -> None:
+    os._exit(1)
+
+
+def test_a_killed_worker_is_a_failure_of_all_that_is_left(tiny: Study):
+    todo = [Job(name, tiny.runs[0]) for name in ("first", "second", "third")]
+    failures = engines.by_processes(todo, _ends_its_process, 1)
+    assert [failure.job for failure in failures] == ["first", "second", "third"]
+    assert all("terminated abruptly" in failure.reason for failure in failures)
+
+
+@pytest.mark.parametrize(("address", "told"), [("", {"num_cpus": 3}), ("10.0.0.1:6379", {})])
+def test_a_ray_cluster_is_not_told_its_size(address: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch):
+    # Ray raises ValueError at a size for a cluster that is there already.
+    ray = pytest.importorskip("ray")
+    asked: list[dict[str, object]] = []
+
+    def init(**options: object) -> None:
+        asked.append(options)
+        raise ConnectionError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConnectionError):
+        engines.by_ray([], _ends_its_process, 3)
+    assert {name: value for name, value in asked[0].items() if name == "num_cpus"} == told
 
 
 def test_a_broken_judgement_goes_on_with_the_attacks_that_are_left(
@@ -200,7 +249,12 @@ def test_tables_show_the_honest_columns(done: list[records.Record]):
     clean = [one["judgement"]["accuracy"]["clean"] for one in done if one["label"] == "ReLU"]
     spread = 100 * abs(clean[0] - clean[1]) / 2**0.5
     assert shown.rows[0][column] == f"{50 * sum(clean):.1f} ± {spread:.1f}"
+    near = shown.header.index("CW-L2, near")
+    bounds = [one["judgement"]["cw"] for one in done if one["label"] == "D-ReLU 1"]
+    assert all(set(one) == {"1.5", "18"} for one in bounds)
+    assert shown.rows[2][near].startswith(f"{50 * sum(one['1.5'] for one in bounds):.1f}")
     few = table("T", done, ["clean", "square"])
+    assert "CW-L2, near" not in few.header
     assert few.header[4:6] == ("clean", "Square")
     assert "adaptive worst" in few.header
     with pytest.raises(ValueError, match="columns: got 'fgms'"):
@@ -216,6 +270,13 @@ def test_the_paper_s_numbers_do_not_hide_the_worst_one(done: list[records.Record
         assert (runs.paper_worst <= runs[name] + 1e-6).all()
     for name in ("straight_through", "soft", "uncapped", "apgd_targeted", "transfer"):
         assert (runs.worst <= runs[name].fillna(1) + 1e-6).all()
+
+
+def test_runs_that_one_name_would_mix_are_refused(done: list[records.Record]):
+    again = json.loads(json.dumps(done[0]))
+    again["recipe"]["training"]["epochs"] = 7
+    with pytest.raises(ValueError, match="records: got two of digits, dense, ReLU, 0; expected one"):
+        frame([*done, again])
 
 
 def test_blocks_are_what_the_statistics_take(done: list[records.Record]):
