@@ -94,14 +94,14 @@ def show(options: argparse.Namespace) -> int:
 
 def plot(options: argparse.Namespace) -> int:
     """Draw a study's pictures."""
-    from benchmarks.robustness.reporting.pictures import PICTURES  # noqa: PLC0415 (matplotlib is slow to import)
+    from benchmarks.robustness.reporting.pictures import draw  # noqa: PLC0415 (matplotlib is slow to import)
 
     study = configuration.read(options.configuration)
     found = _found(study, options.results)
     source = source_of(study.name, study.runs, options.results)
     for kind in study.pictures or ("balancer",):
         path = options.output / f"{study.name}-{kind.replace('_', '-')}.png"
-        PICTURES[kind](study.title, found, path, source)
+        draw(study, kind, found, path, source)
         print(f"drawn: {path}")
     return 0
 

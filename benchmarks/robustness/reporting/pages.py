@@ -40,9 +40,9 @@ class StudyPicture:
         return source_of(self.study.name, self.study.runs, self.results)
 
     def draw(self, path: Path) -> None:
-        from benchmarks.robustness.reporting.pictures import PICTURES  # noqa: PLC0415 (matplotlib)
+        from benchmarks.robustness.reporting.pictures import draw  # noqa: PLC0415 (matplotlib)
 
-        PICTURES[self.kind](self.study.title, records.found(self.study.runs, self.results), path, self.source)
+        draw(self.study, self.kind, records.found(self.study.runs, self.results), path, self.source)
 
 
 def pictures(results: Path) -> list[StudyPicture]:

@@ -17,19 +17,25 @@ from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
 from benchmarks.robustness.reporting.frame import PAPER, frame
+from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.records import Record
 
-Draw = Callable[[str, Sequence[Record], Path, Source], None]
+Draw = Callable[..., None]
 
 WORST, ZERO = "adaptive worst", "inputs with zero gradient"
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GREY)
 
 
-def balancer(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
-    """Accuracy over the balancer, a panel per network (the form of Figures 11 to 24); 0 is the ReLU network."""
+def balancer(title: str, records: Sequence[Record], path: Path, source: Source, columns: Sequence[str] = ()) -> None:
+    """Accuracy over the balancer, a panel per network (the form of Figures 11 to 24); 0 is the ReLU network.
+
+    ``columns`` are those of ``PAPER`` to show; empty: all that were measured.
+    """
     runs = frame(records)
     runs = runs[runs.kind.isin(["natural", "drelu"])].assign(value=lambda f: f.balancer.fillna(0.0))
-    shown = [name for name in PAPER if name in runs and not runs[name].isna().all()]
+    if runs.empty:
+        raise ValueError("records: got no run with ReLU or D-ReLU; expected at least one")
+    shown = [name for name in columns or PAPER if name in runs and not runs[name].isna().all()]
     figure, panels = _panels(runs.model.unique(), width=6.0)
     for axes, (model, group) in zip(panels, runs.groupby("model", sort=False), strict=True):
         ticks, places = _logarithmic(sorted(group.value.unique()))
@@ -132,6 +138,12 @@ PICTURES: dict[str, Draw] = {
     "initial_cap": initial_cap,
     "trajectory": trajectory,
 }
+
+
+def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source: Source) -> None:
+    """One of ``PICTURES`` of a study, with the columns that it asks for."""
+    chosen = {"columns": study.columns} if kind == "balancer" else {}
+    PICTURES[kind](study.title, records, path, source, **chosen)
 
 
 def _at_zero(record: Record) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from benchmarks.pictures.source import recorded
 from benchmarks.robustness import command
 from benchmarks.robustness.evaluation import judge as judging
 from benchmarks.robustness.reporting import pages
+from benchmarks.robustness.reporting import pictures as reporting_pictures
 from benchmarks.robustness.reporting.blocks import blocks
 from benchmarks.robustness.reporting.frame import frame
 from benchmarks.robustness.reporting.pictures import PICTURES
@@ -296,6 +298,26 @@ def test_pictures(kind: str, tiny: Study, places: Places, done: list[records.Rec
     PICTURES[kind](tiny.title, done, path, source)
     assert recorded(path) == str(source)
     assert path.stat().st_size > 10_000
+
+
+def test_a_picture_of_a_study_shows_its_columns(
+    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    original = reporting_pictures._line
+
+    def line(axes, runs, x, y, *rest, **style):
+        seen.append(y)
+        original(axes, runs, x, y, *rest, **style)
+
+    monkeypatch.setattr(reporting_pictures, "_line", line)
+    source = source_of(tiny.name, tiny.runs, places.results)
+    asked = dataclasses.replace(tiny, columns=("clean", "square"))
+    reporting_pictures.draw(asked, "balancer", done, tmp_path / "a.png", source)
+    assert seen == ["clean", "square", "worst", "zero_gradient"]
+    attacked = [record for record in done if record["recipe"]["method"] == "at"]
+    with pytest.raises(ValueError, match="records: got no run with ReLU or D-ReLU"):
+        reporting_pictures.draw(asked, "balancer", attacked, tmp_path / "b.png", source)
 
 
 def test_the_source_changes_with_the_records(tiny: Study, places: Places, done: list[records.Record], tmp_path: Path):
