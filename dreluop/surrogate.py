@@ -164,7 +164,7 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
     else:
         # A fifth of the time of torch.std on a CPU.
         mean = wide.mean(shared, keepdim=True)
-        std = (wide - mean).square_().mean(shared, keepdim=True).sqrt()
+        std = (wide - mean).square().mean(shared, keepdim=True).sqrt()
     mean, std = mean.reshape(cap.shape), std.reshape(cap.shape)
     if x.is_meta:
         return std
