@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -184,7 +185,11 @@ def first(batch: list[Results]) -> Results:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_data_loader(method: str, alone: list[Results], two_threads_inside: None) -> None:
+def test_workers_of_a_data_loader(
+    method: str, request: pytest.FixtureRequest, alone: list[Results], two_threads_inside: None
+) -> None:
+    if method == "fork" and passed_in_a_fresh_process(request):
+        return
     # The parent's threads have worked, forward and backward, before a worker is forked from it.
     assert_equal(work(0), alone[0])
     loader: Any = DataLoader(
@@ -197,6 +202,28 @@ def test_workers_of_a_data_loader(method: str, alone: list[Results], two_threads
     assert found == len(TASKS)
     # The parent still works, on its own threads.
     assert_equal(work(1), alone[1])
+
+
+FRESH = "DRELUOP_TEST_FRESH"
+
+
+def passed_in_a_fresh_process(request: pytest.FixtureRequest) -> bool:
+    """Run this test by itself elsewhere; False if here is elsewhere.
+
+    Torch refuses backward in a fork once its engine has started threads, which any earlier test may have made it do
+    (reentrant checkpointing does).
+    """
+    if FRESH in os.environ:
+        return False
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid],
+        cwd=request.config.rootpath, env=environment | {FRESH: "1"}, capture_output=True, text=True, check=False,
+        timeout=3 * PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    return True
 
 
 def _in_a_child(indices: list[int], sender: Any) -> None:
@@ -226,8 +253,13 @@ def forked() -> Iterator[Callable[[list[int]], list[Results]]]:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_fork_after_import_and_use(
-    forked: Callable[[list[int]], list[Results]], alone: list[Results], two_threads_inside: None
+    request: pytest.FixtureRequest,
+    forked: Callable[[list[int]], list[Results]],
+    alone: list[Results],
+    two_threads_inside: None,
 ) -> None:
+    if passed_in_a_fresh_process(request):
+        return
     assert_equal(work(2), alone[2])
     indices = list(range(len(TASKS)))
     for got, want in zip(forked(indices), alone, strict=True):

@@ -100,7 +100,7 @@ def test_without_results(document: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("no marks\n", "marks none of the reports kernels, gpu"),
+        ("no marks\n", f"marks none of the reports {', '.join(report.REPORTS)}"),
         (f"{BEGIN}\n", "got 1 and 0"),
         (f"{END}\n{BEGIN}\n", "got 1 and 1"),
         (f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", "got 2 and 2"),
