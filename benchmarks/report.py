@@ -14,8 +14,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from benchmarks.compiled import tables as compiled_tables
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
@@ -109,6 +110,18 @@ def _wheels_report(document: wheels_document.Document) -> str:
     return "\n\n".join([f"{wheels_tables.headline(document)}.", *map(markdown, parts)])
 
 
+def compiled(folder: Path) -> str:
+    """Training steps of compiled networks, for each device."""
+    documents: list[Any] = [results.load(path) for path in sorted(folder.glob(f"*/{compiled_tables.FILE_NAME}"))]
+    if not documents:
+        return NOTHING
+    tables_of = [compiled_tables.table(one) for one in documents]
+    return "\n\n".join(
+        f"**{table.title}** ({compiled_tables.headline(one)})\n\n{markdown(table)}"
+        for one, table in zip(documents, tables_of, strict=True)
+    )
+
+
 def scaling(folder: Path) -> str:
     """Where the fixed overhead ends, for each device."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
@@ -135,6 +148,7 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "gpu": gpu,
     "scaling": scaling,
     "models": models,
+    "compiled": compiled,
     "pictures": gallery.markdown,
     "statistics": statistics,
     **studies.REPORTS,
