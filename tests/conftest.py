@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._functorch.config
 import torch._inductor.config
+from torch import Tensor
 
 import dreluop
 from dreluop.ops import choice, native, reference, schemas, triton
@@ -163,3 +164,25 @@ def pytest_report_header() -> list[str]:
         f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}",
         f"CPU tensors: {served}; CUDA tensors: {cuda}",
     ]
+
+
+@pytest.fixture
+def saved() -> Iterator[list[Tensor]]:
+    """What autograd saves while the test runs."""
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        yield kept
+
+
+def storages(*tensors: Tensor) -> dict[int, int]:
+    """Address and size in bytes of each storage."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """Of this process alone."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

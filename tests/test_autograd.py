@@ -16,6 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import dreluop
 from tests import oracle
 from tests.cases import DTYPES, dtype_id
+from tests.conftest import storages
 from tests.devices import moved
 
 
@@ -261,18 +262,6 @@ def test_gradient_of_the_penalty_has_the_dtype_of_the_cap(how: str, dtype: torch
     penalty.backward()
     assert cap.grad.dtype == dtype
     torch.testing.assert_close(cap.grad.double(), torch.full((4,), 140.0).double(), rtol=1e-2, atol=0)
-
-
-@pytest.fixture
-def saved() -> Iterator[list[Tensor]]:
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        yield kept
-
-
-def storages(*tensors: Tensor) -> dict[int, int]:
-    """Address and size in bytes of each storage."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
 
 
 @by_balancer

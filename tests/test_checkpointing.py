@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dreluop
 from dreluop.surgery import replace_activations
+from tests.conftest import storages
 from tests.optional import torchvision_or_skip
 
 SAVES = ("output", "code")
@@ -80,18 +81,6 @@ def test_hooks_may_move_what_is_saved(save: str, inplace: bool, balancer: float 
     assert moved
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one, other)
-
-
-@pytest.fixture
-def saved() -> Iterator[list[Tensor]]:
-    kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        yield kept
-
-
-def storages(*tensors: Tensor) -> dict[int, int]:
-    """Address and size in bytes of each storage."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
 
 
 def block(fuse: bool, inplace: bool) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,14 +63,6 @@ def test_shared_caps_come_once_and_frozen_ones_too() -> None:
     weights, caps = dreluop.parameter_groups(model, 1e-3)
     assert same(caps["params"], [shared.cap])
     assert same(weights["params"], [*model[0].parameters()])
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    distributed = torch.distributed
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {

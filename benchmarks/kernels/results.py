@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import torch
 
 import dreluop
+from benchmarks.files import replacing
 from benchmarks.kernels import contenders
 from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
@@ -96,10 +97,8 @@ def versions() -> dict[str, str]:
 
 def save(document: Mapping[str, Any], path: Path) -> None:
     """Write the document so that a reader, or a crash, finds either the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def load(path: Path) -> Document:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,14 +66,6 @@ def test_quantised_layers_that_hide_a_relu_are_told() -> None:
     report = replace_activations(nn.Sequential(fused, trained))
     assert [site.name for site in report.replaced] == ["0.1"]
     assert report.untraced == {"1": "torch.ao.nn.intrinsic.qat.modules.conv_fused.ConvReLU2d computes its ReLU inside"}
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    distributed = torch.distributed
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("change", [replace_activations, insert_head], ids=["replace", "head"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Judgement:
         zero_gradient: share of the inputs whose loss has an exactly zero gradient.
         caps: None for a model without caps.
         cw: accuracy within each of the L2 bounds, by the bound; cw_median: median distance of what was found.
-        bounds: for each radius of the sweep ``clean`` (a radius of 0), ``apgd_ce``, the paper's attack, and ``worst``,
-            over it and the adaptive attacks (without Square).
+        bounds: for each radius of the sweep ``apgd_ce``, the paper's attack, and ``worst``, over it and the adaptive
+            attacks (without Square).
         seconds, cpu_seconds: of each attack.
     """
 
@@ -116,8 +117,7 @@ class _Judging:
             return
         with self._timed(name):
             right = []
-            batches = zip(*(part.split(self.settings.batch_size) for part in self.split), strict=True)
-            for index, (x, y) in enumerate(batches):
+            for index, (x, y) in enumerate(self._batches()):
                 adversarial = attack(x, y, eps, self.settings.seed + index)
                 with frozen(self.model), torch.no_grad():
                     right.append(self.model(adversarial).argmax(1) == y)
@@ -129,8 +129,7 @@ class _Judging:
         if not s.cw_samples or self.found.distances is not None:
             return
         with self._timed("cw_l2"):
-            x, y = self.split.x[: s.cw_samples], self.split.y[: s.cw_samples]
-            batches = zip(x.split(s.batch_size), y.split(s.batch_size), strict=True)
+            batches = self._batches(s.cw_samples)
             found = [carlini_wagner(self.model, *batch, s.cw_steps, s.cw_searches)[1] for batch in batches]
             self.found.distances = torch.cat(found).cpu()
         self._save()
@@ -138,11 +137,8 @@ class _Judging:
     def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack]) -> Judgement:
         s, found = self.settings, self.found
         right = found.right
-        x, y = self.split
-        zero = [
-            zero_gradient_share(self.model, *batch) * len(batch[0])
-            for batch in zip(x.split(s.batch_size), y.split(s.batch_size), strict=True)
-        ]
+        x = self.split.x
+        zero = [zero_gradient_share(self.model, *batch) * len(batch[0]) for batch in self._batches()]
         at_bounds = {
             f"{eps:g}": {
                 "apgd_ce": _share(right[_at("apgd_ce", eps)]),
@@ -169,21 +165,17 @@ class _Judging:
         if self.file is not None:
             checkpoint.save(vars(self.found), self.file)
 
-    def _timed(self, name: str) -> _Timed:
+    def _batches(self, samples: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of the first so many inputs; None: of all."""
+        return zip(*(part[:samples].split(self.settings.batch_size) for part in self.split), strict=True)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         self.report(name)
-        return _Timed(name, self.found)
-
-
-class _Timed:
-    def __init__(self, name: str, found: _Found) -> None:
-        self.name, self.found = name, found
-
-    def __enter__(self) -> None:
-        self.began, self.began_cpu = time.perf_counter(), time.process_time()
-
-    def __exit__(self, *error: Any) -> None:
-        self.found.seconds[self.name] = time.perf_counter() - self.began
-        self.found.cpu_seconds[self.name] = time.process_time() - self.began_cpu
+        began, began_cpu = time.perf_counter(), time.process_time()
+        yield
+        self.found.seconds[name] = time.perf_counter() - began
+        self.found.cpu_seconds[name] = time.process_time() - began_cpu
 
 
 def _at(name: str, eps: float) -> str:

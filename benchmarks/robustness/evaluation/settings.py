@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.robustness.attacks.checks import at_least_one
+
 
 @dataclass(frozen=True)
 class AttackSettings:
@@ -38,8 +40,7 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_size", "pgd_steps", "apgd_steps", "square_queries", "cw_steps", "cw_searches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1")
+            at_least_one(name, getattr(self, name))
         for name, values in (("eps", (self.eps,)), ("cw_bounds", self.cw_bounds), ("bounds", self.bounds)):
             if not all(value >= 0 for value in values):
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected numbers >= 0")

@@ -13,7 +13,7 @@ from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.judge import judge
 from benchmarks.robustness.study import records
 from benchmarks.robustness.study.recipe import Judged, Recipe
-from benchmarks.robustness.study.training_job import dataset_of, train_recipe, trained
+from benchmarks.robustness.study.training_job import dataset_of, is_trained, train_recipe, trained
 from benchmarks.robustness.training.parallel import Processes
 
 # They go through the model in one batch, which must fit a card.
@@ -61,7 +61,7 @@ def jobs_of(runs: Sequence[Judged], places: Places) -> list[Job]:
     jobs: dict[str, Job] = {}
 
     def needed(recipe: Recipe) -> tuple[str, ...]:
-        if (places.work / recipe.name / "trained.pt").exists():
+        if is_trained(recipe, places.work):
             return ()
         name = f"train {recipe.name}"
         if name not in jobs:

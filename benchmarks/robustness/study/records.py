@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from benchmarks.kernels.results import commit, describe_device, now, versions
+from benchmarks.files import replacing
+from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
 from benchmarks.robustness.evaluation.judge import Judgement
 from benchmarks.robustness.study.recipe import Judged
 from benchmarks.robustness.training import History
 
-SCHEMA = 1
 Record = dict[str, Any]
 
 # Enough for a picture, and a thousand epochs stay small.
@@ -48,11 +47,9 @@ def record_of(
 
 def save(record: Record, folder: Path) -> Path:
     """Write the record; a reader finds all of it or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['name']}.json"
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(json.dumps(record, allow_nan=False) + "\n")
-    beside.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(record, allow_nan=False) + "\n")
     return path
 
 
@@ -63,15 +60,7 @@ def find(judged: Judged, folder: Path) -> Record | None:
         ValueError: the file is no record of this schema.
     """
     path = folder / f"{judged.name}.json"
-    if not path.exists():
-        return None
-    try:
-        record: Record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
-    if record.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: got schema {record.get('schema')}; expected {SCHEMA}")
-    return record
+    return cast(Record, load(path)) if path.exists() else None
 
 
 def found(runs: Sequence[Judged], folder: Path) -> list[Record]:

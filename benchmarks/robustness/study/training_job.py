@@ -39,9 +39,9 @@ def train_recipe(
         processes: of torchrun.
         progress: show a bar.
     """
-    folder = work / recipe.name
-    if (folder / "trained.pt").exists():
+    if is_trained(recipe, work):
         return
+    folder = work / recipe.name
     processes = processes or Processes()
     device = device or torch.device("cpu")
     dataset = dataset_of(recipe.data, root)
@@ -71,7 +71,7 @@ def train_recipe(
             "warm_up": checkpoint.history_state(history),
             "history": checkpoint.history_state(main),
         }
-        checkpoint.save(state, folder / "trained.pt")
+        checkpoint.save(state, _result(recipe, work))
         for part in ("warm-up", "training"):
             (folder / f"{part}.pt").unlink(missing_ok=True)
     processes.wait()
@@ -86,10 +86,19 @@ def trained(
         FileNotFoundError: it was not trained yet.
     """
     device = device or torch.device("cpu")
-    state = checkpoint.load(work / recipe.name / "trained.pt", device)
+    state = checkpoint.load(_result(recipe, work), device)
     model = _built(recipe, root).to(device)
     model.load_state_dict(state["model"])
     return model.eval(), checkpoint.history_of(state["warm_up"]), checkpoint.history_of(state["history"])
+
+
+def is_trained(recipe: Recipe, work: Path) -> bool:
+    """Whether ``trained`` has something to read."""
+    return _result(recipe, work).exists()
+
+
+def _result(recipe: Recipe, work: Path) -> Path:
+    return work / recipe.name / "trained.pt"
 
 
 @lru_cache(maxsize=2)

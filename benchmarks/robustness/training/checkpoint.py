@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.files import replacing
 from benchmarks.robustness.training.history import EpochRecord, History
 
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write so that at any time the file is whole: the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    torch.save(state, beside)
-    beside.replace(path)
+    with replacing(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.robustness.attacks.checks import at_least_one
+
 Method = Literal["natural", "at", "trades"]
 
 
@@ -48,8 +50,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "attack_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1")
+            at_least_one(name, getattr(self, name))
         for name in ("lr", "cap_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected a finite number > 0")
