@@ -23,6 +23,7 @@ from dreluop.backends.choice import (
 )
 from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_gradient, penalty_tangent
 
 
@@ -184,12 +185,16 @@ class PlainCappedReLUFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         y, cap = ctx.saved_tensors
         need_x, need_cap, *_ = ctx.needs_input_grad
-        if derivative_may_be_asked(grad, cap):
-            with using(ctx.operators):
-                dx, dcap, _ = _backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
-        else:
-            with below_autograd():
-                dx, dcap, _ = ctx.operators.backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
+        try:
+            if derivative_may_be_asked(grad, cap):
+                with using(ctx.operators):
+                    dx, dcap, _ = _backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
+            else:
+                with below_autograd():
+                    dx, dcap, _ = ctx.operators.backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
+        except RuntimeError as error:
+            raise_as_of_torch(error)
+            raise
         return dx if need_x else None, dcap if need_cap else None, None, None
 
 

@@ -16,6 +16,7 @@ from dreluop.backends.choice import operators_for
 from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
+from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_of
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
@@ -108,7 +109,11 @@ def capped_relu(
         and not derivatives_by_plain_torch()
     ):
         return _plain(x, cap, dim, inplace)
-    return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
+    try:
+        return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
+    except RuntimeError as error:
+        raise_as_of_torch(error)
+        raise
 
 
 def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
@@ -128,7 +133,8 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
                 return calls.forward(x, cap, dim)
             calls.forward_(x, cap, dim)
         return x
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise_as_of_torch(error)
         validation.float_tensor("x", x)
         validation.cap_for(x, cap, dim)
         raise

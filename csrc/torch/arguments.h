@@ -134,7 +134,11 @@ inline Tensor empty_as(const Tensor& t) {
   const Sizes sizes = sizes_of(t), strides = strides_of(t);
   if (t.numel() > 0 && strides == dense_strides(sizes, memory_order(strides)))
     return empty_strided(sizes, strides, t.scalar_type(), t);
-  return torch::stable::empty_like(t);
+  try {
+    return torch::stable::empty_like(t);
+  } catch (const std::runtime_error&) {
+    fail_to_allocate(sizes, t.scalar_type(), device_type_of(t));
+  }
 }
 
 // A gradient or tangent of x: with the strides of the saved output, or dense in the order of the code.

@@ -31,6 +31,7 @@ from torch import Tensor
 from dreluop.backends import names, native, reference, triton
 from dreluop.ops.calls import DEFAULT, FUSED, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
+from dreluop.out_of_memory import raise_as_of_torch
 
 BackendName = Literal["native", "triton", "reference"]
 Form = Literal["auto", "fuse", "opaque"]
@@ -229,8 +230,12 @@ def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., 
     @functools.wraps(method)
     def run(ctx: Any, *grads: Any) -> Any:
         saved = ctx.saved_tensors
-        with using(ctx.operators):
-            return method(ctx, saved, *grads)
+        try:
+            with using(ctx.operators):
+                return method(ctx, saved, *grads)
+        except RuntimeError as error:
+            raise_as_of_torch(error)
+            raise
 
     return run
 

@@ -45,6 +45,11 @@ def test_the_installed_torch_has_all_that_is_needed(library):
     assert [name for name in symbols.needed(library) if name not in has] == []
 
 
+def test_what_torch_has_since_2_13_is_weak(library):
+    names = output_of("nm", "-D", "--undefined-only", library)
+    assert re.findall(r" ([Uw]) torch_exception_\S*", names) == ["w"]
+
+
 def test_what_only_a_cuda_torch_has_is_weak(library):
     names = output_of("nm", "-D", "--undefined-only", library)
     assert re.findall(r" ([Uw]) \S*cuda\S*stream", names) in ([], ["w"])

@@ -80,8 +80,11 @@ def test_public_functions(name: str) -> None:
 
 
 def test_no_memory_for_the_result_is_an_error_of_torch() -> None:
-    # 16 TB, of which only one element exists. Through the stable ABI, torch's own exception arrives as its base class.
+    # 16 TB, of which only one element exists.
     x = tensor(1).expand(1 << 42)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        dreluop.capped_relu(x, tensor(1), dim=0)
+    # Through the stable ABI, torch's own exception arrives as its base class.
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
         ops.forward_extra(x, tensor(1), 0, False, None)
     assert ops.forward(tensor(2, 3), tensor(3)).tolist() == [[5] * 3] * 2

@@ -1,0 +1,71 @@
+"""Memory that is not there: a result that cannot be allocated is said as torch says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dreluop
+from dreluop.backends.choice import operators
+from tests.conftest import native_or_skip
+
+TOO_MANY = 1 << 45  # 128 TiB of float32, of which only one element exists
+ON_CUDA = "CUDA out of memory. Tried to allocate 128 TiB"
+
+
+@pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators as on a GPU that is full."""
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError(ON_CUDA)
+
+    for name in ("forward", "forward_", "forward_extra", "forward_extra_"):
+        monkeypatch.setattr(operators(), name, fails)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("more", [{}, {"save": "code"}, {"balancer": 0.1}, {"bias": torch.ones(4)}], ids=str)
+@pytest.mark.usefixtures("without_memory")
+def test_forward_raises_the_exception_that_torch_has_for_it(requires_grad: bool, more: dict[str, Any]) -> None:
+    x = torch.randn(2, 4, requires_grad=requires_grad)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
+        dreluop.capped_relu(x, torch.ones(4), **more)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("save", ["output", "code"])
+def test_so_does_backward(monkeypatch: pytest.MonkeyPatch, save: str, create_graph: bool) -> None:
+    x = torch.randn(2, 4, requires_grad=True)
+    y = dreluop.capped_relu(x, torch.ones(4), save=save)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError(ON_CUDA)
+
+    monkeypatch.setattr(operators(), "backward", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
+        torch.autograd.grad(y.sum(), x, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError(ON_CUDA)], ids=str)
+def test_other_errors_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(operators(), "forward", fails)
+    with pytest.raises(type(error)) as raised:
+        dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
+    assert raised.value is error
+
+
+def test_the_compiled_operators_name_the_result() -> None:
+    native_or_skip()
+    x: Tensor = torch.ones(1).expand(TOO_MANY)
+    # Since torch 2.13 these are torch's own words, before they are ours.
+    with pytest.raises(
+        RuntimeError, match=rf"allocate a result of shape \({TOO_MANY}\)|tried to allocate {4 * TOO_MANY}"
+    ):
+        operators().forward(x, torch.ones(1), 0)
