@@ -11,6 +11,8 @@ from torch import Tensor
 from dreluop.backends import choice, names, reference
 from dreluop.validation import FLOAT_DTYPES
 
+# Triton compiles each of its kernels for every dtype and layout, in seconds: these reach all kernels.
+_TRITON_CASES = ("float32, channel cap, contiguous", "bfloat16, channel cap, channels last")
 _SPECIAL_VALUES = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0, -1.0)
 
 
@@ -57,7 +59,9 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
     generator = torch.Generator().manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
         for case, x, cap in _inputs(dtype, device, generator):
-            text = f"{device}, {str(dtype).removeprefix('torch.')}, {case}"
+            if backend == "triton" and case not in _TRITON_CASES:
+                continue
+            text = f"{device}, {case}"
             grad = torch.randn(x.shape, generator=generator).to(device, dtype)
             weight = torch.tensor(0.5, device=device)
             bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator).to(device)
@@ -96,6 +100,7 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
 
 
 def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
+    name = str(dtype).removeprefix("torch.")
     x = torch.randn(3, 5, 7, 9, generator=generator)
     x.view(-1)[:: x.numel() // len(_SPECIAL_VALUES)][: len(_SPECIAL_VALUES)] = torch.tensor(_SPECIAL_VALUES)
     x = x.to(device, dtype)
@@ -108,8 +113,8 @@ def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iter
         shapes = {"layer": (1,), "channel": (5,), "neuron": tuple(view.shape[1:])}
         for granularity, shape in shapes.items():
             cap = torch.randn(shape, generator=generator).abs()
-            yield f"{granularity} cap, {layout}", view, cap.to(device, dtype)
-    yield "float32 cap, contiguous", x, torch.rand(5, generator=generator).to(device)
+            yield f"{name}, {granularity} cap, {layout}", view, cap.to(device, dtype)
+    yield f"{name}, float32 cap, contiguous", x, torch.rand(5, generator=generator).to(device)
 
 
 def _same(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:

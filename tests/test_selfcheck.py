@@ -48,6 +48,15 @@ def test_it_compares_every_operator_of_the_native_part() -> None:
     assert {result.operator for result in results if result.backend == "native"} == set(schemas.SCHEMAS)
 
 
+def test_of_triton_it_compares_every_operator_on_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels do not run here, so the reference stands in: all that counts is what is asked."""
+    monkeypatch.setattr(choice, "operators_of", lambda name: choice.REFERENCE)
+    monkeypatch.setattr(selfcheck, "backends", lambda: [selfcheck.Backend("triton", ("cpu",), {})])
+    results = selfcheck.run()
+    assert {result.operator for result in results} == set(schemas.SCHEMAS)
+    assert len({result.case.removesuffix(", soft").removesuffix(", bias and residual") for result in results}) == 2
+
+
 def test_reference_on_request_gives_the_reason() -> None:
     result = run("-m", "dreluop", DRELUOP_BACKEND="reference")
     assert result.returncode == 0, result.stdout + result.stderr
