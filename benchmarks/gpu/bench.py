@@ -7,18 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from benchmarks.gpu import tables
-from benchmarks.gpu.document import Document, folder_of, new_document
+from benchmarks.gpu.document import Document, case_name, folder_of, go_on, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
 from benchmarks.gpu.timing import Machine, cuda_machine
-from benchmarks.kernels.results import FILE_NAME
+from benchmarks.kernels.results import FILE_NAME, load
 from benchmarks.kernels.suite import Failure
 from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
-from benchmarks.tables import DTYPES, markdown
+from benchmarks.tables import markdown
 from dreluop.backends import native
 
 
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few cases and samples, in about a minute")
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
     parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
+    parser.add_argument(
+        "--resume", type=Path, help="an earlier run's file, on this card and with these versions, to go on from"
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("torch sees no CUDA device")
@@ -36,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = new_document(quick=options.quick)
     folder = options.out or folder_of(document["device"])
     output = folder / FILE_NAME
-    code = measure(document, cases(quick=options.quick), cuda_machine(), output, options.limit)
+    selected = cases(quick=options.quick)
+    if options.resume is not None:
+        try:
+            done = go_on(document, cast(Document, load(options.resume)))
+        except (OSError, ValueError) as error:
+            parser.error(f"--resume: {error}")
+        selected = [case for case in selected if _label(case) not in done]
+    code = measure(document, selected, cuda_machine(), output, options.limit)
     if document["rows"]:
         show(document)
         draw(document, output.with_suffix(".png"))
@@ -58,7 +69,7 @@ def measure(
 
 
 def _label(case: GpuCase) -> str:
-    return f"{case.name}, {DTYPES[case.dtype_name]}"
+    return case_name(case.name, case.dtype_name)
 
 
 def show(document: Document) -> None:

@@ -13,6 +13,7 @@ from benchmarks.gpu.suite import Row
 from benchmarks.kernels import results
 from benchmarks.kernels.results import Commit
 from benchmarks.kernels.suite import Failure
+from benchmarks.tables import DTYPES
 
 
 class Card(TypedDict):
@@ -25,8 +26,19 @@ class Card(TypedDict):
     driver: str | None
 
 
+class Run(TypedDict):
+    """What an earlier run of the same suite on the same card measured, by the names of its cases."""
+
+    date: str
+    commit: Commit | None
+    cases: list[str]
+
+
 class Document(TypedDict):
-    """A run. ``complete`` is false while it goes on and after it was interrupted; ``quick``: few cases."""
+    """A run. ``complete`` is false while it goes on and after it was interrupted; ``quick``: few cases.
+
+    ``earlier``: the runs that it goes on from; date and commit are of the last. A case is always of one run.
+    """
 
     schema: int
     complete: bool
@@ -35,6 +47,7 @@ class Document(TypedDict):
     device: Card
     versions: dict[str, str]
     commit: Commit | None
+    earlier: list[Run]
     failures: list[Failure]
     rows: list[Row]
 
@@ -48,9 +61,41 @@ def new_document(*, quick: bool) -> Document:
         "device": describe_card(),
         "versions": versions(),
         "commit": results.commit(),
+        "earlier": [],
         "failures": [],
         "rows": [],
     }
+
+
+def go_on(document: Document, former: Document) -> set[str]:
+    """Take over what an earlier run measured, but for the cases of which something failed.
+
+    Returns:
+        The names of the cases that are done.
+
+    Raises:
+        ValueError: the earlier run was on another device, with other versions, or of the other kind.
+    """
+    for name in ("device", "versions", "quick"):
+        if former[name] != document[name]:
+            raise ValueError(f"resume: got {name} {former[name]}; expected what is measured now, {document[name]}")
+    failed = {case_name(failure["case"], failure["dtype"]) for failure in former["failures"]}
+    rows = [row for row in former["rows"] if case_name(row["case"], row["dtype"]) not in failed]
+    done = list(dict.fromkeys(case_name(row["case"], row["dtype"]) for row in rows))
+    earlier = former.get("earlier", [])
+    known = {name for run in earlier for name in run["cases"]}
+    last: Run = {
+        "date": former["date"],
+        "commit": former["commit"],
+        "cases": [name for name in done if name not in known],
+    }
+    document["earlier"] = [*earlier, last] if last["cases"] else earlier
+    document["rows"] = rows
+    return set(done)
+
+
+def case_name(case: str, dtype_name: str) -> str:
+    return f"{case}, {DTYPES[dtype_name]}"
 
 
 def versions() -> dict[str, str]:

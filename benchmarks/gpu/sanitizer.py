@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.gpu.execute import Finished, execute
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TOOLS = ("memcheck", "initcheck", "synccheck", "racecheck")  # the slowest last: it gets what the others leave
 FOUND_ERRORS = 86  # the exit code that we ask for
 PROGRAM = "tests.gpu.exercise"
 COMPLETED = "exercise completed"  # what the program prints last

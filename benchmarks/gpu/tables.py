@@ -31,7 +31,7 @@ def headline(document: Document) -> str:
     parts = [
         f"{card['name']}, {card['multiprocessors']} multiprocessors, driver {card['driver'] or 'unknown'}",
         software(document),
-        document["date"][:10],
+        dates(document),
         copy_bandwidth(document),
         noise_of([row for row in document["rows"] if row["contender"] == c.COPY], "the copy"),
     ]
@@ -42,6 +42,21 @@ def headline(document: Document) -> str:
     if document["failures"]:
         parts.append(f"{len(document['failures'])} contenders not measured")
     return "; ".join(parts)
+
+
+def dates(document: Document) -> str:
+    """The day; of several runs, with their commits."""
+    earlier = document.get("earlier", [])
+    if not earlier:
+        return document["date"][:10]
+    runs = [(run["date"], run["commit"], len(run["cases"])) for run in earlier]
+    taken = sum(count for *_, count in runs)
+    names = {(row["case"], row["dtype"]) for row in document["rows"]}
+    runs.append((document["date"], document["commit"], len(names) - taken))
+    return "in several runs: " + ", ".join(
+        f"{count} cases on {date[:10]} at {commit['hash'][:7] if commit else 'an unknown commit'}"
+        for date, commit, count in runs
+    )
 
 
 def copy_bandwidth(document: Document) -> str:

@@ -12,12 +12,12 @@ import torch
 
 from benchmarks import report
 from benchmarks.gpu import bench, suite, tables
-from benchmarks.gpu.document import Card, Document, folder_of, new_document
+from benchmarks.gpu.document import Card, Document, folder_of, go_on, new_document
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
-from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, Failure
 from benchmarks.running import INTERRUPTED
 from benchmarks.tables import MISSING
 from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
@@ -182,6 +182,38 @@ def test_interrupted_the_file_holds_the_cases_that_were_done(
     monkeypatch.setattr(bench, "run_case", lambda case, *_: run_case(case, EFFORT, machine))
     assert bench.measure(new_document(quick=False), CASES, machine, path) == 0
     assert results.load(path)["complete"]
+
+
+def test_going_on_from_an_earlier_run(document: Document) -> None:
+    first, second = (f"{case.name}, {dtype}" for case, dtype in zip(CASES, ("fp32", "bf16"), strict=True))
+    commit: results.Commit = {"hash": "a" * 40, "dirty": False}
+    half: Document = {**document, "date": "2026-01-02T03:04:05+00:00", "commit": commit}
+    half["rows"] = [row for row in document["rows"] if row["case"] == CASES[0].name]
+    made = {**document, "rows": [], "date": "2026-02-03T00:00:00+00:00"}
+    assert go_on(made, half) == {first}
+    assert made["rows"] == half["rows"]
+    assert made["earlier"] == [{"date": half["date"], "commit": commit, "cases": [first]}]
+    made["rows"] = made["rows"] + [row for row in document["rows"] if row["case"] == CASES[1].name]
+    assert "in several runs: 1 cases on 2026-01-02 at aaaaaaa, 1 cases on 2026-02-03 at" in tables.headline(made)
+    third = {**document, "rows": []}
+    assert go_on(third, made) == {first, second}
+    assert [run["cases"] for run in third["earlier"]] == [[first], [second]]
+
+
+def test_a_case_of_which_something_failed_is_measured_again(document: Document) -> None:
+    failure: Failure = {"case": CASES[0].name, "dtype": CASES[0].dtype_name, "contender": c.OURS.name, "reason": "why"}
+    made = {**document, "rows": []}
+    assert go_on(made, {**document, "failures": [failure]}) == {f"{CASES[1].name}, bf16"}
+    assert {row["case"] for row in made["rows"]} == {CASES[1].name}
+
+
+@pytest.mark.parametrize(
+    "change", [{"quick": True}, {"device": {**CARD, "driver": "other"}}, {"versions": {}}], ids=str
+)
+def test_an_earlier_run_of_something_else_is_refused(document: Document, change: dict[str, Any]) -> None:
+    former: Document = {**document, **change}  # type: ignore[typeddict-item]
+    with pytest.raises(ValueError, match=f"resume: got {next(iter(change))}"):
+        go_on({**document, "rows": []}, former)
 
 
 def test_document(card: Card) -> None:
