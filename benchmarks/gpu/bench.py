@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from benchmarks.backend import served_by_cuda
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import Document, folder_of, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
@@ -19,7 +18,6 @@ from benchmarks.kernels.suite import Failure
 from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
 from benchmarks.tables import DTYPES, markdown
-from dreluop.backends import native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,11 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
     parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device")
-    reason = native.cuda_reason()
-    if reason is not None:
-        parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
+    served_by_cuda(parser)
     document = new_document(quick=options.quick)
     folder = options.out or folder_of(document["device"])
     output = folder / FILE_NAME

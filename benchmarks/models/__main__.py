@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.backend import served_by
+from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.kernels import measure
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
@@ -24,7 +24,6 @@ from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place
 from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Row, Work
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
-from dreluop.backends import native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,17 +78,11 @@ def _choice(parser: argparse.ArgumentParser, option: str, known: tuple[str, ...]
 
 
 def _place(parser: argparse.ArgumentParser, asked: str | None) -> Place:
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        parser.error(f"--device: got cuda, and torch {torch.__version__} sees no CUDA device")
-    if asked == "cpu" or not available:
-        served_by(parser)
-        return cpu_place()
-    place = cuda_place()
-    reason = native.cuda_reason()
-    if reason is not None:
-        parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
-    return place
+    if asked == "cuda" or (asked is None and torch.cuda.is_available()):
+        served_by_cuda(parser)
+        return cuda_place()
+    served_by(parser)
+    return cpu_place()
 
 
 def run(document: Document, work: Sequence[Work], place: Place, output: Path | None, limit: float | None = None) -> int:

@@ -192,6 +192,7 @@ def test_stages_of_tests_name_files_that_exist(
     [
         ("bench", ["benchmarks.gpu.bench"], "85"),
         ("scaling", ["benchmarks.scaling", "--device", "cuda"], "60"),
+        ("compiled", ["benchmarks.compiled", "--device", "cuda"], "85"),
         ("models", ["benchmarks.models", "--device", "cuda"], "85"),
     ],
 )
@@ -204,7 +205,7 @@ def test_a_benchmark_that_fails(
     limit: str,
 ) -> None:
     # What an earlier run left is not taken for this one's.
-    for file in ("kernels.json", "scaling.json", "models.json"):
+    for file in ("kernels.json", "scaling.json", "compiled.json", "models.json"):
         (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
     outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
