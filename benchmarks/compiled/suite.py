@@ -158,11 +158,11 @@ def run_case(
     data = data.to(place.device)
 
     def begin(name: str) -> Callable[[], None]:
-        skipped = _graphs_skipped()
+        skipped = graphs_skipped()
         step = training_step(case, name, data, labels)
         for _ in range(WARM_UP[place.device.type]):
             step()
-        if case.graphs and _graphs_skipped() > skipped:
+        if case.graphs and graphs_skipped() > skipped:
             raise RuntimeError("torch.compile left CUDA graphs out")
         return step
 
@@ -188,7 +188,7 @@ def run_case(
     return rows, failures
 
 
-def _graphs_skipped() -> int:
+def graphs_skipped() -> int:
     return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
 
 
