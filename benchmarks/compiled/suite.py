@@ -31,7 +31,7 @@ CONTENDERS = (CLAMP, *FORMS, BY_RULE, RELU)
 CLASSES = 10
 EFFORT = {
     "cpu": Effort(seconds=8.0, min_samples=15, max_samples=200, warmup=3, sample_seconds=0),
-    "cuda": Effort(seconds=0.8, min_samples=7, max_samples=21, warmup=1, sample_seconds=0.04),
+    "cuda": Effort(seconds=0.4, min_samples=7, max_samples=15, warmup=1, sample_seconds=0.04),
 }
 # The last of these steps replays CUDA graphs, which the second records.
 WARM_UP = {"cpu": 1, "cuda": 4}
