@@ -17,7 +17,17 @@ from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Timed, interleave
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.contenders import CAP, SEED, PlainDReLU
-from benchmarks.models.steps import AMP, FP32, LEARNING_RATE, MOMENTUM, Place, cpu_place, cuda_place, memory_format
+from benchmarks.models.steps import (
+    AMP,
+    FP32,
+    LEARNING_RATE,
+    MOMENTUM,
+    Place,
+    cpu_place,
+    cuda_place,
+    memory_format,
+    searching_algorithms,
+)
 from benchmarks.models.suite import noting
 from benchmarks.robustness.models import dense_relu
 from dreluop.backends.choice import Form
@@ -166,7 +176,7 @@ def run_case(
             raise RuntimeError("torch.compile left CUDA graphs out")
         return step
 
-    with _compile_workers(place):
+    with _compile_workers(place), searching_algorithms(place.device.type == "cuda"):
         begun, failures = attempt(names, case.label, begin, place.release, until)
         host: dict[str, list[float]] = {name: [] for name in begun}
         timed = [Timed(name, (noting(step, host[name]),)) for name, step in begun.items()]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from benchmarks.models.contenders import CONTENDERS
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
-from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place
+from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place, searching_algorithms
 from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Row, Work
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
@@ -92,7 +91,7 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
 
     def run_one(one: Work) -> tuple[list[Row], list[Failure]]:
         rows: list[Row] = []
-        with _searching_algorithms(not isinstance(one, Search)):
+        with searching_algorithms(not isinstance(one, Search)):
             try:
                 if isinstance(one, Search):
                     found, failures = largest.find_all(one, place, until)
@@ -106,17 +105,6 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
 
     name, seconds = (lambda one: one.label), (lambda one: one.seconds)
     return run_cases(document, work, run_one, output, name=name, limit=limit, seconds=seconds)
-
-
-@contextmanager
-def _searching_algorithms(wanted: bool) -> Iterator[None]:
-    """cuDNN times its algorithms for every new shape, as a training does; not for a batch that is only to fit."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def show(document: Document) -> None:

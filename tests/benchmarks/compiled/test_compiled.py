@@ -135,6 +135,22 @@ def test_a_case_of_a_card(graphs: bool, in_a_row: Place, monkeypatch: pytest.Mon
     assert all(row["host_ms"] > 0 and row["min_ms"] > 0 for row in rows)
 
 
+def test_the_command_for_a_card(in_a_row: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_cpu = command.new_document(torch.device("cpu"), quick=False)
+    monkeypatch.setattr(command, "served_by_cuda", lambda parser: None)
+    monkeypatch.setattr(command, "new_document", lambda device, quick: of_cpu)
+    monkeypatch.setattr(suite, "place_of", {"cuda": in_a_row}.__getitem__)
+    monkeypatch.setitem(suite.CASES, "cuda", (replace(suite.DENSE, batch=3), replace(suite.DENSE, batch=5)))
+    monkeypatch.setitem(suite.EFFORT, "cuda", suite.QUICK)
+    options = ["--device", "cuda", "--contenders", suite.CLAMP, suite.BY_RULE, "--out", str(tmp_path)]
+    assert command.main(options) == 0
+    document = json.loads((tmp_path / command.FILE_NAME).read_text())
+    assert [(row["batch"], row["contender"]) for row in document["rows"]] == [
+        (batch, name) for batch in (3, 5) for name in (suite.CLAMP, suite.BY_RULE)
+    ]
+    assert all(row["host_ms"] > 0 for row in document["rows"])
+
+
 def test_graphs_that_torch_leaves_out_are_a_failure(in_a_row: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(model: nn.Module, **_: Any) -> nn.Module:
         torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] += 1
