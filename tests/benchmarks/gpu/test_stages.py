@@ -213,6 +213,15 @@ def test_a_benchmark_that_fails(
     assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
 
 
+@pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "105"), ("models", "485")])
+def test_some_benchmarks_leave_time_for_others(
+    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
+) -> None:
+    stages.STAGES[name](stages.Context(card, tmp_path, 500))
+    command = commands[0][0]
+    assert command[command.index("--limit") + 1] == limit
+
+
 @pytest.mark.parametrize(
     ("code", "timed_out", "failures", "status", "reason"),
     [
