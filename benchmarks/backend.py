@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
 from dreluop.backends import native
 from dreluop.backends.names import ENVIRONMENT_VARIABLE, requested
 
@@ -18,3 +20,12 @@ def served_by(parser: argparse.ArgumentParser) -> str:
             f"{ENVIRONMENT_VARIABLE}=reference to measure the slow reference"
         )
     return "reference"
+
+
+def served_by_cuda(parser: argparse.ArgumentParser) -> None:
+    """Ends the program unless there is a CUDA device, and the native kernels serve it."""
+    if not torch.cuda.is_available():
+        parser.error(f"torch sees no CUDA device (torch {torch.__version__})")
+    reason = native.cuda_reason()
+    if reason is not None:
+        parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")

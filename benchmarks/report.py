@@ -115,11 +115,13 @@ def compiled(folder: Path) -> str:
     documents: list[Any] = [results.load(path) for path in sorted(folder.glob(f"*/{compiled_tables.FILE_NAME}"))]
     if not documents:
         return NOTHING
-    tables_of = [compiled_tables.table(one) for one in documents]
-    return "\n\n".join(
-        f"**{table.title}** ({compiled_tables.headline(one)})\n\n{markdown(table)}"
-        for one, table in zip(documents, tables_of, strict=True)
-    )
+    return "\n\n".join(map(_compiled_report, documents))
+
+
+def _compiled_report(document: Any) -> str:
+    first, *others = compiled_tables.all_tables(document)
+    parts = [f"**{first.title}** ({compiled_tables.headline(document)})\n\n{markdown(first)}"]
+    return "\n\n".join([*parts, *(f"**{table.title}**\n\n{markdown(table)}" for table in others)])
 
 
 def scaling(folder: Path) -> str:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dreluop
+from benchmarks.gpu.timing import sample_in_a_row
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Timed, interleave
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.contenders import CAP, SEED, PlainDReLU
-from benchmarks.models.steps import LEARNING_RATE, MOMENTUM, cpu_place
+from benchmarks.models.steps import (
+    AMP,
+    FP32,
+    LEARNING_RATE,
+    MOMENTUM,
+    Place,
+    cpu_place,
+    cuda_place,
+    memory_format,
+    searching_algorithms,
+)
+from benchmarks.models.suite import noting
 from benchmarks.robustness.models import dense_relu
 from dreluop.backends.choice import Form
 from dreluop.layers import capped_layers
@@ -25,28 +39,45 @@ FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "fuse"}
 BY_RULE = "dreluop"
 CONTENDERS = (CLAMP, *FORMS, BY_RULE, RELU)
 CLASSES = 10
-EFFORT = Effort(seconds=8.0, min_samples=15, max_samples=200, warmup=3, sample_seconds=0)
+EFFORT = {
+    "cpu": Effort(seconds=8.0, min_samples=15, max_samples=200, warmup=3, sample_seconds=0),
+    "cuda": Effort(seconds=0.4, min_samples=7, max_samples=15, warmup=1, sample_seconds=0.04),
+}
+# The last of these steps replays CUDA graphs, which the second records.
+WARM_UP = {"cpu": 1, "cuda": 4}
 QUICK = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 COMPILER = "inductor"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its batch.
+    """A network, its batch, and how it runs.
 
     Attributes:
         build: makes the network with plain ReLUs, the same each time.
         sample: shape of an input.
+        precision: AMP is autocast to bfloat16 in channels-last, as in ``benchmarks.models``.
+        graphs: compiled with ``mode="reduce-overhead"``: forward and backward are CUDA graphs.
+        seconds: what it takes on the device it is meant for, about; with a limit, a case is begun only if it fits.
     """
 
     name: str
     build: Callable[[], nn.Module]
     batch: int
     sample: tuple[int, ...]
+    precision: str = FP32
+    graphs: bool = False
+    seconds: float = 0.0
+
+    @property
+    def how(self) -> str:
+        """What is not as usual."""
+        return ", ".join([AMP] * (self.precision == AMP) + ["CUDA graphs"] * self.graphs)
 
     @property
     def label(self) -> str:
-        return f"{self.name}, {self.batch} x {'x'.join(map(str, self.sample))}"
+        how = f", {self.how}" if self.how else ""
+        return f"{self.name}{how}, {self.batch} x {'x'.join(map(str, self.sample))}"
 
 
 def _resnet18() -> nn.Module:
@@ -59,7 +90,28 @@ def _resnet18() -> nn.Module:
 
 
 DENSE = Case("dense", lambda: dense_relu(SEED), 64, (784,))
-CASES = (Case("resnet18", _resnet18, 4, (3, 64, 64)), DENSE)
+# The more telling first.
+CASES: dict[str, tuple[Case, ...]] = {
+    "cpu": (Case("resnet18", _resnet18, 4, (3, 64, 64)), DENSE),
+    "cuda": (
+        replace(DENSE, graphs=True, seconds=15),
+        Case("resnet18", _resnet18, 64, (3, 224, 224), AMP, seconds=65),
+        replace(DENSE, seconds=10),
+        replace(DENSE, batch=1024, graphs=True, seconds=10),
+        replace(DENSE, batch=1024, seconds=10),
+    ),
+}
+
+
+def place_of(device: str) -> Place:
+    """ "cpu", by the host's clock, or "cuda": the current device, by the host's clock over steps in a row."""
+    return replace(cuda_place(), sampler=sample_in_a_row) if device == "cuda" else cpu_place()
+
+
+def chosen(device: str, network_names: Sequence[str], contender_names: Sequence[str]) -> list[Case]:
+    """The cases of a device with these networks; few contenders take less time."""
+    part = len(contender_names) / len(CONTENDERS)
+    return [replace(case, seconds=case.seconds * part) for case in CASES[device] if case.name in network_names]
 
 
 def build(case: Case, contender: str) -> nn.Module:
@@ -75,49 +127,87 @@ def build(case: Case, contender: str) -> nn.Module:
 
 
 def training_step(case: Case, contender: str, data: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A step of SGD with momentum, the network compiled; compiles at the first call."""
-    model = build(case, contender)
-    forward = torch.compile(model, dynamic=False, fullgraph=True, backend=COMPILER)
+    """A step of SGD with momentum, the network compiled; compiles at the first call, and leaves no gradients.
+
+    Args:
+        data: of the precision's ``memory_format``; where it lies, the network is trained.
+    """
+    kind = data.device.type
+    model = build(case, contender).to(device=data.device, memory_format=memory_format(case.precision))
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if case.graphs else {}
+    forward = torch.compile(model, dynamic=False, fullgraph=True, backend=COMPILER, **options)
+    amp = case.precision == AMP
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=MOMENTUM, foreach=True)
     form = FORMS.get(contender, "auto")
 
     def step() -> None:
+        if case.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with dreluop.when_compiling(form):
-            optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(forward(data), labels).backward()
+            with torch.autocast(kind, torch.bfloat16) if amp else contextlib.nullcontext():
+                loss = nn.functional.cross_entropy(forward(data), labels)
+            loss.backward()
             optimizer.step()
+            # Those of CUDA graphs lie in memory that the next contender's may use.
+            optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
 def run_case(
-    case: Case, names: tuple[str, ...], effort: Effort, until: float | None = None
+    case: Case, names: tuple[str, ...], effort: Effort, place: Place, until: float | None = None
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
     """Time a step of every contender; one that fails, or for which no time is left, is left out, with its reason."""
     torch._dynamo.reset()
-    # Workers that idle beside the measurement would be measured too.
-    torch._inductor.config.compile_threads = 1
+    place.release()
     generator = torch.Generator().manual_seed(SEED + 1)
     data = torch.randn(case.batch, *case.sample, generator=generator)
-    labels = torch.randint(CLASSES, (case.batch,), generator=generator)
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(place.device)
+    if data.ndim == 4:
+        data = data.to(memory_format=memory_format(case.precision))
+    data = data.to(place.device)
 
     def begin(name: str) -> Callable[[], None]:
+        skipped = graphs_skipped()
         step = training_step(case, name, data, labels)
-        step()
+        for _ in range(WARM_UP[place.device.type]):
+            step()
+        if case.graphs and graphs_skipped() > skipped:
+            raise RuntimeError("torch.compile left CUDA graphs out")
         return step
 
-    begun, failures = attempt(names, case.label, begin, cpu_place().release, until)
-    timed = [Timed(name, (lambda _, step=step: step(),)) for name, step in begun.items()]
-    seconds = {name: samples.seconds() for name, samples in interleave(timed, effort).items()}
+    with _compile_workers(place), searching_algorithms(place.device.type == "cuda"):
+        begun, failures = attempt(names, case.label, begin, place.release, until)
+        host: dict[str, list[float]] = {name: [] for name in begun}
+        timed = [Timed(name, (noting(step, host[name]),)) for name, step in begun.items()]
+        samples = interleave(timed, effort, sampler=place.sampler)
+    seconds = {name: found.seconds() for name, found in samples.items()}
     clamp = seconds[CLAMP].median if CLAMP in seconds else None
     rows: list[dict[str, Any]] = [
         {
             "network": case.name,
+            "how": case.how,
             "batch": case.batch,
             "contender": name,
             **of.in_ms(),
+            "host_ms": statistics.median(host[name]) * 1e3 if place.sampler else None,
             "ratio_to_clamp": None if clamp is None else of.median / clamp,
         }
         for name, of in seconds.items()
     ]
     return rows, failures
+
+
+def graphs_skipped() -> int:
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
+def _compile_workers(place: Place) -> contextlib.AbstractContextManager[object]:
+    """As many as inductor likes for a card: they end their work before the first step does, and then wait for more.
+
+    On a CPU none: workers that idle beside the measurement would be measured too.
+    """
+    if place.device.type == "cuda":
+        return contextlib.nullcontext()
+    patched: contextlib.AbstractContextManager[object] = torch._inductor.config.patch(compile_threads=1)
+    return patched

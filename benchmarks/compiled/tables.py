@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compiled import suite
-from benchmarks.kernels.tables import noise_of, software
+from benchmarks.kernels.tables import hardware, noise_of, software
 from benchmarks.tables import MISSING, Table
 
 FILE_NAME = "compiled.json"
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    device = document["device"]
     parts = [
-        f"{device['name']}, {device['cores']} cores, {document['threads']} threads",
+        hardware(document),
         software(document),
         document["date"][:10],
     ]
     if document["rows"]:
         parts.append(noise_of(document["rows"], "a contender"))
     if document["quick"]:
-        parts.append("quick run: three steps")
+        parts.append("quick run: three samples")
     if not document["complete"]:
         parts.append(f"not all cases: {len(document['missing'])} missing")
     if document["failures"]:
@@ -30,22 +29,39 @@ def headline(document: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def all_tables(document: Mapping[str, Any]) -> list[Table]:
+    """The times, and, of a card, how long the host takes for its part."""
+    tables = [table(document)]
+    # The oldest files do not have it.
+    if any(row.get("host_ms") is not None for row in document["rows"]):
+        tables.append(host_table(document))
+    return tables
+
+
 def table(document: Mapping[str, Any]) -> Table:
     """A line per network: milliseconds of a step, over the clamp model in brackets."""
-    by_network: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = {}
-    for row in document["rows"]:
-        by_network.setdefault((row["network"], row["batch"]), {})[row["contender"]] = row
 
-    def cell(row: Mapping[str, Any] | None) -> str:
-        if row is None:
-            return MISSING
+    def cell(row: Mapping[str, Any]) -> str:
         ratio = row["ratio_to_clamp"]
         over = "" if ratio is None or row["contender"] == suite.CLAMP else f" ({ratio:.2f})"
         return f"{row['ms']:.3g} [{row['q1_ms']:.3g} .. {row['q3_ms']:.3g}]{over}"
 
+    return _by_network(document, "Compiled training steps, ms: median, quartiles, over the clamp model", cell)
+
+
+def host_table(document: Mapping[str, Any]) -> Table:
+    """A line per network: where it is the time of the step, the card waits for Python."""
+    return _by_network(document, "Time of the host to launch such a step, ms", lambda row: f"{row['host_ms']:.3g}")
+
+
+def _by_network(document: Mapping[str, Any], title: str, cell: Callable[[Mapping[str, Any]], str]) -> Table:
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in document["rows"]:
+        how = row.get("how")
+        network = f"{row['network']}, {how}" if how else row["network"]
+        found.setdefault((network, row["batch"]), {})[row["contender"]] = cell(row)
     lines = [
-        (network, str(batch), *(cell(rows.get(name)) for name in suite.CONTENDERS))
-        for (network, batch), rows in by_network.items()
+        (network, str(batch), *(cells.get(name, MISSING) for name in suite.CONTENDERS))
+        for (network, batch), cells in found.items()
     ]
-    title = "Compiled training steps, ms: median, quartiles, over the clamp model"
     return Table(title, ("network", "batch", *suite.CONTENDERS), lines)

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
-
+from benchmarks.backend import served_by_cuda
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import Document, case_name, folder_of, go_on, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
@@ -20,7 +19,6 @@ from benchmarks.kernels.suite import Failure
 from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
-from dreluop.backends import native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--resume", type=Path, help="an earlier run's file, on this card and with these versions, to go on from"
     )
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("torch sees no CUDA device")
-    reason = native.cuda_reason()
-    if reason is not None:
-        parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
+    served_by_cuda(parser)
     document = new_document(quick=options.quick)
     folder = options.out or folder_of(document["device"])
     output = folder / FILE_NAME

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.compiled.tables import FILE_NAME as COMPILED_FILE_NAME
 from benchmarks.gpu import sanitizer
 from benchmarks.gpu.document import Card
 from benchmarks.gpu.execute import execute
@@ -22,6 +23,7 @@ from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 
 END = 15  # seconds in which the case that runs at the limit can end, and tables and pictures be made
 SCALING_LIMIT = 60.0  # seconds
+COMPILED_LIMIT = 105.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ def scaling(context: Context) -> Outcome:
     return _measure(limited, "benchmarks.scaling", SCALING_FILE_NAME, "--device", "cuda")
 
 
+def compiled(context: Context) -> Outcome:
+    if not is_installed("torchvision"):
+        return Outcome(NOT_RUN, "needs torchvision, not installed")
+    limited = replace(context, limit=min(context.limit, COMPILED_LIMIT + END))
+    return _measure(limited, "benchmarks.compiled", COMPILED_FILE_NAME, "--device", "cuda")
+
+
 def models(context: Context) -> Outcome:
     if not is_installed("torchvision"):
         return Outcome(NOT_RUN, "needs torchvision, not installed")
@@ -135,5 +144,6 @@ STAGES: dict[str, Stage] = {
     "large": large,
     "bench": bench,
     "scaling": scaling,
+    "compiled": compiled,
     "models": models,
 }

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -125,6 +126,20 @@ def sample_with_host(contender: Timed, number: int) -> tuple[tuple[float, ...], 
         kept.append(value)
         seconds.append(begin.elapsed_time(end) * 1e-3)
     return tuple(seconds), (0.0,) * len(seconds)
+
+
+def sample_in_a_row(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By the host's clock, over so many calls, of one step each, that end together: as in a loop that never waits.
+
+    The slower of host and device decides.
+    """
+    (step,) = contender.steps
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(number):
+        step(None)
+    torch.cuda.synchronize()
+    return ((time.perf_counter() - started) / number,), (0.0,)
 
 
 def launches(calls: Sequence[Call]) -> list[Launches | None]:

@@ -40,6 +40,14 @@ def headline(document: Document) -> str:
     return "; ".join(parts)
 
 
+def hardware(document: Mapping[str, Any]) -> str:
+    """On what it was measured, of any document with a device, and, if that is a processor, threads."""
+    device = document["device"]
+    if "capability" in device:
+        return f"{device['name']}, driver {device['driver'] or 'unknown'}"
+    return f"{device['name']}, {device['cores']} cores, {document['threads']} threads"
+
+
 def software(document: Mapping[str, Any]) -> str:
     """What was measured, of any document with versions and a commit."""
     versions, commit = document["versions"], document["commit"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.backend import served_by
+from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.kernels import measure
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
@@ -20,11 +19,10 @@ from benchmarks.models.contenders import CONTENDERS
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
-from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place
+from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place, searching_algorithms
 from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Row, Work
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
-from dreluop.backends import native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,17 +77,11 @@ def _choice(parser: argparse.ArgumentParser, option: str, known: tuple[str, ...]
 
 
 def _place(parser: argparse.ArgumentParser, asked: str | None) -> Place:
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        parser.error(f"--device: got cuda, and torch {torch.__version__} sees no CUDA device")
-    if asked == "cpu" or not available:
-        served_by(parser)
-        return cpu_place()
-    place = cuda_place()
-    reason = native.cuda_reason()
-    if reason is not None:
-        parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
-    return place
+    if asked == "cuda" or (asked is None and torch.cuda.is_available()):
+        served_by_cuda(parser)
+        return cuda_place()
+    served_by(parser)
+    return cpu_place()
 
 
 def run(document: Document, work: Sequence[Work], place: Place, output: Path | None, limit: float | None = None) -> int:
@@ -99,7 +91,7 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
 
     def run_one(one: Work) -> tuple[list[Row], list[Failure]]:
         rows: list[Row] = []
-        with _searching_algorithms(not isinstance(one, Search)):
+        with searching_algorithms(not isinstance(one, Search)):
             try:
                 if isinstance(one, Search):
                     found, failures = largest.find_all(one, place, until)
@@ -113,17 +105,6 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
 
     name, seconds = (lambda one: one.label), (lambda one: one.seconds)
     return run_cases(document, work, run_one, output, name=name, limit=limit, seconds=seconds)
-
-
-@contextmanager
-def _searching_algorithms(wanted: bool) -> Iterator[None]:
-    """cuDNN times its algorithms for every new shape, as a training does; not for a batch that is only to fit."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def show(document: Document) -> None:

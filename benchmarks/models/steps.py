@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,17 @@ def cpu_place() -> Place:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     return Place(torch.device("cpu"), None, lambda step: None, free_bytes, release)
+
+
+@contextlib.contextmanager
+def searching_algorithms(wanted: bool) -> Iterator[None]:
+    """cuDNN times its algorithms for every new shape, as a training does; not for a batch that is only to fit."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def memory_format(precision: str) -> torch.memory_format:

@@ -187,7 +187,7 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
         case.contenders, case.label, lambda name: _begun(case, name, data, place), place.release, until
     )
     host: dict[str, list[float]] = {name: [] for name in begun}
-    timed = [Timed(name, (_noting(one.subject.step, host[name]),)) for name, one in begun.items()]
+    timed = [Timed(name, (noting(one.subject.step, host[name]),)) for name, one in begun.items()]
     samples = interleave(timed, effort, sampler=place.sampler)
     seconds = {name: found.seconds() for name, found in samples.items()}
     rows: list[Row] = []
@@ -214,7 +214,7 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
     return rows, failures
 
 
-def _noting(step: Callable[[], None], seconds: list[float]) -> Callable[[object], None]:
+def noting(step: Callable[[], None], seconds: list[float]) -> Callable[[object], None]:
     """The step, with a note of how long the host took: on a GPU, to launch all of it."""
 
     def noted(_: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.kernels.tables import noise_of, software
+from benchmarks.kernels.tables import hardware, noise_of, software
 from benchmarks.models.contenders import CONTENDERS, RELU
 from benchmarks.models.document import Document
 from benchmarks.models.steps import TRAIN
@@ -30,13 +30,8 @@ def all_tables(document: Document) -> list[Table]:
 
 def headline(document: Document) -> str:
     """One sentence: what measured this, when, and whether all of it."""
-    device = document["device"]
-    if "capability" in device:
-        where = f"{device['name']}, driver {device['driver'] or 'unknown'}"
-    else:
-        where = f"{device['name']}, {device['cores']} cores, {document['threads']} threads"
     parts = [
-        where,
+        hardware(document),
         software(document),
         f"torchvision {document['versions']['torchvision']}",
         document["date"][:10],

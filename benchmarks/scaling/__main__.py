@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from benchmarks.backend import served_by
+from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points
@@ -17,7 +15,6 @@ from benchmarks.scaling.document import FILE_NAME, Document, folder, new_documen
 from benchmarks.scaling.places import place_of
 from benchmarks.scaling.suite import Failure, Place, Row
 from benchmarks.tables import DTYPES
-from dreluop.backends import native
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results/<device>")
     options = parser.parse_args(arguments)
     if options.device == "cuda":
-        if not torch.cuda.is_available():
-            parser.error("torch sees no CUDA device")
-        reason = native.cuda_reason()
-        if reason is not None:
-            parser.error(f"the native CUDA kernels do not serve, and the reference is not measured unasked: {reason}")
+        served_by_cuda(parser)
     else:
         served_by(parser)
     place = place_of(options.device)

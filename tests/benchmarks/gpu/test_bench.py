@@ -20,6 +20,7 @@ from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, Failure
 from benchmarks.running import INTERRUPTED
 from benchmarks.tables import MISSING
+from dreluop.backends import native
 from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
 
 PASSES = (FORWARD, BACKWARD, BOTH)
@@ -284,7 +285,7 @@ def test_interruption_shows_and_draws_what_there_is(
         return INTERRUPTED
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench.native, "cuda_reason", lambda: None, raising=False)
+    monkeypatch.setattr(native, "cuda_reason", lambda: None, raising=False)
     monkeypatch.setattr(bench, "new_document", lambda quick: {**document, "complete": False, "rows": []})
     monkeypatch.setattr(bench, "cuda_machine", lambda: None)
     monkeypatch.setattr(bench, "measure", interrupted)
@@ -297,7 +298,7 @@ def test_the_reference_is_not_measured_unasked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench.native, "cuda_reason", lambda: "driver too old", raising=False)
+    monkeypatch.setattr(native, "cuda_reason", lambda: "driver too old", raising=False)
     with pytest.raises(SystemExit, match="2"):
         bench.main([])
     assert "the native CUDA kernels do not serve" in capsys.readouterr().err

@@ -192,6 +192,7 @@ def test_stages_of_tests_name_files_that_exist(
     [
         ("bench", ["benchmarks.gpu.bench"], "85"),
         ("scaling", ["benchmarks.scaling", "--device", "cuda"], "60"),
+        ("compiled", ["benchmarks.compiled", "--device", "cuda"], "85"),
         ("models", ["benchmarks.models", "--device", "cuda"], "85"),
     ],
 )
@@ -204,12 +205,21 @@ def test_a_benchmark_that_fails(
     limit: str,
 ) -> None:
     # What an earlier run left is not taken for this one's.
-    for file in ("kernels.json", "scaling.json", "models.json"):
+    for file in ("kernels.json", "scaling.json", "compiled.json", "models.json"):
         (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
     outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
     assert outcome.details == {"rows": 0, "not measured": [], "missing": []}
     assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
+
+
+@pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "105"), ("models", "485")])
+def test_some_benchmarks_leave_time_for_others(
+    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
+) -> None:
+    stages.STAGES[name](stages.Context(card, tmp_path, 500))
+    command = commands[0][0]
+    assert command[command.index("--limit") + 1] == limit
 
 
 @pytest.mark.parametrize(
