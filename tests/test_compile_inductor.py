@@ -140,7 +140,7 @@ def test_reduced_overhead(device: torch.device, replays: list[int]) -> None:
     for run in range(5):
         torch.compiler.cudagraph_mark_step_begin()
         assert_close(step(model, compiled, BATCH, device, run), step(model, model, BATCH, device, run))
-    assert counters["inductor"]["cudagraph_skips"] == 0
-    # Of the five runs, three are replays, of a graph forward and one backward.
     if device.type == "cuda":
+        assert counters["inductor"]["cudagraph_skips"] == 0
+        # Of the five runs, three are replays, of a graph forward and one backward.
         assert sum(count >= 2 for count in Counter(replays).values()) >= 2, replays
