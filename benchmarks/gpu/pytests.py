@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import time
@@ -99,8 +100,15 @@ def read_report(path: Path) -> dict[str, Any]:
         if case.find("failure") is not None or case.find("error") is not None:
             failed.append(name)
         elif reason is not None:
-            skipped[(reason.get("message") or "no reason given").removeprefix("Skipped: ")] += 1
+            skipped[_why(reason)] += 1
         else:
             passed += 1
             gpu += any(p.get("name") == GPU_PROPERTY for p in case.iter("property"))
     return {"passed": passed, "gpu passed": gpu, "failed": failed, "skipped": dict(skipped.most_common())}
+
+
+def _why(skipped: ET.Element) -> str:
+    """The reason of a skip; of a file that was not collected it stands in the text, as path, line and reason."""
+    message = skipped.get("message") or "no reason given"
+    found = re.search(r"(['\"])Skipped: (.*)\1\)$", skipped.text or "") if message == "collection skipped" else None
+    return found[2] if found else message.removeprefix("Skipped: ")

@@ -142,6 +142,14 @@ def test_pytest_stages(tmp_path: Path, text: str, status: str, reason: str | Non
         assert outcome.details["passed"] == 1
 
 
+@pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
+def test_a_file_that_is_skipped_as_a_whole_says_why(tmp_path: Path, parallel: bool) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text("import pytest\npytest.skip('it\\'s not there', allow_module_level=True)\n")
+    outcome = pytests.run_pytest([str(path)], limit=100, log=tmp_path / "log.txt", parallel=parallel)
+    assert outcome.details["skipped"] == {"it's not there": 1}
+
+
 def test_without_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytests, "is_installed", lambda name: name != "pytest")
     outcome = pytests.run_pytest([], limit=100, log=tmp_path / "log.txt")
