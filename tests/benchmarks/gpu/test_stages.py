@@ -187,13 +187,13 @@ def test_a_run_that_reaches_its_limit_ends_with_its_report(tmp_path: Path, paral
     path = tmp_path / "test_some.py"
     path.write_text(SLOW.replace("SECONDS", "0.5"))
     # Half of it is for beginning tests.
-    outcome = pytests.run_pytest([str(path)], limit=16, log=tmp_path / "log.txt", parallel=parallel)
+    outcome = pytests.run_pytest([str(path)], limit=12, log=tmp_path / "log.txt", parallel=parallel)
     not_begun = outcome.details["skipped"]["not begun: the time limit was reached"]
     assert outcome.status == FAILED
     (failed,) = outcome.details["failed"]
     assert failed.endswith("test_some::test_three")
     assert outcome.reason == (
-        f"{not_begun} tests were not begun within the limit of 16 s; 1 tests failed, the first: {failed}"
+        f"{not_begun} tests were not begun within the limit of 12 s; 1 tests failed, the first: {failed}"
     )
     # All are counted once; the failure's text is in the log.
     assert 1 <= outcome.details["passed"] - 1 < 100
