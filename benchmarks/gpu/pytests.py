@@ -47,7 +47,7 @@ def run_pytest(arguments: Sequence[str], *, limit: float, log: Path, parallel: b
         for folder, packages in NEEDED_BY_FOLDER.items()
         if (missing := [package for package in packages if not is_installed(package)])
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=15", "-p", "no:cacheprovider", *arguments]
     if parallel and is_installed("xdist"):
         command += ["-n", str(WORKERS), "--dist", "worksteal"]
     command += [f"--ignore={folder}" for folder in ignored]
@@ -64,7 +64,8 @@ def run_pytest(arguments: Sequence[str], *, limit: float, log: Path, parallel: b
         if report.exists():
             details = read_report(report)
         elif failures.exists():
-            details = {"failed": failures.read_text().splitlines()}
+            # A test may fail twice, the second time while it is torn down.
+            details = {"failed": list(dict.fromkeys(failures.read_text().splitlines()))}
     details["not collected"] = {folder: f"needs {', '.join(missing)}" for folder, missing in ignored.items()}
     return judge(done.code, done.timed_out, details, limit)
 
