@@ -15,8 +15,9 @@ import pytest
 
 ENVIRONMENT_VARIABLE = "DRELUOP_SKIP_MISSING_PACKAGES"
 PACKAGES = (
-    *("expecttest", "hypothesis", "matplotlib", "mlxtend", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript"),
-    *("pandas", "pybind11", "rich", "scikit_posthocs", "scipy", "tqdm"),
+    *("art", "auditwheel", "eagerpy", "expecttest", "foolbox", "hypothesis", "matplotlib", "mlxtend", "numpy"),
+    *("onnx", "onnx_ir", "onnxruntime", "onnxscript", "pandas", "pyautoattack", "pybind11", "ray", "rich"),
+    *("scikit_posthocs", "scipy", "tqdm", "yaml"),
 )
 
 

@@ -48,14 +48,14 @@ def test_derivatives(device: torch.device, granularity: Granularity, save: Any, 
 
 @by_granularity
 @by_save
-def test_derivatives_in_place(granularity: Granularity, save: Any) -> None:
+def test_derivatives_in_place(device: torch.device, granularity: Granularity, save: Any) -> None:
     def function(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Any:
         return dreluop.capped_relu(
             x * 1, cap, dim=granularity.dim, inplace=True, save=save, bias=bias, residual=residual
         )
 
-    assert gradcheck(function, inputs(granularity), check_forward_ad=True)
-    assert gradgradcheck(function, inputs(granularity))
+    assert gradcheck(function, inputs(granularity, device), check_forward_ad=True)
+    assert gradgradcheck(function, inputs(granularity, device))
 
 
 @by_granularity
@@ -81,16 +81,15 @@ def test_derivatives_of_the_raw_operators(granularity: Granularity, raw: str) ->
 
 @by_granularity
 @by_balancer
-def test_torch_func(granularity: Granularity, balancer: float | None) -> None:
-    leaves = tuple(t.detach() for t in inputs(granularity))
+def test_torch_func(device: torch.device, granularity: Granularity, balancer: float | None) -> None:
+    leaves = tuple(t.detach() for t in inputs(granularity, device))
 
     def loss(*arguments: Tensor) -> Tensor:
         x, cap, bias, residual = arguments
         out = dreluop.capped_relu(x, cap, dim=granularity.dim, bias=bias, residual=residual, balancer=balancer)
-        y, penalty = out if isinstance(out, tuple) else (out, y_zero)
+        y, penalty = out if isinstance(out, tuple) else (out, 0)
         return y.square().sum() + penalty
 
-    y_zero = torch.zeros((), dtype=torch.float64)
     all_inputs = (0, 1, 2, 3)
     by_func = torch.func.grad(loss, argnums=all_inputs)(*leaves)
     by_autograd = torch.autograd.grad(loss(*(t := [leaf.requires_grad_() for leaf in leaves])), t)
@@ -102,15 +101,16 @@ def test_torch_func(granularity: Granularity, balancer: float | None) -> None:
     torch.testing.assert_close(tangent, sum((g * t).sum() for g, t in zip(by_func, tangents, strict=True)))
 
 
-def test_vmap_and_per_sample_gradients() -> None:
-    x, residual = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
-    cap, bias = torch.rand(3) + 0.5, torch.randn(3)
+def test_vmap_and_per_sample_gradients(device: torch.device) -> None:
+    x, residual = (torch.randn(5, 4, 3).to(device) for _ in range(2))
+    cap, bias = (torch.rand(3) + 0.5).to(device), torch.randn(3).to(device)
 
     def one(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         return dreluop.capped_relu(x, cap, bias=bias, residual=residual)
 
     batched = torch.vmap(one, (0, None, None, 0))(x, cap, bias, residual)
-    oracle.assert_same_bits(batched, torch.stack([one(a, cap, bias, r) for a, r in zip(x, residual, strict=True)]))
+    expected = torch.stack([one(a, cap, bias, r) for a, r in zip(x, residual, strict=True)])
+    oracle.assert_same_bits(batched.cpu(), expected.cpu())
     grads = torch.vmap(torch.func.grad(lambda *a: one(*a).square().sum(), (1, 2)), (0, None, None, 0))(
         x, cap, bias, residual
     )

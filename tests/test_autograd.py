@@ -153,11 +153,15 @@ def test_rule_at_ties_and_special_values(
 
 @by_save
 @pytest.mark.parametrize("tie", TIES, ids=[tie[0] for tie in TIES])
-def test_forward_mode_at_ties_and_special_values(tie: tuple[str, float, float, float, float, float], save: str) -> None:
+def test_forward_mode_at_ties_and_special_values(
+    device: torch.device, tie: tuple[str, float, float, float, float, float], save: str
+) -> None:
     _, x_value, cap_value, _, dx, dcap = tie
     with forward_ad.dual_level():
-        x = forward_ad.make_dual(torch.tensor([x_value]), torch.tensor([5.0]))
-        cap = forward_ad.make_dual(torch.tensor([cap_value]), torch.tensor([7.0]))
+        x, cap = (
+            forward_ad.make_dual(torch.tensor([value], device=device), torch.tensor([tangent], device=device))
+            for value, tangent in ((x_value, 5.0), (cap_value, 7.0))
+        )
         tangent = forward_ad.unpack_dual(dreluop.capped_relu(x, cap, save=save)).tangent
         assert tangent is not None
         assert tangent.item() == 5 * (dx != 0) + 7 * (dcap != 0)
@@ -267,8 +271,11 @@ def test_gradient_of_the_penalty_has_the_dtype_of_the_cap(how: str, dtype: torch
 @by_balancer
 @pytest.mark.parametrize("needed", ["x", "cap", "both"])
 @pytest.mark.parametrize("numel", [1, 7, 4096])
-def test_bytes_saved(saved: list[Tensor], numel: int, needed: str, balancer: float | None) -> None:
-    x, cap = torch.randn(numel, requires_grad=needed != "cap"), torch.ones(1, requires_grad=needed != "x")
+def test_bytes_saved(
+    device: torch.device, saved: list[Tensor], numel: int, needed: str, balancer: float | None
+) -> None:
+    x = torch.randn(numel, device=device, requires_grad=needed != "cap")
+    cap = torch.ones(1, device=device, requires_grad=needed != "x")
     result = dreluop.capped_relu(x, cap, balancer=balancer)
     y = result if balancer is None else result[0]
     assert storages(*saved).keys() <= storages(y, cap).keys()
@@ -283,8 +290,10 @@ def test_bytes_saved(saved: list[Tensor], numel: int, needed: str, balancer: flo
 
 @by_save
 @by_balancer
-def test_nothing_is_saved_where_no_gradient_is_needed(saved: list[Tensor], save: str, balancer: float | None) -> None:
-    x, cap = torch.randn(4, 3), torch.ones(3)
+def test_nothing_is_saved_where_no_gradient_is_needed(
+    device: torch.device, saved: list[Tensor], save: str, balancer: float | None
+) -> None:
+    x, cap = torch.randn(4, 3, device=device), torch.ones(3, device=device)
     dreluop.capped_relu(x, cap, save=save, balancer=balancer)
     with torch.no_grad():
         dreluop.capped_relu(x.clone().requires_grad_(), cap, save=save, balancer=balancer)

@@ -36,8 +36,8 @@ def plain(granularity: Granularity, balancer: float | None = None) -> Function:
     return lambda x, cap: oracle.plain(x, cap, granularity.dim, balancer)
 
 
-def inputs(granularity: Granularity) -> tuple[Tensor, Tensor]:
-    x, cap = granularity.inputs()
+def inputs(granularity: Granularity, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    x, cap = granularity.inputs(device)
     return x.detach(), cap.detach()
 
 
@@ -61,7 +61,7 @@ TRANSFORMS: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
     "grad": lambda f, x, cap: grad(scalar(f), BOTH)(x, cap),
     "grad_of_x": lambda f, x, cap: grad(scalar(f), 0)(x, cap),
     "grad_of_cap": lambda f, x, cap: grad(scalar(f), 1)(x, cap),
-    "vjp": lambda f, x, cap: vjp(scalar(f), x, cap)[1](torch.tensor(2.0, dtype=x.dtype)),
+    "vjp": lambda f, x, cap: vjp(scalar(f), x, cap)[1](x.new_tensor(2.0)),
     "jvp": lambda f, x, cap: jvp(f, (x, cap), (x.cos(), cap.sin())),
     "jvp_of_x": lambda f, x, cap: jvp(lambda x: f(x, cap), (x,), (x.cos(),)),
     "jvp_of_cap": lambda f, x, cap: jvp(lambda cap: f(x, cap), (cap,), (cap.sin(),)),
@@ -85,18 +85,18 @@ TRANSFORMS: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
 @by_balancer
 @by_granularity
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_transform(transform: str, granularity: Granularity, balancer: float | None) -> None:
+def test_transform(device: torch.device, transform: str, granularity: Granularity, balancer: float | None) -> None:
     apply = TRANSFORMS[transform]
-    x, cap = inputs(granularity)
+    x, cap = inputs(granularity, device)
     close(apply(ours(granularity, balancer), x, cap), apply(plain(granularity, balancer), x, cap))
 
 
 # jacrev maps over the backward of a code that was packed outside: refused, see below.
 @by_granularity
 @pytest.mark.parametrize("transform", ["grad", "vjp", "jvp", "jacfwd", "grad_of_grad", "jvp_of_grad", "grad_of_jvp"])
-def test_transform_of_code_mode(transform: str, granularity: Granularity) -> None:
+def test_transform_of_code_mode(device: torch.device, transform: str, granularity: Granularity) -> None:
     apply = TRANSFORMS[transform]
-    x, cap = inputs(granularity)
+    x, cap = inputs(granularity, device)
     close(apply(ours(granularity, 0.7, "code"), x, cap), apply(plain(granularity, 0.7), x, cap))
 
 
@@ -116,8 +116,10 @@ MAPPED = {
 }
 
 
-def batched(granularity: Granularity, in_dims: tuple[int | None, int | None], n: int = 4) -> tuple[Tensor, Tensor]:
-    members = [inputs(granularity) for _ in range(n)]
+def batched(
+    granularity: Granularity, in_dims: tuple[int | None, int | None], n: int = 4, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    members = [inputs(granularity, device) for _ in range(n)]
     stacks = []
     for index, dim in enumerate(in_dims):
         parts = [member[index] for member in members]
@@ -129,8 +131,8 @@ def batched(granularity: Granularity, in_dims: tuple[int | None, int | None], n:
 @pytest.mark.parametrize("save", ["output", "code"])
 @pytest.mark.parametrize("over", MAPPED)
 @by_granularity
-def test_vmap(granularity: Granularity, over: str, save: str, balancer: float | None) -> None:
-    x, cap = batched(granularity, MAPPED[over])
+def test_vmap(device: torch.device, granularity: Granularity, over: str, save: str, balancer: float | None) -> None:
+    x, cap = batched(granularity, MAPPED[over], device=device)
     got = vmap(ours(granularity, balancer, save), MAPPED[over])(x, cap)
     want = vmap(plain(granularity, balancer), MAPPED[over])(x, cap)
     close(got, want)
@@ -140,8 +142,10 @@ def test_vmap(granularity: Granularity, over: str, save: str, balancer: float | 
 @pytest.mark.parametrize("save", ["output", "code"])
 @pytest.mark.parametrize("over", ["x", "cap", "both", "mixed"])
 @by_granularity
-def test_vmap_of_derivatives(granularity: Granularity, over: str, save: str, balancer: float | None) -> None:
-    x, cap = batched(granularity, MAPPED[over])
+def test_vmap_of_derivatives(
+    device: torch.device, granularity: Granularity, over: str, save: str, balancer: float | None
+) -> None:
+    x, cap = batched(granularity, MAPPED[over], device=device)
     for name in ("grad", "jvp", "jvp_of_grad", "grad_of_grad"):
         got, want = (
             vmap(lambda x, cap, f=f, name=name: TRANSFORMS[name](f, x, cap), MAPPED[over])(x, cap)
@@ -184,8 +188,8 @@ def test_vmap_of_few(granularity: Granularity, batch: int) -> None:
         close(got, vmap(plain(granularity))(x, cap))
 
 
-def test_cap_penalty() -> None:
-    a, b = torch.randn(5, 3, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+def test_cap_penalty(device: torch.device) -> None:
+    a, b = (torch.randn(shape, dtype=torch.float64).to(device) for shape in ((5, 3), (2, 2)))
 
     def penalty(a: Tensor, b: Tensor) -> Tensor:
         return dreluop.cap_penalty([a, b], 0.7)
@@ -211,12 +215,12 @@ def test_vmap_in_place_says_why_not() -> None:
 
 
 @pytest.mark.parametrize("num_parameters", [1, 6, (6,)], ids=["layer", "channel", "shape"])
-def test_per_sample_gradients_of_a_model(num_parameters: int | tuple[int, ...]) -> None:
+def test_per_sample_gradients_of_a_model(device: torch.device, num_parameters: int | tuple[int, ...]) -> None:
     model = torch.nn.Sequential(
         torch.nn.Linear(5, 6), dreluop.DReLU(num_parameters, init=0.4), torch.nn.Linear(6, 2)
-    ).double()  # fmt: skip
+    ).to(device).double()  # fmt: skip
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    data = torch.randn(7, 5, dtype=torch.float64)
+    data = torch.randn(7, 5, dtype=torch.float64).to(device)
 
     def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         return functional_call(model, parameters, (sample.unsqueeze(0),)).square().sum()
@@ -227,10 +231,10 @@ def test_per_sample_gradients_of_a_model(num_parameters: int | tuple[int, ...]) 
     assert together["1.cap"].any()
 
 
-def test_batched_gradients_of_autograd() -> None:
+def test_batched_gradients_of_autograd(device: torch.device) -> None:
     granularity = GRANULARITIES[2]
-    x, cap = (t.requires_grad_() for t in inputs(granularity))
-    cotangents = torch.randn(5, *x.shape, dtype=x.dtype)
+    x, cap = (t.requires_grad_() for t in inputs(granularity, device))
+    cotangents = torch.randn(5, *x.shape, dtype=x.dtype, device=device)
     got, want = (
         torch.autograd.grad(f(granularity)(x, cap), (x, cap), cotangents, is_grads_batched=True)
         for f in (ours, plain)

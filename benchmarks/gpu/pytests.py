@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import deadline
 from benchmarks.gpu.execute import execute
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
@@ -23,6 +26,7 @@ ENVIRONMENT = {
 }
 WORKERS = min(12, os.cpu_count() or 1)
 GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a card
+END = 45  # seconds in which the tests that run at the deadline can end, and the report be written
 # conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
 NEEDED_BY_FOLDER = {
     "tests/benchmarks/kernels": ("rich",),
@@ -43,24 +47,41 @@ def run_pytest(arguments: Sequence[str], *, limit: float, log: Path, parallel: b
         for folder, packages in NEEDED_BY_FOLDER.items()
         if (missing := [package for package in packages if not is_installed(package)])
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=15", "-p", "no:cacheprovider", *arguments]
     if parallel and is_installed("xdist"):
         command += ["-n", str(WORKERS), "--dist", "worksteal"]
     command += [f"--ignore={folder}" for folder in ignored]
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        done = execute([*command, f"--junit-xml={report}"], limit=limit, log=log, environment=ENVIRONMENT)
-        details = read_report(report) if report.exists() else {}
+        report, failures = Path(folder) / "report.xml", Path(folder) / "failures.txt"
+        environment = {
+            **ENVIRONMENT,
+            deadline.DEADLINE: str(time.time() + limit - min(END, limit / 2)),
+            deadline.FAILURES: str(failures),
+        }
+        command += ["-p", deadline.NAME, f"--junit-xml={report}"]
+        done = execute(command, limit=limit, log=log, environment=environment)
+        details: dict[str, Any] = {}
+        if report.exists():
+            details = read_report(report)
+        elif failures.exists():
+            # A test may fail twice, the second time while it is torn down.
+            details = {"failed": list(dict.fromkeys(failures.read_text().splitlines()))}
     details["not collected"] = {folder: f"needs {', '.join(missing)}" for folder, missing in ignored.items()}
     return judge(done.code, done.timed_out, details, limit)
 
 
 def judge(code: int, timed_out: bool, details: dict[str, Any], limit: float) -> Outcome:
     """The outcome of pytest's exit code and of its report."""
+    reasons = []
+    not_begun = details.get("skipped", {}).get(deadline.NOT_BEGUN, 0)
     if timed_out:
-        return Outcome(FAILED, f"stopped after {limit:.0f} s", details)
+        reasons.append(f"stopped after {limit:.0f} s")
+    if not_begun:
+        reasons.append(f"{not_begun} tests were not begun within the limit of {limit:.0f} s")
     if details.get("failed"):
-        return Outcome(FAILED, f"{len(details['failed'])} tests failed, the first: {details['failed'][0]}", details)
+        reasons.append(f"{len(details['failed'])} tests failed, the first: {details['failed'][0]}")
+    if reasons:
+        return Outcome(FAILED, "; ".join(reasons), details)
     if code != 0:
         return Outcome(FAILED, f"pytest ended with exit code {code}", details)
     if not details.get("gpu passed"):
@@ -80,8 +101,15 @@ def read_report(path: Path) -> dict[str, Any]:
         if case.find("failure") is not None or case.find("error") is not None:
             failed.append(name)
         elif reason is not None:
-            skipped[(reason.get("message") or "no reason given").removeprefix("Skipped: ")] += 1
+            skipped[_why(reason)] += 1
         else:
             passed += 1
             gpu += any(p.get("name") == GPU_PROPERTY for p in case.iter("property"))
     return {"passed": passed, "gpu passed": gpu, "failed": failed, "skipped": dict(skipped.most_common())}
+
+
+def _why(skipped: ET.Element) -> str:
+    """The reason of a skip; of a file that was not collected it stands in the text, as path, line and reason."""
+    message = skipped.get("message") or "no reason given"
+    found = re.search(r"(['\"])Skipped: (.*)\1\)$", skipped.text or "") if message == "collection skipped" else None
+    return found[2] if found else message.removeprefix("Skipped: ")

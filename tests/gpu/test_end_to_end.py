@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import dreluop
 from dreluop.backends.choice import Form
@@ -100,6 +101,7 @@ def test_compiled_model(autocast: bool, form: Form) -> None:
 def test_compiled_with_cuda_graphs(form: Form) -> None:
     model = model_of().cuda()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, mode="reduce-overhead")
+    counters.clear()
     for _ in range(5):
         data = torch.randn(16, 32, device="cuda")
         gradients = []
@@ -111,6 +113,7 @@ def test_compiled_with_cuda_graphs(form: Form) -> None:
             gradients.append([p.grad.clone() for p in call.parameters()])
         for got, want in zip(*gradients, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert counters["inductor"]["cudagraph_skips"] == 0
 
 
 def test_torch_func() -> None:

@@ -104,6 +104,42 @@ def test_make_graphed_callables(save: str) -> None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+class Penalised(nn.Module):
+    """Gives the penalty of its caps too: that of the last cap from the activation itself."""
+
+    def __init__(self, save: str) -> None:
+        super().__init__()
+        self.network = model_of(save)
+        self.cap = nn.Parameter(torch.full((10,), 0.6, device="cuda"))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, penalty = dreluop.capped_relu(self.network(x), self.cap, save=self.network[1].save, balancer=0.5)
+        return y, penalty + dreluop.cap_penalty(self.network, 0.25)
+
+
+@pytest.mark.parametrize("save", ["output", "code"])
+def test_make_graphed_callables_of_a_module_with_a_penalty(save: str) -> None:
+    model = Penalised(save)
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), (torch.randn(4, 3, 12, 12, device="cuda"),))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(4):
+        data = torch.randn(4, 3, 12, 12, device="cuda")
+        results = []
+        for call in (model, graphed):
+            call.zero_grad(set_to_none=True)
+            y, penalty = call(data)
+            # What a replay gives lies where the next one writes.
+            results.append([y.detach().clone(), penalty.detach().clone()])
+            (y.square().sum() + penalty).backward()
+            results[-1] += [p.grad.clone() for p in call.parameters()]
+        assert results[0][-1].any() and results[0][1] > 0
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        # The caps move, the same way in both, so that a penalty of old caps shows.
+        optimizer.step()
+        graphed.load_state_dict(model.state_dict())
+
+
 def test_a_whole_training_step_is_captured() -> None:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Tensor) -> None:
         optimizer.zero_grad(set_to_none=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import execute as execution
 from benchmarks.gpu import pytests, sanitizer, stages
 from benchmarks.gpu.document import Card
 from benchmarks.gpu.execute import Finished
@@ -141,6 +142,14 @@ def test_pytest_stages(tmp_path: Path, text: str, status: str, reason: str | Non
         assert outcome.details["passed"] == 1
 
 
+@pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
+def test_a_file_that_is_skipped_as_a_whole_says_why(tmp_path: Path, parallel: bool) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text("import pytest\npytest.skip('it\\'s not there', allow_module_level=True)\n")
+    outcome = pytests.run_pytest([str(path)], limit=100, log=tmp_path / "log.txt", parallel=parallel)
+    assert outcome.details["skipped"] == {"it's not there": 1}
+
+
 def test_without_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytests, "is_installed", lambda name: name != "pytest")
     outcome = pytests.run_pytest([], limit=100, log=tmp_path / "log.txt")
@@ -149,6 +158,63 @@ def test_without_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_run_that_was_stopped_failed() -> None:
     assert pytests.judge(0, True, {"gpu passed": 5}, 100).reason == "stopped after 100 s"
+
+
+SLOW = (
+    TESTS
+    + """
+def test_three(): assert False
+
+@pytest.mark.parametrize("number", range(100))
+def test_slow(number):
+    import time
+    time.sleep(SECONDS)
+"""
+)
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+@pytest.fixture
+def two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytests, "WORKERS", 2)
+    # Where pytest would tidy up what others left, which takes its time.
+    monkeypatch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path))
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
+def test_a_run_that_reaches_its_limit_ends_with_its_report(tmp_path: Path, parallel: bool) -> None:
+    path = tmp_path / "test_some.py"
+    path.write_text(SLOW.replace("SECONDS", "0.5"))
+    # Half of it is for beginning tests.
+    outcome = pytests.run_pytest([str(path)], limit=12, log=tmp_path / "log.txt", parallel=parallel)
+    not_begun = outcome.details["skipped"]["not begun: the time limit was reached"]
+    assert outcome.status == FAILED
+    (failed,) = outcome.details["failed"]
+    assert failed.endswith("test_some::test_three")
+    assert outcome.reason == (
+        f"{not_begun} tests were not begun within the limit of 12 s; 1 tests failed, the first: {failed}"
+    )
+    # All are counted once; the failure's text is in the log.
+    assert 1 <= outcome.details["passed"] - 1 < 100
+    assert outcome.details["passed"] + not_begun == 101
+    assert "def test_three(): assert False" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
+def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool
+) -> None:
+    path = tmp_path / "test_some.py"
+    # Deaf to the request to end, as a kernel that never ends is.
+    path.write_text(SLOW.replace("SECONDS", "100").replace("import time\n", f"import time\n    {DEAF}\n"))
+    monkeypatch.setattr(execution, "GRACE", 1)
+    outcome = pytests.run_pytest([str(path)], limit=6, log=tmp_path / "log.txt", parallel=parallel)
+    assert outcome.status == FAILED
+    (name,) = outcome.details["failed"]
+    assert name.endswith("test_some.py::test_three")
+    assert outcome.reason == f"stopped after 6 s; 1 tests failed, the first: {name}"
 
 
 @pytest.fixture
