@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from benchmarks.compiled import tables as compiled_tables
+from benchmarks.compiled import triton_op
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
@@ -29,7 +30,7 @@ from benchmarks.robustness.statistics import tables as statistics_tables
 from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
-from benchmarks.tables import markdown
+from benchmarks.tables import Table, markdown
 from benchmarks.wheels import document as wheels_document
 from benchmarks.wheels import tables as wheels_tables
 
@@ -46,10 +47,22 @@ def kernels(folder: Path) -> str:
 
 def gpu(folder: Path) -> str:
     """The same for the documents of ``benchmarks.gpu``."""
+    return _of_cards(folder, gpu_tables.target_table, gpu_tables.case_table)
+
+
+def gpu_targets(folder: Path) -> str:
+    """Of those, the targets alone."""
+    return _of_cards(folder, gpu_tables.target_table)
+
+
+def _of_cards(folder: Path, *parts: Callable[[GpuDocument], Table]) -> str:
     documents = [cast(GpuDocument, document) for document in _documents(folder) if _is_of_gpu(document)]
     if not documents:
         return NOTHING
-    return "\n\n".join([*map(_card_report, documents), gpu_tables.LEGEND])
+    found = [
+        "\n\n".join([f"{gpu_tables.headline(one)}.", *(markdown(part(one)) for part in parts)]) for one in documents
+    ]
+    return "\n\n".join([*found, gpu_tables.LEGEND])
 
 
 def models(folder: Path) -> str:
@@ -92,11 +105,6 @@ def _device_report(document: results.Document) -> str:
     )
 
 
-def _card_report(document: GpuDocument) -> str:
-    parts = (gpu_tables.target_table(document), gpu_tables.case_table(document))
-    return "\n\n".join([f"{gpu_tables.headline(document)}.", *map(markdown, parts)])
-
-
 def wheels(folder: Path) -> str:
     """Which wheels were tried in which environments, for each device."""
     documents = [cast(wheels_document.Document, one) for one in _documents(folder, wheels_document.FILE_NAME)]
@@ -124,6 +132,15 @@ def _compiled_report(document: Any) -> str:
     return "\n\n".join([*parts, *(f"**{table.title}**\n\n{markdown(table)}" for table in others)])
 
 
+def traced(folder: Path) -> str:
+    """Our kernels in a compiled forward pass, opaque and traced, for each card."""
+    documents = [results.load(path) for path in sorted(folder.glob(f"*/{triton_op.FILE_NAME}"))]
+    if not documents:
+        return NOTHING
+    found = [(triton_op.headline(one), triton_op.table(one)) for one in documents]
+    return "\n\n".join(f"**{table.title}** ({facts})\n\n{markdown(table)}" for facts, table in found)
+
+
 def scaling(folder: Path) -> str:
     """Where the fixed overhead ends, for each device."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
@@ -148,9 +165,11 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "wheels": wheels,
     "gpu": gpu,
+    "gpu-targets": gpu_targets,
     "scaling": scaling,
     "models": models,
     "compiled": compiled,
+    "traced": traced,
     "pictures": gallery.markdown,
     "statistics": statistics,
     **studies.REPORTS,
