@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -10,9 +12,47 @@ from torch import Tensor
 from dreluop.backends.reference import code_order
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.plan import Layout, Tuning
-from dreluop.backends.triton.walk import dense_strides, is_dense, merge_dimensions, walk_of
+from dreluop.backends.triton.walk import Walk, dense_strides, is_dense, merge_dimensions, walk_of
 
 Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What shapes and strides alone tell of a call: as in ``Call``."""
+
+    walk: Walk
+    layout: Layout
+    sizes: Strides
+    strides: Mapping[str, Strides]
+    wide: bool
+
+
+@plan.remembered
+def geometry_of(
+    shape: Strides,
+    order: Strides,
+    cap_shape: Strides,
+    dim: int,
+    bias_shape: Strides | None,
+    group: int,
+    operands: tuple[tuple[str, Strides | None], ...],
+) -> Geometry:
+    """Args: ``operands`` by name with their strides by dimension of x, None for one that is not there."""
+    walk = walk_of(shape, order, cap_shape, dim, bias_shape)
+    layout = walk.layout.merged()
+    walked = [shape[d] for d in walk.order]
+    given = {name: [of[d] for d in walk.order] for name, of in operands if of is not None}
+    strided = {name: of for name, of in given.items() if not is_dense(walked, of)}
+    strides: dict[str, Strides] = dict.fromkeys((name for name, _ in operands), ())
+    sizes: Strides = ()
+    if strided and layout.numel > 0:
+        merged_sizes, merged = merge_dimensions(walked, list(strided.values()))
+        sizes = tuple(merged_sizes)
+        strides |= {name: tuple(of) for name, of in zip(strided, merged, strict=True)}
+    reach = [sum((size - 1) * step for size, step in zip(walked, of, strict=True)) for of in given.values()]
+    wide = plan.needs_64_bits(group, layout, max(reach, default=0))
+    return Geometry(walk, layout, sizes, MappingProxyType(strides), wide)
 
 
 class Call:
@@ -32,26 +72,13 @@ class Call:
         **operands: Tensor | Sequence[int] | None,
     ) -> None:
         self.device = like.device
-        self.walk = walk_of(like.shape, order, cap.shape, dim, None if bias is None else bias.shape)
-        self.layout: Layout = self.walk.layout.merged()
         self.numel = like.numel()
         self.group = plan.group_of(like.element_size())
         self.tuning: Tuning = tuning.for_device(self.device)
-        walked = [like.shape[d] for d in self.walk.order]
-        given = {}
-        for name, operand in operands.items():
-            if operand is not None:
-                of = operand.stride() if isinstance(operand, Tensor) else operand
-                given[name] = [of[d] for d in self.walk.order]
-        strided = {name: of for name, of in given.items() if not is_dense(walked, of)}
-        self.strides: dict[str, Strides] = dict.fromkeys(operands, ())
-        self.sizes: Strides = ()
-        if strided and self.numel > 0:
-            sizes, merged = merge_dimensions(walked, list(strided.values()))
-            self.sizes = tuple(sizes)
-            self.strides |= {name: tuple(of) for name, of in zip(strided, merged, strict=True)}
-        reach = [sum((size - 1) * step for size, step in zip(walked, of, strict=True)) for of in given.values()]
-        self.wide = plan.needs_64_bits(self.group, self.layout, max(reach, default=0))
+        bias_shape = None if bias is None else bias.shape
+        given = tuple((name, _strides_of(operand)) for name, operand in operands.items())
+        of = geometry_of(like.shape, tuple(order), cap.shape, dim, bias_shape, self.group, given)
+        self.walk, self.layout, self.sizes, self.strides, self.wide = of.walk, of.layout, of.sizes, of.strides, of.wide
 
     def readable(self, per_cap: Tensor) -> Tensor:
         """A cap, bias or tangent as the passes over x read it: flat, in the order in which caps are met.
@@ -95,6 +122,12 @@ class Call:
         """How an elementwise pass finds the caps of a group, in tensors as `readable` gave them."""
         side_by_side = all(self.stride_of(t) == 1 and t.data_ptr() % 16 == 0 for t in per_cap)
         return plan.cap_mode(self.group, self.layout, side_by_side=side_by_side)
+
+
+def _strides_of(operand: Tensor | Sequence[int] | None) -> Strides | None:
+    if operand is None:
+        return None
+    return operand.stride() if isinstance(operand, Tensor) else tuple(operand)
 
 
 class Saved:

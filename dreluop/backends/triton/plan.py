@@ -6,8 +6,12 @@ A program handles a tile of groups; a group is `group_of(itemsize)` elements tha
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+
+# A network calls with the same few shapes again and again, and a small tensor feels the time that a plan takes.
+remembered = functools.lru_cache(maxsize=1024)
 
 MOST_PROGRAMS = 2**31 - 1
 LEAST_ROWS = 32  # of a program that shares its caps: keeps the partial sums few
@@ -125,6 +129,7 @@ class FlatPlan:
     programs: int
 
 
+@remembered
 def flat_plan(group: int, numel: int, tile: int) -> FlatPlan:
     # A small tensor needs no wider program than it has groups.
     tile = min(tile, power_of_two(up_to(max(1, numel), group)))
@@ -247,6 +252,7 @@ def needs_64_bits(group: int, layout: Layout, reach: int) -> bool:
     return max(layout.numel, reach) + beyond >= 2**31
 
 
+@remembered
 def backward_plan(
     group: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
 ) -> BackwardPlan:
@@ -302,6 +308,7 @@ class FinishPlan:
     programs: int
 
 
+@remembered
 def finish_plan(caps: int, terms: int) -> FinishPlan:
     side_by_side = min(32, power_of_two(max(1, caps)))
     return FinishPlan(
