@@ -50,6 +50,17 @@ def test_so_does_backward(monkeypatch: pytest.MonkeyPatch, save: str, create_gra
         torch.autograd.grad(y.sum(), x, create_graph=create_graph)
 
 
+def test_the_words_of_cuda_malloc_async(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "Allocation on device 0 would exceed allowed memory. (out of memory)\nCurrently allocated     : 1.00 GiB"
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(operators(), "forward", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="would exceed allowed memory"):
+        dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), ValueError(ON_CUDA)], ids=str)
 def test_other_errors_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fails(*_: Any) -> Any:
