@@ -109,6 +109,9 @@ def capped_relu(
         and not derivatives_by_plain_torch()
     ):
         return _plain(x, cap, dim, inplace)
+    if torch.compiler.is_compiling():
+        # Dynamo cannot leave its graph within a try, and would never look at this function again.
+        return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
     try:
         return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
     except RuntimeError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-_WORDS = "CUDA out of memory."  # how torch's begin, and csrc/torch/tensors.h
+# How torch's begin, of its own allocator (and csrc/torch/tensors.h) and of cudaMallocAsync.
+_WORDS = ("CUDA out of memory.", "Allocation on device ")
 
 
 def raise_as_of_torch(error: Exception) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import dreluop
 from dreluop import surrogate
@@ -201,6 +202,24 @@ def test_blocks_nest() -> None:
         assert gradient() == outer
         assert surrogate.active
     assert not surrogate.active
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_graph_that_was_left_for_it_does_not_keep_the_function_from_being_compiled() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph
+
+    with entered("soft"):
+        torch.compile(lambda x: activation(x * 2), backend=keep)(x)
+    graphs.clear()
+    counters.clear()
+    torch.compile(dreluop.capped_relu, backend=keep)(x, torch.ones(3))
+    assert len(graphs) == 1
+    assert counters["frames"] == {"total": 1, "ok": 1}
 
 
 @MODES
