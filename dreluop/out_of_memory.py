@@ -6,9 +6,14 @@ import torch
 
 # How torch's begin, of its own allocator (and csrc/torch/tensors.h) and of cudaMallocAsync.
 _WORDS = ("CUDA out of memory.", "Allocation on device ")
+_WITHOUT_A_REASON = "dreluop could not allocate"  # of csrc/torch/tensors.h, where torch (before 2.13) does not say why
 
 
 def raise_as_of_torch(error: Exception) -> None:
     """Raise ``torch.OutOfMemoryError`` if the error is one in disguise."""
-    if type(error) is RuntimeError and str(error).startswith(_WORDS):
+    words = str(error)
+    if type(error) is RuntimeError and words.startswith(_WORDS):
+        if _WITHOUT_A_REASON in words:
+            # A device that failed before fails here too, and says so itself.
+            torch.cuda.mem_get_info()
         raise torch.OutOfMemoryError(str(error)) from error

@@ -28,12 +28,32 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("more", [{}, {"save": "code"}, {"balancer": 0.1}, {"bias": torch.ones(4)}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"inplace": True}, {"save": "code"}, {"balancer": 0.1}, {"bias": torch.ones(4)}], ids=str
+)
 @pytest.mark.usefixtures("without_memory")
 def test_forward_raises_the_exception_that_torch_has_for_it(requires_grad: bool, more: dict[str, Any]) -> None:
-    x = torch.randn(2, 4, requires_grad=requires_grad)
+    x = torch.randn(2, 4, requires_grad=requires_grad) * 1
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
         dreluop.capped_relu(x, torch.ones(4), **more)
+
+
+def test_a_device_that_failed_before_is_not_called_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.13 torch does not say why it could not allocate."""
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. dreluop could not allocate a result of shape (2, 4), Float")
+
+    def broken() -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(operators(), "forward", fails)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 1))
+    with pytest.raises(torch.OutOfMemoryError):
+        dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -79,4 +99,11 @@ def test_the_compiled_operators_name_the_result() -> None:
     by_torch = torch.__version__ >= (2, 13)
     said = f"tried to allocate {4 * TOO_MANY} bytes" if by_torch else rf"allocate a result of shape \({TOO_MANY}\)"
     with pytest.raises(RuntimeError, match=said):
+        operators().forward(x, torch.ones(1), 0)
+
+
+def test_what_no_memory_could_hold_is_not_called_a_lack_of_it() -> None:
+    native_or_skip()
+    x = torch.ones(1).expand(1 << 62)
+    with pytest.raises(RuntimeError, match=r"can be addressed|calculation overflowed"):
         operators().forward(x, torch.ones(1), 0)

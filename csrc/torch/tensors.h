@@ -59,7 +59,13 @@ inline DType dtype_of(const Tensor& t, const char* name) {
   const char* what = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "";
   if (what != nullptr && *what != '\0') throw std::runtime_error(what);
   std::string shape;
-  for (const int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+  int64_t bytes = 8;  // of the widest type
+  bool overflows = false;
+  for (const int64_t size : sizes) {
+    shape += (shape.empty() ? "" : ", ") + std::to_string(size);
+    overflows |= __builtin_mul_overflow(bytes, size, &bytes);
+  }
+  if (overflows) throw std::runtime_error("dreluop: no result of shape (" + shape + ") can be addressed");
   throw std::runtime_error(std::string(on_cuda ? "CUDA out of memory. " : "") +
                            "dreluop could not allocate a result of shape (" + shape + "), " +
                            torch::headeronly::toString(dtype) + "; torch's own words are on the standard error stream");
