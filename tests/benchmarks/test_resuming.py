@@ -23,6 +23,7 @@ from benchmarks.resuming import Suite, cases_left, dates, go_on
 from benchmarks.running import run_cases
 from benchmarks.scaling import cases as scaling
 from benchmarks.scaling import document as scaling_document
+from tests.benchmarks.gpu.conftest import CARD
 
 COMMIT = {"hash": "a" * 40, "dirty": False}
 ROWS: resuming.Rows = {"rows": lambda row: row["of"].upper(), "others": lambda row: row["of"].upper()}
@@ -169,20 +170,20 @@ def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"taken over from {path}: 3 cases; left: 1" in capsys.readouterr().out
 
 
-CARD = results.RESULTS / "nvidia-h100-80gb-hbm3"
+FOLDER = results.RESULTS / "nvidia-h100-80gb-hbm3"
 COMMITTED: dict[str, tuple[list[Any], Suite[Any]]] = {
     "models": (models.cases(torch.device("cuda")), models.SUITE),
     "compiled": (list(compiled.CASES["cuda"]), compiled.resumable(compiled.CONTENDERS)),
     "triton-op": (triton_op.cases(), triton_op.resumable(triton_op.CONTENDERS)),
     "kernels": (gpu.cases(), bench.SUITE),
-    "scaling": (scaling.points("cuda", 52428800), scaling_document.SUITE),
+    "scaling": (scaling.points("cuda", CARD["cache_bytes"]), scaling_document.SUITE),
 }
 
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_the_committed_files_can_be_gone_on_from(name: str) -> None:
     cases, suite = COMMITTED[name]
-    before: Any = results.load(CARD / f"{name}.json")
+    before: Any = results.load(FOLDER / f"{name}.json")
     empty = {field: [] for field in ("earlier", "failures", *suite.rows)}
     made = {**copy.deepcopy(before), **empty, "date": "2027", "complete": False}
     left = {suite.name(case) for case in go_on(made, before, cases, suite)}
@@ -228,7 +229,7 @@ def test_of_a_search_that_had_no_time_another_is_made() -> None:
 
 
 def test_a_failure_of_a_point_is_of_its_axis() -> None:
-    (point,) = (p for p in scaling.points("cuda", 52428800) if p.axis == scaling.CAPS and p.caps == 64
+    (point,) = (p for p in scaling.points("cuda", CARD["cache_bytes"]) if p.axis == scaling.CAPS and p.caps == 64
                 and p.dtype == torch.bfloat16)  # fmt: skip
     failure = {"case": point.name, "dtype": point.dtype_name, "threads": None, "axis": scaling.CAPS}
     failed = scaling_document.SUITE.failed
