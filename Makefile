@@ -23,7 +23,7 @@ help:
 	@echo "make test-triton     the operator tests by Triton's interpreter (TRITON_SAMPLE=1: all of them, an hour)"
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels, in at most 10 minutes; writes benchmarks/results/"
-	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1)"
+	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1, RESUME=1)"
 	@echo "make report          write the tables of the documents, and their pictures, from benchmarks/results/"
 	@echo "make lint            ruff, clang-format, mypy"
 	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
@@ -82,7 +82,7 @@ gpu:
 	@$(PYTHON) -c "import torch" 2>/dev/null || { \
 		echo "$(PYTHON) has no torch: make gpu runs with the torch of the machine (PYTHON=...); nothing was run." >&2; exit 2; }
 	@$(PYTHON) -m benchmarks.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
-		$(if $(QUICK),--quick)
+		$(if $(QUICK),--quick) $(if $(RESUME),--resume)
 
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report

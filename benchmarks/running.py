@@ -33,7 +33,8 @@ def run_cases(
 
     Args:
         document: has ``rows`` and ``complete``, and ``failures`` where a case can have some; in ``missing``, where it
-            has that, stand at any time the names of the cases that are not done.
+            has that, stand at any time the names of the cases that are not done. Rows that it has already are of cases
+            that were done before, and are written at once.
         cases: in this order.
         measure: gives the rows of a case.
         output: the file; None to write none.
@@ -51,6 +52,10 @@ def run_cases(
     document["complete"] = not cases
     if "missing" in document:
         document["missing"] = missing
+    # What was taken over from an earlier run (resuming.py).
+    kept = bool(document["rows"])
+    if kept and output is not None:
+        save(document, output)
     try:
         for case in _bar(cases, name):
             needed = 0.0 if seconds is None else seconds(case)
@@ -68,19 +73,20 @@ def run_cases(
             missing.remove(name(case))
             out_of_time |= any(failure["reason"] == NO_TIME for failure in failures)
             document["complete"] = done == len(cases) and not out_of_time
+            kept = True
             if output is not None:
                 save(document, output)
             for failure in failures:
                 print(f"not measured: {name(case)}: {failure['contender'] or 'all'}: {failure['reason']}", flush=True)
     except KeyboardInterrupt:
-        return _ended("interrupted", done, len(cases), output, INTERRUPTED)
+        return _ended("interrupted", done, len(cases), output if kept else None, INTERRUPTED)
     if out_of_time:
-        return _ended(f"stopped at the limit of {limit:g} s", done, len(cases), output, OUT_OF_TIME)
+        return _ended(f"stopped at the limit of {limit:g} s", done, len(cases), output if kept else None, OUT_OF_TIME)
     return 0
 
 
 def _ended(why: str, done: int, total: int, output: Path | None, code: int) -> int:
-    kept = f"; {output} holds the cases that were done" if output is not None and done else ""
+    kept = "" if output is None else f"; {output} holds the cases that were done"
     print(f"{why}: {done} of {total} cases{kept}", file=sys.stderr, flush=True)
     return code
 

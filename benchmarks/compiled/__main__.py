@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.compiled import suite
 from benchmarks.compiled.tables import FILE_NAME, all_tables, headline
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, help="seconds for the whole run; what does not fit is left out, by name")
     parser.add_argument("--threads", type=int, default=THREADS, help=f"on a CPU (default: {THREADS})")
     parser.add_argument("--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<device>")
+    resuming.add_argument(parser)
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads: got {options.threads}; expected at least 1")
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with measure.threads(options.threads if options.device == "cpu" else torch.get_num_threads()):
         place = suite.place_of(options.device)
         document = new_document(place.device, quick=options.quick)
+        resumable = suite.resumable(options.contenders)
+        cases = resuming.cases_left(parser, options.resume, document, cases, resumable)
         folder = options.out or (None if options.quick else folder_of(document["device"]))
         output = folder / FILE_NAME if folder else None
         until = None if options.limit is None else time.monotonic() + options.limit
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def run_one(case: suite.Case) -> tuple[list[dict[str, Any]], list[Failure]]:
             return suite.run_case(case, tuple(options.contenders), effort, place, until)
 
-        name, seconds = (lambda case: case.label), (lambda case: case.seconds)
+        name, seconds = resumable.name, (lambda case: case.seconds)
         code = run_cases(document, cases, run_one, output, name=name, limit=options.limit, seconds=seconds)
     print(f"\n{headline(document)}.")
     for table in all_tables(document):
@@ -82,6 +86,7 @@ def new_document(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": gpu.versions() if on_a_gpu else results.versions(),
         "commit": results.commit(),
+        "earlier": [],
         "missing": [],
         "failures": [],
         "rows": [],

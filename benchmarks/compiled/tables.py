@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.compiled import suite
 from benchmarks.kernels.tables import hardware, noise_of, software
+from benchmarks.resuming import dates
 from benchmarks.tables import MISSING, Table
 
 FILE_NAME = "compiled.json"
@@ -16,7 +17,7 @@ def headline(document: Mapping[str, Any]) -> str:
     parts = [
         hardware(document),
         software(document),
-        document["date"][:10],
+        dates(document, suite.ROWS),
     ]
     if document["rows"]:
         parts.append(noise_of(document["rows"], "a contender"))

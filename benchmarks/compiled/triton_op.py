@@ -18,7 +18,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import dreluop
+from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
 from benchmarks.compiled.suite import graphs_skipped
 from benchmarks.gpu import document as gpu
@@ -102,6 +103,19 @@ def cases() -> list[Case]:
             found += [Case(of[size], dtype, name, graphs) for name in between for graphs in (False, True)]
         found += [Case(of[LARGE], dtype, name, False) for name in (ALONE, POINTWISE)]
     return found
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """The label of the case that a row is of."""
+    return Case(row["shape"][0], getattr(torch, row["dtype"]), row["between"], row["graphs"]).label
+
+
+ROWS: resuming.Rows = {"rows": label_of}
+
+
+def resumable(contenders: Collection[str]) -> resuming.Suite[Case]:
+    """The suite with these contenders."""
+    return resuming.Suite(name=lambda case: case.label, contenders=lambda case: contenders, rows=ROWS)
 
 
 @contextlib.contextmanager
@@ -211,13 +225,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"some of {'; '.join(CONTENDERS)}; default: all",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<device>")
+    resuming.add_argument(parser)
     options = parser.parse_args(arguments)
     if options.limit is not None and not options.limit > 0:
         parser.error(f"--limit: got {options.limit}; expected more than 0 seconds")
     served_by_cuda(parser)
     document = new_document()
     output = (options.out or gpu.folder_of(document["device"])) / FILE_NAME
-    code = measure(document, cases(), tuple(options.contenders), cuda_place(), output, options.limit)
+    names = tuple(options.contenders)
+    selected = resuming.cases_left(parser, options.resume, document, cases(), resumable(names))
+    code = measure(document, selected, names, cuda_place(), output, options.limit)
     print(f"\n{headline(document)}.\n\n{markdown(table(document))}")
     if document["rows"]:
         print(f"written: {output}")
@@ -232,6 +249,7 @@ def new_document() -> dict[str, Any]:
         "device": gpu.describe_card(),
         "versions": gpu.versions(),
         "commit": results.commit(),
+        "earlier": [],
         "missing": [],
         "failures": [],
         "rows": [],
@@ -252,12 +270,12 @@ def measure(
     def run_one(case: Case) -> tuple[list[dict[str, Any]], list[Failure]]:
         return run_case(case, names, place, until)
 
-    label, seconds = (lambda case: case.label), (lambda case: SECONDS)
-    return run_cases(document, selected, run_one, output, name=label, limit=limit, seconds=seconds)
+    name, seconds = resumable(names).name, (lambda case: SECONDS)
+    return run_cases(document, selected, run_one, output, name=name, limit=limit, seconds=seconds)
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    parts = [hardware(document), software(document), document["date"][:10]]
+    parts = [hardware(document), software(document), resuming.dates(document, ROWS)]
     if not document["complete"]:
         parts.append(f"not all cases: {len(document['missing'])} missing")
     if document["failures"]:

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,16 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
     parser.add_argument("--limit", type=float, help="seconds for the whole run; default: none, 530 for each stage")
     parser.add_argument("--quick", action="store_true", help="a benchmark of about a minute")
+    parser.add_argument(
+        "--resume", action="store_true", help="benchmarks go on from their files in benchmarks/results/<card>"
+    )
     options = parser.parse_args(arguments)
     asked = options.stage.split(",")
     unknown = [name for name in asked if name not in STAGES]
     if unknown:
         parser.error(f"--stage: got {', '.join(map(repr, unknown))}; expected some of {', '.join(STAGES)}")
+    if options.resume and options.quick:
+        parser.error("--resume: got --quick too; expected one of them, as no quick run goes on from a whole one")
     if not torch.cuda.is_available():
         print(f"No CUDA device: torch {torch.__version__} sees none here, so nothing was run.", file=sys.stderr)
         return NOTHING_RAN
     card = describe_card()
-    context = Context(card, (options.out or folder_of(card)).resolve(), STAGE_LIMIT, options.quick)
+    results_of_card = folder_of(card).resolve()
+    folder = options.out.resolve() if options.out else results_of_card
+    context = Context(card, folder, STAGE_LIMIT, options.quick, results_of_card if options.resume else None)
     selected = {name: stage for name, stage in STAGES.items() if name in asked}
     records = run(selected, context, options.limit)
     print("\n" + "\n".join(map(line, records)))
@@ -67,8 +75,7 @@ def run(selected: Mapping[str, Stage], context: Context, limit: float | None = N
         elif left < LEAST:
             outcome = Outcome(NOT_RUN, NO_TIME)
         else:
-            mine = Context(context.card, context.folder, min(context.limit, left), context.quick)
-            outcome = _guarded(stage, mine)
+            outcome = _guarded(stage, replace(context, limit=min(context.limit, left)))
         if name == "build" and outcome.status != PASSED:
             obstacle = f"the build {'failed' if outcome.status == FAILED else 'did not run'}"
         record = record_of(name, outcome, time.monotonic() - began, context.card, known, commit)

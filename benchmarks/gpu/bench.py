@@ -7,18 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
+from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
 from benchmarks.gpu import tables
-from benchmarks.gpu.document import Document, case_name, folder_of, go_on, new_document
+from benchmarks.gpu.document import ROWS, Document, case_name, case_of, folder_of, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
 from benchmarks.gpu.timing import Machine, cuda_machine
-from benchmarks.kernels.results import FILE_NAME, load
+from benchmarks.kernels.results import FILE_NAME
 from benchmarks.kernels.suite import Failure
 from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
+
+SUITE: resuming.Suite[GpuCase] = resuming.Suite(
+    name=lambda case: case_name(case.name, case.dtype_name),
+    contenders=lambda case: case.contenders,
+    rows=ROWS,
+    failed=lambda document: map(case_of, document["failures"]),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,21 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few cases and samples, in about a minute")
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
     parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
-    parser.add_argument(
-        "--resume", type=Path, help="an earlier run's file, on this card and with these versions, to go on from"
-    )
+    resuming.add_argument(parser)
     options = parser.parse_args(arguments)
     served_by_cuda(parser)
     document = new_document(quick=options.quick)
     folder = options.out or folder_of(document["device"])
     output = folder / FILE_NAME
-    selected = cases(quick=options.quick)
-    if options.resume is not None:
-        try:
-            done = go_on(document, cast(Document, load(options.resume)))
-        except (OSError, ValueError) as error:
-            parser.error(f"--resume: {error}")
-        selected = [case for case in selected if _label(case) not in done]
+    selected = resuming.cases_left(parser, options.resume, document, cases(quick=options.quick), SUITE)
     code = measure(document, selected, cuda_machine(), output, options.limit)
     if document["rows"]:
         show(document)
@@ -59,11 +58,7 @@ def measure(
         machine.release()
         return found
 
-    return run_cases(document, selected, run, output, name=_label, limit=limit)
-
-
-def _label(case: GpuCase) -> str:
-    return case_name(case.name, case.dtype_name)
+    return run_cases(document, selected, run, output, name=SUITE.name, limit=limit)
 
 
 def show(document: Document) -> None:

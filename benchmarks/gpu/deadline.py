@@ -14,13 +14,15 @@ import pytest
 
 NAME = "benchmarks.gpu.deadline"
 NOT_BEGUN = "not begun: the time limit was reached"
+FILE_PROPERTY = "file"  # of a test in the report, whose own names are those of modules and classes
 # Seconds since the epoch, the same for all workers; and the file.
 DEADLINE = "DRELUOP_TEST_DEADLINE"
 FAILURES = "DRELUOP_TEST_FAILURES"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # After tests/conftest.py, which was loaded later and notes the tests of the GPU; before any fixture is made.
+    item.user_properties.append((FILE_PROPERTY, item.location[0]))
     if time.time() > float(os.environ[DEADLINE]):
         pytest.skip(NOT_BEGUN)
 

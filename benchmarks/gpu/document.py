@@ -13,6 +13,7 @@ from benchmarks.gpu.suite import Row
 from benchmarks.kernels import results
 from benchmarks.kernels.results import Commit
 from benchmarks.kernels.suite import Failure
+from benchmarks.resuming import Rows, Run
 from benchmarks.tables import DTYPES
 
 
@@ -24,14 +25,6 @@ class Card(TypedDict):
     memory_bytes: int
     cache_bytes: int
     driver: str | None
-
-
-class Run(TypedDict):
-    """What an earlier run of the same suite on the same card measured, by the names of its cases."""
-
-    date: str
-    commit: Commit | None
-    cases: list[str]
 
 
 class Document(TypedDict):
@@ -67,35 +60,16 @@ def new_document(*, quick: bool) -> Document:
     }
 
 
-def go_on(document: Document, former: Document) -> set[str]:
-    """Take over what an earlier run measured, but for the cases of which something failed.
-
-    Returns:
-        The names of the cases that are done.
-
-    Raises:
-        ValueError: the earlier run was on another device, with other versions, or of the other kind.
-    """
-    for name in ("device", "versions", "quick"):
-        if former[name] != document[name]:
-            raise ValueError(f"resume: got {name} {former[name]}; expected what is measured now, {document[name]}")
-    failed = {case_name(failure["case"], failure["dtype"]) for failure in former["failures"]}
-    rows = [row for row in former["rows"] if case_name(row["case"], row["dtype"]) not in failed]
-    done = list(dict.fromkeys(case_name(row["case"], row["dtype"]) for row in rows))
-    earlier = former.get("earlier", [])
-    known = {name for run in earlier for name in run["cases"]}
-    last: Run = {
-        "date": former["date"],
-        "commit": former["commit"],
-        "cases": [name for name in done if name not in known],
-    }
-    document["earlier"] = [*earlier, last] if last["cases"] else earlier
-    document["rows"] = rows
-    return set(done)
-
-
 def case_name(case: str, dtype_name: str) -> str:
     return f"{case}, {DTYPES[dtype_name]}"
+
+
+def case_of(row: Row | Failure) -> str:
+    """The name of the case that a row is of, or of which something failed."""
+    return case_name(row["case"], row["dtype"])
+
+
+ROWS: Rows = {"rows": case_of}
 
 
 def versions() -> dict[str, str]:

@@ -91,21 +91,34 @@ def judge(code: int, timed_out: bool, details: dict[str, Any], limit: float) -> 
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Counts, the names of failed tests, and how many tests each reason skipped."""
-    passed = gpu = 0
+    """Counts, the names of failed tests, how many tests each reason skipped, and counts of the GPU's tests by file."""
     failed: list[str] = []
     skipped: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    by_file: dict[str, Counter[str]] = {}
     for case in ET.parse(path).iter("testcase"):
         name = f"{case.get('classname', '')}::{case.get('name', '')}"
         reason = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
+            kind = "failed"
             failed.append(name)
         elif reason is not None:
-            skipped[_why(reason)] += 1
+            why = _why(reason)
+            kind = "not begun" if why == deadline.NOT_BEGUN else "skipped"
+            skipped[why] += 1
         else:
-            passed += 1
-            gpu += any(p.get("name") == GPU_PROPERTY for p in case.iter("property"))
-    return {"passed": passed, "gpu passed": gpu, "failed": failed, "skipped": dict(skipped.most_common())}
+            kind = "passed"
+        kinds[kind] += 1
+        properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
+        if GPU_PROPERTY in properties:
+            by_file.setdefault(properties[deadline.FILE_PROPERTY], Counter())[kind] += 1
+    return {
+        "passed": kinds["passed"],
+        "gpu passed": sum(counts["passed"] for counts in by_file.values()),
+        "failed": failed,
+        "skipped": dict(skipped.most_common()),
+        "by file": {file: dict(counts) for file, counts in sorted(by_file.items())},
+    }
 
 
 def _why(skipped: ET.Element) -> str:

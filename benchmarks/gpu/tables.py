@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.gpu.document import Document
+from benchmarks.gpu.document import ROWS, Document
 from benchmarks.gpu.suite import Row
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge, row_of
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
 from benchmarks.kernels.tables import noise_of, software
+from benchmarks.resuming import dates
 from benchmarks.tables import DTYPES, MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
@@ -31,7 +32,7 @@ def headline(document: Document) -> str:
     parts = [
         f"{card['name']}, {card['multiprocessors']} multiprocessors, driver {card['driver'] or 'unknown'}",
         software(document),
-        dates(document),
+        dates(document, ROWS),
         copy_bandwidth(document),
         noise_of([row for row in document["rows"] if row["contender"] == c.COPY], "the copy"),
     ]
@@ -42,21 +43,6 @@ def headline(document: Document) -> str:
     if document["failures"]:
         parts.append(f"{len(document['failures'])} contenders not measured")
     return "; ".join(parts)
-
-
-def dates(document: Document) -> str:
-    """The day; of several runs, with their commits."""
-    earlier = document.get("earlier", [])
-    if not earlier:
-        return document["date"][:10]
-    runs = [(run["date"], run["commit"], len(run["cases"])) for run in earlier]
-    taken = sum(count for *_, count in runs)
-    names = {(row["case"], row["dtype"]) for row in document["rows"]}
-    runs.append((document["date"], document["commit"], len(names) - taken))
-    return "in several runs: " + ", ".join(
-        f"{count} cases on {date[:10]} at {commit['hash'][:7] if commit else 'an unknown commit'}"
-        for date, commit, count in runs
-    )
 
 
 def copy_bandwidth(document: Document) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.kernels import measure
 from benchmarks.kernels.targets import THREADS
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<device>, none with --quick"
     )
+    resuming.add_argument(parser)
     _choice(parser, "--networks", tuple(NETWORKS))
     _choice(parser, "--contenders", CONTENDERS)
     _choice(parser, "--modes", MODES)
@@ -54,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = suite.chosen(everything, options.networks, options.contenders, options.modes)
         if not work:
             parser.error("--networks, --contenders, --modes: no case is left of them")
+        work = resuming.cases_left(parser, options.resume, document, work, suite.SUITE)
         folder = options.out or (None if options.quick else folder_of(document))
         output = folder / FILE_NAME if folder else None
         code = run(document, work, place, output, options.limit)
@@ -103,8 +106,8 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
         suite.forget(one, place)
         return rows, failures
 
-    name, seconds = (lambda one: one.label), (lambda one: one.seconds)
-    return run_cases(document, work, run_one, output, name=name, limit=limit, seconds=seconds)
+    name = suite.SUITE.name
+    return run_cases(document, work, run_one, output, name=name, limit=limit, seconds=lambda one: one.seconds)
 
 
 def show(document: Document) -> None:

@@ -15,6 +15,7 @@ from benchmarks.kernels.results import Commit, Device
 from benchmarks.models.attempts import Failure
 from benchmarks.models.largest import Largest
 from benchmarks.models.suite import Row
+from benchmarks.resuming import Run
 
 FILE_NAME = "models.json"
 
@@ -23,7 +24,8 @@ class Document(TypedDict):
     """A run.
 
     ``complete`` is false while it goes on, after it was interrupted, and where there was no time for the cases that
-    ``missing`` names; ``quick``: one case of reduced size; ``tf32``: whether cuDNN may use it in fp32.
+    ``missing`` names; ``quick``: one case of reduced size; ``tf32``: whether cuDNN may use it in fp32; ``earlier``: as
+    in ``gpu.document.Document``.
     """
 
     schema: int
@@ -35,6 +37,7 @@ class Document(TypedDict):
     tf32: bool
     versions: dict[str, str]
     commit: Commit | None
+    earlier: list[Run]
     missing: list[str]
     failures: list[Failure]
     rows: list[Row]
@@ -54,6 +57,7 @@ def new_document(device: torch.device, *, quick: bool) -> Document:
         "tf32": torch.backends.cudnn.allow_tf32,
         "versions": {**versions, "torchvision": _torchvision()},
         "commit": results.commit(),
+        "earlier": [],
         "missing": [],
         "failures": [],
         "rows": [],

@@ -50,7 +50,22 @@ class Search:
 
     @property
     def label(self) -> str:
-        return f"{self.network}, {FULL}, {self.precision}, largest batch"
+        return label(self.network, self.precision)
+
+
+def label(network: str, precision: str) -> str:
+    return f"{network}, {FULL}, {precision}, largest batch"
+
+
+def label_of(found: Largest) -> str:
+    """The label of the search that found this."""
+    return label(found["network"], found["precision"])
+
+
+def ended(found: Largest) -> bool:
+    """Whether the search for it came to an end: it tried what it may, or nothing is left between the two batches."""
+    above = found["too_large"]
+    return found["tries"] >= TRIES or (above is not None and above - found["batch"] <= GRAIN)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
+from benchmarks import resuming
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Timed, interleave
-from benchmarks.models import networks
+from benchmarks.models import largest, networks
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, FUSED_CODE, HEAD, IN_PLACE, OURS, RELU, caps
 from benchmarks.models.largest import Search
@@ -88,10 +89,31 @@ class Case:
 
     @property
     def label(self) -> str:
-        return ", ".join((self.network, self.variant, self.precision, self.mode, self.pass_, f"batch {self.batch}"))
+        return label(self.network, self.variant, self.precision, self.mode, self.pass_, self.batch)
+
+
+def label(network: str, variant: str, precision: str, mode: str, pass_: str, batch: int) -> str:
+    return ", ".join((network, variant, precision, mode, pass_, f"batch {batch}"))
+
+
+def label_of(row: Row) -> str:
+    """The label of the case that a row is of."""
+    return label(row["network"], row["variant"], row["precision"], row["mode"], row["pass"], row["batch"])
 
 
 Work = Case | Search
+ROWS: resuming.Rows = {"rows": label_of, "largest": largest.label_of}
+
+
+def _failed(document: Mapping[str, Any]) -> list[str]:
+    """A search that ended for want of time is no failure, but has to be made again."""
+    cut_short = [largest.label_of(found) for found in document["largest"] if not largest.ended(found)]
+    return [*resuming.failed_cases(document), *cut_short]
+
+
+SUITE: resuming.Suite[Work] = resuming.Suite(
+    name=lambda one: one.label, contenders=lambda one: one.contenders, rows=ROWS, failed=_failed
+)
 
 
 def cases(device: torch.device, *, quick: bool = False) -> list[Work]:
@@ -137,22 +159,22 @@ COMPILED_RESIDUAL = (c.RELU_MINIMUM.name, FUSED, RELU)
 COMPILED_PLAIN = (c.RELU_MINIMUM.name, IN_PLACE, RELU)
 
 LARGE_BATCH = 256  # where the device is busy for longer than the host needs to launch its work
-# With the seconds that each is thought to take, and a batch that is not the usual one.
+# With the seconds that each takes on an H100, about, or is thought to take, and a batch that is not the usual one.
 ON_A_GPU = (
-    ("resnet50", FULL, AMP, EAGER, TRAIN, CONTENDERS, 15),
-    ("resnet50", FULL, FP32, EAGER, TRAIN, MAIN, 14),
-    ("resnet50", FULL, AMP, EAGER, TRAIN, MAIN, 20, LARGE_BATCH),
+    ("resnet50", FULL, AMP, EAGER, TRAIN, CONTENDERS, 16),
+    ("resnet50", FULL, FP32, EAGER, TRAIN, MAIN, 23),
+    ("resnet50", FULL, AMP, EAGER, TRAIN, MAIN, 13, LARGE_BATCH),
     ("resnet50", FULL, AMP, COMPILED, TRAIN, COMPILED_RESIDUAL, 80),
-    ("mobilenet_v2", FULL, AMP, EAGER, TRAIN, NO_SUMS, 8),
+    ("mobilenet_v2", FULL, AMP, EAGER, TRAIN, NO_SUMS, 21),
     ("resnet50", FULL, AMP, EAGER, INFERENCE, MAIN, 4),
-    ("inception_v3", FULL, AMP, EAGER, TRAIN, FEW, 12),
+    ("inception_v3", FULL, AMP, EAGER, TRAIN, FEW, 45),
     ("resnet101", FULL, AMP, EAGER, TRAIN, MAIN, 10),
     ("resnet50", HEAD, AMP, EAGER, TRAIN, ONE_LAYER, 4),
     Search("resnet50", AMP, (RELU, c.RELU_MINIMUM.name, FUSED), 25),
     # In bfloat16 its largest tensors would have more than 2^31 elements, where other limits than memory begin.
     Search("mobilenet_v2", FP32, (RELU, c.RELU_MINIMUM.name, IN_PLACE), 25),
     ("mobilenet_v2", FULL, AMP, COMPILED, TRAIN, COMPILED_PLAIN, 80),
-    ("mobilenet_v2", FULL, FP32, EAGER, TRAIN, FEW, 6),
+    ("mobilenet_v2", FULL, FP32, EAGER, TRAIN, FEW, 27),
     ("resnet50", FULL, FP32, EAGER, INFERENCE, MAIN, 4),
     ("mobilenet_v2", FULL, AMP, EAGER, INFERENCE, FEW, 3),
     ("inception_v3", FULL, AMP, EAGER, INFERENCE, FEW, 4),

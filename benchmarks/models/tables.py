@@ -8,8 +8,9 @@ from benchmarks.kernels.tables import hardware, noise_of, software
 from benchmarks.models.contenders import CONTENDERS, RELU
 from benchmarks.models.document import Document
 from benchmarks.models.steps import TRAIN
-from benchmarks.models.suite import KEYS, Row
+from benchmarks.models.suite import KEYS, ROWS, Row
 from benchmarks.models.targets import TARGETS, NoisyVerdict, judge
+from benchmarks.resuming import dates
 from benchmarks.tables import MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
@@ -34,7 +35,7 @@ def headline(document: Document) -> str:
         hardware(document),
         software(document),
         f"torchvision {document['versions']['torchvision']}",
-        document["date"][:10],
+        dates(document, ROWS),
         noise_of(document["rows"], "a contender"),
     ]
     if document["quick"]:

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points
-from benchmarks.scaling.document import FILE_NAME, Document, folder, new_document
+from benchmarks.scaling.document import FILE_NAME, SUITE, Document, folder, new_document
 from benchmarks.scaling.places import place_of
 from benchmarks.scaling.suite import Failure, Place, Row
-from benchmarks.tables import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few points and samples; no file unless --out is given")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results/<device>")
+    resuming.add_argument(parser)
     options = parser.parse_args(arguments)
     if options.device == "cuda":
         served_by_cuda(parser)
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out is not None or not options.quick:
         output = (options.out or folder(document["device"])) / FILE_NAME
     selected = points(options.device, place.machine.cache_bytes, quick=options.quick, compiled=not options.no_compile)
+    selected = resuming.cases_left(parser, options.resume, document, selected, SUITE)
     code = measure(document, selected, place, output, options.limit)
     if output is not None and document["rows"]:
         print(f"written: {output}")
@@ -55,12 +57,7 @@ def measure(
         place.machine.release()
         return found
 
-    return run_cases(document, selected, run, output, name=_label, limit=limit)
-
-
-def _label(point: Point) -> str:
-    threads = "" if point.threads is None else f", {point.threads} threads" if point.threads > 1 else ", 1 thread"
-    return f"{point.name}, {DTYPES[point.dtype_name]}{threads}"
+    return run_cases(document, selected, run, output, name=SUITE.name, limit=limit)
 
 
 if __name__ == "__main__":

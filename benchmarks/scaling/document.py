@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from benchmarks import resuming
 from benchmarks.gpu import document as gpu
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import results
+from benchmarks.scaling.cases import CAPS, SIZE, Point
 from benchmarks.scaling.suite import Failure, Row
+from benchmarks.tables import DTYPES
 
 FILE_NAME = "scaling.json"
 
 
 class Document(TypedDict):
-    """A run; the device is described as in the files of the other suites."""
+    """A run; the device is described, and ``earlier`` means, as in the files of the other suites."""
 
     schema: int
     complete: bool
@@ -24,6 +28,7 @@ class Document(TypedDict):
     cache_bytes: int
     versions: dict[str, str]
     commit: results.Commit | None
+    earlier: list[resuming.Run]
     failures: list[Failure]
     rows: list[Row]
 
@@ -39,9 +44,39 @@ def new_document(machine: Machine, *, quick: bool) -> Document:
         "cache_bytes": machine.cache_bytes,
         "versions": gpu.versions() if cuda else results.versions(),
         "commit": results.commit(),
+        "earlier": [],
         "failures": [],
         "rows": [],
     }
+
+
+def label(axis: str, name: str, dtype_name: str, count: int | None) -> str:
+    """What a point is called, which runs on so many threads."""
+    threads = "" if count is None else f", {count} threads" if count > 1 else ", 1 thread"
+    return f"{axis}: {name}, {DTYPES[dtype_name]}{threads}"
+
+
+def label_of(row: Row) -> str:
+    """The label of the point that a row is of."""
+    return label(row["axis"], row["case"], row["dtype"], row["threads"])
+
+
+def _failed(document: Mapping[str, Any]) -> list[str]:
+    # Older files do not tell the axis.
+    return [
+        label(axis, failure["case"], failure["dtype"], failure["threads"])
+        for failure in document["failures"]
+        for axis in ((failure["axis"],) if "axis" in failure else (SIZE, CAPS))
+    ]
+
+
+ROWS: resuming.Rows = {"rows": label_of}
+SUITE: resuming.Suite[Point] = resuming.Suite(
+    name=lambda point: label(point.axis, point.name, point.dtype_name, point.threads),
+    contenders=lambda point: point.contenders,
+    rows=ROWS,
+    failed=_failed,
+)
 
 
 def folder(device: gpu.Card | results.Device) -> Path:

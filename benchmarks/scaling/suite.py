@@ -55,8 +55,9 @@ Row = TypedDict(
 
 
 class Failure(suite.Failure):
-    """The same, of a mode (None: all)."""
+    """The same, of an axis and of a mode (None: all)."""
 
+    axis: str
     threads: int | None
     mode: str | None
 
@@ -85,7 +86,7 @@ def run_point(point: Point, effort: Effort, place: Place) -> tuple[list[Row], li
     needed, free = MEMORY_OF_X * point.x_bytes, place.machine.free_bytes()
     if point.x_bytes >= LARGE and needed > free:
         short = MemoryError(f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}")
-        return [], [{**suite.failure_of(point, None, short), "threads": point.threads, "mode": None}]
+        return [], [_failure(point, None, None, short)]
     rows: list[Row] = []
     failures: list[Failure] = []
     c.forget_compiled(point.contenders)
@@ -95,6 +96,11 @@ def run_point(point: Point, effort: Effort, place: Place) -> tuple[list[Row], li
             rows += found
             failures += failed
     return rows, failures
+
+
+def _failure(point: Point, mode: str | None, contender: str | None, error: Exception) -> Failure:
+    found = suite.failure_of(point, contender, error)
+    return {**found, "axis": point.axis, "threads": point.threads, "mode": mode}
 
 
 def _run_mode(point: Point, mode: str, effort: Effort, place: Place) -> tuple[list[Row], list[Failure]]:
@@ -114,7 +120,7 @@ def _run_mode(point: Point, mode: str, effort: Effort, place: Place) -> tuple[li
             work.check()
             timed.append(_timed(name, work, captured, point, machine))
         except Exception as error:
-            failures.append({**suite.failure_of(point, name, error), "threads": point.threads, "mode": mode})
+            failures.append(_failure(point, mode, name, error))
     samples = interleave(timed, effort, sampler=machine.sampler if captured else place.with_host)
     return _rows(point, mode, buffers, calls, samples), failures
 

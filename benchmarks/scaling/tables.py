@@ -7,7 +7,9 @@ from typing import Any
 
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
+from benchmarks.resuming import dates
 from benchmarks.scaling.cases import CAPS, SIZE
+from benchmarks.scaling.document import ROWS
 from benchmarks.scaling.series import Style, line, overhead_ends, styles
 from benchmarks.tables import DTYPES, MISSING, Table, size_name
 
@@ -25,7 +27,7 @@ def headline(document: Mapping[str, Any]) -> str:
         device["name"],
         f"last-level cache {size_name(document['cache_bytes'])}",
         f"torch {versions['torch']}, dreluop {versions['dreluop']} ({source})",
-        document["date"][:10],
+        dates(document, ROWS),
     ]
     if document["quick"]:
         parts.append("quick run: few points and samples")

@@ -195,6 +195,34 @@ def test_what_does_not_fit_is_left_out_by_name(tmp_path: Path, monkeypatch: pyte
     assert {row["batch"] for row in document["rows"]} == {2}
 
 
+def test_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, short = replace(suite.DENSE, graphs=True, seconds=1000), replace(suite.DENSE, batch=2)
+    monkeypatch.setitem(suite.CASES, "cpu", (long, short))
+    monkeypatch.setitem(suite.EFFORT, "cpu", suite.QUICK)
+    options = ["--contenders", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]
+    assert command.main([*options, "--limit", "300"]) == OUT_OF_TIME
+    former = json.loads((tmp_path / command.FILE_NAME).read_text())
+    assert command.main([*options, "--resume", str(tmp_path / command.FILE_NAME)]) == 0
+    document = json.loads((tmp_path / command.FILE_NAME).read_text())
+    assert document["complete"] and document["missing"] == []
+    assert document["rows"][:2] == former["rows"]
+    assert [row["how"] for row in document["rows"][2:]] == ["CUDA graphs"] * 2
+    assert [run["cases"] for run in document["earlier"]] == [[short.label]]
+    assert "in several runs: 1 cases on " in capsys.readouterr().out
+    # Of all contenders, none of it was measured whole.
+    monkeypatch.setattr(suite, "run_case", lambda case, *_: (seen.append(case.label), ([], []))[1])
+    seen: list[str] = []
+    command.main(["--out", str(tmp_path), "--resume", str(tmp_path / command.FILE_NAME)])
+    assert seen == [long.label, short.label]
+
+
+def test_on_a_card_what_takes_long_comes_last() -> None:
+    *others, last = suite.CASES["cuda"]
+    assert last.seconds > max(case.seconds for case in others)
+
+
 def test_the_report_has_a_table_for_each_device(tmp_path: Path, card: Card) -> None:
     def rows(**more: Any) -> list[dict[str, Any]]:
         times = {"ms": 2.0, "q1_ms": 1.9, "q3_ms": 2.1, "ratio_to_clamp": 0.5, **more}

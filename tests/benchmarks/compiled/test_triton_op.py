@@ -174,6 +174,24 @@ def test_what_does_not_fit_is_left_out_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
+def test_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = triton_op.cases()
+    options = ["--contenders", triton_op.FUSED, "--out", str(tmp_path)]
+    with monkeypatch.context() as patched:
+        patched.setattr(triton_op, "cases", lambda: cases[:2])
+        assert triton_op.main(options) == 0
+    path = tmp_path / triton_op.FILE_NAME
+    former = json.loads(path.read_text())
+    assert triton_op.main([*options, "--resume", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert document["complete"] and len(document["rows"]) == 4 and document["rows"][:2] == former["rows"]
+    assert [run["cases"] for run in document["earlier"]] == [[case.label for case in cases[:2]]]
+    assert "in several runs: 2 cases on " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 def test_wrong_values_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_op, "_ours", lambda x, cap: x.relu())
     rows, failures = triton_op.run_case(CASE, (triton_op.FUSED,), triton_op.cuda_place())

@@ -12,12 +12,13 @@ import torch
 
 from benchmarks import report
 from benchmarks.gpu import bench, suite, tables
-from benchmarks.gpu.document import Card, Document, folder_of, go_on, new_document
+from benchmarks.gpu.document import Card, Document, folder_of, new_document
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, Failure
+from benchmarks.resuming import go_on
 from benchmarks.running import INTERRUPTED
 from benchmarks.tables import MISSING
 from dreluop.backends import native
@@ -186,25 +187,20 @@ def test_interrupted_the_file_holds_the_cases_that_were_done(
 
 
 def test_going_on_from_an_earlier_run(document: Document) -> None:
-    first, second = (f"{case.name}, {dtype}" for case, dtype in zip(CASES, ("fp32", "bf16"), strict=True))
-    commit: results.Commit = {"hash": "a" * 40, "dirty": False}
-    half: Document = {**document, "date": "2026-01-02T03:04:05+00:00", "commit": commit}
+    half: Document = {**document, "date": "2026-01-02T03:04:05+00:00", "commit": {"hash": "a" * 40, "dirty": False}}
     half["rows"] = [row for row in document["rows"] if row["case"] == CASES[0].name]
-    made = {**document, "rows": [], "date": "2026-02-03T00:00:00+00:00"}
-    assert go_on(made, half) == {first}
+    made: Document = {**document, "rows": [], "date": "2026-02-03T00:00:00+00:00"}
+    assert go_on(made, half, CASES, bench.SUITE) == CASES[1:]
     assert made["rows"] == half["rows"]
-    assert made["earlier"] == [{"date": half["date"], "commit": commit, "cases": [first]}]
+    assert [run["cases"] for run in made["earlier"]] == [[f"{CASES[0].name}, fp32"]]
     made["rows"] = made["rows"] + [row for row in document["rows"] if row["case"] == CASES[1].name]
     assert "in several runs: 1 cases on 2026-01-02 at aaaaaaa, 1 cases on 2026-02-03 at" in tables.headline(made)
-    third = {**document, "rows": []}
-    assert go_on(third, made) == {first, second}
-    assert [run["cases"] for run in third["earlier"]] == [[first], [second]]
 
 
 def test_a_case_of_which_something_failed_is_measured_again(document: Document) -> None:
     failure: Failure = {"case": CASES[0].name, "dtype": CASES[0].dtype_name, "contender": c.OURS.name, "reason": "why"}
-    made = {**document, "rows": []}
-    assert go_on(made, {**document, "failures": [failure]}) == {f"{CASES[1].name}, bf16"}
+    made: Document = {**document, "rows": []}
+    assert go_on(made, {**document, "failures": [failure]}, CASES, bench.SUITE) == CASES[:1]
     assert {row["case"] for row in made["rows"]} == {CASES[1].name}
 
 
@@ -214,7 +210,7 @@ def test_a_case_of_which_something_failed_is_measured_again(document: Document) 
 def test_an_earlier_run_of_something_else_is_refused(document: Document, change: dict[str, Any]) -> None:
     former: Document = {**document, **change}  # type: ignore[typeddict-item]
     with pytest.raises(ValueError, match=f"resume: got {next(iter(change))}"):
-        go_on({**document, "rows": []}, former)
+        go_on({**document, "rows": []}, former, CASES, bench.SUITE)
 
 
 def test_document(card: Card) -> None:
@@ -292,6 +288,20 @@ def test_interruption_shows_and_draws_what_there_is(
     assert bench.main(["--out", str(tmp_path)]) == INTERRUPTED
     assert "| tiny image |" in capsys.readouterr().out
     assert (tmp_path / "kernels.png").exists()
+
+
+def test_the_command_goes_on(tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(bench, "served_by_cuda", lambda parser: None)
+    monkeypatch.setattr(bench, "new_document", lambda quick: {**document, "complete": False, "rows": []})
+    monkeypatch.setattr(bench, "cases", lambda quick: CASES)
+    monkeypatch.setattr(bench, "cuda_machine", lambda: None)
+    monkeypatch.setattr(bench, "measure", lambda made, selected, *_: seen.extend(selected) or 0)
+    monkeypatch.setattr(bench, "draw", lambda made, path: None)
+    half = [row for row in document["rows"] if row["case"] == CASES[0].name]
+    results.save({**document, "rows": half}, tmp_path / "former.json")
+    assert bench.main(["--out", str(tmp_path), "--resume", str(tmp_path / "former.json")]) == 0
+    assert seen == CASES[1:]
 
 
 def test_the_reference_is_not_measured_unasked(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Card, folder_of
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
 from benchmarks.gpu.stages import STAGES, Context
 
@@ -148,6 +148,34 @@ def test_exit_code(
     printed = capsys.readouterr().out
     for outcome in outcomes.values():
         assert outcome.status + (f": {outcome.reason}" if outcome.reason else "") in printed
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["", "resume"])
+def test_benchmarks_go_on_from_the_folder_of_the_card(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    seen: list[Context] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "describe_card", lambda: card)
+    monkeypatch.setattr(command, "STAGES", {**STAGES, "bench": lambda context: (seen.append(context), OK)[1]})
+    assert command.main(["--stage", "bench", "--out", str(tmp_path)] + ["--resume"] * resume) == 0
+    assert [(one.folder, one.resume) for one in seen] == [(tmp_path, folder_of(card) if resume else None)]
+
+
+def test_no_quick_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--resume", "--quick"])
+    assert "--resume: got --quick too; expected one of them" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_passes_it_on() -> None:
+    def printed(*variables: str) -> str:
+        return subprocess.run(
+            ["make", "-n", "gpu", *variables], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "--resume" in printed("RESUME=1") and "--resume" not in printed()
 
 
 def test_every_stage_is_under_nine_minutes() -> None:

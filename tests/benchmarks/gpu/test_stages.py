@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.compiled.suite import CASES
 from benchmarks.gpu import execute as execution
 from benchmarks.gpu import pytests, sanitizer, stages
 from benchmarks.gpu.document import Card
@@ -201,6 +203,54 @@ def test_a_run_that_reaches_its_limit_ends_with_its_report(tmp_path: Path, paral
     assert "def test_three(): assert False" in (tmp_path / "log.txt").read_text()
 
 
+# As tests/conftest.py does.
+CONFTEST = """
+def pytest_runtest_setup(item):
+    if "gpu" in item.name:
+        item.user_properties.append(("gpu", "yes"))
+"""
+FILES = {
+    "test_first.py": """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_gpu(number): pass
+
+def test_gpu_fails(): assert False
+
+def test_gpu_lacks_something(): pytest.skip("it is not there")
+
+def test_gpu_ends_all():
+    if ENDS:
+        os.environ["DRELUOP_TEST_DEADLINE"] = "0"
+
+def test_gpu_late(): pass
+""",
+    "test_no_card.py": "def test_of_the_cpu(): pass\n",
+    "test_second.py": "import pytest\n@pytest.fixture\ndef made(): assert False\ndef test_gpu_later(made): pass\n",
+}
+
+
+@pytest.mark.usefixtures("two_workers")
+@pytest.mark.parametrize(("ends", "parallel"), [(True, False), (False, True)], ids=["limit", "parallel"])
+def test_what_became_of_each_file_with_tests_of_the_gpu(tmp_path: Path, ends: bool, parallel: bool) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text.replace("ENDS", str(ends)))
+    outcome = pytests.run_pytest([str(tmp_path)], limit=100, log=tmp_path / "log.txt", parallel=parallel)
+    found = outcome.details["by file"]
+    first, second = sorted(found)
+    assert first.endswith("/test_first.py") and second.endswith("/test_second.py")
+    both = {"failed": 1, "skipped": 1}
+    assert found == (
+        {first: {"passed": 4, **both, "not begun": 1}, second: {"not begun": 1}}
+        if ends
+        else {first: {"passed": 5, **both}, second: {"failed": 1}}
+    )
+    assert outcome.details["gpu passed"] == found[first]["passed"]
+
+
 @pytest.mark.usefixtures("two_workers")
 @pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
 def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
@@ -279,7 +329,36 @@ def test_a_benchmark_that_fails(
     assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
 
 
-@pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "105"), ("models", "485")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("bench", "kernels.json"),
+        ("scaling", "scaling.json"),
+        ("compiled", "compiled.json"),
+        ("models", "models.json"),
+    ],
+)
+def test_benchmarks_go_on_from_the_files_of_the_card(
+    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, file: str
+) -> None:
+    former = tmp_path / "results"
+    context = stages.Context(card, tmp_path, 100, resume=former)
+    stages.STAGES[name](context)
+    former.mkdir()
+    (former / file).write_text("{}")
+    stages.STAGES[name](replace(context, resume=None))
+    assert not any("--resume" in command for command, _ in commands)
+    stages.STAGES[name](context)
+    command = commands[-1][0]
+    assert command[command.index("--resume") + 1] == str(former / file)
+    assert command[command.index("--out") + 1] == str(tmp_path)
+
+
+def test_the_compiled_networks_fit_the_limit_of_their_stage() -> None:
+    assert sum(case.seconds for case in CASES["cuda"]) <= stages.COMPILED_LIMIT
+
+
+@pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "165"), ("models", "485")])
 def test_some_benchmarks_leave_time_for_others(
     tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
 ) -> None:

@@ -17,8 +17,10 @@ from benchmarks.models import __main__ as command
 from benchmarks.models import suite, tables
 from benchmarks.models.contenders import CONTENDERS, FUSED, IN_PLACE, OURS, RELU
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
+from benchmarks.models.largest import Search
 from benchmarks.models.steps import COMPILED, INFERENCE, TRAIN
 from benchmarks.models.targets import TARGETS, Target, judge
+from benchmarks.resuming import go_on
 from benchmarks.running import INTERRUPTED, NO_TIME, OUT_OF_TIME
 from tests.benchmarks.gpu.conftest import CARD
 from tests.benchmarks.models.conftest import EFFORT, TINY
@@ -84,6 +86,54 @@ def test_contenders_without_time_make_a_run_incomplete(tmp_path: Path, monkeypat
     assert run("--out", str(tmp_path), "--limit", "1000") == OUT_OF_TIME
     made = read(tmp_path)
     assert not made["complete"] and len(made["failures"]) == 3
+
+
+def test_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_case = suite.run_case
+    seen = []
+
+    def noted(case: suite.Case, *rest: Any) -> Any:
+        seen.append(case.label)
+        return run_case(case, *rest)
+
+    def short(case: suite.Case, *rest: Any) -> Any:
+        rows, failures = run_case(case, *rest)
+        if case.label != LABELS[1]:
+            return rows, failures
+        return rows[:1], [{"case": case.label, "contender": rows[1]["contender"], "reason": NO_TIME}]
+
+    first, second, third = suite.ON_A_CPU
+    with monkeypatch.context() as patched:
+        patched.setattr(suite, "ON_A_CPU", (first, second, (*third[:-1], 1e6)))
+        patched.setattr(suite, "run_case", short)
+        assert run("--out", str(tmp_path), "--limit", "1000") == OUT_OF_TIME
+    former = read(tmp_path)
+    assert former["missing"] == [LABELS[2]] and len(former["failures"]) == 1
+    monkeypatch.setattr(suite, "run_case", noted)
+    # Into the same file, which is read first.
+    assert run("--out", str(tmp_path), "--resume", str(tmp_path / FILE_NAME)) == 0
+    made = read(tmp_path)
+    assert seen == LABELS[1:]
+    assert made["complete"] and made["missing"] == made["failures"] == []
+    assert made["earlier"] == [{"date": former["date"], "commit": former["commit"], "cases": LABELS[:1]}]
+    assert len(made["rows"]) == len(CONTENDERS) + 2 + 3 and made["rows"][:3] == former["rows"][:3]
+    assert "in several runs: 1 cases on " in capsys.readouterr().out
+    assert run("--out", str(tmp_path / "again"), "--resume", str(tmp_path / FILE_NAME)) == 0
+    assert read(tmp_path / "again") == made and seen == LABELS[1:]
+    with pytest.raises(SystemExit, match="2"):
+        run("--threads", "2", "--resume", str(tmp_path / FILE_NAME))
+    assert "--resume: resume: got threads 1; expected what is measured now, 2" in capsys.readouterr().err
+
+
+def test_largest_batches_are_taken_over(tmp_path: Path, document: Document) -> None:
+    of = [one for one in suite.cases(torch.device("cuda")) if isinstance(one, Search) and one.network == "resnet50"]
+    found = [{**document["largest"][0], "contender": name, "too_large": 808} for name in of[0].contenders]
+    made: Document = {**document, "rows": [], "largest": []}
+    former = {**document, "rows": [], "largest": found}
+    assert go_on(made, former, of, suite.SUITE) == [] and made["largest"] == found
+    assert go_on(made, {**former, "largest": found[1:]}, of, suite.SUITE) == of and made["largest"] == []
 
 
 def test_interruption_leaves_the_cases_that_were_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,29 @@ def test_the_search_ends_near_the_limit(limit: int, error: float) -> None:
     assert all(batch % GRAIN == 0 for batch in tried)
 
 
+@pytest.mark.parametrize("limit", [8, 9, 40, 555, 1000, 1003])
+@pytest.mark.parametrize("error", [0.8, 0.93, 1.0, 1.04, 1.2])
+def test_a_search_that_had_no_more_time_did_not_end(limit: int, error: float) -> None:
+    def row(tries: int) -> largest.Largest:
+        left = iter([True] * (tries - 1) + [False])
+        found = search(lambda batch: batch <= limit, limit * error, lambda: next(left))
+        assert found.tries == min(tries, whole.tries)
+        return made(found)
+
+    def made(found: largest.Found) -> largest.Largest:
+        of = {"network": TINY, "precision": FP32, "contender": RELU, "image": 8, "bytes_per_image": 1.0}
+        return {**of, **vars(found)}  # type: ignore[typeddict-item]
+
+    whole = search(lambda batch: batch <= limit, limit * error)
+    assert largest.ended(made(whole))
+    for tries in range(1, whole.tries):
+        try:
+            found = row(tries)
+        except RuntimeError:  # none fits yet, which is a failure
+            continue
+        assert not largest.ended(found)
+
+
 def test_a_good_estimate_is_confirmed_from_both_sides() -> None:
     found = search(lambda batch: batch <= 1003, 1003)
     assert found.batch == 1000 and found.too_large is not None and found.too_large - found.batch <= 2 * GRAIN

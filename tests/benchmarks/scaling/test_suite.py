@@ -17,7 +17,7 @@ from benchmarks.kernels.measure import Effort, sample
 from benchmarks.kernels.suite import BACKWARD, BOTH, COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.running import INTERRUPTED
 from benchmarks.scaling import __main__ as command
-from benchmarks.scaling import places, suite
+from benchmarks.scaling import places, suite, tables
 from benchmarks.scaling.cases import EAGER_MODE, SIZE, Point
 from benchmarks.scaling.document import Document
 from tests.benchmarks.gpu.conftest import machine as fake_machine
@@ -116,8 +116,8 @@ def test_what_fails_is_left_out_with_its_reason(card: suite.Place, monkeypatch: 
     point = replace(POINT, contenders=("wrong", c.OURS.name), modes=(HOT_MODE,))
     rows, failures = suite.run_point(point, EFFORT, card)
     assert {row["contender"] for row in rows} == {c.COPY, c.CLONE, c.OURS.name}
-    assert [(f["contender"], f["mode"], f["reason"]) for f in failures] == [
-        ("wrong", HOT_MODE, "ValueError: wrong values: not timed")
+    assert [(f["contender"], f["axis"], f["mode"], f["reason"]) for f in failures] == [
+        ("wrong", SIZE, HOT_MODE, "ValueError: wrong values: not timed")
     ]
 
 
@@ -189,6 +189,19 @@ class TestCommand:
         made = json.loads((tmp_path / "scaling.json").read_text())
         assert not made["complete"]
         assert {row["threads"] for row in made["rows"]} == {2}
+
+    def test_a_run_that_goes_on(self, tmp_path: Path, tiny: list[Point]) -> None:
+        last = tiny.pop()
+        assert command.main(["--out", str(tmp_path)]) == 0
+        path = tmp_path / "scaling.json"
+        former = json.loads(path.read_text())
+        tiny.append(last)
+        assert command.main(["--out", str(tmp_path), "--resume", str(path)]) == 0
+        made = json.loads(path.read_text())
+        assert made["complete"] and made["rows"][: len(former["rows"])] == former["rows"]
+        assert len(made["rows"]) == 2 * len(former["rows"])
+        assert [run["cases"] for run in made["earlier"]] == [["size: 480 B, 3 caps, fp32, 2 threads"]]
+        assert "in several runs: 1 cases on " in tables.headline(made)
 
     def test_no_card(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
