@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
-from benchmarks.kernels.results import Commit, load
+from benchmarks.kernels.results import Commit, commit_name, load
 
 Item = TypeVar("Item")
 # Where a document's rows are, by the name of the field, and how the case is called of which one is.
@@ -141,7 +141,7 @@ def dates(document: Mapping[str, Any], rows: Rows) -> str:
         "cases": [name for name in _contenders(document, rows) if name not in taken],
     }
     return "in several runs: " + ", ".join(
-        f"{len(cases)} cases on {date[:10]} at {commit['hash'][:7] if commit else 'an unknown commit'}"
+        f"{len(cases)} cases on {date[:10]} ({commit_name(commit)})"
         for date, commit, cases in ((run["date"], run["commit"], run["cases"]) for run in (*earlier, last))
         if cases
     )

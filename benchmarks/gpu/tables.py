@@ -70,7 +70,8 @@ def _subject(target: Target) -> str:
 
 
 def _where(target: Target) -> str:
-    return ", ".join(["<= 1 MB" if target.small else ">= 64 MB", *(DTYPES[dtype] for dtype in target.dtypes or ())])
+    size = "<= 1 MB" if target.small else ">= 64 MB without bias and residual"
+    return ", ".join([size, *(DTYPES[dtype] for dtype in target.dtypes or ())])
 
 
 def _limit(target: Target) -> str:

@@ -96,11 +96,15 @@ def _replay(graph: torch.cuda.CUDAGraph, step: Work) -> Work:
     return replay
 
 
-def sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """By events; ``number`` has to be 1, as a graph repeats its calls itself."""
+def sample(contender: Timed, number: int, head_start: int = HEAD_START) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """By events; ``number`` has to be 1, as a graph repeats its calls itself.
+
+    Args:
+        head_start: clock cycles for which the stream is kept busy first.
+    """
     assert number == 1, "give Effort(sample_seconds=0)"
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(contender.steps) + 1)]
-    torch.cuda._sleep(HEAD_START)
+    torch.cuda._sleep(head_start)
     marks[0].record()
     for step, mark in zip(contender.steps, marks[1:], strict=True):
         step(None)

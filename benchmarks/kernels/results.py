@@ -86,6 +86,13 @@ def new_document(threads: int, *, quick: bool) -> Document:
     }
 
 
+def commit_name(commit: Commit | None, digits: int = 10) -> str:
+    """A commit in words."""
+    if commit is None:
+        return "no commit known"
+    return commit["hash"][:digits] + (" with changes" if commit["dirty"] else "")
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.kernels import contenders as c
-from benchmarks.kernels.results import Document
+from benchmarks.kernels.results import Document, commit_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
 from benchmarks.kernels.targets import TARGETS, THREADS, Target, judge, ratio_against
 from benchmarks.tables import DTYPES, MISSING, Table
@@ -51,7 +51,7 @@ def hardware(document: Mapping[str, Any]) -> str:
 def software(document: Mapping[str, Any]) -> str:
     """What was measured, of any document with versions and a commit."""
     versions, commit = document["versions"], document["commit"]
-    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    source = commit_name(commit)
     return f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.kernels import contenders as c
+from benchmarks.kernels.results import commit_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.resuming import dates
 from benchmarks.scaling.cases import CAPS, SIZE
@@ -22,7 +23,7 @@ LEGEND = (
 
 def headline(document: Mapping[str, Any]) -> str:
     device, versions, commit = document["device"], document["versions"], document["commit"]
-    source = "no commit known" if commit is None else commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+    source = commit_name(commit)
     parts = [
         device["name"],
         f"last-level cache {size_name(document['cache_bytes'])}",

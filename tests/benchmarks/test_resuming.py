@@ -108,12 +108,12 @@ def test_a_run_that_goes_on_ends_complete_and_is_told_in_the_headline(tmp_path: 
     assert seen == [[*rows("a"), *rows("b")]], "what was taken over is written before anything is measured"
     found = json.loads(path.read_text())
     assert found["complete"] and found["missing"] == []
-    told = "in several runs: 3 cases on 2026-01-01 at 1111111, 1 cases on 2026-01-09 at 9999999"
+    told = "in several runs: 3 cases on 2026-01-01 (1111111111), 1 cases on 2026-01-09 (9999999999)"
     assert dates(found, ROWS) == told
     assert dates({**found, "rows": [*rows("a"), *rows("b")]}, ROWS) == told.partition(", 1 cases")[0]
     assert dates({**found, "earlier": []}, ROWS) == dates(before_there_was_the_field(found), ROWS) == "2026-01-09"
     found["earlier"][0]["commit"] = None
-    assert "3 cases on 2026-01-01 at an unknown commit" in dates(found, ROWS)
+    assert "3 cases on 2026-01-01 (no commit known)" in dates(found, ROWS)
 
 
 def before_there_was_the_field(document: dict[str, Any]) -> dict[str, Any]:

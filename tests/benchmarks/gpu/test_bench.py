@@ -194,7 +194,7 @@ def test_going_on_from_an_earlier_run(document: Document) -> None:
     assert made["rows"] == half["rows"]
     assert [run["cases"] for run in made["earlier"]] == [[f"{CASES[0].name}, fp32"]]
     made["rows"] = made["rows"] + [row for row in document["rows"] if row["case"] == CASES[1].name]
-    assert "in several runs: 1 cases on 2026-01-02 at aaaaaaa, 1 cases on 2026-02-03 at" in tables.headline(made)
+    assert "in several runs: 1 cases on 2026-01-02 (aaaaaaaaaa), 1 cases on 2026-02-03 (" in tables.headline(made)
 
 
 def test_a_case_of_which_something_failed_is_measured_again(document: Document) -> None:

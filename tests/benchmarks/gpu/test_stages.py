@@ -241,7 +241,8 @@ def test_what_became_of_each_file_with_tests_of_the_gpu(tmp_path: Path, ends: bo
     outcome = pytests.run_pytest([str(tmp_path)], limit=100, log=tmp_path / "log.txt", parallel=parallel)
     found = outcome.details["by file"]
     first, second = sorted(found)
-    assert first.endswith("/test_first.py") and second.endswith("/test_second.py")
+    # They lie outside of the repository, and how pytest names them depends on where that is.
+    assert [Path(name).name for name in (first, second)] == ["test_first.py", "test_second.py"]
     both = {"failed": 1, "skipped": 1}
     assert found == (
         {first: {"passed": 4, **both, "not begun": 1}, second: {"not begun": 1}}
