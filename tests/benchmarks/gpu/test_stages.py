@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def test_no_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (outcome.status, outcome.reason) == (NOT_RUN, "compute-sanitizer is not installed")
 
 
-def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
     import torch  # noqa: PLC0415
     from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC0415
 
@@ -108,8 +110,23 @@ def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytes
 
     monkeypatch.setattr(exercise, "CASES", exercise.CASES[6:9])
     with Watch():
-        exercise.main(torch.device("cpu"))
+        exercise.main(torch.device("cpu"), few=few)
     assert called == set(schemas.SCHEMAS)
+
+
+def test_only_the_slow_tool_has_few_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[Sequence[str]] = []
+
+    def execute(command: Sequence[str], **_: Any) -> Finished:
+        commands.append(command)
+        return Finished(0, ENDED + "ERROR SUMMARY: 0 errors", False)
+
+    monkeypatch.setattr(sanitizer, "execute", execute)
+    monkeypatch.setattr(sanitizer, "find_tool", lambda: "compute-sanitizer")
+    sanitizer.run(limit=100, log=tmp_path / "log.txt")
+    tools = {command[command.index("--tool") + 1]: command[-1] == "--few" for command in commands}
+    assert tools == {"memcheck": False, "initcheck": False, "synccheck": False, "racecheck": True}
+    assert list(tools)[-1] == "racecheck", "it gets the time that the others leave"
 
 
 TESTS = """
