@@ -27,9 +27,11 @@ def mesh(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "lo")
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    assert torch.distributed.get_backend() == backend
-    yield init_device_mesh(device.type, (1,))
-    torch.distributed.destroy_process_group()
+    try:
+        assert torch.distributed.get_backend() == backend
+        yield init_device_mesh(device.type, (1,))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def network_on(device: torch.device, fused: bool) -> Network:

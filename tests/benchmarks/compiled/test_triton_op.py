@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import report
 from benchmarks.compiled import triton_op
 from benchmarks.gpu.document import Card
+from benchmarks.kernels import results
 from benchmarks.kernels.measure import Effort, sample
 from benchmarks.models.steps import cpu_place
 from benchmarks.running import OUT_OF_TIME
@@ -213,3 +215,26 @@ def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         with pytest.raises(SystemExit, match="2"):
             triton_op.main(given)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ms", "more", "cell"),
+    [
+        (0.05, {}, "50.0 / 3.0"),
+        # Five such calls take longer than half the head start of a millisecond that the first files had.
+        (0.15, {}, "150.0 / -"),
+        (0.15, {"head_start_cycles": 20 * triton_op.CYCLES_PER_MS}, "150.0 / 3.0"),
+        (2.5, {"head_start_cycles": 20 * triton_op.CYCLES_PER_MS}, "2500.0 / -"),
+    ],
+)
+def test_where_the_host_may_not_have_been_ahead_its_time_is_not_taken_for_the_cards(
+    ms: float, more: dict[str, Any], cell: str, tmp_path: Path, card: Card
+) -> None:
+    row = {
+        "shape": [64, 512], "dtype": "float32", "x_bytes": 2**17, "between": triton_op.ALONE, "graphs": False,
+        "contender": "opaque, Triton", "ms": ms, "device": {"ms": 0.003}, **more,
+    }  # fmt: skip
+    document = {**triton_op.new_document(), "rows": [row]}
+    assert cell in triton_op.table(document).rows[0]
+    results.save(document, tmp_path / "card" / triton_op.FILE_NAME)
+    assert f"| {cell} |" in report.traced(tmp_path)

@@ -272,6 +272,15 @@ def test_the_report_tells_cards_from_processors(tmp_path: Path, document: Docume
     assert "Some GPU 80GB" in cards and "| tiny image | 2x3x4x5 | fp32 |" in cards
 
 
+def test_of_the_targets_alone_no_case_is_told(tmp_path: Path, document: Document) -> None:
+    assert report.gpu_targets(tmp_path) == report.NOTHING
+    results.save(document, tmp_path / "card" / results.FILE_NAME)
+    targets, everything = report.gpu_targets(tmp_path), report.gpu(tmp_path)
+    assert "Some GPU 80GB" in targets and "| backward: bandwidth of a copy |" in targets
+    assert "| tiny image |" in everything and "| tiny image |" not in targets
+    assert "without bias and residual" in targets
+
+
 def test_interruption_shows_and_draws_what_there_is(
     tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
