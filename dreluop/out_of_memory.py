@@ -16,4 +16,4 @@ def raise_as_of_torch(error: Exception) -> None:
         if _WITHOUT_A_REASON in words:
             # A device that failed before fails here too, and says so itself.
             torch.cuda.mem_get_info()
-        raise torch.OutOfMemoryError(str(error)) from error
+        raise torch.OutOfMemoryError(words) from error

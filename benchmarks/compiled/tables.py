@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compiled import suite
-from benchmarks.kernels.tables import hardware, noise_of, software
+from benchmarks.kernels.tables import hardware, left_out, noise_of, software
 from benchmarks.resuming import dates
 from benchmarks.tables import MISSING, Table
 
@@ -23,11 +23,7 @@ def headline(document: Mapping[str, Any]) -> str:
         parts.append(noise_of(document["rows"], "a contender"))
     if document["quick"]:
         parts.append("quick run: three samples")
-    if not document["complete"]:
-        parts.append(f"not all cases: {len(document['missing'])} missing")
-    if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
-    return "; ".join(parts)
+    return "; ".join([*parts, *left_out(document)])
 
 
 def all_tables(document: Mapping[str, Any]) -> list[Table]:

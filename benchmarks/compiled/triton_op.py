@@ -37,7 +37,7 @@ from benchmarks.gpu import timing
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave
-from benchmarks.kernels.tables import hardware, software
+from benchmarks.kernels.tables import hardware, left_out, software
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.steps import Place, cuda_place
 from benchmarks.running import run_cases
@@ -282,12 +282,8 @@ def measure(
 
 
 def headline(document: Mapping[str, Any]) -> str:
-    parts = [hardware(document), software(document), resuming.dates(document, ROWS)]
-    if not document["complete"]:
-        parts.append(f"not all cases: {len(document['missing'])} missing")
-    if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
-    return "; ".join(parts)
+    facts = (hardware(document), software(document), resuming.dates(document, ROWS))
+    return "; ".join([*facts, *left_out(document)])
 
 
 def _host_was_ahead(row: Mapping[str, Any]) -> bool:

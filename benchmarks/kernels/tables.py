@@ -55,6 +55,16 @@ def software(document: Mapping[str, Any]) -> str:
     return f"torch {versions['torch']}, Python {versions['python']}, dreluop {versions['dreluop']} ({source})"
 
 
+def left_out(document: Mapping[str, Any]) -> list[str]:
+    """What is not in the rows, of any document with missing cases and failures."""
+    parts = []
+    if not document["complete"]:
+        parts.append(f"not all cases: {len(document['missing'])} missing")
+    if document["failures"]:
+        parts.append(f"{len(document['failures'])} contenders not measured")
+    return parts
+
+
 def noise(document: Document) -> str:
     """How far the machine's own speed moved, seen on the floors."""
     return noise_of([row for row in document["rows"] if row["contender"] == row["floor"]], "a floor")

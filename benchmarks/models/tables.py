@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.kernels.tables import hardware, noise_of, software
+from benchmarks.kernels.tables import hardware, left_out, noise_of, software
 from benchmarks.models.contenders import CONTENDERS, RELU
 from benchmarks.models.document import Document
 from benchmarks.models.steps import TRAIN
@@ -40,11 +40,7 @@ def headline(document: Document) -> str:
     ]
     if document["quick"]:
         parts.append("quick run: one case of reduced size")
-    if not document["complete"]:
-        parts.append(f"not all cases: {len(document['missing'])} missing")
-    if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
-    return "; ".join(parts)
+    return "; ".join([*parts, *left_out(document)])
 
 
 def target_table(document: Document) -> Table:
