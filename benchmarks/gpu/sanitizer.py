@@ -15,7 +15,7 @@ from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 TOOLS = ("memcheck", "initcheck", "synccheck", "racecheck")  # the slowest last: it gets what the others leave
 FOUND_ERRORS = 86  # the exit code that we ask for
 PROGRAM = "tests.gpu.exercise"
-FEW = {"racecheck": ["--few"]}  # gave no result in 54 s on an H100, where the others take 5 s each
+FEW = {"racecheck": ["--few"]}  # gave no result in 31 s on an H100, where the others take 5 s each
 COMPLETED = "exercise completed"  # what the program prints last
 # Every allocation by itself: inside torch's large blocks an access beyond a tensor would go unseen.
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
