@@ -13,8 +13,10 @@ struct Choice {
     const int64_t multiprocessors = std::max(1, problem.multiprocessors);
     const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias),
                by_rows = goes_by_rows(problem.dtype, layout);
+    const auto bytes_of_codes = static_cast<uintptr_t>(group_of(problem.dtype) / kCodesPerByte);
+    const bool whole_codes = reinterpret_cast<uintptr_t>(pass.code) % bytes_of_codes == 0;
     vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
-             (operands.head() == 0 || (by_rows && pass.code == nullptr));
+             whole_codes && (operands.head() == 0 || (by_rows && pass.code == nullptr));
     // The fast way by rows: a single cap, or runs of whole groups.
     const bool packed = vector && by_rows &&
                         (layout.caps == 1 || (operands.head() == 0 && layout.inner % group_of(problem.dtype) == 0));

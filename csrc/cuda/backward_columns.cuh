@@ -9,14 +9,12 @@ template <class Format, Access kAccess, int kSums>
 struct BackwardColumns : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
   using Base::kGroup;
-  using Base::kGroups;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
-  using typename Base::Wide;
   using P = Partial<Real>;
-  // Batches whose terms are added as they come, before they are added to a sum with its error: at most eight terms.
-  static constexpr int kBatches = 8 / kGroups;
+  // Terms that are added as they come, before they are added to a sum with its error.
+  static constexpr int kPlainTerms = 8;
 
   // This thread's columns begin at `column` and end after n; w and h are its place in the block.
   struct Place {
@@ -36,25 +34,29 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 
   // All asked for before the first is used.
-  DRELUOP_DEVICE void read_caps(const Place& at, Wide* cap) const {
+  DRELUOP_DEVICE Pack<T, kGroup> read_caps(const Place& at) const {
+    Pack<T, kGroup> cap;
     int64_t left, c = p.map.cap_of(at.column, &left);
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) {
-      cap[e] = e < at.n ? this->cap_of(c) : Wide(0);
+      cap.v[e] = e < at.n ? this->cap_of(c) : Format::zero();
       if (--left > 0) continue;
       left = p.layout.inner;
       c = p.map.after(c);
     }
+    return cap;
   }
 
   // A batch of rows from that of element i down, of the `left` that there are.
   template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int64_t left, const Wide* cap, Real (*sums)[kGroup]) const {
+  DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int64_t left, const Pack<T, kGroup>& cap,
+                            Real (*sums)[kGroup]) const {
+    constexpr int kMany = Base::template kGroups<Kept>;
     const int64_t step = p.columns.height * p.columns.row;
-    Group<T, kGroup> grad[kGroups];
-    Kept kept[kGroups];
+    Group<T, kGroup> grad[kMany];
+    Kept kept[kMany];
 #pragma unroll
-    for (int u = 0; u < kGroups; ++u) {
+    for (int u = 0; u < kMany; ++u) {
       grad[u] = {};
       kept[u] = nothing;
       if (u * p.columns.height >= left) continue;
@@ -62,7 +64,7 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
       kept[u] = Kept::load(p.saved, i + u * step, n, cap);
     }
 #pragma unroll
-    for (int u = 0; u < kGroups; ++u) {
+    for (int u = 0; u < kMany; ++u) {
       Real cap_terms[kGroup], bias_terms[kGroup];
       this->route(i + u * step, n, u * p.columns.height < left, grad[u], kept[u], cap, cap_terms, bias_terms);
 #pragma unroll
@@ -74,16 +76,17 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 
   template <class Kept>
-  DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, int64_t row_block, const Wide* cap,
+  DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, int64_t row_block, const Pack<T, kGroup>& cap,
                                   Sum<Real> (*sums)[kGroup]) const {
-    const int batch_rows = kGroups * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
+    constexpr int kMany = Base::template kGroups<Kept>;
+    const int batch_rows = kMany * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
     const int64_t rows = p.columns.row_blocks * batch_rows;
     int64_t i = first * p.columns.row + at.column, left = p.columns.rows - first;
 #pragma unroll 1
     while (left > 0) {
       Real some[kSums][kGroup] = {};
 #pragma unroll 1
-      for (int b = 0; b < kBatches && left > 0; ++b, i += rows * p.columns.row, left -= rows)
+      for (int b = 0; b < kPlainTerms / kMany && left > 0; ++b, i += rows * p.columns.row, left -= rows)
         batch(nothing, at.n, i, left, cap, some);
 #pragma unroll
       for (int s = 0; s < kSums; ++s)
@@ -112,8 +115,7 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
     const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
     const Place at = place(tile);
-    Wide cap[kGroup];
-    read_caps(at, cap);
+    const Pack<T, kGroup> cap = read_caps(at);
     Sum<Real> sums[kSums][kGroup];
     if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, row_block, cap, sums); });
     auto* shared = reinterpret_cast<P*>(shared_memory() + kSlotBytes);

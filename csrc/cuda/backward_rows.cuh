@@ -9,24 +9,23 @@ template <class Format, Access kAccess, int kSums, bool kPacked>
 struct BackwardRows : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
   using Base::kGroup;
-  using Base::kGroups;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
-  using typename Base::Wide;
 
   // Groups g, g + stride, ... below `groups`, of which place(g) is the first element.
   template <class Kept, class Place>
-  DRELUOP_DEVICE void batch(Kept nothing, int64_t g, int stride, int64_t groups, const Place& place, Wide one,
+  DRELUOP_DEVICE void batch(Kept nothing, int64_t g, int stride, int64_t groups, const Place& place, T one,
                             Sum<Real>* sums) const {
-    Wide cap[kGroup];
+    Pack<T, kGroup> cap;
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) cap[e] = one;
-    Group<T, kGroup> grad[kGroups];
-    Kept kept[kGroups];
-    int64_t at[kGroups];
+    for (int e = 0; e < kGroup; ++e) cap.v[e] = one;
+    constexpr int kMany = Base::template kGroups<Kept>;
+    Group<T, kGroup> grad[kMany];
+    Kept kept[kMany];
+    int64_t at[kMany];
 #pragma unroll
-    for (int u = 0; u < kGroups; ++u) {
+    for (int u = 0; u < kMany; ++u) {
       grad[u] = {};
       kept[u] = nothing;
       at[u] = place(g + u * stride);
@@ -36,7 +35,7 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     }
     Real to_cap = 0, to_bias = 0;
 #pragma unroll
-    for (int u = 0; u < kGroups; ++u) {
+    for (int u = 0; u < kMany; ++u) {
       Real cap_terms[kGroup], bias_terms[kGroup];
       this->route(at[u], kGroup, g + u * stride < groups, grad[u], kept[u], cap, cap_terms, bias_terms);
       to_cap += pairwise<kGroup>(cap_terms);
@@ -46,14 +45,14 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     if constexpr (kSums == 2) sums[kBiasSum].add(to_bias);
   }
 
-  DRELUOP_DEVICE void packed(int64_t c, int64_t split, Wide cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void packed(int64_t c, int64_t split, T cap, Sum<Real>* sums) const {
     const RowPlan& plan = p.rows;
     const int64_t inner = p.layout.inner, between = (p.layout.caps - 1) * inner, first = p.head + c * inner;
     const auto place = [&](int64_t g) { return first + g * kGroup + between * p.runs.quotient_of(g); };
-    const int64_t step = plan.splits * (kRowThreads * kGroups);
     this->with_saved([&](auto nothing) {
+      constexpr int kTogether = kRowThreads * Base::template kGroups<decltype(nothing)>;
 #pragma unroll 1
-      for (int64_t g = split * (kRowThreads * kGroups) + threadIdx.x; g < plan.groups; g += step)
+      for (int64_t g = split * kTogether + threadIdx.x; g < plan.groups; g += plan.splits * kTogether)
         batch(nothing, g, kRowThreads, plan.groups, place, cap, sums);
     });
     // Of a single cap, what lies around the groups.
@@ -64,7 +63,7 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
   }
 
   // A stretch of one run, by a warp.
-  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, Wide cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void piece(int64_t begin, int64_t length, T cap, Sum<Real>* sums) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int64_t to_group =
         static_cast<int64_t>((static_cast<uint64_t>(p.head) - static_cast<uint64_t>(begin)) % kGroup);
@@ -72,14 +71,15 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     const int64_t groups = (length - head) / kGroup, first = begin + head;
     const auto place = [&](int64_t g) { return first + g * kGroup; };
     this->with_saved([&](auto nothing) {
+      constexpr int kTogether = kWarp * Base::template kGroups<decltype(nothing)>;
 #pragma unroll 1
-      for (int64_t g = lane; g < groups; g += kWarp * kGroups) batch(nothing, g, kWarp, groups, place, cap, sums);
+      for (int64_t g = lane; g < groups; g += kTogether) batch(nothing, g, kWarp, groups, place, cap, sums);
     });
     const int edges = static_cast<int>(length - groups * kGroup);
     if (lane < edges) this->route_one(begin + (lane < head ? lane : groups * kGroup + lane), cap, sums);
   }
 
-  DRELUOP_DEVICE void in_pieces(int64_t c, int64_t split, Wide cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void in_pieces(int64_t c, int64_t split, T cap, Sum<Real>* sums) const {
     const RowPlan& plan = p.rows;
 #pragma unroll 1
     for (int64_t k = split * kRowWarps + threadIdx.x / kWarp; k < plan.pieces; k += plan.splits * kRowWarps) {
@@ -92,7 +92,7 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     using P = Partial<Real>;
     const uint32_t caps = static_cast<uint32_t>(p.layout.caps);
     const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps;
-    const Wide cap = this->cap_of(c);
+    const T cap = this->cap_of(c);
     Sum<Real> sums[kSums];
     if constexpr (kPacked)
       packed(c, split, cap, sums);

@@ -49,21 +49,92 @@ DRELUOP_DEVICE uint32_t codes_of(const Pack<typename Format::Storage, kGroup>& y
   }
 }
 
-// The numbers of a group where `kept` says so, else +0.
+// For which elements of a group something holds; of 16-bit types as masks of two to a word.
 template <class T, int kGroup>
-DRELUOP_DEVICE Pack<T, kGroup> masked(const Group<T, kGroup>& group, const bool (&kept)[kGroup]) {
+struct Where {
+  bool v[kGroup];
+};
+template <int kGroup>
+struct Where<uint16_t, kGroup> {
+  uint32_t v[kGroup / 2];
+};
+
+template <class T, int kGroup>
+struct WhereRegions {
+  Where<T, kGroup> inside, capped;
+};
+
+// Of outputs of forward.
+template <class Format, int kGroup>
+DRELUOP_DEVICE WhereRegions<typename Format::Storage, kGroup> where_regions(
+    const Group<typename Format::Storage, kGroup>& y, const Pack<typename Format::Storage, kGroup>& cap) {
+  using T = typename Format::Storage;
+  WhereRegions<T, kGroup> where;
   if constexpr (sizeof(T) == 2) {
-    auto words = bit_cast<Pack<uint32_t, kGroup / 2>>(group);
+    using Words = Pack<uint32_t, kGroup / 2>;
+    const auto ys = bit_cast<Words>(y), caps = bit_cast<Words>(cap);
 #pragma unroll
-    for (int w = 0; w < kGroup / 2; ++w)
-      words.v[w] &= (kept[2 * w] ? 0x0000ffffu : 0u) | (kept[2 * w + 1] ? 0xffff0000u : 0u);
-    return bit_cast<Pack<T, kGroup>>(words);
+    for (int w = 0; w < kGroup / 2; ++w) {
+      const Regions masks = region_masks_of_two<Format>(ys.v[w], caps.v[w]);
+      where.inside.v[w] = masks.inside;
+      where.capped.v[w] = masks.capped;
+    }
   } else {
-    auto values = unpack<T, kGroup>(group);
+    const auto ys = unpack<T, kGroup>(y);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) values.v[e] = select(kept[e], values.v[e], T(0));
-    return values;
+    for (int e = 0; e < kGroup; ++e) {
+      where.inside.v[e] = is_inside<Format>(ys.v[e], cap.v[e]);
+      where.capped.v[e] = is_capped<Format>(ys.v[e], cap.v[e]);
+    }
   }
+  return where;
+}
+
+// Of codes, element e at bit 2 e.
+template <class T, int kGroup>
+DRELUOP_DEVICE WhereRegions<T, kGroup> where_regions(uint32_t codes) {
+  WhereRegions<T, kGroup> where;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int w = 0; w < kGroup / 2; ++w) {
+      const Regions masks = region_masks_of_two_codes(codes, w);
+      where.inside.v[w] = masks.inside;
+      where.capped.v[w] = masks.capped;
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) {
+      where.inside.v[e] = (codes >> (2 * e)) & kInside;
+      where.capped.v[e] = (codes >> (2 * e)) & kCapped;
+    }
+  }
+  return where;
+}
+
+// The numbers of a there, else those of b.
+template <class T, int kGroup>
+DRELUOP_DEVICE Group<T, kGroup> chosen(const Where<T, kGroup>& where, const Group<T, kGroup>& a,
+                                       const Group<T, kGroup>& b) {
+  if constexpr (sizeof(T) == 2) {
+    using Words = Pack<uint32_t, kGroup / 2>;
+    auto words = bit_cast<Words>(b);
+    const auto others = bit_cast<Words>(a);
+#pragma unroll
+    for (int w = 0; w < kGroup / 2; ++w) words.v[w] = (others.v[w] & where.v[w]) | (words.v[w] & ~where.v[w]);
+    return bit_cast<Group<T, kGroup>>(words);
+  } else {
+    auto values = unpack<T, kGroup>(b);
+    const auto others = unpack<T, kGroup>(a);
+#pragma unroll
+    for (int e = 0; e < kGroup; ++e) values.v[e] = select(where.v[e], others.v[e], values.v[e]);
+    return bit_cast<Group<T, kGroup>>(values);
+  }
+}
+
+// The numbers of a group there, else +0.
+template <class T, int kGroup>
+DRELUOP_DEVICE Group<T, kGroup> only(const Where<T, kGroup>& where, const Group<T, kGroup>& group) {
+  return chosen<T, kGroup>(where, group, Group<T, kGroup>{});
 }
 
 // The codes of the first n elements of a group, which begins at a whole byte; what follows n in the last byte is off.

@@ -48,7 +48,9 @@ struct Routing {
   using Real = typename SumType<Format, kAccess>::Real;
   using Wide = typename Working<Format>::Real;
   static constexpr int kGroup = sizeof(T) == 2 ? 8 : 4;
-  static constexpr int kGroups = kAccess == Access::kGeneral ? 1 : kInFlightOfTwo;
+  // Groups whose loads a thread issues before it uses any: as many wide ones with codes, which are small, as with y.
+  template <class Kept>
+  static constexpr int kGroups = kAccess == Access::kGeneral ? 1 : kInFlight / (1 + Kept::kWideLoads);
   using Parameters = BackwardParameters<kAccess, Real>;
   enum { kGrad, kY, kDx };
 
@@ -57,9 +59,9 @@ struct Routing {
   DRELUOP_DEVICE static Real widen(T a) { return static_cast<Real>(Working<Format>::widen(a)); }
 
   // Rounded to x's dtype, as it was compared with.
-  DRELUOP_DEVICE Wide cap_of(int64_t c) const {
-    if (p.cap.data == nullptr) return Wide(0);
-    return Working<Format>::widen(Working<Format>::round(p.cap.template number<Format>(c)));
+  DRELUOP_DEVICE T cap_of(int64_t c) const {
+    if (p.cap.data == nullptr) return Format::zero();
+    return Working<Format>::round(p.cap.template number<Format>(c));
   }
 
   DRELUOP_DEVICE Group<T, kGroup> load_grad(int64_t i, int n) const {
@@ -69,17 +71,19 @@ struct Routing {
   // Writes dx and gives the terms of the sums, per element: to_cap[e], and to_bias[e] if there are two sums.
   template <class Kept>
   DRELUOP_DEVICE void route(int64_t i, int n, bool valid, const Group<T, kGroup>& group, const Kept& kept,
-                            const Wide* cap, Real* to_cap, Real* to_bias) const {
+                            const Pack<T, kGroup>& cap, Real* to_cap, Real* to_bias) const {
+    const auto where = kept.where(cap);
+    // NaN beats capped: the two exclude each other in a code, and in the rule.
+    const auto dx = only<T, kGroup>(where.inside, group), at_cap = only<T, kGroup>(where.capped, group);
+    widen_to(at_cap, to_cap);
+    if constexpr (kSums == 2) widen_to(dx, to_bias);
+    if (valid && p.wants_x) p.saved.operands.template store<T, kGroup>(kDx, i, n, unpack<T, kGroup>(dx));
+  }
+
+  DRELUOP_DEVICE static void widen_to(const Group<T, kGroup>& group, Real* to) {
     const Pack<Wide, kGroup> wide = widened<Format, kGroup>(group);
-    bool inside[kGroup];
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) {
-      inside[e] = kept.inside(e, cap[e]);
-      // NaN beats capped: the two exclude each other in a code, and in the rule.
-      to_cap[e] = kept.capped(e, cap[e]) ? static_cast<Real>(wide.v[e]) : Real(0);
-      if constexpr (kSums == 2) to_bias[e] = inside[e] ? static_cast<Real>(wide.v[e]) : Real(0);
-    }
-    if (valid && p.wants_x) p.saved.operands.template store<T, kGroup>(kDx, i, n, masked<T, kGroup>(group, inside));
+    for (int e = 0; e < kGroup; ++e) to[e] = static_cast<Real>(wide.v[e]);
   }
 
   // Calls f with what tells the regions of a group.
@@ -94,7 +98,7 @@ struct Routing {
   }
 
   // The same for one element.
-  DRELUOP_DEVICE void route_one(int64_t i, Wide cap, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void route_one(int64_t i, T cap, Sum<Real>* sums) const {
     const T g = p.saved.operands.template at<T>(kGrad, i);
     const uint8_t region = p.saved.template region<Format>(i, cap);
     if (region == kCapped) sums[kCapSum].add(widen(g));

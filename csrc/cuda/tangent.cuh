@@ -26,20 +26,14 @@ struct TangentPass {
 
   // The first n elements of a group.
   DRELUOP_DEVICE void compute(int64_t i, int n) const {
-    const Pack<T, kGroup> u = unpack<T, kGroup>(p.saved.operands.load<T, kGroup>(kU, i, n));
+    const Group<T, kGroup> u = p.saved.operands.load<T, kGroup>(kU, i, n);
     const Caps caps(p.map, i);
-    T rounded[kGroup], v[kGroup];
-    read_or_zero(caps, p.cap, rounded);
-    read_or_zero(caps, p.v, v);
-    typename Working<Format>::Real cap[kGroup];
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e) cap[e] = Working<Format>::widen(rounded[e]);
-    const Kept kept = Kept::load(p.saved, i, n, cap);
-    Pack<T, kGroup> out;
-#pragma unroll
-    for (int e = 0; e < kGroup; ++e)
-      out.v[e] = select(kept.inside(e, cap[e]), u.v[e], select(kept.capped(e, cap[e]), v[e], Format::zero()));
-    p.saved.operands.store<T, kGroup>(kOut, i, n, out);
+    Pack<T, kGroup> cap, v;
+    read_or_zero(caps, p.cap, cap.v);
+    read_or_zero(caps, p.v, v.v);
+    const auto where = Kept::load(p.saved, i, n, cap).where(cap);
+    const auto at_cap = only<T, kGroup>(where.capped, bit_cast<Group<T, kGroup>>(v));
+    p.saved.operands.store<T, kGroup>(kOut, i, n, unpack<T, kGroup>(chosen<T, kGroup>(where.inside, u, at_cap)));
   }
 
   DRELUOP_DEVICE void read_or_zero(const Caps& caps, const Source& source, T* values) const {

@@ -20,7 +20,7 @@ constexpr int group_of(DType dtype) { return dtype == DType::kFloat16 || dtype =
 
 // Groups whose loads one thread issues before it uses any: four loads, which hide the memory's latency.
 constexpr int kInFlight = 4;
-constexpr int kInFlightOfTwo = 2;  // operands
+constexpr int kInFlightOfTwo = kInFlight / 2;  // operands
 
 inline int64_t up_to(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -87,8 +87,8 @@ struct RowPlan {
 };
 
 // Elements in walking order as rows of `row` = repeat * caps * inner elements. A block takes `width` groups of columns
-// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time, by turns with the other
-// blocks of its tile. Block b has tile b % tiles.
+// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time (of codes, twice as
+// many), by turns with the other blocks of its tile. Block b has tile b % tiles.
 constexpr int kColumnThreads = 256;
 struct ColumnPlan {
   bool aligned = true;  // rows are whole groups; else the last group of a row is cut off

@@ -178,6 +178,24 @@ struct BFloat16 : Bits16<BFloat16, 0x7f80> {
 
 struct Float16 : Bits16<Float16, 0x7c00> {
   DRELUOP_INSTRUCTIONS_OF("f16")
+#if defined(__CUDA_ARCH__)
+  // For two numbers at once, all bits of a number or none: a > b, a < b, both also where either is NaN; a == b.
+  static DRELUOP_INLINE uint32_t mask_if_above(uint32_t a, uint32_t b) {
+    uint32_t mask;
+    asm("set.gtu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+  }
+  static DRELUOP_INLINE uint32_t mask_if_below(uint32_t a, uint32_t b) {
+    uint32_t mask;
+    asm("set.ltu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+  }
+  static DRELUOP_INLINE uint32_t mask_if_equal(uint32_t a, uint32_t b) {
+    uint32_t mask;
+    asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
+    return mask;
+  }
+#endif
   static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
     *low = to_float(static_cast<uint16_t>(word));
     *high = to_float(static_cast<uint16_t>(word >> 16));

@@ -5,6 +5,8 @@
 // The gradient of y goes to x where y is inside, to m where y is capped, nowhere where it is off; all decided from y.
 #pragma once
 
+#include <type_traits>
+
 #include "dreluop/formats.h"
 
 namespace dreluop {
@@ -46,23 +48,60 @@ DRELUOP_INLINE uint32_t capped_values_of_two(uint32_t x, uint32_t m) {
 #endif
 }
 
-// Whether the low and the high number of a word are inside, or capped: bits 15 and 31.
+// What holds for the low and the high number of a word: in bits 15 and 31, or in all bits of each number.
 struct Regions {
   uint32_t inside, capped;
 };
 
-// Of outputs of forward, which are +0, positive or NaN: NaN is a magnitude above infinity, equal bits are equal
-// numbers.
+constexpr uint32_t kSigns = 0x80008000;
+
+// All bits of a number, or none, as its sign says.
+DRELUOP_INLINE uint32_t spread_signs(uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  uint32_t mask;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
+  return mask;
+#else
+  return ((word & kSigns) >> 15) * 0xffffu;
+#endif
+}
+
+// In bits 15 and 31; the others mean nothing. Of outputs of forward, which are +0, positive or NaN: NaN is a magnitude
+// above infinity, equal bits are equal numbers.
 template <class Format>
-DRELUOP_INLINE Regions regions_of_two(uint32_t y, uint32_t m) {
+DRELUOP_INLINE Regions region_signs_of_two(uint32_t y, uint32_t m) {
   constexpr uint32_t kMagnitudes = 0x7fff7fff;
-  constexpr uint32_t kSigns = 0x80008000;
   constexpr uint32_t kBelowNaN = 0x7fffu - Format::kInfinityBits;
   // What is added carries into a number's sign if it is not zero, or NaN, and never beyond.
   const uint32_t magnitude = y & kMagnitudes, nonzero = magnitude + kMagnitudes, nan = magnitude + kBelowNaN * 0x10001u;
   const uint32_t difference = y ^ m, differs = ((difference & kMagnitudes) + kMagnitudes) | difference;
-  const uint32_t capped = nonzero & ~nan & ~differs & kSigns;
-  return {nonzero & ~capped & kSigns, capped};
+  const uint32_t capped = nonzero & ~nan & ~differs;
+  return {nonzero & ~capped, capped};
+}
+
+// Whole numbers as masks, of outputs of forward.
+template <class Format>
+DRELUOP_INLINE Regions region_masks_of_two(uint32_t y, uint32_t m) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<Format, Float16>) {
+    const uint32_t on = Format::mask_if_above(y, 0);
+    return {on & Format::mask_if_below(y, m), on & Format::mask_if_equal(y, m)};
+  }
+#endif
+  const Regions signs = region_signs_of_two<Format>(y, m);
+  return {spread_signs(signs.inside), spread_signs(signs.capped)};
+}
+
+template <class Format>
+DRELUOP_INLINE Regions regions_of_two(uint32_t y, uint32_t m) {
+  const Regions signs = region_signs_of_two<Format>(y, m);
+  return {signs.inside & kSigns, signs.capped & kSigns};
+}
+
+// The same masks from the codes of eight numbers, of which word w holds two.
+DRELUOP_INLINE Regions region_masks_of_two_codes(uint32_t codes, int w) {
+  const uint32_t apart = codes | codes << 14;  // of the second number 16 bits above the first
+  return {spread_signs(apart << (15 - 4 * w)), spread_signs(apart << (14 - 4 * w))};
 }
 
 // The code of element i of a packed run: four to a byte from the low bits up.
