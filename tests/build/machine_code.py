@@ -40,9 +40,10 @@ def cuobjdump(path: Path, *flags: str) -> str:
 
 @dataclass
 class Function:
-    """The operations of a kernel in order, its registers, and the bytes of its stack."""
+    """The operations of a kernel in order, with their operands, its registers, and the bytes of its stack."""
 
     code: list[str]
+    operands: list[str]
     registers: int = 0
     stack: int = 0
 
@@ -50,10 +51,10 @@ class Function:
 def functions_in(path: Path, arch: str) -> dict[str, Function]:
     """The kernels of a file for an architecture, by mangled name."""
     sass = cuobjdump(path, "--dump-sass", "-arch", arch)
-    found = {
-        name: Function(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", body))
-        for name, body in re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.DOTALL)
-    }
+    found = {}
+    for name, body in re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", sass, re.DOTALL):
+        found_here = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", body)
+        found[name] = Function([op for op, _ in found_here], [operands for _, operands in found_here])
     usage = cuobjdump(path, "--dump-resource-usage", "-arch", arch)
     for name, registers, stack in re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", usage):
         found[name].registers, found[name].stack = int(registers), int(stack)
@@ -69,15 +70,34 @@ def local_accesses(code: list[str]) -> list[str]:
     return [op for op in code if op.split(".")[0] in ("LDL", "STL")]
 
 
-def most_in_flight(code: list[str]) -> int:
-    """16-byte loads asked for before anything is stored."""
-    in_flight = most = 0
+def in_flight_at_each_wait(function: Function) -> list[int]:
+    """How many 16-byte loads have been asked for, each time that a register of one is first read."""
+    waits: list[int] = []
+    pending: set[int] = set()
+    asked = 0
+    for op, operands in zip(function.code, function.operands, strict=True):
+        registers = [int(number) for number in re.findall(r"\bR(\d+)\b", operands)]
+        if op.startswith("LDG") and ".128" in op:
+            pending.update(range(registers[0], registers[0] + 4))
+            asked += 1
+            continue
+        # The first operand is written, but for stores, which have an address there, and comparisons, which have none.
+        writes = re.match(r"\s*R\d+\b", operands) is not None
+        if pending.intersection(registers[1:] if writes else registers):
+            waits.append(asked)
+            pending, asked = set(), 0
+    return waits
+
+
+def most_before_a_store(code: list[str]) -> int:
+    """16-byte loads asked for before anything is stored; some may have been waited for."""
+    asked = most = 0
     for op in code:
         if op.startswith("LDG") and ".128" in op:
-            in_flight += 1
-            most = max(most, in_flight)
+            asked += 1
+            most = max(most, asked)
         elif op.startswith("STG"):
-            in_flight = 0
+            asked = 0
     return most
 
 

@@ -81,6 +81,21 @@ void test_rule() {
     }
 }
 
+uint32_t mask_of(uint32_t signs) { return (signs & 0x8000 ? 0xffffu : 0) | (signs >> 31 ? 0xffff0000u : 0); }
+
+// Of eight codes, from all values of the two in question and what is around them.
+void test_masks_of_codes() {
+  for (uint32_t codes = 0; codes < 0x10000; ++codes)
+    for (int w = 0; w < 4; ++w) {
+      const auto bit = [&](int e, Region region) { return (codes >> (2 * (2 * w + e)) & region) != 0; };
+      const auto mask = [&](Region region) {
+        return (bit(0, region) ? 0xffffu : 0) | (bit(1, region) ? 0xffff0000u : 0);
+      };
+      const Regions masks = region_masks_of_two_codes(codes, w);
+      CHECK(masks.inside == mask(kInside) && masks.capped == mask(kCapped), std::to_string(codes));
+    }
+}
+
 // The packed rule, of every pair of an output and a cap in either half of a word.
 template <class Format>
 void test_regions_of_two() {
@@ -96,6 +111,9 @@ void test_regions_of_two() {
       CHECK(of_y == region_of<Format>(static_cast<uint16_t>(y), static_cast<uint16_t>(m)),
             std::to_string(y) + " " + std::to_string(m));
       CHECK(((regions.inside | regions.capped) & 0x7fff7fff) == 0);
+      const Regions masks =
+          region_masks_of_two<Format>(y << shift | other_y << (16 - shift), m << shift | other_m << (16 - shift));
+      CHECK(masks.inside == mask_of(regions.inside) && masks.capped == mask_of(regions.capped));
     }
   };
   for (uint32_t m = 0; m < 0x10000; ++m) {
@@ -120,5 +138,6 @@ int main() {
   test_rule<BFloat16>();
   test_regions_of_two<Float16>();
   test_regions_of_two<BFloat16>();
+  test_masks_of_codes();
   std::puts("formats: ok");
 }

@@ -8,7 +8,7 @@ namespace {
 struct Options {
   DType cap_dtype, bias_dtype;
   bool dx = true, dcap = true, dbias = false, code = false, penalty = false, in_place = false;
-  int64_t gap = 0, shift = 0, cap_gap = 0;
+  int64_t gap = 0, shift = 0, cap_gap = 0, code_shift = 0;
   bool expanded_grad = false, transposed_y = false;
   bool constant = false;
   int multiprocessors = 2;
@@ -52,7 +52,8 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
   if (o.expanded_grad) grad.strides = {0, 0, 0};
   const std::vector<int> y_order = o.transposed_y ? std::vector<int>{2, 1, 0} : std::vector<int>{0, 1, 2};
   Array y(dtype, shape.sizes(), y_order, 0, o.shift);
-  std::vector<uint8_t> code((numel + 3) / 4, 0);
+  std::vector<uint8_t> codes(o.code_shift + (numel + 3) / 4, 0);
+  uint8_t* const code = codes.data() + o.code_shift;
   Array dx = o.in_place ? grad : Array(dtype, shape.sizes(), y_order, 0, o.shift);
   Array dcap = cap_array(o.cap_dtype, shape, o.cap_gap),
         dbias(o.bias_dtype, shape.cap_sizes(), shape.cap_order(), o.cap_gap);
@@ -72,7 +73,7 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
   Backward pass;
   pass.grad = grad.operand();
   if (o.code)
-    pass.code = code.data();
+    pass.code = code;
   else
     pass.y = y.operand();
   if (!o.code || o.penalty) pass.cap = cap.per_cap();
@@ -116,6 +117,7 @@ Options variant_of(DType dtype, int variant) {
   o.cap_gap = variant == 12 || variant == 9 ? 3 : 0;
   o.expanded_grad = variant == 12 || variant == 13;
   o.transposed_y = variant == 10 || variant == 16;
+  o.code_shift = variant == 17 || variant == 13 ? 1 : 0;
   if (variant >= 16) o.multiprocessors = variant == 16 ? 1 : 7;
   return o;
 }
