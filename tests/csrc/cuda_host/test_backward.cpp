@@ -104,20 +104,20 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
 
 Options variant_of(DType dtype, int variant) {
   Options o{};
-  o.cap_dtype = variant < 6 ? dtype : kDTypes[variant % 4];
+  o.cap_dtype = variant < 6 || variant == 18 ? dtype : kDTypes[variant % 4];
   o.bias_dtype = kDTypes[(variant / 3) % 4];
-  o.code = variant % 2 == 1;
-  o.dbias = variant == 2 || variant == 3 || variant == 9 || variant >= 14;
+  o.code = variant % 2 == 1 || variant == 18;
+  o.dbias = variant == 2 || variant == 3 || variant == 9 || (variant >= 14 && variant < 18);
   o.dx = variant != 4 && variant != 14;
   o.dcap = variant != 5 && variant != 15;
-  o.penalty = variant % 4 == 2;
+  o.penalty = variant % 4 == 2 && variant != 18;
   o.in_place = variant == 7 || variant == 8;
   o.gap = variant == 8 || variant == 9 ? 2 : 0;
   o.shift = variant == 10 || variant == 11 ? 1 : 0;
   o.cap_gap = variant == 12 || variant == 9 ? 3 : 0;
   o.expanded_grad = variant == 12 || variant == 13;
   o.transposed_y = variant == 10 || variant == 16;
-  o.code_shift = variant == 17 || variant == 13 ? 1 : 0;
+  o.code_shift = variant == 17 || variant == 18 ? 1 : 0;
   if (variant >= 16) o.multiprocessors = variant == 16 ? 1 : 7;
   return o;
 }
@@ -199,7 +199,7 @@ int main() {
   int runs = 0;
   for (const Shape& shape : shapes)
     for (const DType dtype : kDTypes)
-      for (int variant = 0; variant < 18; ++variant) {
+      for (int variant = 0; variant < 19; ++variant) {
         // Of the large shapes every dtype gets a third of the variants.
         if (shape.numel() > 2000 && (variant + static_cast<int>(dtype)) % 3 != 0) continue;
         host_cuda::backwards = runs % 2 == 1;
