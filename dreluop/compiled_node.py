@@ -1,0 +1,72 @@
+"""The usual call in the C++ of torch's autograd: loads `_autograd`, for the one torch that it was built with.
+
+torch's autograd has no stable ABI. With any other torch, or where `_autograd` is not built, ``autograd.
+PlainCappedReLUFunction`` serves those calls: the same results, for some more microseconds of Python per call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dreluop.autograd import plain_backward
+from dreluop.ops.calls import DEFAULT
+
+ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
+CHOICES = ("auto", "python", "compiled")
+
+# Called with x, cap and dim: y, or None for what is not the usual call. None where it does not serve.
+capped_relu: Callable[[Tensor, Tensor, int], Tensor | None] | None = None
+# Why it does not serve; None if it does.
+reason: str | None
+
+
+def _load() -> str | None:
+    choice = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f'{ENVIRONMENT_VARIABLE}: got "{choice}"; expected one of {", ".join(CHOICES)}')
+    if choice == "python":
+        return f"not loaded: {ENVIRONMENT_VARIABLE}=python asks for the Python"
+    error = _load_module()
+    if error is not None and choice == "compiled":
+        raise ImportError(f"{ENVIRONMENT_VARIABLE}=compiled, but the compiled autograd node does not serve: {error}")
+    return error
+
+
+def _load_module() -> str | None:
+    global capped_relu  # noqa: PLW0603 (what the usual call looks at)
+    if importlib.util.find_spec("dreluop._autograd") is None:
+        return "dreluop._autograd is not built"
+    try:
+        from dreluop import _C  # noqa: PLC0415
+
+        built_with = _C.build_info()["torch_headers"]
+        # Before it is loaded: another torch may give it symbols of the same name and another meaning.
+        if built_with != torch.__version__:
+            return f"built with torch {built_with}, and this is torch {torch.__version__}"
+        from dreluop import _autograd  # noqa: PLC0415
+    except ImportError as error:
+        return str(error)
+    _autograd.set_backward_in_python(functools.partial(plain_backward, DEFAULT))
+    capped_relu = _autograd.capped_relu
+    return None
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """In the block, Python serves (in all threads)."""
+    global capped_relu  # noqa: PLW0603
+    before, capped_relu = capped_relu, None
+    try:
+        yield
+    finally:
+        capped_relu = before
+
+
+reason = _load()
