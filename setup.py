@@ -6,8 +6,8 @@ DRELUOP_BUILD chooses what is built:
     cpu   the CPU operators only, whether or not there is an nvcc
     none  nothing: a pure Python package served by the reference
 DRELUOP_AUTOGRAD chooses whether the autograd node in torch's C++ is built too (docs/packaging.md):
-    auto      (default) unless it does not compile, as with a torch that is newer than these sources; then a note says so
-    compiled  as auto, but it is an error (with DRELUOP_WERROR too)
+    auto      (default) unless it does not compile, as may be with a newer torch; then a note says so
+    compiled  yes: if it does not compile it is an error (with DRELUOP_WERROR too)
     python    no
 What is built depends on this choice and on the compilers found, never on whether a GPU is present.
 """
@@ -308,7 +308,7 @@ def extensions() -> list[Extension]:
         operators.library_dirs.append(str(cuda / "lib64"))
         # Static: a shared cudart would tie the file to one CUDA version, and to a CUDA torch.
         operators.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    # The first is what compiles longest where there is no CUDA. `_C` comes last: it says which torch `_autograd` is for.
+    # First what compiles longest where there is no CUDA; last `_C`, which says which torch `_autograd` is for.
     return [*([] if autograd_choice == "python" else [autograd]), operators, information]
 
 

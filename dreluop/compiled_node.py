@@ -22,7 +22,8 @@ ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
 # Called with x, cap and dim: y, or None for what is not the usual call. None where it does not serve.
-capped_relu: Callable[[Tensor, Tensor, int], Tensor | None] | None = None
+capped_relu: Callable[[Tensor, Tensor | float, int], Tensor | None] | None = None
+backward_in_python = functools.partial(plain_backward, DEFAULT)
 # Why it does not serve; None if it does.
 reason: str | None
 
@@ -48,12 +49,13 @@ def _load_module() -> str | None:
 
         built_with = _C.build_info()["torch_headers"]
         # Before it is loaded: another torch may give it symbols of the same name and another meaning.
-        if built_with != torch.__version__:
-            return f"built with torch {built_with}, and this is torch {torch.__version__}"
+        this = str(torch.__version__)
+        if built_with != this:
+            return f"built with torch {built_with}, and this is torch {this}"
         from dreluop import _autograd  # noqa: PLC0415
     except ImportError as error:
         return str(error)
-    _autograd.set_backward_in_python(functools.partial(plain_backward, DEFAULT))
+    _autograd.set_backward_in_python(backward_in_python)
     capped_relu = _autograd.capped_relu
     return None
 

@@ -158,7 +158,7 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         raise
 
 
-def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor, dim: int) -> None:
+def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
     raise_as_of_torch(error)
     validation.float_tensor("x", x)
     validation.cap_for(x, cap, dim)
