@@ -32,6 +32,7 @@ SETUPTOOLS = 77
 CHOICES = {"DRELUOP_BUILD": ("auto", "cuda", "cpu", "none"), "DRELUOP_AUTOGRAD": ("auto", "compiled", "python")}
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
+AUTOGRAD = "dreluop._autograd"
 X86_FLAGS = {"primitives_avx2.cpp": ["-march=x86-64-v3"], "primitives_avx512.cpp": ["-march=x86-64-v4"]}
 CPU_FLAGS = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}
 CUDA_ARCHS = "80;90;100+PTX"
@@ -134,6 +135,12 @@ class BuildExt(build_ext):
         # Where the sources lie beside the library, profilers can show them. A wheel would carry paths of this machine.
         self.line_info = ["-lineinfo"] if self.inplace or self.editable_mode else []
 
+    def run(self) -> None:
+        if self.inplace or self.editable_mode:
+            # One that lies here from before may be of another torch, and this build may come to make none.
+            (ROOT / self.get_ext_filename(AUTOGRAD)).unlink(missing_ok=True)
+        super().run()
+
     def build_extensions(self) -> None:
         # All files of all libraries at once: at the end of each, most cores would have nothing to do.
         jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -147,16 +154,10 @@ class BuildExt(build_ext):
             except CompileError as error:
                 if not ext.optional:
                     stop(str(error))
-                self.go_on_without(ext, str(error))
+                print(f"dreluop: {error}\ndreluop: building without {ext.name}", file=sys.stderr)
+                self.extensions.remove(ext)
             ext.sources = []
         super().build_extensions()
-
-    def go_on_without(self, ext: Extension, error: str) -> None:
-        print(f"dreluop: {error}\ndreluop: building without {ext.name}", file=sys.stderr)
-        self.extensions.remove(ext)
-        if self.inplace or self.editable_mode:
-            # One that lies there from before may be of another torch.
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
         # The objects are new: without sources setuptools could not tell, and would keep an old library.
@@ -287,7 +288,7 @@ def extensions() -> list[Extension]:
         cxx_std=20,
     )
     autograd = Extension(
-        "dreluop._autograd",
+        AUTOGRAD,
         ["csrc/autograd/capped_relu.cpp"],
         depends=["csrc/autograd/exports.map"],
         define_macros=[

@@ -93,17 +93,15 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
-    if (
+    usual = (
         not torch.compiler.is_compiling()
-        and (by_node := compiled_node.capped_relu) is not None
-        and inplace is False
         and save == "output"
         and balancer is None
         and bias is None
         and residual is None
         and not surrogate.active
-        and nothing_chosen()
-    ):
+    )
+    if usual and inplace is False and (by_node := compiled_node.capped_relu) is not None and nothing_chosen():
         try:
             if (y := by_node(x, cap, dim)) is not None:
                 return y
@@ -111,18 +109,13 @@ def capped_relu(
             _raise_in_our_words(error, x, cap, dim)
             raise
     if (
-        type(x) in _TENSORS
+        usual
+        and type(x) in _TENSORS
         and isinstance(cap, Tensor)
         and type(cap) in _TENSORS
         and type(dim) is int
         and x.device == cap.device
-        and save == "output"
         and type(inplace) is bool
-        and balancer is None
-        and bias is None
-        and residual is None
-        and not surrogate.active
-        and not torch.compiler.is_compiling()
         and not derivatives_by_plain_torch()
     ):
         return _plain(x, cap, dim, inplace)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dreluop
@@ -239,6 +240,17 @@ def test_other_derivatives_of_a_backward_are_those_of_python(asked_python: list[
                 tangents = [forward_ad.unpack_dual(t).tangent for t in (one, other)]
                 assert tangents[0] is not None and torch.equal(*tangents)
     assert len(asked_python) == 1
+
+
+@both
+def test_a_gradient_of_another_class_goes_through_its_dispatch() -> None:
+    x, cap = inputs()
+    grad = TwoTensor(torch.randn(4, 3), torch.randn(4, 3))
+    y = dreluop.capped_relu(x, cap)
+    got = torch.autograd.grad(y, (x, cap), grad, retain_graph=True)
+    for name in ("a", "b"):
+        want = torch.autograd.grad(y, (x, cap), getattr(grad, name), retain_graph=True)
+        assert all(torch.equal(getattr(one, name), other) for one, other in zip(got, want, strict=True))
 
 
 class NoGradient(torch.autograd.Function):

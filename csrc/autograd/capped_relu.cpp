@@ -48,15 +48,13 @@ constexpr const char* kNodeName = "CappedReLUBackward";
 // dreluop.autograd.plain_backward, with the operators of the default rule. Never freed: nodes outlive the module.
 PyObject* backward_in_python = nullptr;
 
-// No mode, no functorch transform, no tracer, no inference mode, no level of forward mode: each would put itself among
-// the keys that the dispatcher always looks at, but for the first and the last. Autocast does too, and is nothing to
-// us.
+// No mode, functorch transform, tracer, inference mode or level of forward mode stands between a caller and the
+// kernels. Most of them change what the dispatcher includes in every call; function modes and forward mode do not.
+// Autocast changes only what it excludes, and is nothing to the operators.
 bool nothing_between() {
   return c10::impl::tls_local_dispatch_key_set().included_ == c10::default_included_set &&
          !at::impl::torch_function_mode_enabled() && !torch::autograd::ForwardADLevel::try_get_by_idx(0);
 }
-
-bool has_python_dispatch(const Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_python_dispatch(); }
 
 [[noreturn]] void throw_python_error() {
   python_error error;
@@ -85,8 +83,7 @@ struct CappedReLU {
     const variable_list saved = context->get_saved_variables();
     const int64_t dim = context->saved_data["dim"].toInt();
     const bool need_x = context->needs_input_grad(0), need_cap = context->needs_input_grad(1);
-    if (!at::GradMode::is_enabled() && nothing_between() && !has_python_dispatch(grad) &&
-        !has_python_dispatch(saved[0]) && !has_python_dispatch(saved[1])) {
+    if (!at::GradMode::is_enabled() && nothing_between()) {
       try {
         const at::AutoDispatchBelowAutograd below;
         auto [dx, dcap, nothing] = backward_operator().call(grad, saved[0], saved[1], dim, {}, need_x, need_cap,
@@ -106,7 +103,7 @@ struct CappedReLUNode : torch::autograd::CppNode<CappedReLU> {
   std::string name() const override { return kNodeName; }
 };
 
-// A node is counted by std::shared_ptr until torch 2.12 or so, then by an intrusive pointer.
+// torch 2.11 counts nodes by std::shared_ptr, 2.13 by an intrusive pointer.
 template <class Pointer = decltype(torch::autograd::Edge::function)>
 Pointer counted(CappedReLUNode* node) {
   if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)

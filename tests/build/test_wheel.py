@@ -45,9 +45,10 @@ def test_the_archive_has_every_source(built: tuple[Path, Path]) -> None:
 
 def test_the_wheel_has_the_package_and_its_types(unpacked: Path) -> None:
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
-    compiled = {"dreluop/_ops.abi3.so", "dreluop/_C" + sysconfig.get_config_var("EXT_SUFFIX")}
+    ending = sysconfig.get_config_var("EXT_SUFFIX")
+    compiled = {"dreluop/_ops.abi3.so", f"dreluop/_C{ending}", f"dreluop/_autograd{ending}"}
     sources = {name for name in tracked() if name.startswith("dreluop/")}
-    assert {"dreluop/py.typed", "dreluop/_C.pyi"} <= sources
+    assert {"dreluop/py.typed", "dreluop/_C.pyi", "dreluop/_autograd.pyi"} <= sources
     assert {name for name in names if ".dist-info/" not in name} == sources | compiled
 
 
