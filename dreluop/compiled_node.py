@@ -33,7 +33,7 @@ def _load() -> str | None:
     if choice not in CHOICES:
         raise ValueError(f'{ENVIRONMENT_VARIABLE}: got "{choice}"; expected one of {", ".join(CHOICES)}')
     if choice == "python":
-        return f"not loaded: {ENVIRONMENT_VARIABLE}=python asks for the Python"
+        return f"not loaded: {ENVIRONMENT_VARIABLE}=python asks for Python"
     error = _load_module()
     if error is not None and choice == "compiled":
         raise ImportError(f"{ENVIRONMENT_VARIABLE}=compiled, but the compiled autograd node does not serve: {error}")
@@ -45,19 +45,30 @@ def _load_module() -> str | None:
     if importlib.util.find_spec("dreluop._autograd") is None:
         return "dreluop._autograd is not built"
     try:
-        from dreluop import _C  # noqa: PLC0415
-
-        built_with = _C.build_info()["torch_headers"]
-        # Before it is loaded: another torch may give it symbols of the same name and another meaning.
-        this = str(torch.__version__)
-        if built_with != this:
-            return f"built with torch {built_with}, and this is torch {this}"
-        from dreluop import _autograd  # noqa: PLC0415
+        # Before it is loaded: another torch may have symbols of the same name and another meaning.
+        if of_another_torch():
+            return f"built with torch {_built_with()}, and this is torch {torch.__version__}"
+        from dreluop import _autograd  # noqa: PLC0415 (not there everywhere)
     except ImportError as error:
         return str(error)
     _autograd.set_backward_in_python(backward_in_python)
     capped_relu = _autograd.capped_relu
     return None
+
+
+def _built_with() -> str:
+    from dreluop import _C  # noqa: PLC0415 (not there everywhere)
+
+    return _C.build_info()["torch_headers"]
+
+
+def of_another_torch() -> bool:
+    """Whether the compiled part was built with another torch than this.
+
+    Raises:
+        ImportError: there is no compiled part.
+    """
+    return _built_with() != str(torch.__version__)
 
 
 @contextmanager

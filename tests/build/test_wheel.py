@@ -68,6 +68,17 @@ def test_another_folder_than_the_sources_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "dist").exists()
 
 
+def test_the_node_of_the_wheel_serves_the_torch_that_it_was_built_with(installed: Path, tmp_path: Path) -> None:
+    program = "from dreluop import compiled_node as node; print(node.reason, node.__file__)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    said = subprocess.run(
+        [installed, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    reason, _, file = said.strip().partition(" ")
+    assert reason == "None", said
+    assert Path(file).is_relative_to(installed.parents[1])
+
+
 USER = """
 import torch
 from torch import Tensor, nn
