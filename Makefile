@@ -47,7 +47,7 @@ demo: $(VENV)/.installed
 test: test-python test-triton test-cpp
 
 test-python: $(VENV)/.installed
-	DRELUOP_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=compiled $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
 test-triton: $(VENV)/.installed
@@ -66,9 +66,9 @@ test-sanitized: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
 	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
 	rm -rf $(SANITIZED_PACKAGE) && mkdir -p $(SANITIZED_PACKAGE) && cp -r dreluop tests pyproject.toml $(SANITIZED_PACKAGE)
-	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" DRELUOP_BUILD=cpu $(BIN)/python setup.py -q build_ext \
+	CXXFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" DRELUOP_BUILD=cpu DRELUOP_AUTOGRAD=python $(BIN)/python setup.py -q build_ext \
 		--build-lib $(SANITIZED_PACKAGE) --build-temp $(SANITIZED_PACKAGE)/objects
-	cd $(SANITIZED_PACKAGE) && DRELUOP_REQUIRE_NATIVE=1 ASAN_OPTIONS=detect_leaks=0 \
+	cd $(SANITIZED_PACKAGE) && DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(abspath $(BIN))/python -m pytest -q $(SANITIZED_TESTS)
 

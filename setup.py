@@ -5,6 +5,10 @@ DRELUOP_BUILD chooses what is built:
     cuda  as auto, but a missing nvcc is an error
     cpu   the CPU operators only, whether or not there is an nvcc
     none  nothing: a pure Python package served by the reference
+DRELUOP_AUTOGRAD chooses whether the autograd node in torch's C++ is built too (docs/packaging.md):
+    auto      (default) unless it does not compile, as may be with a newer torch; then a note says so
+    compiled  yes: if it does not compile it is an error (with DRELUOP_WERROR too)
+    python    no
 What is built depends on this choice and on the compilers found, never on whether a GPU is present.
 """
 
@@ -25,9 +29,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 SETUPTOOLS = 77
-CHOICES = ("auto", "cuda", "cpu", "none")
+CHOICES = {"DRELUOP_BUILD": ("auto", "cuda", "cpu", "none"), "DRELUOP_AUTOGRAD": ("auto", "compiled", "python")}
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
+AUTOGRAD = "dreluop._autograd"
 X86_FLAGS = {"primitives_avx2.cpp": ["-march=x86-64-v3"], "primitives_avx512.cpp": ["-march=x86-64-v4"]}
 CPU_FLAGS = X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else {}
 CUDA_ARCHS = "80;90;100+PTX"
@@ -40,10 +45,10 @@ def stop(sentence: str) -> None:
     raise SystemExit(f"\ndreluop: {sentence}\n")
 
 
-def build_choice() -> str:
-    choice = os.environ.get("DRELUOP_BUILD", "auto")
-    if choice not in CHOICES:
-        stop(f"DRELUOP_BUILD={choice} is not one of {', '.join(CHOICES)}.")
+def chosen(variable: str) -> str:
+    choice = os.environ.get(variable, "auto")
+    if choice not in CHOICES[variable]:
+        stop(f"{variable}={choice} is not one of {', '.join(CHOICES[variable])}.")
     return choice
 
 
@@ -118,6 +123,10 @@ def files(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
+class CompileError(Exception):
+    """A compiler failed; the message holds what it was called with and what it said."""
+
+
 class BuildExt(build_ext):
     """Adds to build_ext: flags per source file, .cu files through nvcc, several files at once."""
 
@@ -126,18 +135,38 @@ class BuildExt(build_ext):
         # Where the sources lie beside the library, profilers can show them. A wheel would carry paths of this machine.
         self.line_info = ["-lineinfo"] if self.inplace or self.editable_mode else []
 
-    def build_extension(self, ext: Extension) -> None:
-        objects = Path(self.build_temp).resolve() / ext.name
-        objects.mkdir(parents=True, exist_ok=True)
+    def run(self) -> None:
+        if self.inplace or self.editable_mode:
+            # One that lies here from before may be of another torch, and this build may come to make none.
+            (ROOT / self.get_ext_filename(AUTOGRAD)).unlink(missing_ok=True)
+        super().run()
+
+    def build_extensions(self) -> None:
+        # All files of all libraries at once: at the end of each, most cores would have nothing to do.
         jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
         with ThreadPoolExecutor(jobs) as pool:
-            ext.extra_objects = list(pool.map(lambda source: self.compile_one(ext, source, objects), ext.sources))
-        ext.sources = []
+            compiling = [
+                (ext, [pool.submit(self.compile_one, ext, source) for source in ext.sources]) for ext in self.extensions
+            ]
+        for ext, objects in compiling:
+            try:
+                ext.extra_objects = [done.result() for done in objects]
+            except CompileError as error:
+                if not ext.optional:
+                    stop(str(error))
+                print(f"dreluop: {error}\ndreluop: building without {ext.name}", file=sys.stderr)
+                self.extensions.remove(ext)
+            ext.sources = []
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
         # The objects are new: without sources setuptools could not tell, and would keep an old library.
         self.force = True
         super().build_extension(ext)
 
-    def compile_one(self, ext: Extension, source: str, objects: Path) -> str:
+    def compile_one(self, ext: Extension, source: str) -> str:
+        objects = Path(self.build_temp).resolve() / ext.name
+        objects.mkdir(parents=True, exist_ok=True)
         target = objects / (Path(source).name + ".o")
         define = [f"-D{name}={value}" for name, value in ext.define_macros]
         include = [f"-I{d}" for d in (*ext.include_dirs, *self.include_dirs)]
@@ -156,7 +185,7 @@ class BuildExt(build_ext):
         command += [*define, *include, "-c", str(ROOT / source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            stop(f"compiling {source} failed:\n{shlex.join(command)}\n{done.stdout}{done.stderr}")
+            raise CompileError(f"compiling {source} failed:\n{shlex.join(command)}\n{done.stdout}{done.stderr}")
         return str(target)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
@@ -198,7 +227,7 @@ def cuda_sources() -> list[str]:
 
 def extensions() -> list[Extension]:
     check_build_tools()
-    choice = build_choice()
+    choice, autograd_choice = chosen("DRELUOP_BUILD"), chosen("DRELUOP_AUTOGRAD")
     if choice == "none":
         return []
     if sys.platform != "linux":
@@ -228,6 +257,7 @@ def extensions() -> list[Extension]:
     packages = Path(torch.__file__).parents[1]
     torch_include = [f"-ffile-prefix-map={place}/=" for place in (packages, packages.resolve())]
     torch_include += [flag for directory in include_paths() for flag in ("-isystem", directory)]
+    torch_libraries = str(Path(torch.__file__).parent / "lib")
     operators = Extension(
         "dreluop._ops",
         # What compiles longest comes first, so that it is not what everything else waits for at the end.
@@ -235,7 +265,7 @@ def extensions() -> list[Extension]:
         depends=headers,
         include_dirs=include,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
-        library_dirs=[str(Path(torch.__file__).parent / "lib")],
+        library_dirs=[torch_libraries],
         extra_compile_args=[*flags, *torch_include],
         # libtorch alone brings the CPU shims, and under a CUDA torch the CUDA ones too.
         extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-s"],
@@ -257,12 +287,30 @@ def extensions() -> list[Extension]:
         extra_link_args=["-s"],
         cxx_std=20,
     )
+    autograd = Extension(
+        AUTOGRAD,
+        ["csrc/autograd/capped_relu.cpp"],
+        depends=["csrc/autograd/exports.map"],
+        define_macros=[
+            ("_GLIBCXX_USE_CXX11_ABI", str(int(torch._C._GLIBCXX_USE_CXX11_ABI))),
+            # It calls no operator of torch's own, and compiles in three quarters of the time.
+            ("AT_PER_OPERATOR_HEADERS", "1"),
+        ],
+        library_dirs=[torch_libraries],
+        libraries=["torch_python", "torch_cpu", "c10"],
+        # More optimisation takes longer and gains nothing that can be measured: it calls torch, and waits.
+        extra_compile_args=["-O1", *flags[1:], *torch_include],
+        extra_link_args=[f"-Wl,--version-script={ROOT / 'csrc' / 'autograd' / 'exports.map'}", "-s"],
+        language="c++",
+        optional=autograd_choice == "auto" and not os.environ.get("DRELUOP_WERROR"),
+    )
     if cuda:
         operators.define_macros.append(("DRELUOP_CUDA_ARCHS", f'"{cuda_archs()}"'))
         operators.library_dirs.append(str(cuda / "lib64"))
         # Static: a shared cudart would tie the file to one CUDA version, and to a CUDA torch.
         operators.extra_link_args += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-    return [operators, information]
+    # First what compiles longest where there is no CUDA; last `_C`, which says which torch `_autograd` is for.
+    return [*([] if autograd_choice == "python" else [autograd]), operators, information]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})

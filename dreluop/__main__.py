@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from dreluop import selfcheck
+from dreluop import compiled_node, selfcheck
 from dreluop.backends import choice, names, native
 from dreluop.version import __version__
 
@@ -17,6 +17,11 @@ def _cuda_line() -> str:
     code = (native.cuda_kernels and native.cuda_kernels.built_for()) or "no code"
     reason = native.cuda_reason()
     return f"CUDA         {code}" + ("" if reason is None else f"; not serving: {reason}")
+
+
+def _autograd_line() -> str:
+    reason = compiled_node.reason
+    return "autograd     " + ("by the compiled node" if reason is None else f"by Python; no compiled node: {reason}")
 
 
 def _build_lines() -> list[str]:
@@ -54,7 +59,7 @@ def main() -> int:
     print(f"dreluop      {__version__}")
     print(f"torch        {torch.__version__}")
     print(f"python       {platform.python_version()}, {platform.platform()}")
-    print(*_build_lines(), sep="\n")
+    print(*_build_lines(), _autograd_line(), sep="\n")
     for backend in selfcheck.backends():
         print(f"{backend.name:12} serves {', '.join(backend.devices) or 'nothing'}")
         for device, reason in backend.reasons.items():

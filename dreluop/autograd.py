@@ -23,6 +23,7 @@ from dreluop.backends.choice import (
 )
 from dreluop.backends.reference import bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.ops.calls import Operators
 from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_gradient, penalty_tangent
 
@@ -163,8 +164,8 @@ class CappedReLUFunction(Function):
 class PlainCappedReLUFunction(torch.autograd.Function):
     """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim, inplace)``, y and the cap saved.
 
-    A small tensor feels every microsecond of Python, and this has no more of it than the derivatives need. Not for
-    ``torch.func`` and forward mode.
+    Out of place it serves only where ``compiled_node`` does not. A small tensor feels every microsecond of Python, and
+    this has no more of it than the derivatives need. Not for ``torch.func`` and forward mode.
     """
 
     @staticmethod
@@ -184,18 +185,24 @@ class PlainCappedReLUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         y, cap = ctx.saved_tensors
-        need_x, need_cap, *_ = ctx.needs_input_grad
-        try:
-            if derivative_may_be_asked(grad, cap):
-                with using(ctx.operators):
-                    dx, dcap, _ = _backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
-            else:
-                with below_autograd():
-                    dx, dcap, _ = ctx.operators.backward(grad, y, cap, ctx.dim, (), need_x, need_cap, None, None)
-        except RuntimeError as error:
-            raise_as_of_torch(error)
-            raise
-        return dx if need_x else None, dcap if need_cap else None, None, None
+        return *plain_backward(ctx.operators, grad, y, cap, ctx.dim, *ctx.needs_input_grad[:2]), None, None
+
+
+def plain_backward(
+    chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Backward of the usual call by these operators: of ``PlainCappedReLUFunction``, and where ``_autograd`` asks."""
+    try:
+        if derivative_may_be_asked(grad, cap):
+            with using(chosen):
+                dx, dcap, _ = _backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+        else:
+            with below_autograd():
+                dx, dcap, _ = chosen.backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+    except RuntimeError as error:
+        raise_as_of_torch(error)
+        raise
+    return dx if need_x else None, dcap if need_cap else None
 
 
 class CappedReLUBackwardFunction(Function):

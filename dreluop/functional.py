@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import distributed, surrogate, validation
+from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
-from dreluop.backends.choice import operators_for
+from dreluop.backends.choice import nothing_chosen, operators_for
 from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
@@ -93,19 +93,29 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
-    if (
-        type(x) in _TENSORS
-        and isinstance(cap, Tensor)
-        and type(cap) in _TENSORS
-        and type(dim) is int
-        and x.device == cap.device
+    usual = (
+        not torch.compiler.is_compiling()
         and save == "output"
-        and type(inplace) is bool
         and balancer is None
         and bias is None
         and residual is None
         and not surrogate.active
-        and not torch.compiler.is_compiling()
+    )
+    if usual and inplace is False and (by_node := compiled_node.capped_relu) is not None and nothing_chosen():
+        try:
+            if (y := by_node(x, cap, dim)) is not None:
+                return y
+        except (RuntimeError, TypeError, ValueError) as error:
+            _raise_in_our_words(error, x, cap, dim)
+            raise
+    if (
+        usual
+        and type(x) in _TENSORS
+        and isinstance(cap, Tensor)
+        and type(cap) in _TENSORS
+        and type(dim) is int
+        and x.device == cap.device
+        and type(inplace) is bool
         and not derivatives_by_plain_torch()
     ):
         return _plain(x, cap, dim, inplace)
@@ -137,10 +147,14 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
             calls.forward_(x, cap, dim)
         return x
     except (RuntimeError, TypeError, ValueError) as error:
-        raise_as_of_torch(error)
-        validation.float_tensor("x", x)
-        validation.cap_for(x, cap, dim)
+        _raise_in_our_words(error, x, cap, dim)
         raise
+
+
+def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
+    raise_as_of_torch(error)
+    validation.float_tensor("x", x)
+    validation.cap_for(x, cap, dim)
 
 
 def _any_call(

@@ -15,6 +15,7 @@ import torch._inductor.config
 from torch import Tensor
 
 import dreluop
+from dreluop import compiled_node
 from dreluop.ops import choice, native, reference, schemas, triton
 from tests.backends.triton.interpreter import make_quick
 from tests.devices import DEVICES, HAS_CUDA, on_device
@@ -62,6 +63,30 @@ def native_cuda_or_skip() -> None:
     reason = native.cuda_reason()
     if reason is not None:
         _skip_or_fail(f"the native CUDA kernels do not serve: {reason}", REQUIRE_CUDA)
+
+
+def compiled_node_or_skip() -> None:
+    """Skip, saying why, where the compiled node does not serve; DRELUOP_AUTOGRAD=compiled refuses to import then."""
+    if compiled_node.reason is not None:
+        pytest.skip(f"no compiled node: {compiled_node.reason}")
+
+
+@pytest.fixture(params=["compiled_node", "python_node"])
+def both_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The usual call by the compiled node, and by Python."""
+    if request.param == "python_node":
+        with compiled_node.switched_off():
+            yield
+    else:
+        compiled_node_or_skip()
+        yield
+
+
+@pytest.fixture
+def python_node() -> Iterator[None]:
+    """The usual call by Python: for what is put in the place of Python's operators."""
+    with compiled_node.switched_off():
+        yield
 
 
 def operators_of(name: str) -> SimpleNamespace:
@@ -163,6 +188,7 @@ def pytest_report_header() -> list[str]:
         f"Triton: {triton_line}",
         f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}",
         f"CPU tensors: {served}; CUDA tensors: {cuda}",
+        f"autograd: {'compiled node and Python' if compiled_node.reason is None else compiled_node.reason}",
     ]
 
 

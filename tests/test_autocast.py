@@ -12,6 +12,8 @@ import dreluop
 from tests import oracle
 from tests.cases import dtype_id
 
+pytestmark = pytest.mark.usefixtures("both_nodes")
+
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
 CALLS = {
     "output": {},

@@ -19,6 +19,8 @@ from tests.cases import DTYPES, dtype_id
 from tests.conftest import storages
 from tests.devices import moved
 
+pytestmark = pytest.mark.usefixtures("both_nodes")
+
 
 @dataclass(frozen=True)
 class Granularity:
@@ -316,9 +318,11 @@ def test_no_reference_cycle_keeps_y(save: str, balancer: float | None, inplace: 
     x, cap = torch.randn(4, 3, requires_grad=True), torch.ones(3, requires_grad=True)
     result = dreluop.capped_relu(x * 1, cap, save=save, balancer=balancer, inplace=inplace)
     y = result if balancer is None else result[0]
-    node = weakref.ref(y.grad_fn)
-    y_alive = weakref.ref(y)
-    del result, y
+    # Nodes of C++ cannot be referred to weakly.
+    held_by_node = Granularity("any", (), ())
+    y.grad_fn.metadata["held"] = held_by_node
+    node, y_alive = weakref.ref(held_by_node), weakref.ref(y)
+    del result, y, held_by_node
     assert y_alive() is None
     assert node() is None
 

@@ -15,6 +15,8 @@ from dreluop.surgery import replace_activations
 from tests.conftest import storages
 from tests.optional import torchvision_or_skip
 
+pytestmark = pytest.mark.usefixtures("both_nodes")
+
 SAVES = ("output", "code")
 by_save = pytest.mark.parametrize("save", SAVES)
 by_inplace = pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])

@@ -75,6 +75,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("function", [dreluop.capped_relu, dreluop.saturation], ids=["capped_relu", "saturation"])
 @pytest.mark.parametrize("name", BAD_INPUTS)
+@pytest.mark.usefixtures("both_nodes")
 def test_bad_input(function: Callable[..., Any], name: str) -> None:
     arguments, keywords, error, message = BAD_INPUTS[name]
     with pytest.raises(error, match=re.escape(message)):

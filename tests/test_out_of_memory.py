@@ -12,6 +12,8 @@ import dreluop
 from dreluop.backends.choice import operators
 from tests.conftest import native_or_skip
 
+pytestmark = pytest.mark.usefixtures("python_node")
+
 TOO_MANY = 1 << 45  # 128 TiB of float32, of which only one element exists
 ON_CUDA = "CUDA out of memory. Tried to allocate 128 TiB"
 

@@ -31,10 +31,12 @@ LEFT_OUT = ("PYTHON", "DRELUOP_", "CUDA_", "PYENV_", "VIRTUAL_ENV", "PYTEST_", "
 
 FACTS = """
 import json, pathlib, platform, shutil, sys, torch, dreluop
+from dreluop import compiled_node
 from dreluop.backends import native
 print(json.dumps({
     "python": platform.python_version(), "torch": torch.__version__, "load_error": native.load_error,
     "dreluop": dreluop.__file__, "torch_lib": str(pathlib.Path(torch.__file__).parent / "lib"),
+    "node_error": None if compiled_node.of_another_torch() else compiled_node.reason,
     "compilers": [name for name in sys.argv[1:] if shutil.which(name)],
 }))
 """
@@ -108,6 +110,8 @@ def _try(case: Case, wheels: Path, tests: Sequence[str], scratch: Path, row: Row
         row["missing_symbols"] = [name for name in symbols.needed(library) if name not in has]
         if facts["load_error"] is not None:
             raise FailedError(f"the compiled operators do not load: {facts['load_error']}")
+        if facts["node_error"] is not None:
+            raise FailedError(f"the compiled autograd node does not serve: {facts['node_error']}")
         environment["DRELUOP_REQUIRE_NATIVE"] = "1"
     row["self_check"] = _output([str(python), "-m", "dreluop"], environment, work).splitlines()[-1]
     _time_imports(python, environment, work, row)

@@ -34,6 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip("needs g++")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRELUOP_BUILD", "cpu")
+        patch.setenv("DRELUOP_AUTOGRAD", "compiled")
         source = copy_sources(tmp_path_factory.mktemp("source") / "dreluop")
         return build.build(source, tmp_path_factory.mktemp("dist"))
 

@@ -66,10 +66,29 @@ def test_no_library_of_a_torch_version_and_no_place_to_search(library):
 
 def test_the_wheel_holds_no_path_of_the_machine_that_built_it(unpacked):
     libraries = list(unpacked.rglob("*.so"))
-    assert len(libraries) == 2
+    assert len(libraries) == 3
     for one in libraries:
         assert symbols.build_paths(one) == []
         assert not re.findall(r"R(?:UN)?PATH\s+(\S+)", output_of("objdump", "-p", one))
+
+
+@pytest.fixture(params=["in place", "in the wheel"])
+def autograd_library(request: pytest.FixtureRequest) -> Path:
+    in_the_wheel = request.param == "in the wheel"
+    folder: Path = request.getfixturevalue("unpacked") / "dreluop" if in_the_wheel else native.LIBRARY.parent
+    found = folder / f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not in_the_wheel and not found.exists():
+        pytest.skip(f"{found} is not built")
+    return found
+
+
+def test_the_library_for_one_torch_shows_nothing_of_itself_and_finds_torch_loaded(autograd_library):
+    assert symbols.exported([autograd_library]) == {"PyInit__autograd"}
+    dump = output_of("objdump", "-p", autograd_library)
+    of_torch = {name for name in re.findall(r"NEEDED\s+(\S+)", dump) if re.match("libtorch|libc10", name)}
+    # Those that a torch without CUDA has too.
+    assert of_torch == {"libtorch_python.so", "libtorch_cpu.so", "libc10.so"}
+    assert not re.findall(r"R(?:UN)?PATH\s+(\S+)", dump)
 
 
 def test_paths_are_found(tmp_path):

@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,60 @@ def test_unknown_choice_is_named():
     done = setup_py(DRELUOP_BUILD="gpu")
     assert done.returncode != 0
     assert "DRELUOP_BUILD=gpu is not one of auto, cuda, cpu, none." in done.stderr
+
+
+def test_unknown_choice_for_autograd_is_named():
+    done = setup_py(DRELUOP_AUTOGRAD="cpp")
+    assert done.returncode != 0
+    assert "DRELUOP_AUTOGRAD=cpp is not one of auto, compiled, python." in done.stderr
+
+
+# Compiles nothing, and refuses one file, as another torch may make it.
+COMPILER = """#!/bin/sh
+case "$*" in *" -c "*csrc/autograd/*) echo "error: no member named Node" >&2; exit 1 ;; esac
+while [ "$1" != -o ]; do shift; done
+: > "$2"
+"""
+
+
+@pytest.fixture
+def build_in_place(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """setup.py with that compiler, in a copy of the sources where a library for another torch lies from before."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    for name in ("csrc", "dreluop"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "dreluop" / f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("of another torch")
+
+    def run(**choices: str) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("DRELUOP", "LDSHARED", "LDCXXSHARED"))}
+        env |= {"CXX": str(compiler), "DRELUOP_BUILD": "cpu"} | choices
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def libraries_in(folder: Path) -> set[str]:
+    return {path.name.partition(".")[0] for path in (folder / "dreluop").glob("*.so")}
+
+
+def test_a_torch_whose_autograd_has_changed_is_gone_on_without(build_in_place, tmp_path):
+    done = build_in_place()
+    assert done.returncode == 0, done.stderr
+    assert "error: no member named Node" in done.stderr
+    assert "building without dreluop._autograd" in done.stderr
+    assert libraries_in(tmp_path) == {"_ops", "_C"}
+
+
+def test_unless_it_was_asked_for(build_in_place):
+    done = build_in_place(DRELUOP_AUTOGRAD="compiled")
+    assert done.returncode != 0
+    assert "compiling csrc/autograd/capped_relu.cpp failed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_missing_compiler_is_one_clear_sentence():

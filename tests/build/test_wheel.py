@@ -45,9 +45,10 @@ def test_the_archive_has_every_source(built: tuple[Path, Path]) -> None:
 
 def test_the_wheel_has_the_package_and_its_types(unpacked: Path) -> None:
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
-    compiled = {"dreluop/_ops.abi3.so", "dreluop/_C" + sysconfig.get_config_var("EXT_SUFFIX")}
+    ending = sysconfig.get_config_var("EXT_SUFFIX")
+    compiled = {"dreluop/_ops.abi3.so", f"dreluop/_C{ending}", f"dreluop/_autograd{ending}"}
     sources = {name for name in tracked() if name.startswith("dreluop/")}
-    assert {"dreluop/py.typed", "dreluop/_C.pyi"} <= sources
+    assert {"dreluop/py.typed", "dreluop/_C.pyi", "dreluop/_autograd.pyi"} <= sources
     assert {name for name in names if ".dist-info/" not in name} == sources | compiled
 
 
@@ -65,6 +66,17 @@ def test_another_folder_than_the_sources_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"source: got .*; expected a folder with pyproject.toml"):
         build.build(tmp_path, tmp_path / "dist")
     assert not (tmp_path / "dist").exists()
+
+
+def test_the_node_of_the_wheel_serves_the_torch_that_it_was_built_with(installed: Path, tmp_path: Path) -> None:
+    program = "from dreluop import compiled_node as node; print(node.reason, node.__file__)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    said = subprocess.run(
+        [installed, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    reason, _, file = said.strip().partition(" ")
+    assert reason == "None", said
+    assert Path(file).is_relative_to(installed.parents[1])
 
 
 USER = """

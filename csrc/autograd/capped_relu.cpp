@@ -1,0 +1,214 @@
+// dreluop._autograd: the usual call of capped_relu and its autograd node, in the C++ of one version of torch.
+// dreluop/compiled_node.py says when it serves; what is not as usual is left to the Python beside it.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <optional>
+#include <stdexcept>
+#include <tuple>
+
+namespace dreluop {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Forward = Tensor(const Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&,
+                       const std::optional<Tensor>&);
+using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t,
+                                                    at::IntArrayRef, bool, bool, std::optional<double>,
+                                                    const std::optional<Tensor>&, const std::optional<Tensor>&);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> found(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// Those of the default rule.
+const auto& forward_operator() {
+  static const auto handle = found<Forward>("dreluop::forward");
+  return handle;
+}
+
+const auto& backward_operator() {
+  static const auto handle = found<Backward>("dreluop::backward");
+  return handle;
+}
+
+constexpr const char* kNodeName = "CappedReLUBackward";
+
+// dreluop.autograd.plain_backward, with the operators of the default rule. Never freed: nodes outlive the module.
+PyObject* backward_in_python = nullptr;
+
+// No mode, functorch transform, tracer, inference mode or level of forward mode stands between a caller and the
+// kernels. Most of them change what the dispatcher includes in every call; function modes and forward mode do not.
+// Autocast changes only what it excludes, and is nothing to the operators.
+bool nothing_between() {
+  return c10::impl::tls_local_dispatch_key_set().included_ == c10::default_included_set &&
+         !at::impl::torch_function_mode_enabled() && !torch::autograd::ForwardADLevel::try_get_by_idx(0);
+}
+
+[[noreturn]] void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+Tensor unpack_or_nothing(PyObject* object) { return object == Py_None ? Tensor() : THPVariable_Unpack(object); }
+
+variable_list in_python(const Tensor& grad, const variable_list& saved, int64_t dim, bool need_x, bool need_cap) {
+  const pybind11::gil_scoped_acquire locked;
+  THPObjectPtr result(PyObject_CallFunction(
+      backward_in_python, "NNNLOO", THPVariable_Wrap(grad), THPVariable_Wrap(saved[0]), THPVariable_Wrap(saved[1]),
+      static_cast<long long>(dim), need_x ? Py_True : Py_False, need_cap ? Py_True : Py_False));
+  PyObject *dx = nullptr, *dcap = nullptr;
+  if (!result || !PyArg_ParseTuple(result.get(), "OO", &dx, &dcap)) throw_python_error();
+  return {unpack_or_nothing(dx), unpack_or_nothing(dcap)};
+}
+
+struct CappedReLU {
+  // With tensors of a tracer, backward asks Python, which can be traced.
+  static constexpr bool is_traceable = true;
+
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    const Tensor& grad = grads[0];
+    const variable_list saved = context->get_saved_variables();
+    const int64_t dim = context->saved_data["dim"].toInt();
+    const bool need_x = context->needs_input_grad(0), need_cap = context->needs_input_grad(1);
+    if (!at::GradMode::is_enabled() && nothing_between()) {
+      try {
+        const at::AutoDispatchBelowAutograd below;
+        auto [dx, dcap, nothing] = backward_operator().call(grad, saved[0], saved[1], dim, {}, need_x, need_cap,
+                                                            std::nullopt, std::nullopt, std::nullopt);
+        return {need_x ? std::move(dx) : Tensor(), need_cap ? std::move(dcap) : Tensor()};
+      } catch (const c10::Error&) {
+      } catch (const std::logic_error&) {
+      } catch (const std::runtime_error&) {
+      }
+      // Python fails again, and has the words and the class of exception for it.
+    }
+    return in_python(grad, saved, dim, need_x, need_cap);
+  }
+};
+
+struct CappedReLUNode : torch::autograd::CppNode<CappedReLU> {
+  std::string name() const override { return kNodeName; }
+};
+
+// torch 2.11 counts nodes by std::shared_ptr, 2.13 by an intrusive pointer.
+template <class Pointer = decltype(torch::autograd::Edge::function)>
+Pointer counted(CappedReLUNode* node) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return Pointer(node, [](auto* unused) { deleteNode(unused); });
+  else
+    return Pointer::unsafe_steal_from_new(node);
+}
+
+Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim) {
+  const bool differentiable = at::GradMode::is_enabled() && (x.requires_grad() || cap.requires_grad());
+  Tensor y;
+  {
+    const at::AutoDispatchBelowAutograd below;
+    y = forward_operator().call(x, cap, dim, std::nullopt, std::nullopt);
+  }
+  if (!differentiable) return y;
+  // As Function::apply does, for one result that is neither an argument nor a view of one.
+  auto* const node = new CappedReLUNode();
+  const auto owner = counted(node);
+  node->set_ctx_grad_fn(owner);
+  node->set_next_edges(torch::autograd::collect_next_edges(x, cap));
+  node->is_variable_input_ = {true, true};
+  node->output_info_.emplace_back(y);
+  node->ctx_.saved_data["dim"] = dim;
+  torch::autograd::set_history(y, owner);
+  node->ctx_.save_for_backward({y, cap});
+  node->save_variables_to_ctx();
+  return y;
+}
+
+// capped_relu(x, cap, dim): y; None for what is not the usual call.
+PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 3 || !THPVariable_CheckExact(arguments[0]) || !THPVariable_CheckExact(arguments[1]) ||
+      !PyLong_CheckExact(arguments[2]) || !nothing_between())
+    Py_RETURN_NONE;
+  const Tensor &x = THPVariable_Unpack(arguments[0]), &cap = THPVariable_Unpack(arguments[1]);
+  int overflow = 0;
+  const int64_t dim = PyLong_AsLongLongAndOverflow(arguments[2], &overflow);
+  if (overflow != 0 || x.device() != cap.device()) Py_RETURN_NONE;
+  Tensor y;
+  try {
+    const pybind11::gil_scoped_release unlocked;
+    y = capped_relu(x, cap, dim);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* saved_tensor(PyObject* self, void* index) {
+  HANDLE_TH_ERRORS
+  const auto& node = reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata;
+  const auto saved = static_cast<CappedReLUNode*>(node.get())->ctx_.get_saved_variables();
+  return THPVariable_Wrap(saved[index == nullptr ? 0 : 1]);
+  END_HANDLE_TH_ERRORS
+}
+
+// torch's macros name its functions without their namespace.
+using namespace torch::autograd;
+
+PyGetSetDef node_properties[] = {THP_FUNCTION_DEFAULT_PROPERTIES,
+                                 // Named as those of torch's own nodes.
+                                 {"_saved_result", saved_tensor, nullptr, nullptr, nullptr},
+                                 {"_saved_cap", saved_tensor, nullptr, nullptr, node_properties},
+                                 {nullptr, nullptr, nullptr, nullptr, nullptr}};
+
+// set_backward_in_python(function): once, before the first call.
+PyObject* set_backward_in_python(PyObject*, PyObject* function) {
+  Py_INCREF(function);
+  Py_XSETREF(backward_in_python, function);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef functions[] = {
+    {"capped_relu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
+     "capped_relu(x, cap, dim): y, or None for what is not the usual call."},
+    {"set_backward_in_python", set_backward_in_python, METH_O,
+     "What backward asks where it is not the usual one: called with grad, y, cap, dim, need_x, need_cap."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef module{PyModuleDef_HEAD_INIT,
+                   "dreluop._autograd",
+                   "The usual call of capped_relu with its autograd node.",
+                   -1,
+                   functions,
+                   nullptr,
+                   nullptr,
+                   nullptr,
+                   nullptr};
+
+PyObject* make_module() {
+  HANDLE_TH_ERRORS
+  forward_operator();
+  backward_operator();
+  static PyTypeObject type{};
+  torch::autograd::_initFunctionPyTypeObject(type, "dreluop.CappedReLUBackward", node_properties, nullptr);
+  torch::autograd::registerCppFunction(typeid(CappedReLUNode), &type);
+  return PyModule_Create(&module);
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace
+}  // namespace dreluop
+
+PyMODINIT_FUNC PyInit__autograd() { return dreluop::make_module(); }
