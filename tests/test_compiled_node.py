@@ -1,16 +1,12 @@
-"""The compiled node of the usual call: which calls it serves, that it does what Python does, when it is not there."""
+"""The compiled node of the usual call: which calls it serves, and that it does what Python does."""
 
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,47 +390,3 @@ def test_memory_that_backward_lacks_is_torchs_exception(compiled: None, monkeypa
     monkeypatch.setattr(compiled_node.DEFAULT, "backward", fails)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
         torch.autograd.grad(y.sum(), x)
-
-
-PROGRAM = """
-import torch, dreluop
-from dreluop import __main__
-print(type(dreluop.capped_relu(torch.ones(2, 3, requires_grad=True), torch.ones(3)).grad_fn).__name__)
-print(__main__._autograd_line())
-"""
-
-
-def test_the_variable_may_ask_for_python() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"DRELUOP_AUTOGRAD": "python"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    why = "not loaded: DRELUOP_AUTOGRAD=python asks for Python"
-    said = ["PlainCappedReLUFunctionBackward", f"autograd     by Python; no compiled node: {why}"]
-    assert done.stdout.splitlines() == said, done.stderr
-
-
-def test_an_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DRELUOP_AUTOGRAD", "cpp")
-    with pytest.raises(ValueError, match='DRELUOP_AUTOGRAD: got "cpp"; expected one of auto, python, compiled'):
-        compiled_node._load()
-
-
-def test_with_another_torch_python_serves_and_says_why(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "dreluop._autograd")
-    monkeypatch.delattr(dreluop, "_autograd")
-    built_with = str(torch.__version__)
-    monkeypatch.setattr(compiled_node, "torch", SimpleNamespace(__version__="2.11.1"))
-    assert compiled_node._load_module() == f"built with torch {built_with}, and this is torch 2.11.1"
-    assert "dreluop._autograd" not in sys.modules
-    monkeypatch.setenv("DRELUOP_AUTOGRAD", "compiled")
-    with pytest.raises(ImportError, match="the compiled autograd node does not serve: built with torch"):
-        compiled_node._load()
-
-
-def test_without_a_build_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_node.importlib.util, "find_spec", lambda _: None)
-    assert compiled_node._load_module() == "dreluop._autograd is not built"

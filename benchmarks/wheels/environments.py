@@ -36,7 +36,7 @@ from dreluop.backends import native
 print(json.dumps({
     "python": platform.python_version(), "torch": torch.__version__, "load_error": native.load_error,
     "dreluop": dreluop.__file__, "torch_lib": str(pathlib.Path(torch.__file__).parent / "lib"),
-    "node_error": None if compiled_node.of_another_torch() else compiled_node.reason,
+    "node_error": compiled_node.reason if native.is_loaded() and not compiled_node.of_another_torch() else None,
     "compilers": [name for name in sys.argv[1:] if shutil.which(name)],
 }))
 """

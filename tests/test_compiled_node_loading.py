@@ -1,0 +1,59 @@
+"""When the compiled node is loaded, and what is said where it is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import dreluop
+from dreluop import compiled_node
+from tests.conftest import compiled_node_or_skip
+
+PROGRAM = """
+import torch, dreluop
+from dreluop import __main__
+print(type(dreluop.capped_relu(torch.ones(2, 3, requires_grad=True), torch.ones(3)).grad_fn).__name__)
+print(__main__._autograd_line())
+"""
+
+
+def test_the_variable_may_ask_for_python() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"DRELUOP_AUTOGRAD": "python"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    why = "not loaded: DRELUOP_AUTOGRAD=python asks for Python"
+    said = ["PlainCappedReLUFunctionBackward", f"autograd     by Python; no compiled node: {why}"]
+    assert done.stdout.splitlines() == said, done.stderr
+
+
+def test_an_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRELUOP_AUTOGRAD", "cpp")
+    with pytest.raises(ValueError, match='DRELUOP_AUTOGRAD: got "cpp"; expected one of auto, python, compiled'):
+        compiled_node._load()
+
+
+def test_with_another_torch_python_serves_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_node_or_skip()
+    monkeypatch.delitem(sys.modules, "dreluop._autograd")
+    monkeypatch.delattr(dreluop, "_autograd")
+    built_with = str(torch.__version__)
+    monkeypatch.setattr(compiled_node, "torch", SimpleNamespace(__version__="2.11.1"))
+    assert compiled_node._load_module() == f"built with torch {built_with}, and this is torch 2.11.1"
+    assert "dreluop._autograd" not in sys.modules
+    monkeypatch.setenv("DRELUOP_AUTOGRAD", "compiled")
+    with pytest.raises(ImportError, match="the compiled autograd node does not serve: built with torch"):
+        compiled_node._load()
+
+
+def test_without_a_build_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_node.importlib.util, "find_spec", lambda _: None)
+    assert compiled_node._load_module() == "dreluop._autograd is not built"
