@@ -125,7 +125,7 @@ constexpr int64_t kWellFilled = 80;   // per cent of the places of a round, over
 constexpr int64_t kBatchesAlone = 4;  // that one block takes in the time that it takes several to share caps
 constexpr int64_t kLeastBatches = 2;  // of a block that shares its caps
 constexpr int64_t kLeastRows = 16;    // likewise, on average: keeps the partial sums few
-constexpr int64_t kWidth = 32;        // groups side by side: whole lines of memory
+constexpr int64_t kWidth = 16;         // groups side by side: whole lines of memory
 
 // Blocks for each of `sets`, so that the last round of blocks on the device is not nearly empty: the fewest that fill
 // well, or the best found.
