@@ -7,7 +7,9 @@ from torch import Tensor
 def capped_relu(x: Tensor, cap: Tensor | float, dim: int, /) -> Tensor | None:
     """``dreluop.capped_relu``; None for what is not the usual call, which Python then serves or refuses."""
 
-def set_backward_in_python(
-    function: Callable[[Tensor, Tensor, Tensor, int, bool, bool], tuple[Tensor | None, Tensor | None]], /
+def set_python(
+    backward: Callable[[Tensor, Tensor, Tensor, int, bool, bool], tuple[Tensor | None, Tensor | None]],
+    raise_as_of_torch: Callable[[RuntimeError], None],
+    /,
 ) -> None:
-    """What backward asks where it is not the usual one: called with grad, y, cap, dim, need_x and need_cap."""
+    """What backward asks: where it is not the usual one, with grad, y, cap, dim, need_x and need_cap; where it failed."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dreluop.autograd import plain_backward
 from dreluop.ops.calls import DEFAULT
+from dreluop.out_of_memory import raise_as_of_torch
 
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
@@ -51,7 +52,7 @@ def _load_module() -> str | None:
         from dreluop import _autograd  # noqa: PLC0415 (not there everywhere)
     except ImportError as error:
         return str(error)
-    _autograd.set_backward_in_python(backward_in_python)
+    _autograd.set_python(backward_in_python, raise_as_of_torch)
     capped_relu = _autograd.capped_relu
     return None
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dreluop
 from dreluop import compiled_node
+from dreluop.out_of_memory import raise_as_of_torch
 from tests import oracle
 from tests.cases import FEW_CASES, MIXED_DTYPES, Case, mixed_id
 from tests.conftest import compiled_node_or_skip
@@ -61,9 +62,9 @@ def asked_python(compiled: None) -> Iterator[list[tuple[Any, ...]]]:
         asked.append(arguments)
         return compiled_node.backward_in_python(*arguments)
 
-    _autograd.set_backward_in_python(seen)
+    _autograd.set_python(seen, raise_as_of_torch)
     yield asked
-    _autograd.set_backward_in_python(compiled_node.backward_in_python)
+    _autograd.set_python(compiled_node.backward_in_python, raise_as_of_torch)
 
 
 def inputs(*shape: int) -> tuple[Tensor, Tensor]:

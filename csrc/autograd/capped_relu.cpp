@@ -45,8 +45,10 @@ const auto& backward_operator() {
 
 constexpr const char* kNodeName = "CappedReLUBackward";
 
-// dreluop.autograd.plain_backward, with the operators of the default rule. Never freed: nodes outlive the module.
+// dreluop.autograd.plain_backward, with the operators of the default rule; and dreluop.out_of_memory.raise_as_of_torch.
+// Never freed: nodes outlive the module.
 PyObject* backward_in_python = nullptr;
+PyObject* raise_as_of_torch = nullptr;
 
 // No mode, functorch transform, tracer, inference mode or level of forward mode stands between a caller and the
 // kernels. Most of them change what the dispatcher includes in every call; function modes and forward mode do not.
@@ -63,6 +65,14 @@ bool nothing_between() {
 }
 
 Tensor unpack_or_nothing(PyObject* object) { return object == Py_None ? Tensor() : THPVariable_Unpack(object); }
+
+// Raises what torch has for memory that is not there, if that is what the words say.
+void raise_if_out_of_memory(const char* words) {
+  const pybind11::gil_scoped_acquire locked;
+  const THPObjectPtr error(PyObject_CallFunction(PyExc_RuntimeError, "s", words));
+  if (!error || !THPObjectPtr(PyObject_CallFunctionObjArgs(raise_as_of_torch, error.get(), nullptr)))
+    throw_python_error();
+}
 
 variable_list in_python(const Tensor& grad, const variable_list& saved, int64_t dim, bool need_x, bool need_cap) {
   const pybind11::gil_scoped_acquire locked;
@@ -89,11 +99,12 @@ struct CappedReLU {
         auto [dx, dcap, nothing] = backward_operator().call(grad, saved[0], saved[1], dim, {}, need_x, need_cap,
                                                             std::nullopt, std::nullopt, std::nullopt);
         return {need_x ? std::move(dx) : Tensor(), need_cap ? std::move(dcap) : Tensor()};
-      } catch (const c10::Error&) {
       } catch (const std::logic_error&) {
-      } catch (const std::runtime_error&) {
+        // A refusal, which comes again: Python has the class of exception for it.
+      } catch (const std::runtime_error& error) {
+        raise_if_out_of_memory(error.what());
+        throw;
       }
-      // Python fails again, and has the words and the class of exception for it.
     }
     return in_python(grad, saved, dim, need_x, need_cap);
   }
@@ -173,18 +184,23 @@ PyGetSetDef node_properties[] = {THP_FUNCTION_DEFAULT_PROPERTIES,
                                  {"_saved_cap", saved_tensor, nullptr, nullptr, node_properties},
                                  {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-// set_backward_in_python(function): once, before the first call.
-PyObject* set_backward_in_python(PyObject*, PyObject* function) {
-  Py_INCREF(function);
-  Py_XSETREF(backward_in_python, function);
+// set_python(backward, raise_as_of_torch): before the first call.
+PyObject* set_python(PyObject*, PyObject* arguments) {
+  PyObject *backward = nullptr, *raise = nullptr;
+  if (!PyArg_ParseTuple(arguments, "OO", &backward, &raise)) return nullptr;
+  Py_INCREF(backward);
+  Py_XSETREF(backward_in_python, backward);
+  Py_INCREF(raise);
+  Py_XSETREF(raise_as_of_torch, raise);
   Py_RETURN_NONE;
 }
 
 PyMethodDef functions[] = {
     {"capped_relu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
      "capped_relu(x, cap, dim): y, or None for what is not the usual call."},
-    {"set_backward_in_python", set_backward_in_python, METH_O,
-     "What backward asks where it is not the usual one: called with grad, y, cap, dim, need_x, need_cap."},
+    {"set_python", set_python, METH_VARARGS,
+     "set_python(backward, raise_as_of_torch): what backward asks where it is not the usual one (called with grad, y, "
+     "cap, dim, need_x, need_cap), and where it failed (called with a RuntimeError)."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module{PyModuleDef_HEAD_INIT,

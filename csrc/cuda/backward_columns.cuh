@@ -9,12 +9,13 @@ template <class Format, Access kAccess, int kSums>
 struct BackwardColumns : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
   using Base::kGroup;
+  using Base::kGroups;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
   using P = Partial<Real>;
-  // Terms that are added as they come, before they are added to a sum with its error.
-  static constexpr int kPlainTerms = 8;
+  // Batches whose terms are added as they come, before they are added to a sum with its error: at most eight terms.
+  static constexpr int kPlainBatches = 8 / kGroups;
 
   // This thread's columns begin at `column` and end after n; w and h are its place in the block.
   struct Place {
@@ -47,26 +48,27 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     return cap;
   }
 
-  // A batch of rows from that of element i down, of the `left` that there are.
+  // Batches of rows from that of element i down, of the `left` that there are; from batch to batch `rows` further on.
   template <class Kept>
-  DRELUOP_DEVICE void batch(Kept nothing, int n, int64_t i, int64_t left, const Pack<T, kGroup>& cap,
-                            Real (*sums)[kGroup]) const {
-    constexpr int kMany = Base::template kGroups<Kept>;
-    const int64_t step = p.columns.height * p.columns.row;
+  DRELUOP_DEVICE void batches(Kept nothing, int n, int64_t i, int64_t left, int64_t rows, const Pack<T, kGroup>& cap,
+                              Real (*sums)[kGroup]) const {
+    constexpr int kMany = Kept::kBatches * kGroups;
     Group<T, kGroup> grad[kMany];
     Kept kept[kMany];
+    const auto down = [&](int u) { return u / kGroups * rows + u % kGroups * p.columns.height; };
+    const auto at = [&](int u) { return i + down(u) * p.columns.row; };
 #pragma unroll
     for (int u = 0; u < kMany; ++u) {
       grad[u] = {};
       kept[u] = nothing;
-      if (u * p.columns.height >= left) continue;
-      grad[u] = this->load_grad(i + u * step, n);
-      kept[u] = Kept::load(p.saved, i + u * step, n, cap);
+      if (down(u) >= left) continue;
+      grad[u] = this->load_grad(at(u), n);
+      kept[u] = Kept::load(p.saved, at(u), n, cap);
     }
 #pragma unroll
     for (int u = 0; u < kMany; ++u) {
       Real cap_terms[kGroup], bias_terms[kGroup];
-      this->route(i + u * step, n, u * p.columns.height < left, grad[u], kept[u], cap, cap_terms, bias_terms);
+      this->route(at(u), n, down(u) < left, grad[u], kept[u], cap, cap_terms, bias_terms);
 #pragma unroll
       for (int e = 0; e < kGroup; ++e) {
         sums[kCapSum][e] += cap_terms[e];
@@ -78,16 +80,19 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   template <class Kept>
   DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, int64_t row_block, const Pack<T, kGroup>& cap,
                                   Sum<Real> (*sums)[kGroup]) const {
-    constexpr int kMany = Base::template kGroups<Kept>;
-    const int batch_rows = kMany * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
+    constexpr int kBatches = Kept::kBatches;
+    const int batch_rows = kGroups * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
     const int64_t rows = p.columns.row_blocks * batch_rows;
     int64_t i = first * p.columns.row + at.column, left = p.columns.rows - first;
 #pragma unroll 1
     while (left > 0) {
       Real some[kSums][kGroup] = {};
 #pragma unroll 1
-      for (int b = 0; b < kPlainTerms / kMany && left > 0; ++b, i += rows * p.columns.row, left -= rows)
-        batch(nothing, at.n, i, left, cap, some);
+      for (int b = 0; b < kPlainBatches && left > 0; b += kBatches) {
+        batches(nothing, at.n, i, left, rows, cap, some);
+        i += kBatches * rows * p.columns.row;
+        left -= kBatches * rows;
+      }
 #pragma unroll
       for (int s = 0; s < kSums; ++s)
 #pragma unroll

@@ -9,51 +9,57 @@ template <class Format, Access kAccess, int kSums, bool kPacked>
 struct BackwardRows : Routing<Format, kAccess, kSums> {
   using Base = Routing<Format, kAccess, kSums>;
   using Base::kGroup;
+  using Base::kGroups;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
 
-  // Groups g, g + stride, ... below `groups`, of which place(g) is the first element.
+  // Batches of groups g, g + stride, ... below `groups`, of which place(g) is the first element; from batch to batch
+  // `step` further on.
   template <class Kept, class Place>
-  DRELUOP_DEVICE void batch(Kept nothing, int64_t g, int stride, int64_t groups, const Place& place, T one,
-                            Sum<Real>* sums) const {
+  DRELUOP_DEVICE void batches(Kept nothing, int64_t g, int64_t step, int stride, int64_t groups, const Place& place,
+                              T one, Sum<Real>* sums) const {
     Pack<T, kGroup> cap;
 #pragma unroll
     for (int e = 0; e < kGroup; ++e) cap.v[e] = one;
-    constexpr int kMany = Base::template kGroups<Kept>;
+    constexpr int kMany = Kept::kBatches * kGroups;
     Group<T, kGroup> grad[kMany];
     Kept kept[kMany];
     int64_t at[kMany];
+    const auto group_at = [&](int u) { return g + u / kGroups * step + u % kGroups * stride; };
 #pragma unroll
     for (int u = 0; u < kMany; ++u) {
       grad[u] = {};
       kept[u] = nothing;
-      at[u] = place(g + u * stride);
-      if (g + u * stride >= groups) continue;
+      at[u] = place(group_at(u));
+      if (group_at(u) >= groups) continue;
       grad[u] = this->load_grad(at[u], kGroup);
       kept[u] = Kept::load(p.saved, at[u], kGroup, cap);
     }
-    Real to_cap = 0, to_bias = 0;
 #pragma unroll
-    for (int u = 0; u < kMany; ++u) {
-      Real cap_terms[kGroup], bias_terms[kGroup];
-      this->route(at[u], kGroup, g + u * stride < groups, grad[u], kept[u], cap, cap_terms, bias_terms);
-      to_cap += pairwise<kGroup>(cap_terms);
-      if constexpr (kSums == 2) to_bias += pairwise<kGroup>(bias_terms);
+    for (int b = 0; b < kMany; b += kGroups) {
+      Real to_cap = 0, to_bias = 0;
+#pragma unroll
+      for (int u = b; u < b + kGroups; ++u) {
+        Real cap_terms[kGroup], bias_terms[kGroup];
+        this->route(at[u], kGroup, group_at(u) < groups, grad[u], kept[u], cap, cap_terms, bias_terms);
+        to_cap += pairwise<kGroup>(cap_terms);
+        if constexpr (kSums == 2) to_bias += pairwise<kGroup>(bias_terms);
+      }
+      sums[kCapSum].add(to_cap);
+      if constexpr (kSums == 2) sums[kBiasSum].add(to_bias);
     }
-    sums[kCapSum].add(to_cap);
-    if constexpr (kSums == 2) sums[kBiasSum].add(to_bias);
   }
 
   DRELUOP_DEVICE void packed(int64_t c, int64_t split, T cap, Sum<Real>* sums) const {
     const RowPlan& plan = p.rows;
     const int64_t inner = p.layout.inner, between = (p.layout.caps - 1) * inner, first = p.head + c * inner;
     const auto place = [&](int64_t g) { return first + g * kGroup + between * p.runs.quotient_of(g); };
+    const int64_t step = plan.splits * (kRowThreads * kGroups);
     this->with_saved([&](auto nothing) {
-      constexpr int kTogether = kRowThreads * Base::template kGroups<decltype(nothing)>;
 #pragma unroll 1
-      for (int64_t g = split * kTogether + threadIdx.x; g < plan.groups; g += plan.splits * kTogether)
-        batch(nothing, g, kRowThreads, plan.groups, place, cap, sums);
+      for (int64_t g = split * (kRowThreads * kGroups) + threadIdx.x; g < plan.groups; g += nothing.kBatches * step)
+        batches(nothing, g, step, kRowThreads, plan.groups, place, cap, sums);
     });
     // Of a single cap, what lies around the groups.
     if (p.layout.caps == 1 && split == 0 && static_cast<int64_t>(threadIdx.x) < p.numel - plan.groups * kGroup) {
@@ -70,10 +76,11 @@ struct BackwardRows : Routing<Format, kAccess, kSums> {
     const int head = static_cast<int>(to_group < length ? to_group : length);
     const int64_t groups = (length - head) / kGroup, first = begin + head;
     const auto place = [&](int64_t g) { return first + g * kGroup; };
+    constexpr int kStep = kWarp * kGroups;
     this->with_saved([&](auto nothing) {
-      constexpr int kTogether = kWarp * Base::template kGroups<decltype(nothing)>;
 #pragma unroll 1
-      for (int64_t g = lane; g < groups; g += kTogether) batch(nothing, g, kWarp, groups, place, cap, sums);
+      for (int64_t g = lane; g < groups; g += nothing.kBatches * kStep)
+        batches(nothing, g, kStep, kWarp, groups, place, cap, sums);
     });
     const int edges = static_cast<int>(length - groups * kGroup);
     if (lane < edges) this->route_one(begin + (lane < head ? lane : groups * kGroup + lane), cap, sums);

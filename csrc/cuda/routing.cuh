@@ -48,9 +48,7 @@ struct Routing {
   using Real = typename SumType<Format, kAccess>::Real;
   using Wide = typename Working<Format>::Real;
   static constexpr int kGroup = sizeof(T) == 2 ? 8 : 4;
-  // Groups whose loads a thread issues before it uses any: as many wide ones with codes, which are small, as with y.
-  template <class Kept>
-  static constexpr int kGroups = kAccess == Access::kGeneral ? 1 : kInFlight / (1 + Kept::kWideLoads);
+  static constexpr int kGroups = kAccess == Access::kGeneral ? 1 : kInFlightOfTwo;  // of a batch
   using Parameters = BackwardParameters<kAccess, Real>;
   enum { kGrad, kY, kDx };
 

@@ -21,7 +21,7 @@ enum class Saved : uint8_t { kOutput, kCode, kEither };
 template <class Format, int kGroup, Saved kSaved>
 struct SavedGroup {
   using T = typename Format::Storage;
-  static constexpr int kWideLoads = 0;
+  static constexpr int kBatches = kSaved == Saved::kCode ? 2 : 1;
   uint32_t codes;
 
   DRELUOP_DEVICE static SavedGroup nothing() { return {0}; }
@@ -44,7 +44,7 @@ struct SavedGroup {
 template <class Format, int kGroup>
 struct SavedGroup<Format, kGroup, Saved::kOutput> {
   using T = typename Format::Storage;
-  static constexpr int kWideLoads = 1;
+  static constexpr int kBatches = 1;
   Group<T, kGroup> group;
 
   DRELUOP_DEVICE static SavedGroup nothing() { return {}; }

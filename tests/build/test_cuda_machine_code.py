@@ -34,8 +34,6 @@ FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
 WAYS = ("false", "true")  # by pieces, packed
 ELEMENTWISE = ("tangent", "surrogate")  # no sums
-# With codes it asks for three vectors and waits, then for the fourth.
-ONE_LATE = ("sm_80", "backward_rows_kernel<Native<float>, 0, 2, true>")
 # Kernels on the way of a training step, by their template arguments (Access 0 is kVector, 1 kGeneral), with the threads
 # of a block and the blocks that a multiprocessor must hold at once.
 HOT = {
@@ -117,10 +115,13 @@ def test_registers_allow_the_planned_occupancy(kernels, arch, name):
 @pytest.mark.parametrize("name", [name for name in HOT if ", 0, " in name])
 def test_several_loads_are_in_flight(kernels, arch, name):
     waits = in_flight_at_each_wait(kernels[arch][name])
-    # A forward with a cap for each element waits for caps too.
-    everywhere = name.startswith("backward") and (arch, name) != ONE_LATE
-    fewest = min(waits) if everywhere else max(waits)
-    assert fewest >= 4, f"{name} on {arch} asks for {waits} vectors, each time before it waits"
+    assert max(waits, default=0) >= 4, f"{name} on {arch} asks for {waits} vectors, each time before it waits"
+    if name.startswith("forward"):
+        return  # which waits for the caps of its elements too
+    of_batch = 0
+    for asked in waits:
+        assert of_batch > 0 or asked >= 3, f"{name} on {arch} asks for {waits} vectors: it waits for too few of four"
+        of_batch = of_batch + asked if of_batch + asked < 4 else 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -87,8 +87,8 @@ struct RowPlan {
 };
 
 // Elements in walking order as rows of `row` = repeat * caps * inner elements. A block takes `width` groups of columns
-// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time (of codes, twice as
-// many), by turns with the other blocks of its tile. Block b has tile b % tiles.
+// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time, by turns with the other
+// blocks of its tile. Block b has tile b % tiles.
 constexpr int kColumnThreads = 256;
 struct ColumnPlan {
   bool aligned = true;  // rows are whole groups; else the last group of a row is cut off
@@ -125,7 +125,7 @@ constexpr int64_t kWellFilled = 80;   // per cent of the places of a round, over
 constexpr int64_t kBatchesAlone = 4;  // that one block takes in the time that it takes several to share caps
 constexpr int64_t kLeastBatches = 2;  // of a block that shares its caps
 constexpr int64_t kLeastRows = 16;    // likewise, on average: keeps the partial sums few
-constexpr int64_t kWidth = 16;         // groups side by side: whole lines of memory
+constexpr int64_t kWidth = 16;        // groups side by side: whole lines of memory
 
 // Blocks for each of `sets`, so that the last round of blocks on the device is not nearly empty: the fewest that fill
 // well, or the best found.
