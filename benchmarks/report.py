@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from benchmarks.compiled import tables as compiled_tables
 from benchmarks.compiled import triton_op
+from benchmarks.gpu import profile as profiles
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
 from benchmarks.kernels import results, tables
@@ -141,6 +142,14 @@ def traced(folder: Path) -> str:
     return "\n\n".join(f"**{table.title}** ({facts})\n\n{markdown(table)}" for facts, table in found)
 
 
+def profile(folder: Path) -> str:
+    """Hardware counters of backward kernels, for each card."""
+    documents = [results.load(path) for path in sorted(folder.glob(f"*/{profiles.FILE_NAME}"))]
+    if not documents:
+        return NOTHING
+    return "\n\n".join(f"{profiles.headline(one)}.\n\n{markdown(profiles.table(one))}" for one in documents)
+
+
 def scaling(folder: Path) -> str:
     """Where the fixed overhead ends, for each device."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
@@ -166,6 +175,7 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "wheels": wheels,
     "gpu": gpu,
     "gpu-targets": gpu_targets,
+    "profile": profile,
     "scaling": scaling,
     "models": models,
     "compiled": compiled,
