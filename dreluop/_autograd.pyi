@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-def capped_relu(x: Tensor, cap: Tensor | float, dim: int, /) -> Tensor | None:
+def capped_relu(x: Tensor, cap: Tensor | float, dim: int, inplace: bool, /) -> Tensor | None:
     """``dreluop.capped_relu``; None for what is not the usual call, which Python then serves or refuses."""
 
 def set_python(

@@ -22,8 +22,8 @@ from dreluop.out_of_memory import raise_as_of_torch
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
-# Called with x, cap and dim: y, or None for what is not the usual call. None where it does not serve.
-capped_relu: Callable[[Tensor, Tensor | float, int], Tensor | None] | None = None
+# Called with x, cap, dim and inplace: y, or None for what is not the usual call. None where it does not serve.
+capped_relu: Callable[[Tensor, Tensor | float, int, bool], Tensor | None] | None = None
 backward_in_python = functools.partial(plain_backward, DEFAULT)
 # Why it does not serve; None if it does.
 reason: str | None

@@ -101,9 +101,9 @@ def capped_relu(
         and residual is None
         and not surrogate.active
     )
-    if usual and inplace is False and (by_node := compiled_node.capped_relu) is not None and nothing_chosen():
+    if usual and (by_node := compiled_node.capped_relu) is not None and nothing_chosen():
         try:
-            if (y := by_node(x, cap, dim)) is not None:
+            if (y := by_node(x, cap, dim, inplace)) is not None:
                 return y
         except (RuntimeError, TypeError, ValueError) as error:
             _raise_in_our_words(error, x, cap, dim)

@@ -89,10 +89,12 @@ def jvp(x: Tensor, cap: Tensor) -> None:
     torch.func.jvp(lambda x: dreluop.capped_relu(x, cap), (x,), (x,))
 
 
-def in_mode(mode: Callable[[], AbstractContextManager[Any]]) -> Callable[[Tensor, Tensor], None]:
+def in_mode(
+    mode: Callable[[], AbstractContextManager[Any]], function: Callable[[Tensor, Tensor], Any] = dreluop.capped_relu
+) -> Callable[[Tensor, Tensor], None]:
     def call(x: Tensor, cap: Tensor) -> None:
         with mode():
-            dreluop.capped_relu(x, cap)
+            function(x, cap)
 
     return call
 
@@ -104,6 +106,9 @@ def batch_of_caps(x: Tensor, cap: Tensor) -> None:
 USUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "plain": dreluop.capped_relu,
     "module": lambda x, _: dreluop.DReLU(3)(x),
+    "inplace": lambda x, cap: dreluop.capped_relu(x * 1, cap, inplace=True),
+    "inplace_data": lambda x, cap: dreluop.capped_relu(x.detach().clone(), cap, inplace=True),
+    "inplace_no_grad": in_mode(torch.no_grad, lambda x, cap: dreluop.capped_relu(x, cap, inplace=True)),
     "parameter_x": lambda x, cap: dreluop.capped_relu(nn.Parameter(x.detach()), cap),
     "no_grad": in_mode(torch.no_grad),
     "no_gradient_asked": lambda x, cap: dreluop.capped_relu(x.detach(), cap.detach()),
@@ -112,7 +117,7 @@ USUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "anomaly": in_mode(torch.autograd.detect_anomaly),
 }
 UNUSUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "inplace": lambda x, cap: dreluop.capped_relu(x * 1, cap, inplace=True),
+    "inplace_view": lambda x, cap: dreluop.capped_relu((x * 1)[:2], cap, inplace=True),
     "code": lambda x, cap: dreluop.capped_relu(x, cap, save="code"),
     "balancer": lambda x, cap: dreluop.capped_relu(x, cap, balancer=0.5),
     "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
@@ -165,10 +170,14 @@ def test_the_node_has_a_name_and_shows_what_it_keeps(compiled: None) -> None:
         _ = y.grad_fn._saved_result
 
 
-def results(case: Case, dtypes: tuple[torch.dtype, torch.dtype], grad_of: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def results(
+    case: Case, dtypes: tuple[torch.dtype, torch.dtype], grad_of: Callable[[Tensor], Tensor], inplace: bool
+) -> list[Tensor]:
     torch.manual_seed(0)
     x, cap = (t.requires_grad_() for t in case.inputs(*dtypes))
-    y = dreluop.capped_relu(x, cap, dim=case.dim)
+    given = x.clone() if inplace else x
+    y = dreluop.capped_relu(given, cap, dim=case.dim, inplace=inplace)
+    assert (y is given) == inplace
     return [y.detach(), *torch.autograd.grad(y, (x, cap), grad_of(y))]
 
 
@@ -182,13 +191,14 @@ GRADS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("grad", GRADS)
 @pytest.mark.parametrize("dtypes", MIXED_DTYPES, ids=mixed_id)
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
+@pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
 def test_it_computes_what_python_does(
-    asked_python: list[Any], case: Case, dtypes: tuple[torch.dtype, torch.dtype], grad: str
+    asked_python: list[Any], case: Case, dtypes: tuple[torch.dtype, torch.dtype], grad: str, inplace: bool
 ) -> None:
-    got = results(case, dtypes, GRADS[grad])
+    got = results(case, dtypes, GRADS[grad], inplace)
     assert not asked_python
     with compiled_node.switched_off():
-        want = results(case, dtypes, GRADS[grad])
+        want = results(case, dtypes, GRADS[grad], inplace)
     for one, other in zip(got, want, strict=True):
         oracle.assert_same_bits(one, other)
         assert one.stride() == other.stride()

@@ -14,6 +14,8 @@ import dreluop
 from tests import oracle
 from tests.cases import DTYPES, OVERLAPPING, WRITABLE_CASES, Case, dtype_id
 
+pytestmark = pytest.mark.usefixtures("both_nodes")
+
 # Every way to write over x. Each writes capped_relu(x, cap) over x.
 WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "capped_relu": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True),

@@ -23,6 +23,8 @@ using torch::autograd::variable_list;
 
 using Forward = Tensor(const Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&,
                        const std::optional<Tensor>&);
+using ForwardInPlace = void(Tensor&, const Tensor&, int64_t, const std::optional<Tensor>&,
+                            const std::optional<Tensor>&);
 using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t,
                                                     at::IntArrayRef, bool, bool, std::optional<double>,
                                                     const std::optional<Tensor>&, const std::optional<Tensor>&);
@@ -35,6 +37,11 @@ c10::TypedOperatorHandle<Signature> found(const char* name) {
 // Those of the default rule.
 const auto& forward_operator() {
   static const auto handle = found<Forward>("dreluop::forward");
+  return handle;
+}
+
+const auto& in_place_operator() {
+  static const auto handle = found<ForwardInPlace>("dreluop::forward_");
   return handle;
 }
 
@@ -123,15 +130,30 @@ Pointer counted(CappedReLUNode* node) {
     return Pointer::unsafe_steal_from_new(node);
 }
 
-Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim) {
-  const bool differentiable = at::GradMode::is_enabled() && (x.requires_grad() || cap.requires_grad());
-  Tensor y;
+bool differentiable(const Tensor& x, const Tensor& cap) {
+  return at::GradMode::is_enabled() && (x.requires_grad() || cap.requires_grad());
+}
+
+// Nothing that dreluop.validation.writable_in_place refuses, nor a view, which has a history of its own.
+bool plainly_writable(const Tensor& x, const Tensor& cap) {
+  const bool wanted_leaf = at::GradMode::is_enabled() && x.is_leaf() && x.requires_grad();
+  return !wanted_leaf && !x.is_view() && !x.is_inference() && x.is_non_overlapping_and_dense() && x.has_storage() &&
+         cap.has_storage() && !x.is_alias_of(cap);
+}
+
+// y is x where it was written in place.
+Tensor capped_relu(Tensor x, const Tensor& cap, int64_t dim, bool inplace) {
+  const bool in_graph = differentiable(x, cap);
+  Tensor y = x;
   {
     const at::AutoDispatchBelowAutograd below;
-    y = forward_operator().call(x, cap, dim, std::nullopt, std::nullopt);
+    if (inplace)
+      in_place_operator().call(x, cap, dim, std::nullopt, std::nullopt);
+    else
+      y = forward_operator().call(x, cap, dim, std::nullopt, std::nullopt);
   }
-  if (!differentiable) return y;
-  // As Function::apply does, for one result that is neither an argument nor a view of one.
+  if (!in_graph) return y;
+  // As Function::apply does, for one result that is no view, and an argument only where that was written in place.
   auto* const node = new CappedReLUNode();
   const auto owner = counted(node);
   node->set_ctx_grad_fn(owner);
@@ -139,26 +161,30 @@ Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim) {
   node->is_variable_input_ = {true, true};
   node->output_info_.emplace_back(y);
   node->ctx_.saved_data["dim"] = dim;
-  torch::autograd::set_history(y, owner);
+  if (inplace)
+    torch::autograd::impl::rebase_history(y, {owner, node->add_input_metadata(y)});
+  else
+    torch::autograd::set_history(y, owner);
   node->ctx_.save_for_backward({y, cap});
   node->save_variables_to_ctx();
   return y;
 }
 
-// capped_relu(x, cap, dim): y; None for what is not the usual call.
+// capped_relu(x, cap, dim, inplace): y; None for what is not the usual call.
 PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (count != 3 || !THPVariable_CheckExact(arguments[0]) || !THPVariable_CheckExact(arguments[1]) ||
-      !PyLong_CheckExact(arguments[2]) || !nothing_between())
+  if (count != 4 || !THPVariable_CheckExact(arguments[0]) || !THPVariable_CheckExact(arguments[1]) ||
+      !PyLong_CheckExact(arguments[2]) || !PyBool_Check(arguments[3]) || !nothing_between())
     Py_RETURN_NONE;
   const Tensor &x = THPVariable_Unpack(arguments[0]), &cap = THPVariable_Unpack(arguments[1]);
   int overflow = 0;
   const int64_t dim = PyLong_AsLongLongAndOverflow(arguments[2], &overflow);
-  if (overflow != 0 || x.device() != cap.device()) Py_RETURN_NONE;
+  const bool inplace = arguments[3] == Py_True;
+  if (overflow != 0 || x.device() != cap.device() || (inplace && !plainly_writable(x, cap))) Py_RETURN_NONE;
   Tensor y;
   try {
     const pybind11::gil_scoped_release unlocked;
-    y = capped_relu(x, cap, dim);
+    y = capped_relu(x, cap, dim, inplace);
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;
@@ -197,7 +223,7 @@ PyObject* set_python(PyObject*, PyObject* arguments) {
 
 PyMethodDef functions[] = {
     {"capped_relu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
-     "capped_relu(x, cap, dim): y, or None for what is not the usual call."},
+     "capped_relu(x, cap, dim, inplace): y, or None for what is not the usual call."},
     {"set_python", set_python, METH_VARARGS,
      "set_python(backward, raise_as_of_torch): what backward asks where it is not the usual one (called with grad, y, "
      "cap, dim, need_x, need_cap), and where it failed (called with a RuntimeError)."},
@@ -216,6 +242,7 @@ PyModuleDef module{PyModuleDef_HEAD_INIT,
 PyObject* make_module() {
   HANDLE_TH_ERRORS
   forward_operator();
+  in_place_operator();
   backward_operator();
   static PyTypeObject type{};
   torch::autograd::_initFunctionPyTypeObject(type, "dreluop.CappedReLUBackward", node_properties, nullptr);

@@ -1,4 +1,5 @@
 // Tiles cover every element exactly once, and partial sums stand for exactly the elements of their cap.
+#include <algorithm>
 #include <vector>
 
 #include "check.h"
@@ -54,5 +55,11 @@ int main() {
           check_plan({outer, c, inner});
           ++plans;
         }
+  // Of a large tensor the sums of columns stay few, and the tiles enough.
+  for (const CapLayout& layout : {CapLayout{8192, 4096, 1}, CapLayout{1 << 20, 64, 1}, CapLayout{4096, 100000, 1}}) {
+    const Plan plan = plan_for(layout.outer * layout.caps, layout);
+    CHECK(plan.partials() <= std::max(kMostColumnSums, kTilesForThreads * plan.row));
+    CHECK(plan.tiles() >= kTilesForThreads);
+  }
   std::printf("plan: ok, %d plans\n", plans);
 }

@@ -21,6 +21,10 @@ constexpr int64_t kFewRows = 16;
 constexpr int64_t kShortestRow = 512;
 // Elements of one task: enough to outweigh its start, few enough to spread over threads.
 constexpr int64_t kTask = 32768;
+// Of large tensors, tiles are larger: as many below each other as leave so many partial sums of columns (a megabyte or
+// two, which no call finds ready in memory), but enough for many threads.
+constexpr int64_t kMostColumnSums = int64_t{1} << 18;
+constexpr int64_t kTilesForThreads = 64;
 
 // Elements in walking order form rows. kRuns: a row shares one cap. kColumns: column c of every row has the cap of
 // element c; the last row may be cut off.
@@ -61,7 +65,9 @@ inline Plan plan_for(int64_t numel, const CapLayout& layout) {
     plan.row = std::min(numel, period * ceil_div(kShortestRow, period));
     plan.rows = ceil_div(numel, plan.row);
     plan.tile_columns = std::min(plan.row, kBlock);
-    plan.tile_rows = std::min(plan.rows, std::max<int64_t>(1, kTask / plan.tile_columns));
+    const int64_t most_down = std::max(kTilesForThreads, kMostColumnSums / plan.row);
+    plan.tile_rows =
+        std::min(plan.rows, std::max({int64_t{1}, kTask / plan.tile_columns, ceil_div(plan.rows, most_down)}));
   }
   plan.tiles_down = ceil_div(plan.rows, plan.tile_rows);
   plan.tiles_across = ceil_div(plan.row, plan.tile_columns);
