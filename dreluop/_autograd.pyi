@@ -12,4 +12,4 @@ def set_python(
     raise_as_of_torch: Callable[[RuntimeError], None],
     /,
 ) -> None:
-    """What backward asks: where it is not the usual one, with grad, y, cap, dim, need_x and need_cap; where it failed."""
+    """What backward asks where it is not the usual one (grad, y, cap, dim, need_x, need_cap), and where it failed."""

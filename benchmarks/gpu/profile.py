@@ -1,7 +1,7 @@
 """Hardware counters of the backward kernels at 64 MB, by Nsight Compute: `python -m benchmarks.gpu.profile`.
 
-Under ncu a kernel runs alone, on a cold cache and several times over, so its time is no benchmark. What its counters tell
-is where the time goes: a multiprocessor that has no work costs what one that waits for memory costs.
+Under ncu a kernel runs alone, on a cold cache and several times over, so its time is no benchmark. What its counters
+tell is where the time goes: a multiprocessor that has no work costs what one that waits for memory costs.
 """
 
 from __future__ import annotations

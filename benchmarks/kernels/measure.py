@@ -8,8 +8,8 @@
 - A large fresh tensor costs page faults (the system zeroes its memory on first touch), often more than its arithmetic.
   The floors allocate as torch does and pay likewise, so they are no measure of memory bandwidth, and a contender that
   asks the system for large pages, as the native kernels do, can be faster than a clone. Which tensor finds a hole in
-  the heap and pays nothing depends on everything allocated before: ``release_free_memory`` as ``prepare`` takes that
-  luck away from all alike. The page faults of every step are counted.
+  the heap and pays nothing depends on everything allocated before: ``fresh_memory`` as ``prepare`` takes that luck away
+  from all alike. The page faults of every step are counted.
 - The garbage collector is off while timing.
 """
 
@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import mmap
 import random
 import resource
 import statistics
@@ -222,6 +223,28 @@ def release_free_memory() -> None:
     """Give the heap's free pages back to the system, so that the next large tensors are fresh (glibc; else a no-op)."""
     if _malloc_trim is not None:
         _malloc_trim(ctypes.c_size_t(0))
+
+
+# Of a processor with 4 kB pages; elsewhere it is merely a stride.
+LARGE_PAGE = 2**21
+
+
+def fresh_memory(size: int) -> Callable[[], None]:
+    """A ``prepare`` after which large tensors are fresh, and the system has ``size`` bytes of large pages at hand.
+
+    The host of a virtual machine takes free large pages back, and to get them again takes longer than a step: that
+    would be in the time of whoever asks next, and says nothing about it.
+    """
+
+    def prepare() -> None:
+        release_free_memory()
+        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, size, LARGE_PAGE):
+                memory[at] = 1
+
+    return prepare
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Samples, Timed, interleave, release_free_memory, threads
+from benchmarks.kernels.measure import Effort, Samples, Timed, fresh_memory, interleave, threads
 from benchmarks.memory import Kept
 from benchmarks.processor import last_level_cache
 from benchmarks.repeated import Repeated
@@ -40,6 +40,7 @@ FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+
 PASSES = {FORWARD: slice(0, 1), BACKWARD: slice(1, 2), BOTH: slice(0, 2)}
 HOT_MODE, COLD_MODE = "hot", "cold"
 LARGE = 64 * 2**20  # bytes of x
+TENSORS_OF_A_CALL = 3  # of x's size, about: y, dx, and one that eager forms need between
 BYTES_PER_ELEMENT = {FORWARD: 2, IN_PLACE: 2, BACKWARD: 3, BOTH: 5}  # in units of s
 FLOORS = {FORWARD: c.CLONE, IN_PLACE: c.COPY, BACKWARD: c.CLONE, BOTH: c.CLONE}
 
@@ -223,7 +224,7 @@ def run_case(case: Case, effort: Effort) -> tuple[list[Row], list[Failure]]:
 
 def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], list[Failure]]:
     # A small tensor never leaves the heap: trimming would only add faults that no user sees.
-    prepare = release_free_memory if case.x_bytes >= LARGE else None
+    prepare = fresh_memory(TENSORS_OF_A_CALL * case.x_bytes) if case.x_bytes >= LARGE else None
     timed = [Timed(c.CLONE, (lambda _: data.x.clone(), lambda _: data.grad.clone()), prepare)]
     kept: dict[str, Kept] = {}
     failures = []

@@ -13,8 +13,8 @@ from typing import TypedDict
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave, release_free_memory, threads
-from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, make_data
+from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, fresh_memory, interleave, threads
+from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, TENSORS_OF_A_CALL, make_data
 from benchmarks.repeated import Clones, Copies, Repeated, Work
 from benchmarks.scaling.cases import EAGER_MODE, Point, buffers_when_cold, calls_when_hot
 
@@ -138,7 +138,8 @@ def _timed(name: str, work: Work, captured: bool, point: Point, machine: Machine
         forward, backward = machine.capture((work.forward, work.backward), work.clear)
         return Timed(name, (lambda _: forward(), lambda _: backward()))
     fresh = machine.device.type == "cpu" and point.x_bytes >= LARGE
-    return Timed(name, (work.forwards, work.backwards), release_free_memory if fresh else None)
+    prepare = fresh_memory(TENSORS_OF_A_CALL * point.x_bytes) if fresh else None
+    return Timed(name, (work.forwards, work.backwards), prepare)
 
 
 def _rows(point: Point, mode: str, buffers: int, calls: int, samples: dict[str, Samples]) -> list[Row]:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.gpu import profile
 
 OF_A_KERNEL = """\
-  void backward_rows_kernel<Float16, 0, 1, 1>(Routing<T1, T2, T3>::Parameters) (256, 1, 1)x(256, 1, 1), Context 1, CC 9.0
+  void backward_rows_kernel<Float16, 0, 1, 1>(Routing<T1, T2, T3>::Parameters) (256, 1, 1)x(256, 1, 1), CC 9.0
     Section: GPU Speed Of Light Throughput
     ----------------------- ----------- ------------
     Metric Name             Metric Unit Metric Value

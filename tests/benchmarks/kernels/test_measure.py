@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.kernels import measure
-from benchmarks.kernels.measure import Effort, Timed, interleave, release_free_memory, summarize, threads
+from benchmarks.kernels.measure import (
+    LARGE_PAGE,
+    Effort,
+    Timed,
+    fresh_memory,
+    interleave,
+    release_free_memory,
+    summarize,
+    threads,
+)
 
 
 def sleeping(name: str, seconds: float) -> Timed:
@@ -147,6 +158,20 @@ def test_released_memory_faults_again() -> None:
     trimmed = interleave([Timed("trimmed", (allocate,), release_free_memory)], effort)["trimmed"].page_faults()
     pages = blocks * 16 * 1024 / resource.getpagesize()
     assert hole < 0.1 * pages < 0.5 * pages < trimmed
+
+
+def test_fresh_memory_has_been_touched_and_is_free_again() -> None:
+    pages = 8
+    prepare = fresh_memory(pages * LARGE_PAGE)
+    prepare()
+    before, held = measure._page_faults(), resident_bytes()
+    prepare()
+    assert measure._page_faults() - before >= pages
+    assert resident_bytes() - held < LARGE_PAGE
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_garbage_collection_is_off_while_timing_only() -> None:

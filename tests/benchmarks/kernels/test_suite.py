@@ -110,12 +110,12 @@ def test_forward_and_backward_are_told_apart(monkeypatch: pytest.MonkeyPatch, ef
 def test_free_memory_is_released_before_calls_on_large_tensors(
     monkeypatch: pytest.MonkeyPatch, effort: Effort, limit: int, trims: bool
 ) -> None:
-    calls: list[None] = []
+    calls: list[int] = []
     monkeypatch.setattr(suite, "LARGE", limit)
-    monkeypatch.setattr(suite, "release_free_memory", lambda: calls.append(None))
+    monkeypatch.setattr(suite, "fresh_memory", lambda size: lambda: calls.append(size))
     suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER), effort)
     per_contender = effort.warmup + effort.min_samples
-    assert len(calls) == (1 + len(suite.EAGER)) * per_contender * trims
+    assert calls == [suite.TENSORS_OF_A_CALL * 4 * 42] * ((1 + len(suite.EAGER)) * per_contender * trims)
 
 
 def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
