@@ -26,40 +26,44 @@ from benchmarks.tables import DTYPES, Table, markdown
 FILE_NAME = "profile.json"
 PROGRAM = "benchmarks.gpu.profile"
 SHAPE = (64, 64, 92, 92)
+# With the kernel that serves each.
 CASES = (
-    ("channel caps, NCHW", torch.float16, torch.contiguous_format),
-    ("channel caps, NCHW", torch.bfloat16, torch.contiguous_format),
-    ("channel caps, channels-last", torch.bfloat16, torch.channels_last),
-    ("channel caps, channels-last", torch.float16, torch.channels_last),
+    ("channel caps, NCHW", torch.float16, torch.contiguous_format, "backward_rows_kernel"),
+    ("channel caps, NCHW", torch.bfloat16, torch.contiguous_format, "backward_rows_kernel"),
+    ("channel caps, channels-last", torch.bfloat16, torch.channels_last, "backward_columns_kernel"),
+    ("channel caps, channels-last", torch.float16, torch.channels_last, "backward_columns_kernel"),
 )
 SECTIONS = ("SpeedOfLight", "WarpStateStats", "InstructionStats")
-# As ncu names them, and as the file does.
+# As ncu names them, with the unit that it must give, and as the file does.
 METRICS = {
-    "Duration": "us",
-    "Elapsed Cycles": "cycles",
-    "SM Active Cycles": "active_cycles",
-    "DRAM Throughput": "dram_percent",
-    "Issued Instructions": "instructions",
-    "Warp Cycles Per Issued Instruction": "cycles_per_instruction",
+    ("Duration", "us"): "us",
+    ("Elapsed Cycles", "cycle"): "cycles",
+    ("SM Active Cycles", "cycle"): "active_cycles",
+    ("DRAM Throughput", "%"): "dram_percent",
+    ("Issued Instructions", "inst"): "instructions",
+    ("Warp Cycles Per Issued Instruction", "cycle"): "cycles_per_instruction",
 }
 KERNEL = re.compile(r"^\s*(?:void )?(?:[\w:]+::)?(backward_\w+_kernel)<.*$", re.MULTILINE)
-METRIC = re.compile(rf"^\s*({'|'.join(METRICS)})\s+(?:[a-zA-Z%]+\s+)?([\d,.]+)\s*$", re.MULTILINE)
+METRIC = re.compile(rf"^\s*({'|'.join(name for name, _ in METRICS)})\s+(\S+)\s+([\d,.]+)\s*$", re.MULTILINE)
 
 
 def rows_of(output: str) -> list[dict[str, Any]]:
     """A row for each kernel that ncu's output tells of, in the order of ``CASES``.
 
     Raises:
-        ValueError: it tells of another number of kernels, or of one without a metric of ``METRICS``.
+        ValueError: it tells of other kernels, or of one without a metric of ``METRICS`` in its unit.
     """
     found = list(KERNEL.finditer(output))
-    if len(found) != len(CASES):
-        raise ValueError(f"ncu: got {len(found)} kernels; expected {len(CASES)}")
+    names, expected = [match[1] for match in found], [kernel for *_, kernel in CASES]
+    if names != expected:
+        raise ValueError(f"ncu: got {', '.join(names) or 'no kernel'}; expected {', '.join(expected)}")
     ends = [*(match.start() for match in found[1:]), len(output)]
     rows = []
-    for (case, dtype, _), match, end in zip(CASES, found, ends, strict=True):
-        told = METRIC.findall(output, match.end(), end)
-        values = {METRICS[name]: float(value.replace(",", "")) for name, value in told}
+    for (case, dtype, *_), match, end in zip(CASES, found, ends, strict=True):
+        values = {}
+        for name, unit, value in METRIC.findall(output, match.end(), end):
+            if (name, unit) in METRICS:
+                values[METRICS[name, unit]] = float(value.replace(",", ""))
         if missing := set(METRICS.values()) - set(values):
             raise ValueError(f"ncu: no {', '.join(sorted(missing))} of {match[1]}")
         rows.append({"case": case, "dtype": str(dtype).removeprefix("torch."), "kernel": match[1], **values})
@@ -70,7 +74,7 @@ def launch_all() -> None:
     """One backward pass of each case."""
     import dreluop  # noqa: PLC0415 (only in the process that ncu looks at)
 
-    for _, dtype, memory_format in CASES:
+    for _, dtype, memory_format, _ in CASES:
         x = torch.randn(SHAPE, device="cuda").mul_(2).to(dtype).to(memory_format=memory_format).requires_grad_()
         cap = torch.rand(SHAPE[1], device="cuda").add_(0.5).requires_grad_()
         y = dreluop.capped_relu(x, cap)

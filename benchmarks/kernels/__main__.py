@@ -27,10 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         type=Path,
-        help="result file; default: benchmarks/results/<device>/kernels.json, and none at all with --quick",
+        help="result file; default: benchmarks/results/<device>/kernels.json; with --quick, --cases or --dtypes none",
     )
     parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    names, dtypes = (sorted({getattr(case, of) for case in suite.cases()}) for of in ("name", "dtype_name"))
+    for option, values in (("cases", names), ("dtypes", dtypes)):
+        parser.add_argument(
+            f"--{option}", nargs="+", choices=values, metavar="NAME", help=f"some of: {'; '.join(values)}; default: all"
+        )
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads: got {options.threads}; expected at least 1")
@@ -38,9 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served_by(parser)
     document = new_document(options.threads, quick=options.quick)
     output = options.output
-    if output is None and not options.quick:
+    partial = options.cases is not None or options.dtypes is not None
+    if output is None and not options.quick and not partial:
         output = default_path(document["device"])
-    selected = cases(quick=options.quick, compiled=not options.no_compile)
+    selected = [
+        case
+        for case in cases(quick=options.quick, compiled=not options.no_compile)
+        if case.name in (options.cases or [case.name]) and case.dtype_name in (options.dtypes or [case.dtype_name])
+    ]
+    if not selected:
+        parser.error("--cases, --dtypes: got names that no case has together")
     code = measure(document, selected, output, options.limit)
     if not document["rows"]:
         return code

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.gpu import profile
 
 OF_A_KERNEL = """\
-  void backward_rows_kernel<Float16, 0, 1, 1>(Routing<T1, T2, T3>::Parameters) (256, 1, 1)x(256, 1, 1), CC 9.0
+  void {kernel}<Float16, 0, 1, 1>(Routing<T1, T2, T3>::Parameters) (256, 1, 1)x(256, 1, 1), CC 9.0
     Section: GPU Speed Of Light Throughput
     ----------------------- ----------- ------------
     Metric Name             Metric Unit Metric Value
@@ -26,7 +26,9 @@ OF_A_KERNEL = """\
     Avg. Issued Instructions Per Scheduler          inst    22,406.88
     Issued Instructions                             inst   11,830,832
 """
-OUTPUT = '==PROF== Profiling "backward_rows_kernel": 0%....50%....100% - 18 passes\n' + OF_A_KERNEL * len(profile.CASES)
+OUTPUT = '==PROF== Profiling "backward_rows_kernel": 0%....50%....100% - 18 passes\n' + "".join(
+    OF_A_KERNEL.format(kernel=kernel) for *_, kernel in profile.CASES
+)
 
 
 def test_every_kernel_has_its_own_metrics() -> None:
@@ -47,8 +49,14 @@ def test_every_kernel_has_its_own_metrics() -> None:
 
 
 def test_output_that_tells_too_little_is_refused() -> None:
-    with pytest.raises(ValueError, match="ncu: got 3 kernels; expected 4"):
-        profile.rows_of(OF_A_KERNEL * 3)
+    with pytest.raises(ValueError, match="ncu: got no kernel; expected backward_rows_kernel, backward_rows"):
+        profile.rows_of("")
+    with pytest.raises(
+        ValueError, match="ncu: got backward_rows_kernel, backward_rows_kernel, backward_rows_kernel, b"
+    ):
+        profile.rows_of(OUTPUT.replace("columns", "rows"))
+    with pytest.raises(ValueError, match="ncu: no us of backward_rows_kernel"):
+        profile.rows_of(OUTPUT.replace("Duration                         us", "Duration                         ms"))
     with pytest.raises(ValueError, match="ncu: no instructions of backward_rows_kernel"):
         profile.rows_of(OUTPUT.replace("    Issued Instructions", "    Something Else"))
 

@@ -167,6 +167,22 @@ class TestCommand:
         command.main(["--output", str(tmp_path / "kernels.json")])
         assert asked == [{"quick": True, "compiled": False}, {"quick": False, "compiled": True}]
 
+    def test_some_cases_and_dtypes(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        measured: list[str] = []
+
+        def measure(_: object, selected: list[suite.Case], output: Path | None, limit: float | None) -> int:
+            assert output is None and limit is None
+            measured.extend(case.name for case in selected)
+            return 0
+
+        monkeypatch.setattr(command, "measure", measure)
+        command.main(["--cases", "tiny image", "tiny dense", "--dtypes", "bfloat16"])
+        command.main(["--cases", "tiny image"])
+        assert measured == ["tiny dense", "tiny image"]
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--cases", "tiny image", "--dtypes", "bfloat16"])
+        assert "--cases, --dtypes: got names that no case has together" in capsys.readouterr().err
+
     def test_bad_number_of_threads(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="2"):
             command.main(["--threads", "0"])

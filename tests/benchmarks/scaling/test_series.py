@@ -61,11 +61,12 @@ def test_table() -> None:
     made = document(
         row(2**10, 0.005),
         row(2**20, 0.02),
+        row(2**10, 0.01, contender=c.RELU_MINIMUM.name),
         row(2**20, 0.1, contender=c.RELU_MINIMUM.name),
         *(row(2**26, ms, axis=CAPS, caps=caps) for caps, ms in ((1, 2), (4, 3), (16, 2.5))),
     )
     table = tables.table(made)
-    measured = "5", "1 MB", "0.02 (1 MB)", "50%", "5.00 (1 MB)", "1.50"
+    measured = "5", "1 MB", "0.02 (1 MB)", "50%", "5.00 (1 MB)", "2.00 (1 KB)", "1.50"
     assert table.rows == [("2 threads", "fp32", "forward", *measured)]
     assert len(table.header) == len(table.rows[0])
     assert tables.table(document()).rows == []
