@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -75,12 +76,16 @@ def of_another_torch() -> bool:
 @contextmanager
 def switched_off() -> Iterator[None]:
     """In the block, Python serves (in all threads)."""
-    global capped_relu  # noqa: PLW0603
-    before, capped_relu = capped_relu, None
+    global capped_relu, _blocks  # noqa: PLW0603
+    with _lock:
+        capped_relu, _blocks = None, _blocks + 1
     try:
         yield
     finally:
-        capped_relu = before
+        with _lock:
+            _blocks -= 1
+            capped_relu = None if _blocks else _loaded
 
 
 reason = _load()
+_loaded, _blocks, _lock = capped_relu, 0, threading.Lock()

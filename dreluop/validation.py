@@ -126,6 +126,11 @@ def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
                 "split or unbind, or without gradients); use inplace=False"
             )
     for name, other in given.items():
+        if other.is_inference() and torch.is_grad_enabled() and torch._C._any_requires_grad(x, *given.values()):
+            raise ValueError(
+                f"inplace: {name} was made in inference mode and cannot be saved for backward; pass a copy of the "
+                f"{name}"
+            )
         if not torch._C._are_functorch_transforms_active() and _share_memory(x, other):
             raise ValueError(
                 f"inplace: {name} lies in the memory of x, which would be overwritten; pass a copy of the {name}"

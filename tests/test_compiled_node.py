@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import dreluop
 from dreluop import compiled_node
@@ -390,6 +391,64 @@ def test_an_exception_of_a_hook_arrives_as_it_is() -> None:
     y, x, _ = unpacked_as(broken)
     with pytest.raises(KeyError, match="the tensor is gone"):
         torch.autograd.grad(y.sum(), x)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
+@pytest.mark.parametrize("saved_before", [0, 1])
+def test_what_cannot_be_saved_is_given_back(compiled: None, inplace: bool, saved_before: int) -> None:
+    """A hook that raises, as checkpointing does where it has all that it wants: nothing may hold y from then on."""
+    packed: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if len(packed) == saved_before:
+            raise KeyError("enough")
+        packed.append(tensor.detach())
+        return tensor
+
+    gc.disable()
+    try:
+        x, cap = inputs()
+        given = x * 1
+        kept = weakref.ref(given)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), pytest.raises(KeyError, match="enough"):
+            dreluop.capped_relu(given, cap, inplace=inplace)
+        if inplace:
+            with pytest.raises(RuntimeError, match="already been freed"):
+                given.sum().backward()
+        del given
+        packed.clear()
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+@both
+@pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
+def test_checkpointing_leaves_nothing_behind(inplace: bool) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def region(x: Tensor) -> Tensor:
+        y = dreluop.capped_relu(x * 2, torch.ones(3), inplace=inplace)
+        made.append(weakref.ref(y))
+        return y
+
+    gc.disable()
+    try:
+        checkpoint(region, inputs()[0], use_reentrant=False).sum().backward()
+        assert made and not any(one() is not None for one in made)
+    finally:
+        gc.enable()
+
+
+def test_switched_off_by_several_threads_at_once(compiled: None) -> None:
+    first, second = compiled_node.switched_off(), compiled_node.switched_off()
+    served = compiled_node.capped_relu
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert compiled_node.capped_relu is None
+    second.__exit__(None, None, None)
+    assert compiled_node.capped_relu is served is not None
 
 
 def test_memory_that_backward_lacks_is_torchs_exception(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:

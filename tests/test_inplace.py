@@ -294,10 +294,23 @@ def test_a_view_that_autograd_refuses_is_left_as_it_was(make: Callable[[Tensor],
     assert torch.equal(whole.detach(), before)
 
 
-def test_a_cap_in_the_same_memory_through_another_storage_is_refused() -> None:
-    array = numpy.ones(6, dtype=numpy.float32)
+@pytest.mark.parametrize("shape", [(6,), (2, 3)], ids=str)
+def test_a_cap_in_the_same_memory_through_another_storage_is_refused(shape: tuple[int, ...]) -> None:
+    array = numpy.ones(shape, dtype=numpy.float32)
+    cap = torch.from_numpy(array.reshape(-1)[: shape[1] if len(shape) > 1 else 1])
     with pytest.raises(ValueError, match="cap lies in the memory of x"):
-        dreluop.capped_relu(torch.from_numpy(array).view(2, 3), torch.from_numpy(array[:3]), inplace=True)
+        dreluop.capped_relu(torch.from_numpy(array), cap, dim=-1, inplace=True)
+
+
+def test_a_cap_made_in_inference_mode_is_refused_before_x_is_written() -> None:
+    with torch.inference_mode():
+        cap = torch.ones(3)
+    x = torch.full((2, 3), 5.0, requires_grad=True) * 1
+    with pytest.raises(ValueError, match="inplace: cap was made in inference mode and cannot be saved for backward"):
+        dreluop.capped_relu(x, cap, inplace=True)
+    assert x.detach().eq(5).all() and x._version == 0
+    with torch.no_grad():
+        assert dreluop.capped_relu(x, cap, inplace=True).eq(1).all()
 
 
 def test_fake_tensors_have_no_memory_to_share() -> None:

@@ -134,11 +134,21 @@ bool differentiable(const Tensor& x, const Tensor& cap) {
   return at::GradMode::is_enabled() && (x.requires_grad() || cap.requires_grad());
 }
 
+// By addresses: memory of one array may have several storages. Where they are not known Python is asked.
+bool apart(const Tensor& x, const Tensor& cap) {
+  if (x.numel() == 0 || cap.numel() == 0) return true;
+  int64_t last = 0;
+  for (int64_t d = 0; d < cap.dim(); ++d) last += cap.stride(d) * (cap.size(d) - 1);
+  const auto* const begin = static_cast<const char*>(x.const_data_ptr());
+  const auto* const other = static_cast<const char*>(cap.const_data_ptr());
+  return begin + x.nbytes() <= other || other + (last + 1) * static_cast<int64_t>(cap.element_size()) <= begin;
+}
+
 // Nothing that dreluop.validation.writable_in_place refuses, nor a view, which has a history of its own.
 bool plainly_writable(const Tensor& x, const Tensor& cap) {
   const bool wanted_leaf = at::GradMode::is_enabled() && x.is_leaf() && x.requires_grad();
   return !wanted_leaf && !x.is_view() && !x.is_inference() && x.is_non_overlapping_and_dense() && x.has_storage() &&
-         cap.has_storage() && !x.is_alias_of(cap);
+         cap.has_storage() && apart(x, cap) && !(differentiable(x, cap) && cap.is_inference());
 }
 
 // y is x where it was written in place.
@@ -166,7 +176,14 @@ Tensor capped_relu(Tensor x, const Tensor& cap, int64_t dim, bool inplace) {
   else
     torch::autograd::set_history(y, owner);
   node->ctx_.save_for_backward({y, cap});
-  node->save_variables_to_ctx();
+  try {
+    node->save_variables_to_ctx();
+  } catch (...) {
+    // Of a hook, or where a checkpoint has all that it wants: what is to be saved would hold y, and y the node.
+    node->ctx_.save_for_backward({});
+    node->release_variables();
+    throw;
+  }
   return y;
 }
 
