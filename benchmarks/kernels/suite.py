@@ -222,9 +222,14 @@ def run_case(case: Case, effort: Effort) -> tuple[list[Row], list[Failure]]:
     return rows, failures
 
 
-def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], list[Failure]]:
+def preparation(x_bytes: int) -> Callable[[], None] | None:
+    """What comes before each call on an x of this size, untimed."""
     # A small tensor never leaves the heap: trimming would only add faults that no user sees.
-    prepare = fresh_memory(TENSORS_OF_A_CALL * case.x_bytes) if case.x_bytes >= LARGE else None
+    return fresh_memory(TENSORS_OF_A_CALL * x_bytes) if x_bytes >= LARGE else None
+
+
+def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], list[Failure]]:
+    prepare = preparation(case.x_bytes)
     timed = [Timed(c.CLONE, (lambda _: data.x.clone(), lambda _: data.grad.clone()), prepare)]
     kept: dict[str, Kept] = {}
     failures = []

@@ -13,8 +13,8 @@ from typing import TypedDict
 from benchmarks.gpu.timing import Machine
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, fresh_memory, interleave, threads
-from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, TENSORS_OF_A_CALL, make_data
+from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave, threads
+from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, make_data
 from benchmarks.repeated import Clones, Copies, Repeated, Work
 from benchmarks.scaling.cases import EAGER_MODE, Point, buffers_when_cold, calls_when_hot
 
@@ -137,8 +137,7 @@ def _timed(name: str, work: Work, captured: bool, point: Point, machine: Machine
     if captured:
         forward, backward = machine.capture((work.forward, work.backward), work.clear)
         return Timed(name, (lambda _: forward(), lambda _: backward()))
-    fresh = machine.device.type == "cpu" and point.x_bytes >= LARGE
-    prepare = fresh_memory(TENSORS_OF_A_CALL * point.x_bytes) if fresh else None
+    prepare = suite.preparation(point.x_bytes) if machine.device.type == "cpu" else None
     return Timed(name, (work.forwards, work.backwards), prepare)
 
 

@@ -62,8 +62,8 @@ def _cells(
     smallest, largest = min(found), max(found)
     end = overhead_ends(found)
     eager = line(document, SIZE, style, c.RELU_MINIMUM.name, pass_, dtype)
-    last = max(eager.keys() & found.keys(), default=None)
     ratios = {size: eager[size]["ms"] / found[size]["ms"] for size in eager.keys() & found.keys()}
+    last = max(ratios, default=None)
     least = min(ratios, key=lambda size: ratios[size], default=None)
     by_caps = [row["ms"] for row in line(document, CAPS, style, c.OURS.name, pass_, dtype).values()]
     return (
