@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import validation
+from dreluop import cap_values, validation
 from dreluop.functional import SaveMode, cap_penalty, capped_relu
 
 Granularity = Literal["layer", "channel", "neuron"]
@@ -104,7 +104,10 @@ class DReLU(_CappedActivation):
 
     def reset_parameters(self) -> None:
         """Set every cap to ``init``."""
-        nn.init.constant_(self.cap, self.init)
+        if self._parameters.get("cap") is not None:
+            nn.init.constant_(self.cap, self.init)
+        else:
+            cap_values.write({"": self}, {"": torch.full((), self.init, dtype=self.cap.dtype)})
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""

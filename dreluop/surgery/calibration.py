@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dreluop import cap_values
 from dreluop.layers import capped_layers, row_per_cap, watched
 from dreluop.modules import DReLU
 from dreluop.surgery.batches import Forward, check_loader, run_over
@@ -89,8 +90,8 @@ def calibrate_caps(
         quantile: in (0, 1].
         floor: least value of a cap, > 0.
         forward: ``forward(model, batch)`` for other batches.
-        unreached: what to do with a DReLU that no input reaches in eval mode (auxiliary heads): ``"keep"`` leaves its
-            caps and lists it.
+        unreached: what to do with a DReLU that no input, or only empty ones, reaches in eval mode (auxiliary heads):
+            ``"keep"`` leaves its caps and lists it.
         progress: a bar with tqdm: True, False, or None for "if tqdm is installed".
         relative_error: of the quantiles of a layer with more than 2^20 measured values; fewer are kept, and exact.
         max_bytes: memory for the histograms that this takes, all layers together (1,039 bins of 4 bytes per cap at
@@ -101,8 +102,9 @@ def calibrate_caps(
 
     Raises:
         TypeError: loader is a tensor or no iterable, or quantile, floor or relative_error is no number.
-        ValueError: model has no DReLU, one is not reached, it is compiled or a DataParallel on several devices, a
-            number is out of range (of the caps' dtype too), loader is empty, or max_bytes does not suffice.
+        ValueError: model has no DReLU, one is not reached, its caps cannot be set (as in ``set_caps``), it is compiled
+            or a DataParallel on several devices, a number is out of range (of the caps' dtype too), loader is empty, or
+            max_bytes does not suffice.
         RuntimeError: the pre-activations hold NaN, or a quantile is infinite.
         ImportError: progress is True and tqdm is not installed.
     """
@@ -115,8 +117,12 @@ def calibrate_caps(
     for name, layer in layers.items():
         in_dtype_of(layer.cap, torch.tensor(floor, dtype=torch.float64), f"floor of {name!r}")
     # Layers that share one cap share its quantile.
-    of_cap = {id(layer.cap): StreamingQuantiles(layer.cap.numel(), floor, relative_error) for layer in layers.values()}
-    sketches = {name: of_cap[id(layer.cap)] for name, layer in layers.items()}
+    cap_values.check_writable(layers)
+    keys = {name: cap_values.key(layer) for name, layer in layers.items()}
+    of_cap = {
+        keys[name]: StreamingQuantiles(layer.cap.numel(), floor, relative_error) for name, layer in layers.items()
+    }
+    sketches = {name: of_cap[keys[name]] for name in layers}
     needed = sum(sketch.histogram_bytes for sketch in of_cap.values())
     if needed > max_bytes:
         raise ValueError(
@@ -141,16 +147,20 @@ def calibrate_caps(
         raise ValueError("loader: got no batch; expected at least one")
     missed = tuple(name for name in layers if name not in reached or not sketches[name].count)
     if missed and unreached == "raise":
+        why = (
+            "got only empty inputs: no batch of the loader had a sample for it"
+            if missed[0] in reached
+            else "is not reached by a forward pass in eval mode"
+        )
         raise ValueError(
-            f"model: its DReLU {missed[0]!r} is not reached by a forward pass in eval mode; its caps cannot be "
-            'calibrated (unreached="keep" leaves them)'
+            f'model: its DReLU {missed[0]!r} {why}; its caps cannot be calibrated (unreached="keep" leaves them)'
         )
     measured = {name: layer for name, layer in layers.items() if name not in missed}
     new = {name: _new_caps(name, layer, sketches[name], quantile, floor) for name, layer in measured.items()}
-    with torch.no_grad():
-        for name, layer in measured.items():
-            layer.cap.copy_(new[name][0].reshape(layer.cap.shape))
-    rows = tuple(_row(name, sketches[name], *new[name]) for name in measured)
+    cap_values.write(measured, {name: caps for name, (caps, _) in new.items()})
+    # As read back: a parametrization may round them.
+    caps = {name: layer.cap.detach().flatten().to(new[name][0]) for name, layer in measured.items()}
+    rows = tuple(_row(name, sketches[name], caps[name], new[name][1]) for name in measured)
     return Calibration(rows, missed, batches)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreluop import validation
+from dreluop import cap_values, validation
 from dreluop.layers import HEADER, LayerStatistics, LayerSums, capped_layers, table_row, watched
 from dreluop.modules import DReLU
 from dreluop.surgery.batches import Forward, check_loader, run_over
@@ -32,8 +32,10 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
 
     Raises:
         TypeError, ValueError: model has no DReLU, a name or pattern fits none, a value is no number or not > 0, or its
-            shape is not the caps', their dtype rounds it to 0 or infinity, or layers that share caps get different
-            ones. Nothing is set then.
+            shape is not the caps', their dtype rounds it to 0 or infinity, layers that share caps get different
+            ones, or caps cannot be set: made by a hook (``torch.nn.utils.prune``) or by a parametrization whose
+            ``right_inverse`` is missing or gives another value, flattened by FSDP, or on the meta device. Nothing is
+            set then.
     """
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     if isinstance(value, Mapping):
@@ -44,15 +46,17 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
     else:
         values = dict.fromkeys(_selected(layers, select), value)
     tensors = {name: _as_caps(name, layers[name], given) for name, given in values.items()}
-    _check_shared(layers, tensors)
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            layers[name].cap.copy_(tensor)
+    chosen = {name: layers[name] for name in tensors}
+    cap_values.check_writable(chosen)
+    _check_shared(chosen, tensors)
+    cap_values.write(chosen, tensors)
     return list(tensors)
 
 
 def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable[str] = "*") -> list[str]:
     """Stop, or with ``frozen=False`` resume, the training of caps (``requires_grad``).
+
+    For a parametrized cap this applies to every parameter that the cap is made of.
 
     Args:
         select: as in ``set_caps``.
@@ -61,15 +65,13 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
         The names of the layers.
 
     Raises:
-        TypeError, ValueError: model has no DReLU, frozen is no bool, or a pattern fits no layer.
+        TypeError, ValueError: model has no DReLU, frozen is no bool, a pattern fits no layer, or a cap is made by a
+            hook or flattened by FSDP. Nothing is changed then.
     """
     validation.flag("frozen", frozen)
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     names = _selected(layers, select)
-    for name in names:
-        layers[name].cap.requires_grad_(not frozen)
-        if frozen:
-            layers[name].cap.grad = None
+    cap_values.set_trainable({name: layers[name] for name in names}, not frozen)
     return names
 
 
@@ -116,9 +118,9 @@ def in_dtype_of(cap: Tensor, values: Tensor, what: str) -> Tensor:
 
 
 def _check_shared(layers: Mapping[str, DReLU], tensors: Mapping[str, Tensor]) -> None:
-    first: dict[int, str] = {}
+    first: dict[tuple[int, ...], str] = {}
     for name, tensor in tensors.items():
-        other = first.setdefault(id(layers[name].cap), name)
+        other = first.setdefault(cap_values.key(layers[name]), name)
         if not torch.equal(*torch.broadcast_tensors(tensor, tensors[other].to(tensor.device))):
             raise ValueError(f"value of {name!r}: got another than for {other!r}, which shares its caps")
 

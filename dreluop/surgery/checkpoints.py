@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from dreluop import validation
+from dreluop import cap_values, validation
 from dreluop.layers import capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
@@ -51,8 +52,8 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
 
     Raises:
         TypeError: model is no module, state no mapping, new_layers no bool.
-        ValueError: model has no capped layer, is compiled, distributed or lazy; the state lacks another key, has one
-            that the model has not, or a tensor of another shape. Nothing is loaded then.
+        ValueError: model has no capped layer, is compiled, distributed, lazy or on the meta device; the state lacks
+            another key, has one that the model has not, or a tensor of another shape. Nothing is loaded then.
     """
     check_model(model)
     capped_layers(model)
@@ -69,6 +70,7 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
     problems += [f"it has {', '.join(map(repr, unexpected))}, which the model has not"] if unexpected else []
     if problems:
         raise ValueError(f"state: {'; '.join(problems)}; expected all keys of the model but those of its caps")
+    _check_can_be_loaded(model)
     model.load_state_dict(state, strict=False)
     loaded = tuple(key for key in model.state_dict() if key not in missing)
     return LoadedState(loaded, caps, layers)
@@ -76,7 +78,9 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
 
 def _rehearsed(model: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The missing and the unexpected keys, as torch finds them (modules may rename or add some)."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    # Also what hooks make anew (torch.nn.utils.prune): it may have a gradient, and then cannot be copied.
+    made = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *made]}
     try:
         # Assigned, the tensors of the state come into the copy, and none of the model is written over.
         found = copy.deepcopy(model, shared).load_state_dict(state, strict=False, assign=True)
@@ -85,9 +89,18 @@ def _rehearsed(model: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], l
     return found.missing_keys, found.unexpected_keys
 
 
+def _check_can_be_loaded(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ValueError(f"model: {name!r} is on the meta device, where nothing can be loaded; use to_empty before")
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"model: {name!r} was made in inference mode, and may be changed only there")
+
+
 def _cap_keys(model: nn.Module) -> set[str]:
     modules = model.named_modules(remove_duplicate=False)
-    return {_join(name, "cap") for name, module in modules if isinstance(module, DReLU | SReLU)}
+    capped = [(_join(name, ""), module) for name, module in modules if isinstance(module, DReLU | SReLU)]
+    return {key for prefix, module in capped for key in (f"{prefix}cap", *cap_values.keys_of(prefix, module))}
 
 
 def _new_layers(model: nn.Module) -> tuple[str, ...]:

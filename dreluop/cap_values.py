@@ -1,0 +1,180 @@
+"""Where a layer keeps its cap, and the one way to change it: all caps that are to change, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+def held(layer: nn.Module) -> tuple[Tensor, ...]:
+    """The parameters or buffers that hold a layer's cap: itself, or the originals of its parametrization.
+
+    Empty where the cap is only an attribute, which a hook or a wrapper makes anew.
+    """
+    if parametrize.is_parametrized(layer, "cap"):
+        made: Any = layer.parametrizations["cap"]  # type: ignore[index]
+        names = ["original"] if made.is_tensor else [f"original{index}" for index in range(made.ntensors)]
+        return tuple(getattr(made, name) for name in names)
+    found = (layer._parameters.get("cap"), layer._buffers.get("cap"))
+    return tuple(tensor for tensor in found if tensor is not None)
+
+
+def key(layer: nn.Module) -> tuple[int, ...]:
+    """The same for layers that share their cap. The cap of a parametrized layer is a new tensor each time."""
+    return tuple(map(id, held(layer)))
+
+
+def check_writable(layers: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the layer's name, where ``write`` could not change a cap."""
+    for name, layer in layers.items():
+        tensors = _held(name, layer)
+        if any(tensor.is_meta for tensor in tensors):
+            raise ValueError(f"model: the cap of {name!r} is on the meta device, where it has no value to set")
+        for part in _parametrizations(layer):
+            if not hasattr(part, "right_inverse"):
+                raise ValueError(
+                    f"model: the cap of {name!r} is parametrized by a {type(part).__name__} without right_inverse, so "
+                    "it cannot be set; give it one, or remove the parametrization first"
+                )
+
+
+@torch.no_grad()
+def write(layers: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+    """Set the caps of these layers, by name; a value may be of one element. All are set, or none.
+
+    A parametrized cap is set through ``right_inverse``. Every cap is read back.
+
+    Raises:
+        ValueError: a cap cannot be set, or is another afterwards.
+    """
+    check_writable(layers)
+    wanted = {name: _placed(value, layers[name].cap) for name, value in values.items()}
+    before: list[tuple[Tensor, Tensor]] = []
+    try:
+        for name, value in wanted.items():
+            originals = held(layers[name])
+            before += [(original, original.detach().clone()) for original in originals]
+            for original, new in zip(originals, _inverted(name, layers[name], value), strict=True):
+                _copy(original, new)
+        for name, value in wanted.items():
+            _check_read_back(name, layers[name], value)
+    except BaseException:
+        for original, old in reversed(before):
+            _copy(original, old)
+        raise
+
+
+def set_trainable(layers: Mapping[str, Any], trainable: bool) -> None:
+    """``requires_grad`` of all that the caps of these layers are made of, for all or none.
+
+    Raises:
+        ValueError: the cap of a layer does not follow.
+    """
+    before: list[tuple[Tensor, bool]] = []
+    try:
+        for name, layer in layers.items():
+            parts = [part for tensor in (_held(name, layer), _parameters(layer)) for part in tensor]
+            before += [(part, part.requires_grad) for part in parts]
+            for part in parts:
+                _require_grad(part, trainable)
+        for name, layer in layers.items():
+            with torch.enable_grad():
+                if layer.cap.requires_grad != trainable:
+                    raise ValueError(
+                        f"model: the cap of {name!r} is made by a parametrization, and still "
+                        f"{'has no' if trainable else 'has a'} gradient"
+                    )
+    except BaseException:
+        for part, was in reversed(before):
+            _require_grad(part, was)
+        raise
+    if not trainable:
+        for part, _ in before:
+            part.grad = None
+
+
+def keys_of(prefix: str, layer: nn.Module) -> list[str]:
+    """The keys of a ``state_dict`` that hold a layer's cap."""
+    names = {name: name.removeprefix(prefix) for name in layer.state_dict(prefix=prefix)}
+    return [key for key, name in names.items() if name == "cap" or name.startswith(("cap_", "parametrizations.cap."))]
+
+
+def _held(name: str, layer: nn.Module) -> tuple[Tensor, ...]:
+    tensors = held(layer)
+    if not tensors:
+        raise ValueError(
+            f"model: the cap of {name!r} is none of its parameters but made of one, by a hook (torch.nn.utils.prune, "
+            "weight_norm or spectral_norm; remove it first) or flattened by FSDP (use fully_shard)"
+        )
+    return tensors
+
+
+def _parametrizations(layer: nn.Module) -> list[Any]:
+    if not parametrize.is_parametrized(layer, "cap"):
+        return []
+    made: Any = layer.parametrizations["cap"]  # type: ignore[index]
+    return list(made)
+
+
+def _parameters(layer: nn.Module) -> list[Tensor]:
+    return [parameter for part in _parametrizations(layer) for parameter in part.parameters()]
+
+
+def _inverted(name: str, layer: nn.Module, value: Tensor) -> tuple[Tensor, ...]:
+    """What the tensors that hold the cap must be for it to have this value."""
+    result: Any = value.clone()
+    for part in reversed(_parametrizations(layer)):
+        try:
+            result = part.right_inverse(result)
+        except Exception as error:
+            raise ValueError(
+                f"model: the cap of {name!r} cannot be set, as right_inverse of its {type(part).__name__} failed: "
+                f"{error}"
+            ) from error
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _check_read_back(name: str, layer: nn.Module, value: Tensor) -> None:
+    got, want = _local(layer.cap.detach()), _local(value)
+    # An inverse and its parametrization round.
+    rounding = max(8 * torch.finfo(got.dtype).eps, 1e-3) if parametrize.is_parametrized(layer, "cap") else 0.0
+    close = torch.isclose(got, want, rtol=rounding, atol=0.0)
+    if not bool(close.all()):
+        at = (~close).flatten().nonzero()[0]
+        raise ValueError(
+            f"model: the cap of {name!r} is {got.flatten()[at].item():g} after it was set to "
+            f"{want.flatten()[at].item():g}: its parametrization cannot give that value, or it lies in the memory of "
+            "another cap; all caps were put back"
+        )
+
+
+def _placed(value: Tensor, cap: Tensor) -> Tensor:
+    """A value with the shape, dtype, device and sharding of a cap."""
+    whole = value.detach().to(cap.device, cap.dtype)
+    whole = whole.reshape(()).expand(cap.shape) if whole.numel() == 1 else whole.reshape(cap.shape)
+    mesh = getattr(cap, "device_mesh", None)
+    if mesh is None:
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (takes seconds)
+
+    return distribute_tensor(whole.contiguous(), mesh, cap.placements)  # type: ignore[attr-defined]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+# Only inference mode may change what was made in it.
+def _require_grad(tensor: Tensor, required: bool) -> None:
+    with torch.inference_mode(tensor.is_inference()):
+        tensor.requires_grad_(required)
+
+
+def _copy(tensor: Tensor, value: Tensor) -> None:
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(value)
