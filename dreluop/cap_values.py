@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-def held(layer: nn.Module) -> tuple[Tensor, ...]:
+def held(layer: Any) -> tuple[Tensor, ...]:
     """The parameters or buffers that hold a layer's cap: itself, or the originals of its parametrization.
 
     Empty where the cap is only an attribute, which a hook or a wrapper makes anew.
     """
     if parametrize.is_parametrized(layer, "cap"):
-        made: Any = layer.parametrizations["cap"]  # type: ignore[index]
+        made = layer.parametrizations["cap"]
         names = ["original"] if made.is_tensor else [f"original{index}" for index in range(made.ntensors)]
         return tuple(getattr(made, name) for name in names)
     found = (layer._parameters.get("cap"), layer._buffers.get("cap"))
@@ -113,11 +113,8 @@ def _held(name: str, layer: nn.Module) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _parametrizations(layer: nn.Module) -> list[Any]:
-    if not parametrize.is_parametrized(layer, "cap"):
-        return []
-    made: Any = layer.parametrizations["cap"]  # type: ignore[index]
-    return list(made)
+def _parametrizations(layer: Any) -> list[nn.Module]:
+    return list(layer.parametrizations["cap"]) if parametrize.is_parametrized(layer, "cap") else []
 
 
 def _parameters(layer: nn.Module) -> list[Tensor]:
@@ -128,8 +125,9 @@ def _inverted(name: str, layer: nn.Module, value: Tensor) -> tuple[Tensor, ...]:
     """What the tensors that hold the cap must be for it to have this value."""
     result: Any = value.clone()
     for part in reversed(_parametrizations(layer)):
+        inverse: Any = part.right_inverse
         try:
-            result = part.right_inverse(result)
+            result = inverse(result)
         except Exception as error:
             raise ValueError(
                 f"model: the cap of {name!r} cannot be set, as right_inverse of its {type(part).__name__} failed: "

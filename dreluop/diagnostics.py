@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dreluop.layers import (
@@ -18,6 +19,8 @@ from dreluop.layers import (
     LayerSums,
     capped_layers,
     is_compiled,
+    is_measurable,
+    outside_graphs,
     pre_activation,
     table_row,
 )
@@ -121,14 +124,14 @@ class SaturationMonitor:
         self._measured = 0
         self._has_capped = False
         self._handles = [
-            model.register_forward_pre_hook(self._begin),
-            model.register_forward_hook(self._end),
+            model.register_forward_pre_hook(outside_graphs(self._begin)),
+            model.register_forward_hook(outside_graphs(self._end)),
             *(layer.register_forward_pre_hook(self._looker(name), with_kwargs=True) for name, layer in layers.items()),
         ]
         if model in layers.values():
             # Its own hook must come after the one that opens the step.
             self._handles[0].remove()
-            self._handles[0] = model.register_forward_pre_hook(self._begin, prepend=True)
+            self._handles[0] = model.register_forward_pre_hook(outside_graphs(self._begin), prepend=True)
 
     @property
     def latest(self) -> Snapshot | None:
@@ -152,22 +155,33 @@ class SaturationMonitor:
         return "nothing measured yet" if self.latest is None else f"step {self.latest.step}\n{self.latest}"
 
     def _begin(self, model: nn.Module, args: Any) -> None:
-        self._sums = None
-        if model.training:
+        if not model.training:
+            self._sums = None
+            return
+        if is_measurable("SaturationMonitor"):
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "SaturationMonitor: the model is captured into a CUDA graph, whose replays call no hooks; close() "
+                    "the monitor before"
+                )
+            self._sums = None
             self.step += 1
             if (self.step - 1) % self._every == 0:
                 self._sums = {}
 
     def _looker(self, name: str) -> Callable[[Any, Any, Any], None]:
         def look(layer: CappedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._sums is not None:
-                if name not in self._sums:
-                    self._sums[name] = LayerSums(name, layer)
-                self._sums[name].add(pre_activation(layer, args, kwargs))
+            if self._sums is None or layer.cap.is_meta or not is_measurable("SaturationMonitor"):
+                return
+            if name not in self._sums:
+                self._sums[name] = LayerSums(name, layer)
+            self._sums[name].add(pre_activation(layer, args, kwargs))
 
-        return look
+        return outside_graphs(look)
 
     def _end(self, model: nn.Module, args: Any, result: Tensor) -> None:
+        if self._sums is None or not is_measurable("SaturationMonitor"):
+            return
         sums, self._sums = self._sums, None
         if not sums:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from dreluop.granularity import granularity_of
 from dreluop.modules import DReLU, SReLU
 
 CappedLayer = DReLU | SReLU
+_TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -48,6 +50,48 @@ def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU,
     return layers
 
 
+def is_measurable(what: str) -> bool:
+    """Whether a forward that runs now is one to count and to measure.
+
+    It is not inside a backward pass, where a checkpoint recomputes it, and not while it is traced or runs on fake
+    tensors, which have no values.
+
+    Raises:
+        RuntimeError: it runs under torch.vmap, where elements of several samples look like those of one.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        return False
+    if torch.compiler.is_exporting() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
+        return False
+    if torch._C._are_functorch_transforms_active():
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+            raise RuntimeError(
+                f"{what}: not inside torch.vmap; call the model on the whole batch, or measure without it"
+            )
+    return True
+
+
+def _call(hook: Callable[..., None], *args: Any) -> None:
+    hook(*args)
+
+
+_call_outside_graphs = torch._disable_dynamo(_call)  # type: ignore[attr-defined]
+
+
+def _call_anywhere(hook: Callable[..., None], *args: Any) -> None:
+    # In eager mode without the disabled function, which imports the compiler: that takes seconds.
+    (_call_outside_graphs if torch.compiler.is_compiling() else _call)(hook, *args)
+
+
+def outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that a compiled caller calls between two graphs, as what it asks for is not known to the compiler.
+
+    A deep copy of a module copies the object that a method belongs to, as it does for the method alone.
+    """
+    return functools.partial(_call_anywhere, hook)
+
+
 def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """What a call of a capped layer caps: its x plus bias and residual where it has them. Detached."""
     given = {**dict(zip(("x", "residual"), args, strict=False)), **kwargs}
@@ -65,7 +109,11 @@ def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) ->
     """Call ``look(name, layer, pre-activation)`` before every call of a layer, within the context."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args, kwargs: look(name, layer, pre_activation(layer, args, kwargs))
+        def before_call(layer: Any, args: Any, kwargs: Any) -> None:
+            if is_measurable("model"):
+                look(name, layer, pre_activation(layer, args, kwargs))
+
+        return outside_graphs(before_call)
 
     handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
@@ -80,7 +128,7 @@ def row_per_cap(layer: CappedLayer, x: Tensor) -> Tensor:
     kind = granularity_of(x.shape, layer.cap.shape, layer.dim)
     if kind == "layer":
         return x.reshape(1, -1)
-    return x.movedim(layer.dim, 0).flatten(1) if kind == "channel" else x.flatten(1).T
+    return x.movedim(layer.dim, 0).reshape(layer.cap.shape[0], -1) if kind == "channel" else x.flatten(1).T
 
 
 @dataclass(frozen=True)
@@ -124,6 +172,8 @@ class LayerSums:
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         layer = self.layer
+        # A number is one sample.
+        x = x.reshape(1) if x.ndim == 0 else x
         self._granularity = granularity_of(x.shape, layer.cap.shape, layer.dim)
         where = saturation(x, layer.cap, layer.dim)
         parts = torch.stack([where.off.sum(), where.inside.sum(), where.capped.sum(), (~where.live).sum()])
@@ -135,7 +185,8 @@ class LayerSums:
         kept = () if self._granularity == "layer" else (layer.dim % x.ndim,)
         dims = [0] if self._granularity == "neuron" else [d for d in range(x.ndim) if d not in kept]
         values = x if x.dtype is torch.float64 else x.float()
-        variance, mean = torch.var_mean(values, dims, correction=0)
+        # One dimension more, as torch reduces all of them where none is named (a cap for each element of a vector).
+        variance, mean = torch.var_mean(values.unsqueeze(-1), [*dims, x.ndim], correction=0)
         number = x.numel() // mean.numel()
         total = self._count + number
         delta = mean - self._mean
@@ -144,6 +195,8 @@ class LayerSums:
         self._count = total
 
     def statistics(self) -> LayerStatistics:
+        if self.layer.cap.is_meta:
+            raise ValueError(f"model: the cap of {self.name!r} is on the meta device, where it has no value")
         cap = self.layer.cap.detach().flatten().double().cpu()
         granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))
         facts = (self.name, granularity, cap.numel(), cap.min().item(), cap.median().item(), cap.max().item())

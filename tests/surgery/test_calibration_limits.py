@@ -94,9 +94,70 @@ def test_a_batch_that_fails_leaves_modes_hooks_and_caps() -> None:
     assert not model[1]._forward_pre_hooks
 
 
-def test_batches_without_samples_reach_nothing() -> None:
-    with pytest.raises(ValueError, match="its DReLU '0' is not reached"):
-        calibrate_caps(nn.Sequential(DReLU(3)), [torch.ones(0, 3)])
+EMPTY = "its DReLU '0' got only empty inputs: no batch of the loader had a sample for it"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (DReLU(3), (0, 3)),
+        (DReLU(3), (2, 3, 0, 4)),
+        (DReLU(3, dim=0), (3, 0)),
+        (DReLU(), (0,)),
+        (DReLU((2, 3)), (0, 2, 3)),
+    ],
+    ids=str,
+)
+def test_batches_without_samples_say_so(layer: DReLU, shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(layer)
+    with pytest.raises(ValueError, match=EMPTY):
+        calibrate_caps(model, [torch.ones(shape), torch.ones(shape)])
+    assert calibrate_caps(model, [torch.ones(shape)], unreached="keep").unreached == ("0",)
+    assert layer.cap.unique().tolist() == [100]
+
+
+def test_an_empty_batch_among_others_counts_for_nothing() -> None:
+    x = torch.rand(10, 3)
+    layer = DReLU(3)
+    calibrate_caps(nn.Sequential(layer), [x[:0], x[:4], x[4:4], x[4:]], 1.0, progress=False)
+    assert torch.equal(layer.cap.detach(), x.amax(0))
+
+
+SHAPES: dict[str, tuple[DReLU, torch.Tensor, torch.Tensor]] = {
+    "vector by elements": (DReLU(3, dim=0), torch.tensor([1.0, 3, 2]), torch.tensor([1.0, 3, 2])),
+    "vector, last": (DReLU(3, dim=-1), torch.tensor([1.0, 3, 2]), torch.tensor([1.0, 3, 2])),
+    "vector, one cap": (DReLU(), torch.tensor([1.0, 3, 2]), torch.tensor([3.0])),
+    "number": (DReLU(), torch.tensor(2.5), torch.tensor([2.5])),
+    "rows": (DReLU(2, dim=0), torch.tensor([[1.0, 3], [5, 2]]), torch.tensor([3.0, 5])),
+    "one sample, neurons": (
+        DReLU((2, 2)), torch.tensor([[[1.0, 3], [5, 2]]]), torch.tensor([[1.0, 3], [5, 2]])
+    ),
+    "channels last": (
+        DReLU(2), torch.arange(1.0, 17).view(1, 2, 4, 2).contiguous(memory_format=torch.channels_last),
+        torch.tensor([8.0, 16]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_calibration_and_summary_of_unusual_shapes(name: str) -> None:
+    layer, x, want = SHAPES[name]
+    model = nn.Sequential(layer)
+    calibrate_caps(model, [x], 1.0, progress=False)
+    assert torch.equal(layer.cap.detach(), want)
+    (row,) = cap_summary(model, [x], progress=False).layers
+    broadcast = want.view(-1, 1) if layer.dim == 0 and x.ndim == 2 else want.view(-1, 1, 1) if x.ndim == 4 else want
+    assert row.capped == pytest.approx((x >= broadcast).double().mean().item())
+    assert row.off + row.inside + row.capped == pytest.approx(1)
+
+
+def test_the_deviation_of_single_elements_is_zero() -> None:
+    (row,) = cap_summary(nn.Sequential(DReLU(3, dim=0)), [torch.tensor([1.0, 2, 3])], progress=False).layers
+    assert row.cap_over_std == torch.inf
+    batches = [torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 6, 9])]
+    (row,) = cap_summary(nn.Sequential(DReLU(3, dim=0)), batches, progress=False).layers
+    # The deviations over the two calls are 1, 2 and 3; those of all six elements together would be 2.6.
+    assert row.cap_over_std == pytest.approx(50)
 
 
 def test_compiled_models_are_refused() -> None:
