@@ -136,7 +136,7 @@ def _inverted(name: str, layer: nn.Module, value: Tensor) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
-def _check_read_back(name: str, layer: nn.Module, value: Tensor) -> None:
+def _check_read_back(name: str, layer: Any, value: Tensor) -> None:
     got, want = _local(layer.cap.detach()), _local(value)
     # An inverse and its parametrization round.
     rounding = max(8 * torch.finfo(got.dtype).eps, 1e-3) if parametrize.is_parametrized(layer, "cap") else 0.0

@@ -70,9 +70,10 @@ class SaturationMonitor:
     - step regime: the median cap / std(x) of a layer is below 0.1: the layer is a step function.
 
     Args:
-        model: with at least one DReLU or SReLU; not yet compiled: hooks inside a compiled model would be compiled with
-            it.
-        every: measure steps 1, 1 + every, 1 + 2 every, ...: forward passes of the model in training mode.
+        model: with at least one DReLU or SReLU; not yet compiled. Compiled afterwards, it has a graph break at each
+            hook (an error with ``fullgraph=True``).
+        every: measure steps 1, 1 + every, 1 + 2 every, ...: forward passes of the model in training mode. What a
+            checkpoint recomputes in the backward pass is no step, nor is a trace (export, fake tensors).
         writer: a TensorBoard ``SummaryWriter``, or anything with its ``add_scalar(tag, value, step)``.
         tag: what the tags begin with: ``tag/layer/capped``.
         log: called with ``Snapshot.line`` at every measured step: ``print``, ``logger.info``.
@@ -81,6 +82,7 @@ class SaturationMonitor:
     Raises:
         TypeError, ValueError: model has no capped layer, is compiled or a DataParallel on several devices, every or
             patience is no int >= 1, writer has no ``add_scalar``, log is no function.
+        RuntimeError: in training mode, the model is called under ``torch.vmap`` or captured into a CUDA graph.
 
     Use it as a context manager, or call ``close()``, to take the hooks off: before that, the model cannot be pickled
     (its ``state_dict`` can), and a deep copy of it has hooks of its own that nobody reads. Elements that are NaN count

@@ -30,6 +30,11 @@ class Function(torch.autograd.Function):
             return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
+def in_backward() -> bool:
+    """Whether this thread runs a backward pass. A module called there is recomputed by a checkpoint."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
 def derivatives_by_plain_torch() -> bool:
     """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

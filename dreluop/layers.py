@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from dreluop.backends.reference import fused_sum
+from dreluop.function import in_backward
 from dreluop.functional import saturation
 from dreluop.granularity import granularity_of
 from dreluop.modules import DReLU, SReLU
@@ -59,7 +60,7 @@ def is_measurable(what: str) -> bool:
     Raises:
         RuntimeError: it runs under torch.vmap, where elements of several samples look like those of one.
     """
-    if torch._C._current_graph_task_id() != -1:
+    if in_backward():
         return False
     if torch.compiler.is_exporting() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
         return False

@@ -17,7 +17,7 @@ from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
-from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.function import Function, below_autograd, derivative_may_be_asked, in_backward
 from dreluop.granularity import granularity_of
 from dreluop.penalty import penalty_of
 
@@ -97,6 +97,8 @@ def capped(
     if wanted is None:
         return None
     if wanted.measured is not None:
+        if in_backward():
+            return None
         with torch.no_grad():
             std = batch_std(fused_sum(x, dim, *addends or (None, None)), cap, dim)
         wanted.measured.setdefault(cap, []).append(std)

@@ -76,6 +76,20 @@ def test_a_batch_without_a_standard_deviation_is_an_error(x: Tensor, cap: Tensor
     assert x.grad is not None
 
 
+def test_a_recomputation_is_not_measured_again() -> None:
+    shared = dreluop.DReLU(4, init=0.3)
+    data = torch.randn(64, 4)
+
+    def model(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            torch.utils.checkpoint.checkpoint(shared, x, use_reentrant=False).sum().backward()
+        return shared(3 * x.detach())
+
+    expected = data.std(0, correction=0) * math.sqrt((1 + 9) / 2)
+    torch.testing.assert_close(measure_std(model, data)[shared.cap], expected)
+
+
 def test_measured_standard_deviations() -> None:
     shared = dreluop.DReLU(4, init=0.3)
     model = nn.Sequential(nn.Linear(5, 4), shared, nn.Linear(4, 4), shared, dreluop.DReLU((4,), init=0.2))

@@ -55,6 +55,28 @@ def test_tensor_rates_are_not_shared() -> None:
     assert weights["lr"] is lr and caps["lr"] is not lr and caps["lr"] == lr
 
 
+def test_a_rate_that_is_trained_too_is_a_leaf_in_both_groups() -> None:
+    lr = torch.tensor(0.1, requires_grad=True)
+    weights, caps = dreluop.parameter_groups(network(), lr)
+    assert weights["lr"] is caps["lr"] is lr
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_tensor_rates_of_every_float_dtype(dtype: torch.dtype) -> None:
+    _, caps = dreluop.parameter_groups(network(), 0.5, torch.tensor([0.25], dtype=dtype))
+    assert caps["lr"].dtype == dtype and caps["lr"].tolist() == [0.25]
+
+
+def test_capturable_rates_train() -> None:
+    models = network(), network()
+    for model, lr in zip(models, (torch.tensor(0.01), 0.01), strict=True):
+        optimizer = torch.optim.Adam(dreluop.parameter_groups(model, lr), foreach=False)
+        model(X).sum().backward()
+        optimizer.step()
+    assert largest_difference(*([p.detach() for p in model.parameters()] for model in models)) < 1e-8
+    assert not torch.equal(models[0][0].weight, network()[0].weight)
+
+
 def test_shared_caps_come_once_and_frozen_ones_too() -> None:
     shared = DReLU()
     model = nn.Sequential(nn.Linear(5, 5), shared, shared, DReLU(), SReLU(1.0))
@@ -120,6 +142,30 @@ BAD_GROUPS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "lr_shape": (
         lambda: dreluop.parameter_groups(network(), torch.ones(2)), ValueError,
         r"lr: got a tensor of shape \(2,\); expected one element",
+    ),
+    **{
+        f"{name} {value}": (
+            # As a lambda's default, or all would be the last one.
+            lambda name=name, value=value: dreluop.parameter_groups(
+                network(), **{"lr": 0.1, name: torch.tensor(value)}
+            ), ValueError, rf"{name}: got {value}; expected a finite number >= 0",
+        )
+        for name in ("lr", "cap_lr") for value in (math.nan, math.inf, -0.5)
+    },
+    **{
+        f"lr {value.dtype}": (
+            lambda value=value: dreluop.parameter_groups(network(), value), TypeError,
+            f"lr: got a tensor of {value.dtype}; expected a floating-point dtype",
+        )
+        for value in (torch.tensor(1), torch.tensor(True), torch.tensor(0.1 + 0j))
+    },
+    "lr on meta": (
+        lambda: dreluop.parameter_groups(network(), torch.tensor(0.1, device="meta")), ValueError,
+        "lr: got a tensor on the meta device, where it has no value",
+    ),
+    "weight_decay tensor": (
+        lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=torch.tensor(0.1)), TypeError,
+        "weight_decay: got Tensor; expected a number",
     ),
     "cap_lr": (
         lambda: dreluop.parameter_groups(network(), 0.1, math.nan), ValueError, "cap_lr: got nan; expected a finite"
