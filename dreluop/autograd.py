@@ -22,7 +22,13 @@ from dreluop.backends.choice import (
     using,
 )
 from dreluop.backends.reference import bias_gradient, code_order, fused_sum
-from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.function import (
+    Function,
+    below_autograd,
+    derivative_may_be_asked,
+    save_for_backward,
+    saved_for_backward,
+)
 from dreluop.ops.calls import Operators
 from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_gradient, penalty_tangent
@@ -95,8 +101,9 @@ class CappedReLUFunction(Function):
         if True in ctx.needs_input_grad:
             # The bias only for its shape and dtype.
             bias = addends[:1] if addends and ctx.needs_input_grad[6] else ()
-            ctx.save_for_backward(saved, cap, *bias)
-        ctx.save_for_forward(y, cap)
+            save_for_backward(ctx, saved, cap, *bias)
+        # Torch keeps this after an exception of a pack hook, when y would keep its node alive.
+        ctx.save_for_forward(y.detach(), cap)
 
     @staticmethod
     @backward_on_backend_of_forward
@@ -180,12 +187,12 @@ class PlainCappedReLUFunction(torch.autograd.Function):
             else:
                 y = calls.forward(x, cap, dim)
         ctx.dim = dim
-        ctx.save_for_backward(y, cap)
+        save_for_backward(ctx, y, cap)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        y, cap = ctx.saved_tensors
+        y, cap = saved_for_backward(ctx)
         return *plain_backward(ctx.operators, grad, y, cap, ctx.dim, *ctx.needs_input_grad[:2]), None, None
 
 
@@ -237,7 +244,7 @@ class CappedReLUBackwardFunction(Function):
         ctx.has_penalty = ctx.balancer is not None and grad_penalty is not None and ctx.need_cap
         ctx.shape, ctx.dtype, ctx.device = grad.shape, grad.dtype, grad.device
         kept = (saved, cap, grad_penalty) if ctx.has_penalty else (saved, cap)
-        ctx.save_for_backward(*kept)
+        save_for_backward(ctx, *kept)
         ctx.save_for_forward(*kept)
 
     @staticmethod
@@ -313,7 +320,7 @@ class CappedReLUTangentFunction(Function):
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dtype, ctx.device = u.shape, u.dtype, u.device
-        ctx.save_for_backward(saved, cap)
+        save_for_backward(ctx, saved, cap)
         ctx.save_for_forward(saved, cap)
 
     @staticmethod

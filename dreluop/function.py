@@ -35,6 +35,27 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def save_for_backward(ctx: Any, *tensors: Tensor) -> None:
+    ctx.saved_count = len(tensors)
+    ctx.save_for_backward(*tensors)
+
+
+def saved_for_backward(ctx: Any) -> tuple[Tensor, ...]:
+    """What ``save_for_backward`` was given.
+
+    Raises:
+        RuntimeError: a hook on saved tensors raised an exception, so forward did not save all of it.
+    """
+    saved: tuple[Tensor, ...] = ctx.saved_tensors
+    # After such an exception, torch still has what was saved for forward mode, and gives it for `saved_tensors`.
+    if len(saved) != ctx.saved_count or ctx.saved_for_forward is not None:
+        raise RuntimeError(
+            "capped_relu: a hook on saved tensors raised an exception in forward, so x has no gradient; "
+            "expected a forward pass that saves all its tensors"
+        )
+    return saved
+
+
 def derivatives_by_plain_torch() -> bool:
     """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

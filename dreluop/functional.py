@@ -66,6 +66,9 @@ def capped_relu(
     Differentiable to any order in x and cap. Where ``0 < x < cap`` the gradient goes to x, where ``x >= cap > 0`` to
     the cap, elsewhere it is 0; NaN in x or cap gives NaN. Source: Sooksatra & Rivas, Mathematics 2024, section 4.
 
+    Subnormal numbers are kept. On a CPU whose threads flush them (``torch.set_flush_denormal(True)``, called before the
+    first operator starts the threads), they count as 0 as in ``torch.relu``; float16 has none there.
+
     Args:
         x: activations, any shape and strides; float32, float64, float16 or bfloat16.
         cap: the largest output, on x's device, of any of these dtypes (rounded to x's dtype before it is compared):

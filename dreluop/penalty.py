@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreluop.backends.choice import backward_on_backend_of_forward, jvp_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype
-from dreluop.function import Function, below_autograd, derivative_may_be_asked
+from dreluop.function import Function, below_autograd, derivative_may_be_asked, save_for_backward
 
 
 class CapPenaltyFunction(Function):
@@ -25,7 +25,7 @@ class CapPenaltyFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.operators = operators()
         ctx.balancer, *caps = inputs
-        ctx.save_for_backward(*caps)
+        save_for_backward(ctx, *caps)
         ctx.save_for_forward(*caps)
 
     @staticmethod

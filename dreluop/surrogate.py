@@ -17,7 +17,13 @@ from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
-from dreluop.function import Function, below_autograd, derivative_may_be_asked, in_backward
+from dreluop.function import (
+    Function,
+    below_autograd,
+    derivative_may_be_asked,
+    in_backward,
+    save_for_backward,
+)
 from dreluop.granularity import granularity_of
 from dreluop.penalty import penalty_of
 
@@ -247,7 +253,7 @@ class StraightThroughFunction(Function):
             saved, ctx.order = kept.code, code_order(output, cap)
         # The bias only for its shape and dtype.
         bias = addends[:1] if addends and ctx.needs_input_grad[5] else ()
-        ctx.save_for_backward(saved, cap, *bias)
+        save_for_backward(ctx, saved, cap, *bias)
 
     @staticmethod
     @backward_on_backend_of_forward
@@ -288,7 +294,7 @@ class SoftFunction(Function):
         ctx.set_materialize_grads(False)
         # The width first: a checkpoint that computes the ordinary activation anew under a surrogate, or the other way
         # round, then finds a tensor of another shape, and says so.
-        ctx.save_for_backward(width, x, cap)
+        save_for_backward(ctx, width, x, cap)
 
     @staticmethod
     @backward_on_backend_of_forward

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from dreluop.backends import names, native, reference, triton
+from dreluop.function import saved_for_backward
 from dreluop.ops.calls import DEFAULT, FUSED, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
 from dreluop.out_of_memory import raise_as_of_torch
@@ -229,7 +230,7 @@ def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., 
 
     @functools.wraps(method)
     def run(ctx: Any, *grads: Any) -> Any:
-        saved = ctx.saved_tensors
+        saved = saved_for_backward(ctx)
         try:
             with using(ctx.operators):
                 return method(ctx, saved, *grads)
