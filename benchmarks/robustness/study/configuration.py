@@ -145,7 +145,9 @@ def _check(study: schema.Runs) -> None:
     ):
         for name in names:
             if name not in study.models:
-                raise ValueError(f"{key}: got {name!r}; expected some of this study's models, {', '.join(study.models)}")
+                raise ValueError(
+                    f"{key}: got {name!r}; expected some of this study's models, {', '.join(study.models)}"
+                )
     for model in study.models:
         models.check(model, "relu", study.place)
         if not any(_is_for(method, model) for method in study.methods):

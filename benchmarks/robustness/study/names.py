@@ -1,7 +1,7 @@
 """Names that configurations ask for, and that tables and pictures show."""
 
 # The columns of a paper-style table, in the paper's order, and their headings.
-COLUMNS = {
+PAPER = {
     "clean": "clean",
     "fgsm": "FGSM",
     "pgd": "PGD",

@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from benchmarks.robustness import data, models
 from benchmarks.robustness.evaluation.settings import LARGEST_SEED, AttackSettings
-from benchmarks.robustness.study.names import COLUMNS, PICTURES
+from benchmarks.robustness.study.names import PAPER, PICTURES
 from benchmarks.robustness.study.recipe import DataRecipe
 from benchmarks.robustness.training import TrainingConfig
 
@@ -72,7 +72,7 @@ Listed = Annotated[tuple[T, ...], Strict(False), AfterValidator(_some), AfterVal
 Numbers = Annotated[Listed[Number], BeforeValidator(_listed)]
 ModelName = Literal[tuple(models.NAMES)]
 Place = Literal[tuple(models.PLACES)]
-Column = Literal[tuple(COLUMNS)]
+Column = Literal[tuple(PAPER)]
 Picture = Literal[PICTURES]
 
 
