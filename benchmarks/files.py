@@ -1,11 +1,55 @@
-"""Files that a reader, or a crash, finds whole: as they were or as they are to be."""
+"""Files that a reader, or a crash, finds whole: as they were or as they are to be; and those that are not whole."""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class DamagedFileError(ValueError):
+    """A file that is not what its writer wrote, such as one that a full disk cut off.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give the file another name, so that a whole one can be written in its place.
+
+    Returns:
+        The new path; None where another process was faster.
+    """
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        return path.rename(aside)
+    except FileNotFoundError:
+        return None
+
+
+def folder_argument(text: str) -> Path:
+    """The type of an argument that names a folder, which need not exist yet.
+
+    Raises:
+        argparse.ArgumentTypeError: the path, or one above it, is a file.
+    """
+    path = Path(text)
+    existing = next((one for one in (path, *path.absolute().parents) if one.exists()), path)
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, where {existing} is a file; expected a folder")
+    return path
 
 
 @contextmanager

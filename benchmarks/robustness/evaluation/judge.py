@@ -86,7 +86,7 @@ def judge(
         report: told the name of each attack before it runs.
 
     Raises:
-        ValueError: there are fewer test inputs than asked for.
+        ValueError: there are fewer test inputs than asked for, or the file is not whole.
     """
     if len(test.x) < settings.samples:
         raise ValueError(f"samples: got {settings.samples}; expected at most the {len(test.x)} of the test set")
@@ -110,7 +110,8 @@ class _Judging:
         self.model, self.split, self.settings, self.file, self.report = model, split, settings, file, report
         self.found = _Found()
         if file is not None and file.exists():
-            self.found = _Found(**checkpoint.load(file, torch.device("cpu")))
+            with checkpoint.reading(file):
+                self.found = _Found(**checkpoint.load(file))
 
     def run(self, name: str, attack: Attack, eps: float) -> None:
         if name in self.found.right:

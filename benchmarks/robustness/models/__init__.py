@@ -1,6 +1,6 @@
 """The paper's networks: dense, shallow convolutional, and torchvision's, each with the layer that the paper adds."""
 
-from benchmarks.robustness.models.building import ACTIVATIONS, NAMES, PLACES, build
+from benchmarks.robustness.models.building import ACTIVATIONS, NAMES, PLACES, build, check
 from benchmarks.robustness.models.dense import DenseNetwork, dense_drelu, dense_relu
 from benchmarks.robustness.models.headed import HeadedNetwork
 
@@ -11,6 +11,7 @@ __all__ = [
     "DenseNetwork",
     "HeadedNetwork",
     "build",
+    "check",
     "dense_drelu",
     "dense_relu",
 ]

@@ -52,7 +52,7 @@ def build(
         TypeError, ValueError: an argument is not as above.
         ModuleNotFoundError: torchvision is not installed, and the network is one of its.
     """
-    _check(name, activation, place)
+    check(name, activation, place)
     for key, value in (("classes", classes), ("head", head), ("seed", seed)):
         _check_int(key, value, 0 if key == "seed" else 1)
     if not isinstance(shape, tuple) or len(shape) != 3:
@@ -97,7 +97,12 @@ _PLACED: dict[str, Callable[[str, int, tuple[int, int, int], int, float], tuple[
 }
 
 
-def _check(name: str, activation: str, place: str) -> None:
+def check(name: str, activation: str, place: str) -> None:
+    """Check the network that is asked for, without building it.
+
+    Raises:
+        ValueError: an argument is not one that ``build`` takes.
+    """
     for key, value, known in (("name", name, NAMES), ("activation", activation, ACTIVATIONS), ("place", place, PLACES)):
         if value not in known:
             raise ValueError(f"{key}: got {value!r}; expected one of {', '.join(map(repr, known))}")

@@ -1,4 +1,4 @@
-"""The records of a study as the statistics take them: a block is a network under an attack, as in the paper."""
+"""The records of a study as the statistics take them: a block is a network and a seed."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.robustness.reporting.frame import PAPER, frame
+from benchmarks.robustness.reporting.frame import frame
 from benchmarks.robustness.study.records import Record
 
-WORST = "adaptive worst"
+BASIS = "adaptive worst, a block per network and seed"
 
 
 def blocks(records: Sequence[Record]) -> pd.DataFrame:
-    """Columns ``block``, ``method``, ``accuracy`` in per cent, means over the seeds.
+    """Columns ``block``, ``method``, ``accuracy``: the adaptive worst in per cent.
 
-    The paper's columns, and the adaptive worst as an attack like the others.
+    The paper's attacks are left out. They cannot move an input whose gradient is zero, so a ranking by them puts the
+    network with the most such inputs first.
     """
-    runs = frame(records).rename(columns={"worst": WORST})
-    names = [name for name in (*PAPER, WORST) if name in runs and not runs[name].isna().all()]
-    means = runs.groupby(["data", "model", "method"], sort=False)[names].mean().reset_index()
-    long = means.melt(id_vars=["data", "model", "method"], value_vars=names, var_name="attack", value_name="accuracy")
-    return pd.DataFrame(
-        {
-            "block": long.data + " " + long.model + " " + long.attack,
-            "method": long.method,
-            "accuracy": 100 * long.accuracy,
-        }
-    ).dropna()
+    runs = frame(records)
+    block = runs.data + " " + runs.model + ", seed " + runs.seed.astype(str)
+    return pd.DataFrame({"block": block, "method": runs.method, "accuracy": 100 * runs.worst})
+
+
+def masked(records: Sequence[Record]) -> str:
+    """The methods with inputs of zero gradient, and their mean share, largest first; empty where there are none."""
+    shares = frame(records).groupby("method", sort=False).zero_gradient.mean().sort_values(ascending=False)
+    return ", ".join(f"{method} {share:.1%}" for method, share in shares.items() if share > 0)

@@ -11,19 +11,10 @@ import pandas as pd
 from benchmarks.robustness.study.records import Record
 
 KEYS = ["data", "model", "method"]
+# After the name of a data set whose training part is mixed with generated images.
+GENERATED = " + generated"
 
-# What a paper-style table shows, in the paper's order, and the names of the columns.
-PAPER = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd": "PGD",
-    "apgd_ce": "APGD-CE",
-    "apgd_dlr": "APGD-DLR",
-    "square": "Square",
-    "cw_l2": "CW-L2",
-    "auto_attack": "AutoAttack",
-}
-# What stands beside them in every table and picture.
+# What stands beside the paper's columns in every table and picture.
 HONEST = {
     "cw_l2_near": "CW-L2, near",
     "worst": "adaptive worst",
@@ -64,7 +55,7 @@ def _row(record: Record) -> dict[str, Any]:
     last = {name: values[-1] for name, values in record["training"]["history"].items()}
     bounds = judgement["cw"]
     return {
-        "data": recipe["data"]["name"] + (" + generated" if recipe["data"]["generated"] else ""),
+        "data": recipe["data"]["name"] + (GENERATED if recipe["data"]["generated"] else ""),
         "model": recipe["model"] + ("" if recipe["place"] == "head" else f", {recipe['place']}"),
         "method": record["label"],
         "kind": recipe["method"],

@@ -78,8 +78,9 @@ def _told(study: Study, found: Sequence[Record]) -> str:
     torches = sorted({one["versions"]["torch"] for one in found})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     samples = "/".join(sorted({str(one["judgement"]["samples"]) for one in found}, key=int))
+    eps = "/".join(sorted({f"{one['judgement']['eps']:g}" for one in found}, key=float))
     return (
-        f"{len(found)} of {len(study.runs)} runs; {samples} test inputs, eps {found[0]['judgement']['eps']:g}; "
+        f"{len(found)} of {len(study.runs)} runs; {samples} test inputs, eps {eps}; "
         f"{'; '.join(devices)}; torch {', '.join(torches)}; {span}"
     )
 

@@ -16,8 +16,9 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
-from benchmarks.robustness.reporting.frame import PAPER, frame
+from benchmarks.robustness.reporting.frame import GENERATED, frame
 from benchmarks.robustness.study.configuration import Study
+from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
 
 Draw = Callable[..., None]
@@ -29,6 +30,7 @@ _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GREY)
 def balancer(title: str, records: Sequence[Record], path: Path, source: Source, columns: Sequence[str] = ()) -> None:
     """Accuracy over the balancer, a panel per network (the form of Figures 11 to 24); 0 is the ReLU network.
 
+    Data sets, and first values of the caps, have panels of their own.
     ``columns`` are those of ``PAPER`` to show; empty: all that were measured.
     """
     runs = frame(records)
@@ -36,51 +38,80 @@ def balancer(title: str, records: Sequence[Record], path: Path, source: Source, 
     if runs.empty:
         raise ValueError("records: got no run with ReLU or D-ReLU; expected at least one")
     shown = [name for name in columns or PAPER if name in runs and not runs[name].isna().all()]
-    figure, panels = _panels(runs.model.unique(), width=6.0)
-    for axes, (model, group) in zip(panels, runs.groupby("model", sort=False), strict=True):
+    groups = _by_start(runs)
+    figure, panels = _panels(len(groups), width=6.0)
+    for axes, (name, group) in zip(panels, groups.items(), strict=True):
         ticks, places = _logarithmic(sorted(group.value.unique()))
-        for name, colour in zip(shown, _COLOURS, strict=False):
-            _line(axes, group, "value", name, ticks, color=colour, label=PAPER[name], marker=".")
+        for column, colour in zip(shown, _colours(len(shown)), strict=True):
+            _line(axes, group, "value", column, ticks, color=colour, label=PAPER[column], marker=".")
         _line(axes, group, "value", "worst", ticks, color="black", linewidth=2.5, label=WORST, marker="o")
         _line(axes, group, "value", "zero_gradient", ticks, color=GREY, linestyle=":", linewidth=2, label=ZERO)
-        axes.set(title=model, xlabel="balancer (0: ReLU)", xticks=list(ticks.values()))
+        axes.set(title=name, xlabel="balancer (0: ReLU)", xticks=list(ticks.values()))
         axes.set_xticklabels(places)
+    panels[-1].legend(fontsize=8)
     _finish(figure, panels, title, path, source)
 
 
 def bounds(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
     """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
-    rows = [
-        {"model": row.model, "method": row.method, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
-        for row, record in zip(frame(records).itertuples(), records, strict=True)
-        for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
-    ]
-    runs = pd.DataFrame(rows)
-    figure, panels = _panels(runs.model.unique(), width=7.5)
-    for axes, (model, of_model) in zip(panels, runs.groupby("model", sort=False), strict=True):
-        for colour, (method, group) in zip(_COLOURS, of_model.groupby("method", sort=False), strict=False):
-            masked = f"{method}, zero gradient {group.zero_gradient.mean():.0%}"
-            _line(axes, group, "eps", "apgd_ce", color=colour, linestyle="--", marker=".")
-            _line(axes, group, "eps", "worst", color=colour, linewidth=2.2, label=masked, marker="o")
+    runs = frame(records)
+    for name, record in zip(runs.method, records, strict=True):
+        if not record["judgement"]["bounds"]:
+            raise ValueError(f"records: got {name} without a sweep over bounds; expected attacks.bounds for every run")
+    # The paper shows networks trained with and without generated images in one panel.
+    runs = runs.assign(
+        line=runs.method + runs.data.map(lambda data: GENERATED if data.endswith(GENERATED) else ""),
+        data=runs.data.str.removesuffix(GENERATED),
+    )
+    points = pd.DataFrame(
+        [
+            {"panel": panel, "line": row.line, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
+            for row, panel, record in zip(runs.itertuples(), _networks(runs), records, strict=True)
+            for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
+        ]
+    )
+    lines = points.line.unique()
+    colours = dict(zip(lines, _colours(len(lines)), strict=True))
+    figure, panels = _panels(points.panel.nunique(), width=7.5)
+    for axes, (name, of_network) in zip(panels, points.groupby("panel", sort=False), strict=True):
+        for line, group in of_network.groupby("line", sort=False):
+            label = f"{line}, zero gradient {group.zero_gradient.mean():.0%}"
+            _line(axes, group, "eps", "apgd_ce", color=colours[line], linestyle="--", marker=".")
+            _line(axes, group, "eps", "worst", color=colours[line], linewidth=2.2, label=label, marker="o")
         axes.plot([], [], "k--", label="the paper's attack, APGD-CE")
         axes.plot([], [], "k-", linewidth=2.2, label=WORST)
-        axes.set(title=model, xlabel="bound of the perturbation (L-infinity)")
+        axes.set(title=name, xlabel="bound of the perturbation (L-infinity)")
+        axes.legend(fontsize=8)
     _finish(figure, panels, title, path, source)
 
 
 def initial_cap(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
-    """Over the caps' first value: steps until training stopped, and what the networks are worth."""
+    """Over the caps' first value: steps until training stopped, and what the networks are worth.
+
+    A row of panels per network and balancer.
+    """
     runs = frame(records)
     runs = runs[runs.kind == "drelu"]
+    if runs.empty:
+        raise ValueError("records: got no run with caps; expected at least one")
+    several = runs.balancer.nunique() > 1
+    groups = runs.assign(network=_networks(runs)).groupby(["network", "balancer"], sort=False)
+    figure, grid = plt.subplots(len(groups), 2, figsize=(11, 4.4 * len(groups)), squeeze=False, layout="constrained")
+    for (left, right), ((network, weight), group) in zip(grid, groups, strict=True):
+        _starts(left, right, group)
+        right.set_title(f"{network}, balancer {weight:g}" if several else network)
+        right.legend(fontsize=8)
+    _finish(figure, list(grid[:, 1]), title, path, source)
+
+
+def _starts(left: Axes, right: Axes, runs: pd.DataFrame) -> None:
     order = [*sorted(runs.init.dropna().unique()), math.nan]
     names = [f"{value:g}" if not math.isnan(value) else "calibrated" for value in order]
     place = {name: index for index, name in enumerate(names)}
     runs = runs.assign(start=[place["calibrated" if math.isnan(value) else f"{value:g}"] for value in runs.init])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     left.bar(range(len(names)), [runs[runs.start == i].epochs.mean() for i in range(len(names))], color=BLUE, width=0.6)
     left.scatter(runs.start, runs.epochs, color="black", s=14, zorder=3, label="one run")
-    left.set(ylabel="epochs, warm-up included", xticks=range(len(names)), xlabel="first value of the caps")
-    left.set_xticklabels(names)
+    left.set(ylabel="epochs, warm-up included")
     left.legend()
     for column, label, style in (
         ("clean", "clean", {"color": BLUE}),
@@ -89,9 +120,9 @@ def initial_cap(title: str, records: Sequence[Record], path: Path, source: Sourc
         ("zero_gradient", ZERO, {"color": GREY, "linestyle": ":", "linewidth": 2}),
     ):
         _line(right, runs, "start", column, label=label, marker="o", **style)
-    right.set(xticks=range(len(names)), xlabel="first value of the caps")
-    right.set_xticklabels(names)
-    _finish(figure, [right], title, path, source)
+    for axes in (left, right):
+        axes.set(xticks=range(len(names)), xlabel="first value of the caps")
+        axes.set_xticklabels(names)
 
 
 def trajectory(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
@@ -100,25 +131,26 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
     if not shown:
         raise ValueError("records: got no run with caps; expected at least one")
     labels = list(dict.fromkeys(record["label"] for record in shown))
-    names = list(dict.fromkeys(record["recipe"]["model"] for record in shown))
+    colours = dict(zip(labels, _colours(len(labels)), strict=True))
+    networks = _networks(frame(shown))
+    names = list(dict.fromkeys(networks))
     figure, grid = plt.subplots(
         2, len(names), figsize=(7.5 * len(names), 7.5), sharex="col", sharey="row", squeeze=False, layout="constrained"
     )
     for name, top, bottom in zip(names, *grid, strict=True):
-        of_model = [record for record in shown if record["recipe"]["model"] == name]
-        for record in of_model:
-            colour = _COLOURS[labels.index(record["label"]) % len(_COLOURS)]
+        of_network = [record for record, network in zip(shown, networks, strict=True) if network == name]
+        for record in of_network:
+            colour = colours[record["label"]]
             history = _joined(record)
             epochs = np.arange(len(history["cap_mean"]))
             bottom.plot(epochs, history["cap_mean"], color=colour)
             bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=colour, alpha=0.08, linewidth=0)
             top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
             top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
-        for index, label in enumerate(labels):
-            ends = [record["judgement"]["worst"] for record in of_model if record["label"] == label]
+        for label, colour in colours.items():
+            ends = [record["judgement"]["worst"] for record in of_network if record["label"] == label]
             if ends:
-                worth = f"{label}: {WORST} at the end {np.mean(ends):.0%}"
-                bottom.plot([], [], color=_COLOURS[index % len(_COLOURS)], label=worth)
+                bottom.plot([], [], color=colour, label=f"{label}: {WORST} at the end {np.mean(ends):.0%}")
         top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
         top.plot([], [], "k:", linewidth=2, label=ZERO)
         top.set(ylim=(-0.02, 1.02), title=name)
@@ -157,16 +189,43 @@ def _joined(record: Record) -> dict[str, Any]:
     return {name: [*before.get(name, ()), *values] for name, values in after.items()}
 
 
-def _panels(names: Sequence[str], width: float) -> tuple[Any, list[Axes]]:
-    columns = min(len(names), 3)
-    rows = math.ceil(len(names) / columns)
+def _networks(runs: pd.DataFrame) -> list[str]:
+    """What each run belongs to: its model, with its data where a figure has several, as they must not be averaged."""
+    several = runs.data.nunique() > 1
+    return [f"{data}, {model}" if several else model for data, model in zip(runs.data, runs.model, strict=True)]
+
+
+def _by_start(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each network and first value of its caps, with the ReLU network beside each."""
+    groups: dict[str, pd.DataFrame] = {}
+    several = runs[runs.kind == "drelu"].init.nunique(dropna=False) > 1
+    for network, group in runs.assign(network=_networks(runs)).groupby("network", sort=False):
+        plain, capped = group[group.kind == "natural"], group[group.kind == "drelu"]
+        if capped.empty:
+            groups[network] = plain
+        for init, of_start in capped.groupby("init", sort=False, dropna=False):
+            start = "calibrated" if math.isnan(init) else f"from {init:g}"
+            groups[f"{network}, caps {start}" if several else network] = pd.concat([plain, of_start])
+    return groups
+
+
+def _colours(number: int) -> Sequence[Any]:
+    """Colours that differ, however many."""
+    if number <= len(_COLOURS):
+        return _COLOURS[:number]
+    return list(plt.get_cmap("turbo")(np.linspace(0.0, 1.0, number)))
+
+
+def _panels(number: int, width: float) -> tuple[Any, list[Axes]]:
+    columns = min(number, 3)
+    rows = math.ceil(number / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(width * columns, 4.8 * rows), squeeze=False, sharey=True, layout="constrained"
     )
     panels = list(grid.flat)
-    for empty in panels[len(names) :]:
+    for empty in panels[number:]:
         empty.remove()
-    return figure, panels[: len(names)]
+    return figure, panels[:number]
 
 
 def _logarithmic(values: Sequence[float]) -> tuple[dict[float, float], list[str]]:
@@ -194,7 +253,6 @@ def _finish(figure: Any, panels: Sequence[Axes], title: str, path: Path, source:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the test inputs")
-    panels[-1].legend(fontsize=8)
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path, source)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, PAPER, by_method, frame
+from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, by_method, frame
+from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
 from benchmarks.tables import MISSING, Table
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.files import folder_argument
 from benchmarks.kernels import results
 from benchmarks.printing import console, printable
 from benchmarks.robustness.paper.tables import NUMBERS
 from benchmarks.robustness.statistics import document as d
 from benchmarks.robustness.statistics import frames, tables
-from benchmarks.robustness.statistics.names import FILE_NAME
+from benchmarks.robustness.statistics.names import ACCURACIES, FILE_NAME
 
 ALL = "all"
 USAGE = 2
@@ -48,15 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="where a method has no accuracy in a block: stop (default), or leave the block out and say so",
     )
-    parser.add_argument("--output", type=Path, help=f"folder for {FILE_NAME} and the critical-difference diagrams")
+    parser.add_argument(
+        "--output", type=folder_argument, help=f"folder for {FILE_NAME} and the critical-difference diagrams"
+    )
 
 
-def run(options: argparse.Namespace, load: Load = read_csv) -> int:
+def run(options: argparse.Namespace, load: Load = read_csv, basis: str = ACCURACIES) -> int:
     """Print the tables, and write the files if asked to.
 
     Args:
         options: of a parser with ``add_arguments``.
         load: reads ``options.results``.
+        basis: what the accuracies there are, in words.
 
     Returns:
         0; 2, with the reason on stderr, if the arguments or the results are not valid.
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace, load: Load = read_csv) -> int:
         print("expected either results or --paper-table", file=sys.stderr)
         return USAGE
     try:
-        document = _document(options, load)
+        document = _document(options, load, basis)
         for table in tables.all_tables(document):
             console().print(printable(table))
         if options.output:
@@ -76,12 +80,12 @@ def run(options: argparse.Namespace, load: Load = read_csv) -> int:
     return 0
 
 
-def _document(options: argparse.Namespace, load: Load) -> d.Document:
+def _document(options: argparse.Namespace, load: Load, basis: str) -> d.Document:
     if options.results is None:
         numbers = NUMBERS if options.paper_table == ALL else [int(options.paper_table)]
         return d.of_paper(numbers, options.alpha, options.missing)
     accuracies = frames.blocks_by_methods(load(options.results))
-    return d.of_results(accuracies, options.results.stem, options.alpha, options.missing)
+    return d.of_results(accuracies, options.results.stem, options.alpha, options.missing, basis)
 
 
 def _write(document: d.Document, folder: Path) -> None:

@@ -37,10 +37,12 @@ class Document(TypedDict):
     claims: list[dict[str, Any]]
 
 
-def of_results(accuracies: pd.DataFrame, subject: str, alpha: float, missing: Missing) -> Document:
+def of_results(
+    accuracies: pd.DataFrame, subject: str, alpha: float, missing: Missing, basis: str = ACCURACIES
+) -> Document:
     """One comparison, of a frame of blocks x methods; errors are those of ``compare``."""
     document = _empty(alpha)
-    document["comparisons"].append(_entry(subject, ACCURACIES, compare(accuracies, alpha, missing)))
+    document["comparisons"].append(_entry(subject, basis, compare(accuracies, alpha, missing)))
     return document
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import ValidationError
 
 from benchmarks.robustness import data, models
 from benchmarks.robustness.evaluation.settings import AttackSettings
+from benchmarks.robustness.study import schema, yaml_file
 from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
 from benchmarks.robustness.study.training_job import CONFIGURATIONS
 from benchmarks.robustness.training import TrainingConfig
 
 FOLDER = CONFIGURATIONS
-METHODS = ("natural", "at", "trades", "drelu")
 WARM_UP_EPOCHS = 2
 
 # `paper`: caps start at 100 and share the weights' learning rate; `fast`: calibrated caps, ten times the rate.
@@ -25,12 +25,8 @@ MODES: dict[str, dict[str, Any]] = {
     "paper": {"calibrate": None, "cap_lr": TrainingConfig.lr},
     "fast": {"calibrate": WARM_UP_EPOCHS, "cap_lr": 10 * TrainingConfig.lr},
 }
-_TOLD = {"title", "source", "columns", "pictures"}
-_RUNS = {"data", "mode", "seeds", "models", "methods", "place", "training", "attacks", "by_model"}
-_KEYS = _TOLD | _RUNS | {"extends", "studies"}
-_METHOD_KEYS = {"method", "balancer", "beta", "init", "calibrate", "training", "models", "data"}
-_TRAINING = {field.name for field in fields(TrainingConfig)} - {"seed", "method", "beta", "balancer", "eps"}
-_ATTACKS = {field.name for field in fields(AttackSettings)}
+
+_Section = TypeVar("_Section", bound=schema.Section)
 
 
 @dataclass(frozen=True)
@@ -59,154 +55,170 @@ def read(name_or_path: str | Path) -> Study:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a key is unknown or a value is not what it must be; the message names it.
+        ValueError: a key is unknown or a value is not what it must be; the message names file, key and value.
+        OSError: a file cannot be read.
     """
     path = Path(name_or_path)
     if not path.suffix:
         path = FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in FOLDER.glob("*.yaml")))
-        raise FileNotFoundError(f"{path}: there is no such configuration; known names: {known}")
-    try:
-        return _study(path.stem, _text(path))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise FileNotFoundError(f"{path}: there is no such configuration; {_known()}")
+    return _study(path, ())
 
 
-def _text(path: Path) -> dict[str, Any]:
-    text = yaml.safe_load(path.read_text())
-    if not isinstance(text, dict):
-        raise TypeError(f"got {type(text).__name__}; expected a mapping")
-    _known("key", text, _KEYS)
-    if "extends" in text:
-        return {**_text(path.with_name(f"{text.pop('extends')}.yaml")), **text}
-    return text
-
-
-def _study(name: str, text: Mapping[str, Any]) -> Study:
+def _study(path: Path, outer: tuple[Path, ...]) -> Study:
+    text = _text(path, ())
     if "studies" in text:
-        _known("key beside studies", text, _TOLD | {"studies"})
-        parts = [read(part) for part in text["studies"]]
-        runs = tuple(dict.fromkeys(run for part in parts for run in part.runs))
+        whole: schema.Runs | schema.Studies = _valid(schema.Studies, text, path)
+        runs = tuple(dict.fromkeys(run for part in whole.studies for run in _part(part, path, outer).runs))
     else:
-        for needed in ("data", "models", "methods", "attacks"):
-            if needed not in text:
-                raise ValueError(f"{needed}: missing")
-        runs = tuple(run for model in text["models"] for run in _of_model(text, model))
-    if "title" not in text:
-        raise ValueError("title: missing")
-    doubled = [run.name for index, run in enumerate(runs) if run in runs[:index]]
-    if doubled:
-        raise ValueError(f"methods: {doubled[0]} is asked for twice")
-    columns, pictures = tuple(text.get("columns", ())), tuple(text.get("pictures", ()))
-    return Study(name, text["title"], text.get("source", ""), columns, pictures, runs)
+        whole = _valid(schema.Runs, text, path)
+        try:
+            _check(whole)
+            runs = tuple(run for model in whole.models for run in _of_model(whole, model))
+            doubled = [run.name for index, run in enumerate(runs) if run in runs[:index]]
+            if doubled:
+                raise ValueError(f"methods: {doubled[0]} is asked for twice")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return Study(path.stem, whole.title, whole.source, whole.columns, whole.pictures, runs)
 
 
-def _of_model(text: Mapping[str, Any], model: str) -> Iterator[Judged]:
-    if model not in models.NAMES:
-        raise ValueError(f"models: got {model!r}; expected some of {', '.join(models.NAMES)}")
-    own = text.get("by_model", {}).get(model, {})
-    _known("by_model key", own, {"training", "attacks"})
-    attack_values = {**text["attacks"], **own.get("attacks", {})}
-    _known("attacks key", attack_values, _ATTACKS)
-    attacks = AttackSettings(**{key: _tupled(key, value) for key, value in attack_values.items()})
-    training = {**text.get("training", {}), **own.get("training", {})}
-    for seed in text.get("seeds", [0, 1, 2]):
+def _part(name: str, path: Path, outer: tuple[Path, ...]) -> Study:
+    part = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
+    inside = (*outer, path.resolve())
+    if part.resolve() in inside:
+        raise ValueError(f"{path}: studies: got {name!r}, which holds this study itself; expected others")
+    if not part.is_file():
+        raise ValueError(f"{path}: studies: got {name!r}; expected a file, or a name in {FOLDER}; {_known()}")
+    return _study(part, inside)
+
+
+def _text(path: Path, inner: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a file over those of the file that it extends."""
+    own = yaml_file.read(path)
+    # By itself, so that a message names the file that is wrong, and not one that extends it.
+    base = _valid(schema.File, own, path).extends
+    own.pop("extends", None)
+    if base is None:
+        return own
+    inside = (*inner, path.resolve())
+    beside = path.parent / f"{base}.yaml"
+    found = beside if beside.is_file() else FOLDER / f"{base}.yaml"
+    if found.resolve() in inside:
+        raise ValueError(f"{path}: extends: got {base!r}, which extends this file itself; expected another")
+    if not found.is_file():
+        raise ValueError(f"{path}: extends: got {base!r}; expected a name in {path.parent} or {FOLDER}; {_known()}")
+    return _merged(_text(found, inside), own)
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key at every depth; whatever else is given replaces what was there."""
+    result = dict(base)
+    for key, value in own.items():
+        below = base.get(key)
+        if key == "data" and isinstance(below, str):
+            below = {"name": below}
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(below, value) if both else value
+    return result
+
+
+def _valid(kind: type[_Section], text: Mapping[str, Any], path: Path) -> _Section:
+    try:
+        return kind.model_validate(text)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{path}: {fault}" for fault in schema.words(error))) from error
+
+
+def _known() -> str:
+    return f"known names: {', '.join(sorted(path.stem for path in FOLDER.glob('*.yaml')))}"
+
+
+def _check(study: schema.Runs) -> None:
+    """What no key shows by itself."""
+    if "eps" not in study.attacks.given():
+        raise ValueError("attacks.eps: missing; expected the bound of the attacks, of training too")
+    for key, names in (
+        ("by_model", tuple(study.by_model)),
+        *((f"methods[{index}].models", method.models or ()) for index, method in enumerate(study.methods)),
+    ):
+        for name in names:
+            if name not in study.models:
+                raise ValueError(
+                    f"{key}: got {name!r}; expected some of this study's models, {', '.join(study.models)}"
+                )
+    for model in study.models:
+        models.check(model, "relu", study.place)
+        if not any(_is_for(method, model) for method in study.methods):
+            raise ValueError(f"methods: got none for {model!r}; expected at least one for every model")
+    bounds = [study.attacks, *(own.attacks for own in study.by_model.values())]
+    if "bounds" in study.pictures and not any(attacks.given().get("bounds") for attacks in bounds):
+        raise ValueError("pictures: got 'bounds' without attacks.bounds; expected the radii of a sweep there")
+
+
+def _is_for(method: schema.Method, model: str) -> bool:
+    return method.models is None or model in method.models
+
+
+def _of_model(study: schema.Runs, model: str) -> Iterator[Judged]:
+    own = study.by_model.get(model, schema.OfModel())
+    attacks = AttackSettings(**{**study.attacks.given(), **own.attacks.given()})
+    training = {**study.training.given(), **own.training.given()}
+    for seed in study.seeds:
         # The same whatever the mode and the method, so that all studies share it.
-        plain = _base(text, model, seed, training)
-        for recipe in _recipes(text, plain, training, attacks):
-            yield Judged(recipe, plain if recipe.method != "natural" else None, attacks)
+        plain = _base(study, model, seed, training)
+        _check_samples(attacks, plain.data)
+        for method in study.methods:
+            if _is_for(method, model):
+                for recipe in _recipes(study, method, plain, training, attacks):
+                    yield Judged(recipe, plain if recipe.method != "natural" else None, attacks)
 
 
-def _recipes(
-    text: Mapping[str, Any], plain: Recipe, training: Mapping[str, Any], attacks: AttackSettings
-) -> Iterator[Recipe]:
-    mode = text.get("mode", "fast")
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}; expected one of {', '.join(MODES)}")
-    for method in text["methods"]:
-        given = {"method": method} if isinstance(method, str) else dict(method)
-        _known("methods key", given, _METHOD_KEYS)
-        if given.get("method") not in METHODS:
-            raise ValueError(f"method: got {given.get('method')!r}; expected one of {', '.join(METHODS)}")
-        if plain.model not in given.get("models", [plain.model]):
-            continue
-        own = {**training, **given.get("training", {})}
-        if given["method"] == "drelu":
-            own = {"cap_lr": MODES[mode]["cap_lr"], **own}
-        base = replace(_base(text, plain.model, plain.seed, own), data=_data(text["data"], given.get("data", {})))
-        yield from _swept(base, plain, given, MODES[mode]["calibrate"], attacks)
+def _check_samples(attacks: AttackSettings, recipe: DataRecipe) -> None:
+    most = data.TEST_SAMPLES[recipe.name]
+    if attacks.samples > most:
+        raise ValueError(f"attacks.samples: got {attacks.samples}; expected at most the {most} tests of {recipe.name}")
 
 
-def _base(text: Mapping[str, Any], model: str, seed: int, training: Mapping[str, Any]) -> Recipe:
-    _known("training key", training, _TRAINING)
-    for key, value in training.items():
-        if key not in ("amp", "compile", "stop_patience"):
-            _number(key, value)
+def _base(study: schema.Runs, model: str, seed: int, training: Mapping[str, Any]) -> Recipe:
     return Recipe(
-        data=_data(text["data"]),
+        data=_data(study.data),
         model=model,
         method="natural",
         seed=seed,
         training=TrainingConfig(**{"balancer": 0.0, **training}, seed=seed),
-        place=text.get("place", "head"),
+        place=study.place,
     )
 
 
-def _swept(
-    base: Recipe, plain: Recipe, given: Mapping[str, Any], calibrate: int | None, attacks: AttackSettings
+def _recipes(
+    study: schema.Runs, method: schema.Method, plain: Recipe, training: Mapping[str, Any], attacks: AttackSettings
 ) -> Iterator[Recipe]:
-    method = given["method"]
-    own = {"trades": {"beta"}, "drelu": {"balancer", "init", "calibrate"}}.get(method, set())
-    _known(f"{method} key", given, own | {"method", "training", "models", "data"})
-    if method == "natural":
+    mode = MODES[study.mode]
+    own = {**training, **method.training.given()}
+    if isinstance(method, schema.Capped):
+        own = {"cap_lr": mode["cap_lr"], **own}
+    base = replace(_base(study, plain.model, plain.seed, own), data=_data(study.data, method.data))
+    if isinstance(method, schema.Natural):
         yield base
-    elif method == "at":
+    elif isinstance(method, schema.Adversarial):
         # A given number of epochs from a trained model, as in the paper: nothing stops it.
-        training = replace(base.training, method="at", eps=attacks.eps, stop_patience=None)
-        yield replace(base, method="at", training=training, start=plain)
-    elif method == "trades":
-        for beta in _listed("beta", given):
-            training = replace(base.training, method="trades", beta=beta, eps=attacks.eps)
-            yield replace(base, method="trades", training=training)
-    else:
-        starts = given.get("calibrate", calibrate)
-        for balancer, init in itertools.product(_listed("balancer", given), _listed("init", given, 100.0)):
-            training = replace(base.training, balancer=balancer)
-            yield replace(base, method="drelu", init=init, calibrate=starts, training=training)
+        config = replace(base.training, method="at", eps=attacks.eps, stop_patience=None)
+        yield replace(base, method="at", training=config, start=plain)
+    elif isinstance(method, schema.Trades):
+        for beta in method.beta:
+            config = replace(base.training, method="trades", beta=beta, eps=attacks.eps)
+            yield replace(base, method="trades", training=config)
+    elif isinstance(method, schema.Capped):
+        calibrate = method.given().get("calibrate", mode["calibrate"])
+        for balancer, init in itertools.product(method.balancer, method.init):
+            config = replace(base.training, balancer=balancer)
+            yield replace(base, method="drelu", init=init, calibrate=calibrate, training=config)
 
 
-def _data(value: Any, of_method: Mapping[str, Any] | None = None) -> DataRecipe:
-    given = {**({"name": value} if isinstance(value, str) else value), **(of_method or {})}
-    _known("data key", given, {field.name for field in fields(DataRecipe)})
-    recipe = DataRecipe(**given)
-    if recipe.name not in data.NAMES:
-        raise ValueError(f"data: got {recipe.name!r}; expected one of {', '.join(data.NAMES)}")
-    return recipe
-
-
-def _listed(key: str, given: Mapping[str, Any], default: float | None = None) -> list[float]:
-    value = given.get(key, default)
-    if value is None:
-        raise ValueError(f"{key}: missing for method {given['method']!r}")
-    return [float(_number(key, one)) for one in (value if isinstance(value, list) else [value])]
-
-
-def _number(key: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = "; YAML reads 1e-2 as text, write 1.0e-2" if isinstance(value, str) else ""
-        raise TypeError(f"{key}: got {value!r}; expected a number{hint}")
-    return value
-
-
-def _tupled(key: str, value: Any) -> Any:
-    for one in value if isinstance(value, list) else [value]:
-        if key != "auto_attack":
-            _number(key, one)
-    return tuple(float(one) for one in value) if isinstance(value, list) else value
-
-
-def _known(what: str, given: Mapping[str, Any] | Sequence[str], known: set[str]) -> None:
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{what}: got {key!r}; expected some of {', '.join(sorted(known))}")
+def _data(*sections: schema.Section) -> DataRecipe:
+    try:
+        return DataRecipe(**{key: value for section in sections for key, value in section.given().items()})
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +54,8 @@ def by_processes(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu")
     done: set[str] = set()
     waiting, running = list(jobs), dict[Future[None], Job]()
     # Spawned: a fork would take over the locks of torch's threads.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    with pool, tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    with pool, _stopped_by_sigterm(), tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
         try:
             while waiting or running:
                 # No more than run at once: so the order of the jobs is kept, and results come one by one.
@@ -78,12 +81,49 @@ def by_processes(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu")
                     else:
                         failures[job.name] = Failure(job.name, _words(error))
                     bar.update()
-        except KeyboardInterrupt:
+        except BaseException:
+            # Leaving the pool would wait for the jobs.
             for process in list((pool._processes or {}).values()):
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return list(failures.values())
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what a batch system, or kill, sends."""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """A block in which SIGTERM raises, so that it can end its workers; only the main thread can have that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end as soon as the parent has ended, however it did.
+
+    A worker waits for its next job on a queue that the other workers keep open, so it would never learn of it.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def by_ray(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu") -> list[Failure]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
+from benchmarks.files import DamagedFileError, set_aside
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.judge import judge
 from benchmarks.robustness.study import records
 from benchmarks.robustness.study.recipe import Judged, Recipe
-from benchmarks.robustness.study.training_job import dataset_of, is_trained, train_recipe, trained
+from benchmarks.robustness.study.training_job import checkpoints, dataset_of, is_trained, train_recipe, trained
+from benchmarks.robustness.training import checkpoint
 from benchmarks.robustness.training.parallel import Processes
 
 # They go through the model in one batch, which must fit a card.
 MEASURED_SAMPLES = 500
+# What the file of a judgement between two attacks holds.
+JUDGED = ("right", "seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
@@ -57,28 +62,71 @@ class Job:
 
 
 def jobs_of(runs: Sequence[Judged], places: Places) -> list[Job]:
-    """The jobs that are left, each after those that it needs. What is done already, is not among them."""
+    """The jobs that are left, each after those that it needs. What is done already, is not among them.
+
+    A file that such a job would read, and that is damaged, is set aside under another name, which is printed; the job
+    that writes it is then left too.
+    """
     jobs: dict[str, Job] = {}
 
+    @cache
     def needed(recipe: Recipe) -> tuple[str, ...]:
+        for path, keys in checkpoints(recipe, places.work).items():
+            _set_aside_unless_whole(path, keys)
         if is_trained(recipe, places.work):
             return ()
         name = f"train {recipe.name}"
-        if name not in jobs:
-            before = needed(recipe.start) if recipe.start else ()
-            jobs[name] = Job(name, recipe, before)
+        before = needed(recipe.start) if recipe.start else ()
+        jobs[name] = Job(name, recipe, before)
         return (name,)
 
     for run in runs:
-        if records.find(run, places.results) is None:
+        if not _is_recorded(run, places.results):
+            _set_aside_unless_whole(_judged_file(run, places), JUDGED)
             after = {*needed(run.recipe), *(needed(run.twin) if run.twin else ())}
             name = f"judge {run.name}"
             jobs[name] = Job(name, run, tuple(sorted(after)))
     return list(jobs.values())
 
 
+def _is_recorded(run: Judged, results: Path) -> bool:
+    try:
+        return records.find(run, results) is not None
+    except DamagedFileError as error:
+        _tell(_set_aside(error))
+        return False
+
+
+def _set_aside_unless_whole(path: Path, keys: Sequence[str]) -> None:
+    try:
+        if path.exists():
+            checkpoint.load(path, keys)
+    except DamagedFileError as error:
+        _tell(_set_aside(error))
+
+
+def _set_aside(error: DamagedFileError) -> str:
+    aside = set_aside(error.path)
+    return f"{error}; set aside" + (f" as {aside.name}" if aside else "")
+
+
+def _judged_file(run: Judged, places: Places) -> Path:
+    return places.work / run.recipe.name / f"judged-{run.name.rsplit('-', 1)[1]}.pt"
+
+
 def do(job: Job, places: Places, processes: Processes | None = None) -> None:
-    """Do one job, here. It can be done again after it was killed: what it had finished is not done twice."""
+    """Do one job, here. It can be done again after it was killed: what it had finished is not done twice.
+
+    Raises:
+        RuntimeError: a file that it reads is damaged; the file is set aside, so that the next run makes it anew.
+    """
+    try:
+        _do(job, places, processes)
+    except DamagedFileError as error:
+        raise RuntimeError(f"{_set_aside(error)}; the same command makes it anew") from error
+
+
+def _do(job: Job, places: Places, processes: Processes | None) -> None:
     if places.device == "cpu":
         torch.set_num_threads(places.threads)
     device = torch.device(places.device)
@@ -99,7 +147,7 @@ def _judge(run: Judged, places: Places, device: torch.device) -> None:
     dataset = dataset_of(run.recipe.data, places.root)
     test = dataset.test.first(run.attacks.samples)
     measured = min(run.attacks.samples, MEASURED_SAMPLES, len(dataset.validation))
-    file = places.work / run.recipe.name / f"judged-{run.name.rsplit('-', 1)[1]}.pt"
+    file = _judged_file(run, places)
     judgement = judge(
         model,
         twin,

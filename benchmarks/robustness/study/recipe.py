@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from benchmarks.robustness import data
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.training import TrainingConfig
 
@@ -28,6 +29,15 @@ class DataRecipe:
     original_share: float | None = None
     train_limit: int | None = None
     augment: bool = False
+
+    def __post_init__(self) -> None:
+        data.check(self.name, self.generated, self.original_share, self.augment)
+        if self.train_limit is None:
+            return
+        if self.train_limit < 1:
+            raise ValueError(f"train_limit: got {self.train_limit}; expected at least 1")
+        if self.augment or self.generated is not None:
+            raise ValueError(f"train_limit: got {self.train_limit} beside augment or generated; expected neither")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import BaseModel, ValidationError
 
-from benchmarks.files import replacing
+from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
 from benchmarks.robustness.evaluation.judge import Judgement
 from benchmarks.robustness.study.recipe import Judged
@@ -57,15 +58,60 @@ def find(judged: Judged, folder: Path) -> Record | None:
     """The record of a run, if it is there.
 
     Raises:
-        ValueError: the file is no record of this schema.
+        DamagedFileError: the file is not the record, or not all of it.
+        ValueError: it is of another schema.
     """
     path = folder / f"{judged.name}.json"
-    return cast(Record, load(path)) if path.exists() else None
+    if not path.exists():
+        return None
+    record = load(path)
+    try:
+        name = _Whole.model_validate(record).name
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise DamagedFileError(path, f"not a whole record ({key}: {fault['msg']})") from error
+    if name != judged.name:
+        raise DamagedFileError(path, f"got the record of {name}")
+    return cast(Record, record)
 
 
 def found(runs: Sequence[Judged], folder: Path) -> list[Record]:
     """The records of those runs that are done, in their order."""
     return [record for run in runs if (record := find(run, folder)) is not None]
+
+
+class _History(BaseModel):
+    epochs: int
+    cpu_seconds: float
+    history: dict[str, list[float | None]]
+
+
+class _Judgement(BaseModel):
+    samples: int
+    eps: float
+    accuracy: dict[str, float]
+    paper_worst: float
+    worst: float
+    zero_gradient: float
+    caps: dict[str, Any] | None
+    cw: dict[str, float]
+    bounds: dict[str, dict[str, float]]
+    cpu_seconds: dict[str, float]
+
+
+class _Whole(BaseModel):
+    """What tables and pictures read of a record."""
+
+    name: str
+    label: str
+    recipe: dict[str, Any]
+    date: str
+    device: dict[str, Any]
+    versions: dict[str, str]
+    warm_up: _History
+    training: _History
+    judgement: _Judgement
 
 
 def _columns(history: History) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.robustness.data import MixedPart, Part
+from benchmarks.robustness.data import Part
 
 
 @dataclass(frozen=True)
 class Limited:
-    """``Samples`` for the training loop.
+    """``Samples`` for the training loop. ``DataRecipe`` says what goes with what.
 
     Attributes:
         part: the whole training part.
@@ -24,10 +24,6 @@ class Limited:
     part: Part
     limit: int | None = None
     augment: bool = False
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and (self.augment or isinstance(self.part, MixedPart)):
-            raise ValueError(f"train_limit: got {self.limit} beside augment or generated; expected none beside them")
 
     def __len__(self) -> int:
         return len(self.part) if self.limit is None else min(self.limit, len(self.part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +14,14 @@ from benchmarks.robustness import data, models
 from benchmarks.robustness.study.recipe import DataRecipe, Recipe
 from benchmarks.robustness.study.samples import Limited
 from benchmarks.robustness.training import History, checkpoint, train
+from benchmarks.robustness.training.loop import STORED
 from benchmarks.robustness.training.parallel import Processes
 from dreluop.surgery import calibrate_caps
 
 CALIBRATION_SAMPLES = 512
+PARTS = WARM_UP, TRAINING = ("warm-up", "training")
+# What the file of a trained model holds.
+RESULT = ("model", "warm_up", "history")
 CONFIGURATIONS = Path(__file__).parents[1] / "configs"
 
 
@@ -48,22 +53,22 @@ def train_recipe(
     model = _fresh(recipe, work, root).to(device)
     training = Limited(dataset.train, recipe.data.train_limit, recipe.data.augment)
 
-    def run(config_name: str, warm_up: int | None) -> History:
+    def run(part: str, warm_up: int | None) -> History:
         config = recipe.training
         if warm_up is not None:
             config = replace(config, balancer=0.0, epochs=warm_up, stop_patience=None)
         return train(
-            model, training, dataset.validation, config, f"{recipe.name}, {config_name}",
-            file=folder / f"{config_name}.pt", processes=processes, progress=progress,
+            model, training, dataset.validation, config, f"{recipe.name}, {part}",
+            file=folder / f"{part}.pt", processes=processes, progress=progress,
         )  # fmt: skip
 
     history = History()
     if recipe.calibrate is not None:
-        history = run("warm-up", recipe.calibrate)
+        history = run(WARM_UP, recipe.calibrate)
         # Also where a checkpoint is about to take its place: another process may just be removing that.
         some = dataset.train.first(min(CALIBRATION_SAMPLES, len(training)))
         calibrate_caps(model, [some.x.to(device)], progress=False)
-    main = run("training", None)
+    main = run(TRAINING, None)
     processes.wait()
     if processes.rank == 0:
         state = {
@@ -72,7 +77,7 @@ def train_recipe(
             "history": checkpoint.history_state(main),
         }
         checkpoint.save(state, _result(recipe, work))
-        for part in ("warm-up", "training"):
+        for part in PARTS:
             (folder / f"{part}.pt").unlink(missing_ok=True)
     processes.wait()
 
@@ -84,17 +89,26 @@ def trained(
 
     Raises:
         FileNotFoundError: it was not trained yet.
+        DamagedFileError: its file is not whole.
     """
-    device = device or torch.device("cpu")
-    state = checkpoint.load(_result(recipe, work), device)
-    model = _built(recipe, root).to(device)
-    model.load_state_dict(state["model"])
-    return model.eval(), checkpoint.history_of(state["warm_up"]), checkpoint.history_of(state["history"])
+    path = _result(recipe, work)
+    state = checkpoint.load(path, RESULT)
+    model = _built(recipe, root)
+    with checkpoint.reading(path):
+        model.load_state_dict(state["model"])
+        histories = checkpoint.history_of(state["warm_up"]), checkpoint.history_of(state["history"])
+    return (model.to(device or torch.device("cpu")).eval(), *histories)
 
 
 def is_trained(recipe: Recipe, work: Path) -> bool:
     """Whether ``trained`` has something to read."""
     return _result(recipe, work).exists()
+
+
+def checkpoints(recipe: Recipe, work: Path) -> dict[Path, Sequence[str]]:
+    """The files that training reads or leaves, and the keys of each."""
+    parts = {work / recipe.name / f"{part}.pt": STORED for part in PARTS}
+    return {_result(recipe, work): RESULT, **parts}
 
 
 def _result(recipe: Recipe, work: Path) -> Path:

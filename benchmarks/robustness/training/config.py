@@ -54,6 +54,10 @@ class TrainingConfig:
         for name in ("lr", "cap_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected a finite number > 0")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"plateau_factor: got {self.plateau_factor}; expected a number above 0 and below 1")
+        if self.plateau_patience < 0:
+            raise ValueError(f"plateau_patience: got {self.plateau_patience}; expected at least 0")
         for name in ("eps", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected a finite number >= 0")

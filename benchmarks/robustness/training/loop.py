@@ -22,6 +22,10 @@ from benchmarks.robustness.training.objectives import CAP_FLOOR, caps_of, penalt
 from benchmarks.robustness.training.parallel import Processes
 from dreluop import parameter_groups, project_caps
 
+# What a checkpoint holds.
+STORED = (
+    "config", "model", "optimizer", "scheduler", "scaler", "order", "history", "best", "epochs_since_best",
+)  # fmt: skip
 # Of validation; attacks of training have the batches of training.
 VALIDATION_BATCH = 500
 
@@ -96,7 +100,7 @@ def train(
 
     Raises:
         RuntimeError: the loss is not finite.
-        ValueError: the file is of another configuration.
+        ValueError: the file is of another configuration, or damaged; the message names it.
     """
     training, validation = (InMemory(part) if isinstance(part, Split) else part for part in (training, validation))
     trainer = _Trainer(model, training, validation, config, processes or Processes(), file)
@@ -139,7 +143,11 @@ class _Trainer:
         self.state = _State(torch.Generator().manual_seed(config.seed))
         if file is not None and file.exists():
             # On the CPU: Adam counts steps there, and on a card each step would wait for its counts.
-            self._restore(checkpoint.load(file, torch.device("cpu")))
+            stored = checkpoint.load(file, STORED)
+            if stored["config"] != repr(config):
+                raise ValueError(f"file: got a checkpoint of {stored['config']} in {file}; expected one of {config!r}")
+            with checkpoint.reading(file):
+                self._restore(stored)
         else:
             self.state.history.records.append(self._record(math.nan))
 
@@ -218,8 +226,6 @@ class _Trainer:
         }
 
     def _restore(self, stored: dict[str, Any]) -> None:
-        if stored["config"] != repr(self.config):
-            raise ValueError(f"file: got a checkpoint of {stored['config']}; expected one of {self.config!r}")
         self.model.load_state_dict(stored["model"])
         self.optimizer.load_state_dict(stored["optimizer"])
         self.scheduler.load_state_dict(stored["scheduler"])

@@ -1,0 +1,235 @@
+"""Files that are not whole: they are set aside by name, and a study goes on from those that are."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.files import DamagedFileError
+from benchmarks.robustness import command
+from benchmarks.robustness.evaluation import judge as judging
+from benchmarks.robustness.study import configuration, engines, jobs, records, training_job
+from benchmarks.robustness.study.configuration import Study
+from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
+from benchmarks.robustness.training import checkpoint
+
+ONE = """
+title: One
+data: {name: digits, train_limit: 32}
+seeds: [0]
+models: [dense]
+methods: [{method: drelu, balancer: 1}]
+training: {epochs: 2}
+attacks: {eps: 0.1, samples: 4, pgd_steps: 1, apgd_steps: 1, square_queries: 1, cw_samples: 0}
+"""
+Damage = Callable[[Path], None]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One bit of a tensor: torch.load does not see it."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    content = bytearray(path.read_bytes())
+    # Behind the local header, whose name and padding are shorter than this.
+    content[largest.header_offset + 30 + largest.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Damage] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": cut,
+    "garbage": lambda path: path.write_bytes(b"\x80\x02garbage"),
+    "flipped": flip,
+    "another": lambda path: torch.save({"x": 1}, path),
+    "no mapping": lambda path: torch.save([1, 2], path),
+    "folder": make_folder,
+}
+
+
+class Killed(Exception):
+    """Stands for SIGKILL at a chosen place."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    path = tmp_path_factory.mktemp("configuration") / "one.yaml"
+    path.write_text(ONE)
+    return configuration.read(path)
+
+
+@pytest.fixture(scope="module")
+def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Places:
+    folder = tmp_path_factory.mktemp("whole")
+    places = Places(folder / "records", folder / "work", progress=False)
+    assert run(study, places) == []
+    return places
+
+
+def run(study: Study, places: Places) -> list[engines.Failure]:
+    return engines.in_turn(jobs_of(study.runs, places), partial(do, places=places))
+
+
+def check(study: Study, places: Places, whole: Places) -> None:
+    """The run ends with the numbers of one that nothing happened to."""
+    assert run(study, places) == []
+    (found,), (expected,) = (records.found(study.runs, one.results) for one in (places, whole))
+    for part in ("warm_up", "training"):
+        assert found[part]["history"] == expected[part]["history"]
+    assert found["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(damage: str, tmp_path: Path):
+    path = tmp_path / "some.pt"
+    checkpoint.save({"model": torch.arange(5000.0)}, path)
+    assert list(checkpoint.load(path, ["model"])) == ["model"]
+    DAMAGES[damage](path)
+    with pytest.raises(DamagedFileError, match=r"some\.pt: not a whole checkpoint") as caught:
+        checkpoint.load(path, ["model"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_not_damaged(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("part", training_job.PARTS)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "another"])
+def test_a_damaged_checkpoint_of_training(
+    part: str, damage: str, study: Study, whole: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    recipe = study.runs[0].recipe
+    file = places.work / recipe.name / f"{part}.pt"
+    original = checkpoint.save
+
+    def killed_after_an_epoch(state, path):
+        original(state, path)
+        if path == file:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", killed_after_an_epoch)
+    with pytest.raises(Killed):
+        training_job.train_recipe(recipe, places.work, progress=False)
+    monkeypatch.setattr(checkpoint, "save", original)
+    DAMAGES[damage](file)
+    capsys.readouterr()
+    check(study, places, whole)
+    told = capsys.readouterr().err
+    assert f"{file}: not a whole checkpoint" in told
+    assert f"set aside as {part}.pt.damaged-1" in told
+    assert file.with_name(f"{part}.pt.damaged-1").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "another", "folder"])
+def test_a_damaged_file_of_a_judgement(
+    damage: str, study: Study, whole: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    places = Places(tmp_path / "records", whole.work, progress=False)
+    original = judging._Judging.run
+
+    def killed(self, name, attack, eps):
+        if name == "pgd":
+            raise Killed
+        original(self, name, attack, eps)
+
+    monkeypatch.setattr(judging._Judging, "run", killed)
+    with pytest.raises(Killed):
+        do(Job("judge", study.runs[0]), places)
+    monkeypatch.setattr(judging._Judging, "run", original)
+    file = jobs._judged_file(study.runs[0], places)
+    DAMAGES[damage](file)
+    check(study, places, whole)
+    told = capsys.readouterr().err
+    assert f"{file}: not a whole checkpoint" in told
+    assert f"set aside as {file.name}.damaged-" in told
+    assert not file.exists()
+
+
+def test_a_damaged_model_is_trained_again(study: Study, whole: Places, tmp_path: Path, capsys):
+    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    assert run(study, places) == []
+    (record,) = places.results.iterdir()
+    record.unlink()
+    for number in (1, 2):
+        model = training_job._result(study.runs[0].recipe, places.work)
+        flip(model)
+        assert [job.name.split()[0] for job in jobs_of(study.runs, places)] == ["train", "judge"]
+        assert f"set aside as trained.pt.damaged-{number}" in capsys.readouterr().err
+        check(study, places, whole)
+        record.unlink()
+
+
+def test_what_is_damaged_while_a_study_runs_does_not_stop_the_next(study: Study, whole: Places, tmp_path: Path):
+    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    todo = jobs_of(study.runs, places)
+
+    def damaging(job: Job) -> None:
+        if job.name.startswith("judge"):
+            model = training_job._result(study.runs[0].recipe, places.work)
+            state = torch.load(model)
+            # Whole, but of another network.
+            checkpoint.save({**state, "model": {}}, model)
+        do(job, places)
+
+    (failure,) = engines.in_turn(todo, damaging)
+    assert "trained.pt: not a whole checkpoint" in failure.reason
+    assert "set aside as trained.pt.damaged-1; the same command makes it anew" in failure.reason
+    check(study, places, whole)
+
+
+RECORD_DAMAGES: dict[str, Damage] = {
+    "cut": cut,
+    "binary": lambda path: path.write_bytes(b"\xff\x00"),
+    "empty": lambda path: path.write_bytes(b""),
+    "list": lambda path: path.write_text("[]\n"),
+    "lacks": lambda path: path.write_text('{"schema": 1}\n'),
+    "another's": lambda path: path.write_text(path.read_text().replace('"name": "digits', '"name": "other', 1)),
+    "no number": lambda path: path.write_text(
+        json.dumps({**(found := json.loads(path.read_text())), "judgement": {**found["judgement"], "worst": None}})
+    ),
+    "folder": make_folder,
+}
+
+
+@pytest.mark.parametrize("damage", RECORD_DAMAGES)
+def test_a_damaged_record(damage: str, study: Study, whole: Places, tmp_path: Path, capsys):
+    places = Places(tmp_path / "records", whole.work, progress=False)
+    (record,) = records.found(study.runs, whole.results)
+    path = records.save(record, places.results)
+    RECORD_DAMAGES[damage](path)
+    configuration_file = tmp_path / "one.yaml"
+    configuration_file.write_text(ONE)
+    where = ["--results", str(places.results)]
+    for command_name in ("table", "plot"):
+        assert command.main([command_name, str(configuration_file), *where]) == 2
+        assert f"{path}: " in capsys.readouterr().err
+    assert path.exists()
+    assert len(jobs_of(study.runs, places)) == 1
+    assert f"set aside as {path.name}.damaged-1" in capsys.readouterr().err
+    assert not path.exists()
+    check(study, places, whole)
+
+
+def test_a_record_of_another_schema_is_left_where_it_is(study: Study, whole: Places, tmp_path: Path):
+    (record,) = records.found(study.runs, whole.results)
+    path = records.save({**record, "schema": 2}, tmp_path)
+    with pytest.raises(ValueError, match="got schema 2; expected 1"):
+        jobs_of(study.runs, Places(tmp_path, whole.work))
+    assert path.exists()
