@@ -5,7 +5,7 @@ Each runs a few attacks one after the other; an input that one of them turned wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.robustness.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted
 from benchmarks.robustness.attacks.checks import frozen
+from benchmarks.robustness.attacks.margin import Std
 from dreluop.adaptive import remove_caps, surrogate_backward
 
 Attack = Callable[[Tensor, Tensor], Tensor]
@@ -50,13 +51,13 @@ def worst_of_soft(
     eps: float,
     steps: int = 100,
     seed: int = 0,
-    std: Mapping[Tensor, Tensor] | None = None,
+    std: Std | None = None,
 ) -> Tensor:
     """The same with the soft surrogate, at each of ``SOFT_WIDTHS``.
 
     Args, Returns, Raises: as ``worst_of_straight_through``.
 
-        std: before each cap, from ``dreluop.adaptive.measure_std``; None takes it from each batch.
+        std: before each cap, as ``surrogate_backward`` takes it; None takes it from each batch.
     """
     attacks = [run for tau in SOFT_WIDTHS for run in _surrogate(model, eps, steps, seed, "soft", tau, std)]
     return _in_turn(model, x, y, attacks)
@@ -95,7 +96,7 @@ def _surrogate(
     seed: int,
     mode: Literal["straight_through", "soft"],
     tau: float = 0.1,
-    std: Mapping[Tensor, Tensor] | None = None,
+    std: Std | None = None,
 ) -> list[Attack]:
     def run(attack: Callable[..., Tensor]) -> Attack:
         def attacked(x: Tensor, y: Tensor) -> Tensor:
