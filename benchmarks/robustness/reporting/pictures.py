@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
+from benchmarks.robustness.evaluation.judge import BLIND
 from benchmarks.robustness.reporting.frame import PAPER, frame
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.records import Record
@@ -51,10 +52,20 @@ def balancer(title: str, records: Sequence[Record], path: Path, source: Source, 
 def bounds(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
     """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
     rows = [
-        {"model": row.model, "method": row.method, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
+        {
+            "model": row.model,
+            "method": row.method,
+            "eps": float(eps),
+            "zero_gradient": row.zero_gradient,
+            "blind": row.blind,
+            **values,
+        }
         for row, record in zip(frame(records).itertuples(), records, strict=True)
         for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
     ]
+    for row in rows:
+        if row["blind"] > BLIND:
+            row["worst"] = math.nan
     runs = pd.DataFrame(rows)
     figure, panels = _panels(runs.model.unique(), width=7.5)
     for axes, (model, of_model) in zip(panels, runs.groupby("model", sort=False), strict=True):
