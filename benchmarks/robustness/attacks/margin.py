@@ -18,7 +18,7 @@ Std = Mapping[Tensor, Tensor] | float
 # take the next pair, as what one misses another may find.
 WIDTHS = ((0.3, 0.01), (1.0, 0.03), (0.1, 0.003))
 TARGETS = 5
-ROUNDS = 6
+ROUNDS = 4
 MOMENTUM = 0.5
 # A run is tried on the model itself after every so many steps.
 STEPS_PER_TRIAL = 3
