@@ -16,8 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
-from benchmarks.robustness.evaluation.judge import BLIND
-from benchmarks.robustness.reporting.frame import PAPER, frame
+from benchmarks.robustness.reporting.frame import PAPER, frame, is_blind
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.records import Record
 
@@ -52,20 +51,10 @@ def balancer(title: str, records: Sequence[Record], path: Path, source: Source, 
 def bounds(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
     """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
     rows = [
-        {
-            "model": row.model,
-            "method": row.method,
-            "eps": float(eps),
-            "zero_gradient": row.zero_gradient,
-            "blind": row.blind,
-            **values,
-        }
+        {"model": row.model, "method": row.method, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
         for row, record in zip(frame(records).itertuples(), records, strict=True)
-        for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
+        for eps, values in {"0": _at_zero(record), **_at_bounds(record)}.items()
     ]
-    for row in rows:
-        if row["blind"] > BLIND:
-            row["worst"] = math.nan
     runs = pd.DataFrame(rows)
     figure, panels = _panels(runs.model.unique(), width=7.5)
     for axes, (model, of_model) in zip(panels, runs.groupby("model", sort=False), strict=True):
@@ -155,6 +144,12 @@ def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source:
     """One of ``PICTURES`` of a study, with the columns that it asks for."""
     chosen = {"columns": study.columns} if kind == "balancer" else {}
     PICTURES[kind](study.title, records, path, source, **chosen)
+
+
+def _at_bounds(record: Record) -> dict[str, dict[str, float]]:
+    """As judged; no worst where the adaptive attacks had no gradient to follow."""
+    hidden = {"worst": math.nan} if is_blind(record["judgement"]) else {}
+    return {eps: values | hidden for eps, values in record["judgement"]["bounds"].items()}
 
 
 def _at_zero(record: Record) -> dict[str, float]:
