@@ -1,8 +1,8 @@
 """Attacking a capped model honestly: gradients that pass the cap, and the same model without caps.
 
 Where all units of a layer are off or capped, the exact input gradient is zero, and an attack that follows it finds
-nothing: gradient masking, not robustness. An attack counts only if it knows of the caps. What is here changes how
-gradients are computed, never what the model gives.
+nothing: gradient masking, not robustness. An attack counts only if it knows of the caps. ``surrogate_backward`` changes
+how gradients are computed and not what the model gives; ``smooth_forward`` changes both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dreluop import surrogate
 from dreluop.uncapped import UncappedReLU, remove_caps
 from dreluop.validation import float_tensor
 
-__all__ = ["UncappedReLU", "measure_std", "remove_caps", "surrogate_backward"]
+__all__ = ["UncappedReLU", "measure_std", "reached_caps", "remove_caps", "smooth_forward", "surrogate_backward"]
 
 MODES = ("straight_through", "soft")
 
@@ -38,9 +38,11 @@ def surrogate_backward(
     bias and residual) is
 
     - ``"straight_through"``: g wherever y is on, also at its cap. Costs no memory.
-    - ``"soft"``: ``g * s * (1 - s)`` with ``s = sigmoid((t - cap / 2) / (tau * std))``. Reaches units on both sides of
-      the step that a small cap makes of the activation. Saves t, where the exact backward needs only y: one more
-      tensor of x's size per layer, and with ``inplace=True`` a copy of x is made.
+    - ``"soft"``: ``g * (sigmoid(t / w) - sigmoid((t - cap) / w))`` with ``w = tau * std``, the exact slope (1 between 0
+      and the cap) smoothed over the width w. Reaches units on both sides of the step that a small cap makes of the
+      activation, where it is about ``g * cap / (4 * w)`` at most: in half types a tiny cap may round it to 0. Saves t,
+      where the exact backward needs only y: one more tensor of x's size per layer, and with ``inplace=True`` a copy of
+      x is made.
 
     Under a cap <= 0 both are 0, as y is 0 whatever x is. The choice is made when forward runs: backward may come after
     the block, and what was recorded outside keeps its exact backward. It holds for the thread that entered; threads
@@ -80,12 +82,39 @@ def surrogate_backward(
         if mode != "soft":
             raise ValueError(f'std: got one for mode="{mode}"; only "soft" has a width')
         std = _checked_std(std)
-    with surrogate.chosen(surrogate.Surrogate(mode == "soft", tau, std)):
+    with surrogate.chosen(surrogate.Surrogate(mode, tau, std)):
+        yield
+
+
+@contextmanager
+def smooth_forward(tau: float = 0.1, *, std: float | Mapping[Tensor, float | Tensor] | None = None) -> Iterator[None]:
+    """Replace the activation by a smooth one: every capped activation called inside the block changes its values.
+
+    With t the activation before the cap (bias and residual added) and ``w = tau * std``, y is
+    ``w * (softplus(t / w) - softplus((t - cap) / w))``: the capped activation, smoothed by a logistic density of width
+    w. A small cap gives about ``cap * sigmoid(t / w)``, an infinite one a softplus, a cap <= 0 gives 0. Gradients to x,
+    bias, residual and cap are those of the smooth function (to x the ``"soft"`` form of ``surrogate_backward``), so
+    they agree with the values, which a surrogate's do not: steps along them reach inputs that surrogates do not find.
+    What they find must be tried on the model outside the block.
+
+    Like ``surrogate_backward`` in all else: for attacks only, chosen when forward runs (with or without gradients), for
+    the thread that entered, nested with it; penalties do not change.
+
+    Args:
+        tau: the width in standard deviations, finite and > 0.
+        std: the standard deviation of t, as ``surrogate_backward`` takes it.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as ``surrogate_backward``.
+    """
+    tau = _positive("tau", tau)
+    std = None if std is None else _checked_std(std)
+    with surrogate.chosen(surrogate.Surrogate("smooth", tau, std)):
         yield
 
 
 def measure_std(model: nn.Module, *inputs: Any) -> dict[Tensor, Tensor]:
-    """The standard deviation before each cap, for ``surrogate_backward("soft", std=...)``.
+    """The standard deviation before each cap, for ``std`` of ``surrogate_backward("soft")`` and ``smooth_forward``.
 
     So that an attack on one sample, or on few, has the width of a larger batch, and one that does not change with the
     sample's neighbours.
@@ -101,11 +130,30 @@ def measure_std(model: nn.Module, *inputs: Any) -> dict[Tensor, Tensor]:
         ValueError: the model calls no capped activation, or a layer is constant over the inputs.
     """
     found: dict[Tensor, list[Tensor]] = {}
-    with surrogate.chosen(surrogate.Surrogate(soft=True, measured=found)), torch.no_grad():
+
+    def look(x: Tensor, cap: Tensor, dim: int) -> None:
+        found.setdefault(cap, []).append(surrogate.batch_std(x, cap, dim))
+
+    with surrogate.chosen(surrogate.Surrogate("soft", look=look)), torch.no_grad():
         model(*inputs)
     if not found:
         raise ValueError(f"model: a {type(model).__name__} called no capped activation; expected at least one")
     return {cap: torch.stack(values).square().mean(0).sqrt() for cap, values in found.items()}
+
+
+def reached_caps(model: nn.Module, *inputs: Any) -> list[Tensor]:
+    """The cap of every capped activation that the model calls, in order: what the contexts of this module change.
+
+    An empty list says that an attack through them is the ordinary one: the model has no cap, or one made of other
+    operators (``torch.clamp``), which nothing here can see.
+
+    Args:
+        model: called once as ``model(*inputs)``, without gradients, in the mode it is in.
+    """
+    found: list[Tensor] = []
+    with surrogate.chosen(surrogate.Surrogate("soft", look=lambda x, cap, dim: found.append(cap))), torch.no_grad():
+        model(*inputs)
+    return found
 
 
 def _positive(name: str, value: Any) -> float:

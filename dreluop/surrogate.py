@@ -1,22 +1,23 @@
-"""Surrogate gradients (``dreluop.adaptive``): which one this thread asked for, and the activation that has it."""
+"""What attacks put in place of the activation (``dreluop.adaptive``), and which form this thread asked for."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F  # noqa: N812
 
 from dreluop import distributed, validation
 from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
-from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
+from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, effective_cap, fused_sum
 from dreluop.function import (
     Function,
     below_autograd,
@@ -36,12 +37,12 @@ _of_thread = threading.local()
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What a context asks for. ``measured``: only look at the standard deviations, and note them per cap."""
+    """What a context asks for. ``look``: only be told of every call (what is capped, the cap, dim)."""
 
-    soft: bool
+    form: Literal["straight_through", "soft", "smooth"]
     tau: float = 1.0
     std: float | Mapping[Tensor, float | Tensor] | None = None
-    measured: dict[Tensor, list[Tensor]] | None = None
+    look: Callable[[Tensor, Tensor, int], None] | None = None
 
     def width(self, x: Tensor, cap: Tensor, dim: int) -> Tensor:
         """tau times the standard deviation per cap, of the cap's shape."""
@@ -102,22 +103,21 @@ def capped(
     wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
     if wanted is None:
         return None
-    if wanted.measured is not None:
+    if wanted.look is not None:
         if in_backward():
             return None
         with torch.no_grad():
-            std = batch_std(fused_sum(x, dim, *addends or (None, None)), cap, dim)
-        wanted.measured.setdefault(cap, []).append(std)
+            wanted.look(fused_sum(x, dim, *addends or (None, None)), cap, dim)
         return None
     # The gradient of the cap alone is the ordinary one.
-    if not derivative_may_be_asked(x, *addends):
+    if wanted.form != "smooth" and not derivative_may_be_asked(x, *addends):
         return None
     _refuse_transforms()
     operators_for(x)
     if inplace:
         others = dict(zip(("bias", "residual"), addends, strict=False))
         validation.writable_in_place(x, cap=cap, **others)
-    y = (_soft if wanted.soft else _straight_through)(x, cap, dim, inplace, save, addends, wanted)
+    y = _FORMS[wanted.form](x, cap, dim, inplace, save, addends, wanted)
     return y if balancer is None else (y, penalty_of([cap], balancer))
 
 
@@ -148,6 +148,33 @@ def _soft(
     width = wanted.width(total, cap, dim)
     y: Tensor = SoftFunction.apply(total, cap, dim, width.detach())
     return x.copy_(y) if inplace else y
+
+
+def _smooth(
+    x: Tensor, cap: Tensor, dim: int, inplace: bool, _: str, addends: tuple[Tensor | None, ...], wanted: Surrogate
+) -> Tensor:
+    total = fused_sum(x, dim, *addends or (None, None))
+    y = smooth_values(total, cap, dim, wanted.width(total, cap, dim).detach())
+    return x.copy_(y) if inplace else torch.empty_like(x).copy_(y)
+
+
+def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
+    """``w * (softplus(t / w) - softplus((t - cap) / w))``: the activation smoothed by a logistic density of width w.
+
+    Its derivative is that of the soft form. 0 under a cap <= 0.
+    """
+    wide = accumulation_dtype(t)
+    m = effective_cap(cap, t, dim).to(wide)
+    w = width.to(wide).reshape(m.shape)
+    x = t.to(wide) / w
+    # The difference cancels where the cap is far below w. The clamp keeps infinities out of the branch not taken.
+    small = -torch.log1p(x.sigmoid() * torch.expm1(-(m / w).clamp(0, 1)))
+    # Beyond this threshold softplus is its argument, in fp64 too.
+    large = F.softplus(x, threshold=40) - F.softplus((t.to(wide) - m) / w, threshold=40)
+    return torch.where(m <= 0, 0, w * torch.where(m < w, small, large)).to(t.dtype)
+
+
+_FORMS = {"straight_through": _straight_through, "soft": _soft, "smooth": _smooth}
 
 
 def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
@@ -277,7 +304,7 @@ class StraightThroughFunction(Function):
 
 
 class SoftFunction(Function):
-    """The activation whose backward to x is a bump of this width around half the cap. Saves x.
+    """The activation whose backward to x is its slope, smoothed over this width. Saves x.
 
     ``apply(x, cap, dim, width)``. The gradient of the cap is the ordinary one; the width has none.
     """

@@ -91,15 +91,19 @@ def straight_through(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> Tens
 
 
 def soft(grad: Tensor, x: Tensor, cap: Tensor, width: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """grad * s * (1 - s) in fp64, and how far a result computed in the accumulator's dtype may be from it."""
+    """grad * (sigmoid(x / width) - sigmoid((x - cap) / width)) in fp64, and the error a wide dtype may make."""
     m = spread(cap.to(x.dtype).double(), x, dim)
-    z = (x.double() - m / 2) / spread(width.double(), x, dim)
-    e = (-z.abs()).exp()
-    dx = torch.where(m <= 0, 0, grad.double() * (e / (1 + e) ** 2))
+    width = spread(width.double(), x, dim)
+    # The slope is the same on both sides of cap / 2; from the lower one, no sigmoid is near 1.
+    lower = torch.where(x.double() > m / 2, m - x.double(), x.double())
+    near, far = lower / width, (lower - m) / width
+    e = far.exp() * torch.expm1((m / width).clamp(max=1)) / ((1 + near.clamp(max=1).exp()) * (1 + far.exp()))
+    slope = torch.where(m < width, e, near.sigmoid() - far.sigmoid())
+    dx = torch.where(m <= 0, 0, grad.double() * slope)
     info = torch.finfo(accumulator(x))
-    # z has two roundings, which exp multiplies by z; exp may flush what is near the smallest number to zero.
-    slack = torch.where(dx == 0, 0, (2 * z.abs() + 8) * info.eps * dx.abs()) + 2 * info.tiny * grad.double().abs()
-    return dx, slack
+    # An argument has two roundings, which exp multiplies by it; exp may flush what is near the smallest number to zero.
+    slack = torch.where(dx == 0, 0, (2 * near.clamp(max=0).abs() + 16) * info.eps * dx.abs())
+    return dx, slack + 2 * info.tiny * grad.double().abs()
 
 
 def assert_soft(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, width: Tensor, dim: int = 1) -> None:

@@ -51,7 +51,7 @@ void tangent(const Problem& problem, const Operand& u, const void* v, const Save
 
 // The derivatives of attacks (dreluop/surrogate.h). Without widths, dx = grad where y, or the code, is on, else 0. With
 // them (layout.caps values in walking order, double for kFloat64, else float) `saved.y` is x before the cap, and dx is
-// grad times the bump.
+// grad times the smoothed slope.
 void surrogate(const Problem& problem, const Operand& grad, const Saved& saved, const void* widths, const Operand& dx);
 
 // Which sample an element belongs to: (i / inner) % samples.

@@ -48,7 +48,7 @@ struct Primitives {
   // dx = g where y is on, also at its cap, else 0.
   void (*pass)(const T* g, const T* y, T* dx, int64_t n);
   void (*pass_regions)(const T* g, const uint8_t* regions, T* dx, int64_t n);
-  // dx = g times the bump of x around m / 2, of the given width.
+  // dx = g times the slope of the activation, smoothed over the given width.
   void (*soften_one)(const T* g, const T* x, T m, Wide<Format> width, T* dx, int64_t n);
   void (*soften_each)(const T* g, const T* x, const T* m, const Wide<Format>* width, T* dx, int64_t n);
   void (*add_run)(const T* terms, int64_t n, Lanes* lanes);

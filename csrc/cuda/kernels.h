@@ -105,7 +105,7 @@ struct Tangent {
 Status tangent(const Problem& problem, const Tangent& pass);
 
 // The derivatives of attacks (dreluop/surrogate.h). Without a width, dx = grad where the saved output, or the code, is
-// on, else 0. With one, `saved` is x before the cap, there is no code, and dx is grad times the bump.
+// on, else 0. With one, `saved` is x before the cap, there is no code, and dx is grad times the smoothed slope.
 struct Surrogate {
   Operand grad, saved, dx;
   const uint8_t* code = nullptr;

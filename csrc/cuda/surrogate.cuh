@@ -1,4 +1,4 @@
-// The gradients of attacks: straight through the cap, or softened around it.
+// The gradients of attacks: straight through the cap, or smoothed.
 #pragma once
 
 #include "cuda/caps.cuh"

@@ -219,10 +219,11 @@ def surrogate_values(
         return torch.where((saved > 0) | saved.isnan(), grad, 0)
     checks.width(width, saved, cap)
     wide = accumulation_dtype(grad)
-    m = effective_cap(cap, saved, dim).to(wide)
-    z = (saved.to(wide) - m / 2) / width.to(wide).reshape(broadcast_shape(saved.shape, cap.shape, dim))
-    # sigmoid(-z) and not 1 - sigmoid(z), which is 0 long before it should be.
-    return torch.where(m <= 0, 0, grad.to(wide) * (z.sigmoid() * (-z).sigmoid())).to(grad.dtype)
+    x, m = saved.to(wide), effective_cap(cap, saved, dim).to(wide)
+    width = width.to(wide).reshape(broadcast_shape(saved.shape, cap.shape, dim))
+    # sigmoid(x / width) - sigmoid((x - m) / width) as a product: the difference cancels where m is far below width.
+    slope = (x / width).sigmoid() * ((m - x) / width).sigmoid() * -(-m / width).expm1()
+    return torch.where(m <= 0, 0, grad.to(wide) * slope).to(grad.dtype)
 
 
 def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ tangent             u where x is inside, v where it is capped: the forward-mode 
                     of ``backward`` with respect to ``grad``
 surrogate           the gradient to x that attacks put in place of ``backward``'s: without ``width``, grad where
                     ``saved`` is on, also at the cap; with it (the cap's shape), ``saved`` is x before the cap, and
-                    it is grad * s * (1 - s), s = sigmoid((x - cap / 2) / width)
+                    it is grad * (sigmoid(x / width) - sigmoid((x - cap) / width))
 saturation          counts of off, inside, capped per cap, and whether each sample has an element inside
 penalty             balancer * sum of squares over a list of caps
 penalty_backward    its gradients, 2 * balancer * grad * cap

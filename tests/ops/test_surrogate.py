@@ -1,4 +1,4 @@
-"""surrogate: grad wherever y is on, bit for bit, from either thing saved; or grad times a bump, within rounding."""
+"""surrogate: grad wherever y is on, bit for bit, from either thing saved; or a smoothed slope, within rounding."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_caps_and_widths_of_other_dtypes(backend, case: Case, dtypes: tuple[torc
         oracle.assert_same_bits(got, oracle.straight_through(grad, x, cap, case.dim))
     for dtype in DTYPES:
         width = widths(case, dtype)
-        # A width is rounded to what the bump is computed in.
+        # A width is rounded to what the slope is computed in.
         rounded = width.to(oracle.accumulator(x))
         got = backend.surrogate(grad, x, cap, case.dim, (), width)
         oracle.assert_soft(got, grad, x, cap, rounded, case.dim)
@@ -132,16 +132,33 @@ def test_every_value_of_a_half_type(backend, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_id)
-def test_the_bump_is_accurate_from_its_top_to_where_it_ends(backend, dtype: torch.dtype) -> None:
-    least = -math.log(torch.finfo(dtype).tiny)
-    z = torch.linspace(-1.1 * least, 1.1 * least, 200_001, dtype=dtype)
-    grad, cap, width = torch.ones_like(z), torch.full((), 1e-30, dtype=dtype), torch.ones((), dtype=dtype)
-    got = backend.surrogate(grad, z, cap, 0, (), width)
-    oracle.assert_soft(got, grad, z, cap, width, 0)
-    # Where the argument is exact, so is nearly the result: a few roundings, however far out.
-    e = (-z.abs().double()).exp()
-    inner = z.abs() < 0.98 * least
-    relative = (got.double() / (e / (1 + e) ** 2) - 1)[inner].abs().max()
-    assert relative < 8 * torch.finfo(dtype).eps
-    assert abs(got.max() - 0.25) < 1e-6
+@pytest.mark.parametrize("cap", [2.0**-30, 2.0**-6, 1.0, 64.0, math.inf])
+def test_the_slope_is_accurate_wherever_it_is_not_zero(backend, cap: float, dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    least = -math.log(info.tiny)
+    # Multiples of a power of 2, from which arguments are computed exactly: then the result is nearly exact too.
+    step = 2.0 ** (-8 if cap >= 2.0**-6 else -30 if dtype == torch.float64 else -20)
+    end = (1.1 * least, 64 + 1.1 * least)
+    z = torch.linspace(-end[0], end[1], 100_001, dtype=torch.float64).div(step).round().mul(step).to(dtype)
+    grad, caps, width = torch.ones_like(z), torch.full((), cap, dtype=dtype), torch.ones((), dtype=dtype)
+    got = backend.surrogate(grad, z, caps, 0, (), width)
+    oracle.assert_soft(got, grad, z, caps, width, 0)
+    want, _ = oracle.soft(grad, z, caps, width, 0)
+    if cap >= 2.0**-6:
+        inner = want > 8 * info.tiny
+        assert inner.sum() > 50_000
+        assert (got.double() / want - 1)[inner].abs().max() < 16 * info.eps
     assert (got >= 0).all()
+    # 1 in the middle of a wide cap, cap / 4 at the middle of a narrow one.
+    expected = 1.0 if cap == math.inf else math.tanh(cap / 4)
+    assert float(got.max()) == pytest.approx(expected, rel=1e-3)
+
+
+@by_dtype
+def test_a_large_cap_passes_the_gradient_between_its_ends(backend, dtype: torch.dtype) -> None:
+    x = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0, 50.0, 99.5, 100.0, 100.5, 110.0], dtype=dtype)
+    cap, width = torch.tensor(100.0), torch.tensor(0.1)
+    got = backend.surrogate(torch.ones_like(x), x, cap, 0, (), width)
+    near = 1 / (1 + math.exp(-5))
+    expected = torch.tensor([0.0, 1 - near, 0.5, near, 1.0, 1.0, near, 0.5, 1 - near, 0.0])
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=5e-3)

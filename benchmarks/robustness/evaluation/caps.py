@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.robustness.attacks import frozen
-from benchmarks.robustness.training import caps_of
 from dreluop import saturation
 from dreluop.layers import capped_layers, watched
+from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import cap_summary
 
 
@@ -34,8 +34,8 @@ class CapFacts:
 
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
-    """None for a model without caps."""
-    caps = caps_of(model)
+    """None for a model without capped modules."""
+    caps = list({id(m.cap): m.cap for m in model.modules() if isinstance(m, DReLU | SReLU)}.values())
     if not caps:
         return None
     live = torch.zeros((), dtype=torch.float64)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
+import torch
 from torch import Tensor, nn
 
-from benchmarks.robustness.attacks import fgsm, pgd
+from benchmarks.robustness.attacks import fgsm, frozen, pgd
 from benchmarks.robustness.attacks.adaptive import (
     transferred,
     uncapped,
@@ -14,15 +16,16 @@ from benchmarks.robustness.attacks.adaptive import (
     worst_of_straight_through,
 )
 from benchmarks.robustness.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted, auto_attack, square
+from benchmarks.robustness.attacks.margin import Std, margin, margin_gradient
 from benchmarks.robustness.evaluation.settings import AttackSettings
-from benchmarks.robustness.training import caps_of
-from dreluop.adaptive import measure_std
+from dreluop.adaptive import measure_std, reached_caps, smooth_forward
+from dreluop.modules import DReLU, SReLU
 
 # (x, y, eps, seed) -> adversarial x
 Attack = Callable[[Tensor, Tensor, float, int], Tensor]
 
 PAPER = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square")
-ADAPTIVE = ("straight_through", "soft", "uncapped", "apgd_targeted", "transfer")
+ADAPTIVE = ("straight_through", "soft", "margin", "uncapped", "apgd_targeted", "transfer")
 
 
 def paper_attacks(model: nn.Module, settings: AttackSettings) -> dict[str, Attack]:
@@ -40,27 +43,61 @@ def paper_attacks(model: nn.Module, settings: AttackSettings) -> dict[str, Attac
     return attacks
 
 
+def width_before_caps(model: nn.Module, measured_on: Tensor) -> Std | None:
+    """What reaches each cap, for the widths of the surrogates; None if they reach no capped activation of the model.
+
+    Caps are found by running the model: modules, and functional calls. Those that a forward makes anew have no name to
+    be found by; then it is one number for all, the root mean square.
+    """
+    model.eval()
+    with torch.no_grad():
+        caps, again = reached_caps(model, measured_on[:2]), reached_caps(model, measured_on[:2])
+    if not caps:
+        return None
+    std = measure_std(model, measured_on)
+    if all(cap is other for cap, other in zip(caps, again, strict=True)):
+        return std
+    return float(torch.cat([value.flatten() for value in std.values()]).square().mean().sqrt())
+
+
 def adaptive_attacks(
-    model: nn.Module, twin: nn.Module | None, settings: AttackSettings, measured_on: Tensor
+    model: nn.Module, twin: nn.Module | None, settings: AttackSettings, std: Std | None
 ) -> dict[str, Attack]:
     """What an attacker who knows the model tries besides.
 
     Args:
-        model: with caps it is attacked through them (straight-through and soft) and without them; without caps by
-            targeted APGD on its exact gradient, which is the strongest there.
+        model: with caps it is attacked through them (straight-through, soft, smooth) and, where they are modules,
+            without them; without caps by targeted APGD and margins on its exact gradient.
         twin: a ReLU network trained by itself, whose adversarial inputs are tried on the model; None: not tried.
         settings: their steps.
-        measured_on: inputs for the widths of the soft form.
+        std: from ``width_before_caps``.
     """
     steps = settings.apgd_steps
     attacks: dict[str, Attack] = {}
-    if caps_of(model):
-        std = measure_std(model.eval(), measured_on)
+    if std is None:
+        attacks["apgd_targeted"] = lambda x, y, eps, seed: apgd_targeted(model, x, y, eps, steps, seed)
+    else:
         attacks["straight_through"] = lambda x, y, eps, seed: worst_of_straight_through(model, x, y, eps, steps, seed)
         attacks["soft"] = lambda x, y, eps, seed: worst_of_soft(model, x, y, eps, steps, seed, std)
+    attacks["margin"] = lambda x, y, eps, seed: margin(model, x, y, eps, steps, seed, std=std)
+    if any(isinstance(module, DReLU | SReLU) for module in model.modules()):
         attacks["uncapped"] = lambda x, y, eps, seed: uncapped(model, x, y, eps, steps, seed)
-    else:
-        attacks["apgd_targeted"] = lambda x, y, eps, seed: apgd_targeted(model, x, y, eps, steps, seed)
     if twin is not None:
         attacks["transfer"] = lambda x, y, eps, seed: transferred(twin, model, x, y, eps, steps, seed)
     return attacks
+
+
+def l2_attack(model: nn.Module, settings: AttackSettings, std: Std | None) -> Attack:
+    """The adaptive attack in L2, beside CW-L2."""
+    return lambda x, y, eps, seed: margin(model, x, y, eps, settings.apgd_steps, seed, std=std, norm="L2")
+
+
+def blind_share(model: nn.Module, x: Tensor, y: Tensor, std: Std | None) -> float:
+    """Share of the inputs whose margin has an exactly zero gradient for the adaptive attacks too.
+
+    Gradient attacks of every kind leave these inputs where they are: something hides the gradient that no surrogate
+    reaches, such as a clamp in plain torch.
+    """
+    with frozen(model), nullcontext() if std is None else smooth_forward(std=std):
+        gradient = margin_gradient(model, x, y)
+    return float((gradient.flatten(1) == 0).all(1).float().mean())

@@ -14,13 +14,28 @@ from torch import Tensor, nn
 
 from benchmarks.robustness.attacks import frozen, zero_gradient_share
 from benchmarks.robustness.attacks.carlini import carlini_wagner
+from benchmarks.robustness.attacks.margin import Std
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.caps import CapFacts, cap_facts
-from benchmarks.robustness.evaluation.columns import PAPER, Attack, adaptive_attacks, paper_attacks
+from benchmarks.robustness.evaluation.columns import (
+    PAPER,
+    Attack,
+    adaptive_attacks,
+    blind_share,
+    l2_attack,
+    paper_attacks,
+    width_before_caps,
+)
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.training import checkpoint
 
 Report = Callable[[str], None]
+
+# A share of inputs without any gradient above which attacks say nothing about a model.
+BLIND = 0.05
+
+# The adaptive attack in L2, at the smallest of ``cw_bounds``.
+L2 = "margin_l2"
 
 
 @dataclass(frozen=True)
@@ -32,8 +47,11 @@ class Judgement:
         paper_worst: accuracy that is left when each input is given the paper's worst L-infinity attack for it.
         worst: the same over all L-infinity attacks, those that know of the caps too.
         zero_gradient: share of the inputs whose loss has an exactly zero gradient.
-        caps: None for a model without caps.
-        cw: accuracy within each of the L2 bounds, by the bound; cw_median: median distance of what was found.
+        blind: share of the inputs on which the adaptive attacks have an exactly zero gradient too. Above ``BLIND``,
+            ``worst`` is no bound: something in the model hides its gradient, and no surrogate reaches it.
+        caps: None for a model without capped modules.
+        cw: accuracy under CW-L2 within each of the L2 bounds, by the bound; cw_median: of what it found.
+        l2_worst: accuracy within the smallest of the bounds under CW-L2 and the adaptive attack in L2; None without.
         bounds: for each radius of the sweep ``apgd_ce``, the paper's attack, and ``worst``, over it and the adaptive
             attacks (without Square).
         seconds, cpu_seconds: of each attack.
@@ -45,9 +63,11 @@ class Judgement:
     paper_worst: float
     worst: float
     zero_gradient: float
+    blind: float
     caps: CapFacts | None
     cw: dict[str, float]
     cw_median: float | None
+    l2_worst: float | None
     bounds: dict[str, dict[str, float]]
     seconds: dict[str, float]
     cpu_seconds: dict[str, float]
@@ -91,16 +111,20 @@ def judge(
     if len(test.x) < settings.samples:
         raise ValueError(f"samples: got {settings.samples}; expected at most the {len(test.x)} of the test set")
     judging = _Judging(model, Split(test.x[: settings.samples], test.y[: settings.samples]), settings, file, report)
-    adaptive = adaptive_attacks(model, twin, settings, measured_on)
+    std = width_before_caps(model, measured_on)
+    adaptive = adaptive_attacks(model, twin, settings, std)
     attacks = {**paper_attacks(model, settings), **adaptive}
     judging.run("clean", lambda x, y, eps, seed: x, settings.eps)
     for name, attack in attacks.items():
         judging.run(name, attack, settings.eps)
-    judging.run_cw()
+    if settings.cw_samples:
+        judging.run_cw()
+        if settings.cw_bounds:
+            judging.run(L2, l2_attack(model, settings, std), min(settings.cw_bounds), settings.cw_samples)
     for eps in settings.bounds:
         for name in ("apgd_ce", *adaptive):
             judging.run(_at(name, eps), attacks[name], eps)
-    return judging.judgement(attacks, adaptive)
+    return judging.judgement(attacks, adaptive, std)
 
 
 class _Judging:
@@ -113,12 +137,12 @@ class _Judging:
             with checkpoint.reading(file):
                 self.found = _Found(**checkpoint.load(file))
 
-    def run(self, name: str, attack: Attack, eps: float) -> None:
+    def run(self, name: str, attack: Attack, eps: float, samples: int | None = None) -> None:
         if name in self.found.right:
             return
         with self._timed(name):
             right = []
-            for index, (x, y) in enumerate(self._batches()):
+            for index, (x, y) in enumerate(self._batches(samples)):
                 adversarial = attack(x, y, eps, self.settings.seed + index)
                 with frozen(self.model), torch.no_grad():
                     right.append(self.model(adversarial).argmax(1) == y)
@@ -127,7 +151,7 @@ class _Judging:
 
     def run_cw(self) -> None:
         s = self.settings
-        if not s.cw_samples or self.found.distances is not None:
+        if self.found.distances is not None:
             return
         with self._timed("cw_l2"):
             batches = self._batches(s.cw_samples)
@@ -135,11 +159,12 @@ class _Judging:
             self.found.distances = torch.cat(found).cpu()
         self._save()
 
-    def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack]) -> Judgement:
+    def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack], std: Std | None) -> Judgement:
         s, found = self.settings, self.found
         right = found.right
         x = self.split.x
         zero = [zero_gradient_share(self.model, *batch) * len(batch[0]) for batch in self._batches()]
+        blind = [blind_share(self.model, *batch, std) * len(batch[0]) for batch in self._batches()]
         at_bounds = {
             f"{eps:g}": {
                 "apgd_ce": _share(right[_at("apgd_ce", eps)]),
@@ -154,13 +179,21 @@ class _Judging:
             paper_worst=_worst(right, PAPER),
             worst=_worst(right, attacks),
             zero_gradient=sum(zero) / len(x),
+            blind=sum(blind) / len(x),
             caps=cap_facts(self.model, x, s.batch_size),
             cw={f"{bound:g}": _share(found.distances > bound) for bound in s.cw_bounds if found.distances is not None},
             cw_median=None if found.distances is None else _median(found.distances),
+            l2_worst=self._l2_worst(),
             bounds=at_bounds,
             seconds=found.seconds,
             cpu_seconds=found.cpu_seconds,
         )
+
+    def _l2_worst(self) -> float | None:
+        distances, right = self.found.distances, self.found.right.get(L2)
+        if distances is None or right is None:
+            return None
+        return _share(right & (distances > min(self.settings.cw_bounds)))
 
     def _save(self) -> None:
         if self.file is not None:

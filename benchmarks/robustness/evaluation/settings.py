@@ -9,6 +9,8 @@ from benchmarks.robustness.attacks.checks import at_least_one
 
 # torch takes larger seeds, but attacks seed numpy with the sum of a seed and a batch's number.
 LARGEST_SEED = 2**31 - 1
+# Of the attacks: raise it when they change, so that no record of older ones is taken for a new one.
+REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class AttackSettings:
         eps: radius of the L-infinity ball, in units of x.
         samples: first test inputs that are attacked.
         batch_size: inputs attacked at once.
-        pgd_steps, apgd_steps, square_queries: of these attacks; every APGD, the adaptive ones too, has apgd_steps.
+        pgd_steps, apgd_steps, square_queries: of these attacks; every adaptive attack has apgd_steps too.
         cw_samples, cw_steps, cw_searches: first inputs, at most samples, steps per search and searches of CW-L2; no
-            inputs, no such column.
-        cw_bounds: L2 distances within which a wrong input counts; the paper's is 18. Tables show largest and smallest.
+            inputs, no attack in L2.
+        cw_bounds: L2 distances within which a wrong input of CW-L2 counts; the paper's is 18. The adaptive attacks in
+            L2 have the smallest as their radius.
         bounds: radii of the sweep over bounds (Figures 25 to 27); none, no sweep.
         auto_attack: the whole of AutoAttack as a column of its own.
         seed: of every attack.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.robustness.evaluation.judge import BLIND
 from benchmarks.robustness.study.records import Record
 
 KEYS = ["data", "model", "method"]
@@ -16,7 +17,7 @@ GENERATED = " + generated"
 
 # What stands beside the paper's columns in every table and picture.
 HONEST = {
-    "cw_l2_near": "CW-L2, near",
+    "l2_worst": "L2 worst, near",
     "worst": "adaptive worst",
     "zero_gradient": "zero gradient",
     "live_units": "live units",
@@ -26,6 +27,7 @@ HONEST = {
 ADAPTIVE = {
     "straight_through": "straight-through",
     "soft": "soft",
+    "margin": "margins",
     "uncapped": "no caps",
     "apgd_targeted": "APGD-T",
     "transfer": "transfer",
@@ -35,7 +37,9 @@ ADAPTIVE = {
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run: accuracies and shares in [0, 1], NaN where a run has no such number.
 
-    CW-L2 is the accuracy within the largest of the L2 bounds, and near within the smallest, where there are two.
+    CW-L2 is the accuracy within the largest of the L2 bounds, the L2 worst that within the smallest. Where the gradient
+    is hidden from the adaptive attacks too, ``worst`` and ``l2_worst`` are NaN, so that nothing takes them for a
+    result; ``worst_found`` and ``l2_worst_found`` are what was found nevertheless.
 
     Raises:
         ValueError: two runs of one seed have the same data, model and method by name, so that a mean over the seeds
@@ -54,6 +58,8 @@ def _row(record: Record) -> dict[str, Any]:
     capped = recipe["method"] == "drelu"
     last = {name: values[-1] for name, values in record["training"]["history"].items()}
     bounds = judgement["cw"]
+    l2_worst = math.nan if judgement["l2_worst"] is None else judgement["l2_worst"]
+    hidden = is_blind(judgement)
     return {
         "data": recipe["data"]["name"] + (GENERATED if recipe["data"]["generated"] else ""),
         "model": recipe["model"] + ("" if recipe["place"] == "head" else f", {recipe['place']}"),
@@ -66,9 +72,12 @@ def _row(record: Record) -> dict[str, Any]:
         "eps": judgement["eps"],
         **judgement["accuracy"],
         "cw_l2": bounds[max(bounds, key=float)] if bounds else math.nan,
-        "cw_l2_near": bounds[min(bounds, key=float)] if len(bounds) > 1 else math.nan,
+        "l2_worst": math.nan if hidden else l2_worst,
+        "l2_worst_found": l2_worst,
         "paper_worst": judgement["paper_worst"],
-        "worst": judgement["worst"],
+        "worst": math.nan if hidden else judgement["worst"],
+        "worst_found": judgement["worst"],
+        "blind": judgement["blind"],
         "zero_gradient": judgement["zero_gradient"],
         "live_units": caps.get("live_units", math.nan),
         "cap_over_std": caps.get("cap_over_std", math.nan),
@@ -78,6 +87,11 @@ def _row(record: Record) -> dict[str, Any]:
         "attack_seconds": sum(judgement["cpu_seconds"].values()),
         "validation_accuracy": last["validation_accuracy"],
     }
+
+
+def is_blind(judgement: dict[str, Any]) -> bool:
+    """Whether the gradient is hidden from the adaptive attacks too, so that their results say nothing."""
+    return bool(judgement["blind"] > BLIND)
 
 
 def by_method(runs: pd.DataFrame) -> pd.core.groupby.DataFrameGroupBy[Any]:

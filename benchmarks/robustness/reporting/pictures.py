@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
-from benchmarks.robustness.reporting.frame import GENERATED, frame
+from benchmarks.robustness.reporting.frame import GENERATED, frame, is_blind
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
@@ -67,7 +67,7 @@ def bounds(title: str, records: Sequence[Record], path: Path, source: Source) ->
         [
             {"panel": panel, "line": row.line, "eps": float(eps), "zero_gradient": row.zero_gradient, **values}
             for row, panel, record in zip(runs.itertuples(), _networks(runs), records, strict=True)
-            for eps, values in {"0": _at_zero(record), **record["judgement"]["bounds"]}.items()
+            for eps, values in {"0": _at_zero(record), **_at_bounds(record)}.items()
         ]
     )
     lines = points.line.unique()
@@ -176,6 +176,12 @@ def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source:
     """One of ``PICTURES`` of a study, with the columns that it asks for."""
     chosen = {"columns": study.columns} if kind == "balancer" else {}
     PICTURES[kind](study.title, records, path, source, **chosen)
+
+
+def _at_bounds(record: Record) -> dict[str, dict[str, float]]:
+    """As judged; no worst where the adaptive attacks had no gradient to follow."""
+    hidden = {"worst": math.nan} if is_blind(record["judgement"]) else {}
+    return {eps: values | hidden for eps, values in record["judgement"]["bounds"].items()}
 
 
 def _at_zero(record: Record) -> dict[str, float]:

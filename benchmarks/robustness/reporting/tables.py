@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from benchmarks.robustness.evaluation.judge import BLIND
 from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, by_method, frame
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
 from benchmarks.tables import MISSING, Table
 
-_SHARES = {*PAPER, *ADAPTIVE, "cw_l2_near", "worst", "paper_worst", "zero_gradient"}
+_SHARES = {*PAPER, *ADAPTIVE, "l2_worst_found", "worst_found", "paper_worst", "zero_gradient"}
+_FOUND = {"worst": "worst_found", "l2_worst": "l2_worst_found"}
 
 
 def table(title: str, records: Sequence[Record], columns: Sequence[str] = ()) -> Table:
@@ -50,15 +52,22 @@ def _table(
     if unknown:
         raise ValueError(f"columns: got {unknown[0]!r}; expected some of {', '.join(known)}")
     shown = [name for name in columns or known if name in runs and not runs[name].isna().all()]
-    names = [*shown, *(name for name in beside if name in runs and _belongs(name, shown))]
+    names = [*shown, *(name for name in beside if _belongs(name, runs, shown))]
     header = ("data", "network", "training", "runs", *({**known, **beside}[name] for name in names))
-    rows = [(*key, str(len(group)), *(cell(name, group[name]) for name in names)) for key, group in by_method(runs)]
+    rows = [(*key, str(len(group)), *(_cell(name, group) for name in names)) for key, group in by_method(runs)]
     return Table(title, header, rows)
 
 
-def _belongs(name: str, shown: Sequence[str]) -> bool:
-    """The near column of CW-L2 stands beside the paper's only."""
-    return name != "cw_l2_near" or "cw_l2" in shown
+def _belongs(name: str, runs: pd.DataFrame, shown: Sequence[str]) -> bool:
+    """The worst in L2 is shown beside CW-L2 only."""
+    return name in runs and (name != "l2_worst" or ("cw_l2" in shown and not runs.l2_worst_found.isna().all()))
+
+
+def _cell(name: str, group: pd.DataFrame) -> str:
+    if name not in _FOUND:
+        return cell(name, group[name])
+    found = cell(_FOUND[name], group[_FOUND[name]])
+    return f"no gradient ({found})" if (group.blind > BLIND).any() and found != MISSING else found
 
 
 def cell(name: str, values: pd.Series[float]) -> str:
@@ -76,9 +85,10 @@ def cell(name: str, values: pd.Series[float]) -> str:
 LEGEND = (
     "Per cent, mean ± standard deviation over the runs (seeds). The first columns are accuracies under the paper's "
     "attacks; CW-L2, on the first cw_samples inputs, counts wrong ones within an L2 distance of 18, its bound, which "
-    "any image of another class is within; near: within 1.5. Adaptive worst: accuracy when each input is attacked by "
-    "whatever of all L-infinity attacks works on it, those that know of the caps too. Zero gradient: share of the test "
-    "inputs whose loss has an exactly zero gradient: the first columns say nothing about them. Live units: capped "
-    "units per input that are neither off nor at their cap. cap / std: of a cap to what reaches it; below 0.1 the "
-    "layer is a step function."
+    "any image of another class is within. L2 worst, near: within the smallest bound, 1.5, under CW-L2 and margins. "
+    "Adaptive worst: accuracy when each input is attacked by whatever of all L-infinity attacks works on it, those "
+    'that know of the caps too; "no gradient": these have none to follow either, and the number in brackets is no '
+    "bound. Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns say "
+    "nothing about them. Live units: capped units per input that are neither off nor at their cap. cap / std: of a cap "
+    "to what reaches it; below 0.1 the layer is a step function."
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from benchmarks.robustness import data
-from benchmarks.robustness.evaluation.settings import AttackSettings
+from benchmarks.robustness.evaluation.settings import REVISION, AttackSettings
 from benchmarks.robustness.training import TrainingConfig
 
 
@@ -112,8 +112,8 @@ class Judged:
 
     @property
     def name(self) -> str:
-        """Of the record's file."""
-        return f"{self.recipe.name}-{_hashed(self)[:6]}"
+        """Of the record's file; another for another revision of the attacks."""
+        return f"{self.recipe.name}-{_hashed({'revision': REVISION, 'judged': _told(self)})[:6]}"
 
 
 def _hashed(value: Any) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
 from benchmarks.robustness.evaluation.judge import Judgement
+from benchmarks.robustness.evaluation.settings import REVISION
 from benchmarks.robustness.study.recipe import Judged
 from benchmarks.robustness.training import History
 
@@ -35,6 +36,7 @@ def record_of(
         "recipe": asdict(judged.recipe),
         "twin": judged.twin.name if judged.twin else None,
         "attacks": asdict(judged.attacks),
+        "revision": REVISION,
         "date": now(),
         "device": describe_device(device),
         "threads": threads,
@@ -47,11 +49,20 @@ def record_of(
 
 
 def save(record: Record, folder: Path) -> Path:
-    """Write the record; a reader finds all of it or nothing."""
+    """Write the record; a reader finds all of it or nothing. Records of older attacks on the same run are removed."""
     path = folder / f"{record['name']}.json"
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(record, allow_nan=False) + "\n")
+    for other in folder.glob(f"{record['name'].rsplit('-', 1)[0]}-*.json"):
+        if other != path and _is_older(json.loads(other.read_text()), json.loads(path.read_text())):
+            other.unlink()
     return path
+
+
+def _is_older(other: Record, record: Record) -> bool:
+    run = ("recipe", "twin", "attacks")
+    same = all(other.get(part) == record[part] for part in run)
+    return same and other.get("revision", 1) < record["revision"]
 
 
 def find(judged: Judged, folder: Path) -> Record | None:

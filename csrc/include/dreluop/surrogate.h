@@ -1,4 +1,4 @@
-// The derivatives that attacks put in place of the exact one (dreluop.adaptive): straight through the cap, or a bump.
+// The derivatives that attacks put in place of the exact one (dreluop.adaptive): straight through the cap, or smoothed.
 #pragma once
 
 #include "dreluop/formats.h"
@@ -45,9 +45,14 @@ DRELUOP_INLINE Real exp_series(Real r) {
     return kCoefficient + r * exp_series<Real, kTerm + 1>(r);
 }
 
-// exp(a) for a <= 0, within 2 eps; 0 where it would be subnormal; NaN for NaN.
+// exp(a) = power * (1 + rest) for a <= 0, power a power of 2. Below kLeast, a is taken for kLeast.
 template <class Real>
-DRELUOP_INLINE Real exp_of_negative(Real a) {
+struct ExpParts {
+  Real power, rest;
+};
+
+template <class Real>
+DRELUOP_INLINE ExpParts<Real> exp_parts(Real a) {
   using C = ExpConstants<Real>;
   using Bits = typename BitsOf<sizeof(Real)>::Type;
   const Real bounded = select(a < C::kLeast, C::kLeast, a);
@@ -55,21 +60,39 @@ DRELUOP_INLINE Real exp_of_negative(Real a) {
   const Real n = shifted - C::kRounder;
   const Real r = (bounded - n * C::kLn2High) - n * C::kLn2Low;
   const Bits exponent = static_cast<Bits>((bit_cast<Bits>(shifted) + Bits{C::kBias}) << C::kMantissa);
-  return select(a < C::kLeast, Real(0), exp_series(r) * bit_cast<Real>(exponent));
+  return {bit_cast<Real>(exponent), r * exp_series<Real, 1>(r)};
 }
 
-// s (1 - s) for s = sigmoid(z), at most 1/4.
+// exp(a) for a <= 0, within 2 eps; 0 where it would be subnormal; NaN for NaN.
 template <class Real>
-DRELUOP_INLINE Real sigmoid_slope(Real z) {
-  const Real e = exp_of_negative(select(z < 0, z, -z));
-  const Real one_and_e = 1 + e;
-  return e / (one_and_e * one_and_e);
+DRELUOP_INLINE Real exp_of_negative(Real a) {
+  const ExpParts<Real> e = exp_parts(a);
+  return select(a < ExpConstants<Real>::kLeast, Real(0), (1 + e.rest) * e.power);
 }
 
-// Soft: the gradient g times a bump of x around half the cap m. Under a cap that is not positive, 0.
+// 1 - exp(a) for a <= 0, within a few eps: near 0, power is 1 and nothing cancels.
+template <class Real>
+DRELUOP_INLINE Real one_minus_exp(Real a) {
+  const ExpParts<Real> e = exp_parts(a);
+  return (1 - e.power) - e.power * e.rest;
+}
+
+template <class Real>
+DRELUOP_INLINE Real sigmoid(Real z) {
+  const Real e = exp_of_negative(select(z < 0, z, -z));
+  return select(z < 0, e, Real(1)) / (1 + e);
+}
+
+// sigmoid(x / width) - sigmoid((x - m) / width) for m > 0, as a product: the difference cancels where m << width.
+template <class Real>
+DRELUOP_INLINE Real smoothed_slope(Real x, Real m, Real width) {
+  return sigmoid(x / width) * sigmoid((m - x) / width) * one_minus_exp(-m / width);
+}
+
+// Soft: the gradient g times the smoothed slope. Under a cap that is not positive, 0.
 template <class Real>
 DRELUOP_INLINE Real softened(Real g, Real x, Real m, Real width) {
-  return select(m <= 0, Real(0), g * sigmoid_slope((x - m / 2) / width));
+  return select(m <= 0, Real(0), g * smoothed_slope(x, m, width));
 }
 
 }  // namespace dreluop

@@ -18,8 +18,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _exp_of_negative(a):
-    """exp(a) for a <= 0, within 2 eps: the fast exponential of the card is not. 0 where it would be subnormal."""
+def _exp_parts(a):
+    """A power of 2 and a rest, with exp(a) = power * (1 + rest) for a <= 0. Below ``least``, a is taken for that."""
     if a.dtype == tl.float64:
         least: tl.constexpr = -708.0
         high: tl.constexpr = 0.693145751953125
@@ -33,16 +33,24 @@ def _exp_of_negative(a):
     bounded = tl.where(a < least, tl.full(a.shape, least, a.dtype), a)
     n = tl.floor(bounded * LOG2_E + 0.5)
     r = (bounded - n * high) - n * low
-    # Horner's rule on 1 + r (1 + r/2 (1 + r/3 (...))).
+    # Horner's rule on r (1 + r/2 (1 + r/3 (...))).
     series = tl.full(a.shape, 1.0, a.dtype)
-    for k in tl.static_range(terms):
+    for k in tl.static_range(terms - 1):
         series = 1.0 + series * r * (1.0 / (terms - k))
-    power = tl.where(n == n, n, 0.0)
+    exponent = tl.where(n == n, n, 0.0)
     if a.dtype == tl.float64:
-        scale = ((power.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+        power = ((exponent.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
     else:
-        scale = ((power.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
-    return tl.where(a < least, tl.zeros_like(a), series * scale)
+        power = ((exponent.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+    return power, series * r
+
+
+@triton.jit
+def _exp_of_negative(a):
+    """exp(a) for a <= 0, within 2 eps: the fast exponential of the card is not. 0 where it would be subnormal."""
+    least: tl.constexpr = -708.0 if a.dtype == tl.float64 else -87.0
+    power, rest = _exp_parts(a)
+    return tl.where(a < least, tl.zeros_like(a), (1.0 + rest) * power)
 
 
 @triton.jit
@@ -55,13 +63,21 @@ def _divide(a, b, ROUNDED: tl.constexpr):
 
 
 @triton.jit
-def _softened(g, x, m, width, ROUNDED: tl.constexpr):
-    """g * s (1 - s) with s = sigmoid((x - m / 2) / width); 0 under a cap that is not positive."""
-    difference, width = tl.broadcast(x - m * 0.5, width)
-    z = _divide(difference, width, ROUNDED)
+def _sigmoid(z, ROUNDED: tl.constexpr):
     e = _exp_of_negative(tl.where(z < 0, z, -z))
-    one_and_e = 1.0 + e
-    return tl.where(m <= 0, tl.zeros_like(g), g * _divide(e, one_and_e * one_and_e, ROUNDED))
+    return _divide(tl.where(z < 0, e, 1.0), 1.0 + e, ROUNDED)
+
+
+@triton.jit
+def _softened(g, x, m, width, ROUNDED: tl.constexpr):
+    """g * (sigmoid(x / width) - sigmoid((x - m) / width)); 0 under a cap that is not positive."""
+    x, width = tl.broadcast(x, width)
+    x, m = tl.broadcast(x, m)
+    # As a product: the difference cancels where m is far below width.
+    power, rest = _exp_parts(_divide(-m, width, ROUNDED))
+    slope = _sigmoid(_divide(x, width, ROUNDED), ROUNDED) * _sigmoid(_divide(m - x, width, ROUNDED), ROUNDED)
+    slope *= (1.0 - power) - power * rest
+    return tl.where(m <= 0, tl.zeros_like(g), g * slope)
 
 
 @triton.jit

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import dreluop
 from benchmarks.robustness.data import Digits, Split
-from benchmarks.robustness.evaluation.judge import Judgement, judge
+from benchmarks.robustness.evaluation.judge import BLIND, Judgement, judge
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.models import DenseNetwork
 
@@ -17,7 +21,7 @@ SETTINGS = AttackSettings(
     samples=40, batch_size=20, pgd_steps=5, apgd_steps=20, square_queries=5, cw_samples=0, bounds=(0.1,)
 )
 EXACT = ("clean", "fgsm", "pgd", "apgd_ce", "apgd_dlr", "square")
-AWARE = ("straight_through", "soft", "uncapped", "transfer")
+AWARE = ("straight_through", "soft", "margin", "uncapped", "transfer")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,74 @@ def test_worst_at_a_bound(judged: tuple[Judgement, dict[str, torch.Tensor]]):
     expected = torch.stack([right[name] for name in names]).all(0).float().mean().item()
     assert found.bounds["0.1"]["worst"] == pytest.approx(expected)
     assert found.bounds["0.1"]["worst"] < found.bounds["0.1"]["apgd_ce"] - 0.2
+
+
+def capped_by(masked: DenseNetwork, form: str) -> nn.Module:
+    """The same weights and the same function, its caps made in another way."""
+    model = copy.deepcopy(masked)
+    cap = model.activation.cap.detach().clone()
+    number = float(cap[0])
+    assert (cap == number).all()
+    forms = {
+        "DReLU": lambda: model.activation,
+        "SReLU": lambda: dreluop.SReLU(cap),
+        "capped_relu, tensor": lambda: Function(lambda x: dreluop.capped_relu(x, cap)),
+        "capped_relu, a new tensor each time": lambda: Function(lambda x: dreluop.capped_relu(x, cap * 1)),
+        "capped_relu, number": lambda: Function(lambda x: dreluop.capped_relu(x, number)),
+        "clamp": lambda: Function(lambda x: torch.minimum(x.clamp(min=0), cap)),
+    }
+    model.activation = forms[form]()
+    return model.eval()
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+FEW = replace(SETTINGS, samples=20, pgd_steps=1, apgd_steps=20, square_queries=1, bounds=(), cw_samples=10, cw_steps=2)
+
+
+@pytest.mark.parametrize(
+    "form", ["SReLU", "capped_relu, tensor", "capped_relu, a new tensor each time", "capped_relu, number"]
+)
+def test_every_capped_activation_is_attacked_through_its_cap(
+    form: str, masked: DenseNetwork, some: Split, images: Digits
+):
+    expected = judge(masked, None, some, images.validation.x, FEW)
+    found = judge(capped_by(masked, form), None, some, images.validation.x, FEW)
+    assert expected.worst < expected.paper_worst - 0.2
+    for name in ("straight_through", "soft", "margin"):
+        assert found.accuracy[name] == pytest.approx(expected.accuracy[name], abs=0.1)
+    assert found.worst == pytest.approx(expected.worst, abs=0.06)
+    assert found.l2_worst == pytest.approx(expected.l2_worst, abs=0.11)
+    assert found.blind == 0
+    assert found.zero_gradient == expected.zero_gradient > 0.6
+    assert ("uncapped" in found.accuracy) is (form == "SReLU")
+    assert (found.caps is None) is (form != "SReLU")
+
+
+def test_a_cap_that_no_surrogate_reaches_is_no_number(masked: DenseNetwork, some: Split, images: Digits):
+    found = judge(capped_by(masked, "clamp"), None, some, images.validation.x, FEW)
+    assert "straight_through" not in found.accuracy
+    assert found.blind > 0.6 > BLIND
+    # The number that would have been taken for robustness.
+    assert found.worst > judge(masked, None, some, images.validation.x, FEW).worst + 0.1
+
+
+def test_worst_in_l2_is_per_input_over_both_attacks(masked: DenseNetwork, some: Split, images: Digits, tmp_path: Path):
+    settings = replace(FEW, cw_steps=30, cw_searches=2, cw_bounds=(1.0, 3.0))
+    found = judge(masked, None, some, images.validation.x, settings, file=tmp_path / "found.pt")
+    kept = torch.load(tmp_path / "found.pt")
+    right = kept["right"]["margin_l2"] & (kept["distances"] > 1.0)
+    assert found.l2_worst == pytest.approx(right.float().mean().item())
+    assert found.l2_worst < found.cw["1"] - 0.2
+    assert len(right) == FEW.cw_samples
+    assert judge(masked, None, some, images.validation.x, replace(FEW, cw_samples=0)).l2_worst is None
 
 
 def test_more_samples_than_there_are(masked: DenseNetwork, some: Split):

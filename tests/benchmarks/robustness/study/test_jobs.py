@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -251,12 +252,13 @@ def test_tables_show_the_honest_columns(done: list[records.Record]):
     clean = [one["judgement"]["accuracy"]["clean"] for one in done if one["label"] == "ReLU"]
     spread = 100 * abs(clean[0] - clean[1]) / 2**0.5
     assert shown.rows[0][column] == f"{50 * sum(clean):.1f} ± {spread:.1f}"
-    near = shown.header.index("CW-L2, near")
-    bounds = [one["judgement"]["cw"] for one in done if one["label"] == "D-ReLU 1"]
-    assert all(set(one) == {"1.5", "18"} for one in bounds)
-    assert shown.rows[2][near].startswith(f"{50 * sum(one['1.5'] for one in bounds):.1f}")
+    near = shown.header.index("L2 worst, near")
+    judgements = [one["judgement"] for one in done if one["label"] == "D-ReLU 1"]
+    assert all(set(one["cw"]) == {"1.5", "18"} for one in judgements)
+    assert all(one["l2_worst"] <= one["cw"]["1.5"] for one in judgements)
+    assert shown.rows[2][near].startswith(f"{50 * sum(one['l2_worst'] for one in judgements):.1f}")
     few = table("T", done, ["clean", "square"])
-    assert "CW-L2, near" not in few.header
+    assert "L2 worst, near" not in few.header
     assert few.header[4:6] == ("clean", "Square")
     assert "adaptive worst" in few.header
     with pytest.raises(ValueError, match="columns: got 'fgms'"):
@@ -265,12 +267,46 @@ def test_tables_show_the_honest_columns(done: list[records.Record]):
     assert [row[3] for row in cost_table("T", done).rows] == ["2"] * 4
 
 
+def test_a_result_without_a_gradient_to_follow_is_no_number(done: list[records.Record]):
+    blind = [json.loads(json.dumps(one)) for one in done]
+    for one in blind:
+        assert one["judgement"]["blind"] == 0
+        if one["label"] == "D-ReLU 1":
+            one["judgement"] |= {"blind": 0.3, "worst": 0.7, "l2_worst": 0.5}
+    shown = table("T", blind)
+    worst, near = (shown.header.index(name) for name in ("adaptive worst", "L2 worst, near"))
+    assert shown.rows[2][worst] == "no gradient (70.0 ± 0.0)"
+    assert shown.rows[2][near] == "no gradient (50.0 ± 0.0)"
+    assert "gradient" not in "".join(shown.rows[0])
+    assert adaptive_table("T", blind).rows[2][-1] == "no gradient (70.0 ± 0.0)"
+    hidden = frame(blind).query("method == 'D-ReLU 1'")
+    assert hidden[["worst", "l2_worst"]].isna().all(axis=None)
+    for one in blind:
+        drawn = reporting_pictures._at_bounds(one)
+        assert set(drawn) == {"0.05", "0.2"}
+        assert all(math.isnan(values["worst"]) is (one["label"] == "D-ReLU 1") for values in drawn.values())
+        assert not any(math.isnan(values["apgd_ce"]) for values in drawn.values())
+
+
+def test_a_record_of_older_attacks_is_replaced(done: list[records.Record], tmp_path: Path):
+    new = done[0]
+    old = json.loads(json.dumps(new))
+    del old["revision"]
+    old["name"] = f"{new['name'].rsplit('-', 1)[0]}-000000"
+    other = json.loads(json.dumps(old))
+    other["name"], other["attacks"]["samples"] = f"{old['name'][:-1]}1", 11
+    for record in (old, other, new):
+        records.save(record, tmp_path)
+    left = {path.stem for path in tmp_path.iterdir()}
+    assert left == {other["name"], new["name"]}
+
+
 def test_the_paper_s_numbers_do_not_hide_the_worst_one(done: list[records.Record]):
     runs = frame(done)
     assert (runs.worst <= runs.paper_worst).all()
     for name in ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square"):
         assert (runs.paper_worst <= runs[name] + 1e-6).all()
-    for name in ("straight_through", "soft", "uncapped", "apgd_targeted", "transfer"):
+    for name in ("straight_through", "soft", "margin", "uncapped", "apgd_targeted", "transfer"):
         assert (runs.worst <= runs[name].fillna(1) + 1e-6).all()
 
 

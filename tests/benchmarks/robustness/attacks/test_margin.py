@@ -1,0 +1,104 @@
+"""Momentum on margins: through smooth caps it finds what the other attacks find, in both norms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.robustness.attacks import margin as module
+from benchmarks.robustness.attacks import pgd
+from benchmarks.robustness.attacks.adaptive import worst_of_soft
+from benchmarks.robustness.attacks.auto import apgd_targeted
+from benchmarks.robustness.attacks.margin import margin
+from benchmarks.robustness.data import Digits, Split
+from benchmarks.robustness.evaluation import accuracy
+from benchmarks.robustness.models import DenseNetwork
+from dreluop.adaptive import measure_std
+
+EPS, NEAR, STEPS = 0.1, 1.5, 20
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", NEAR)])
+def test_it_finds_what_the_caps_hide(masked: DenseNetwork, some: Split, images: Digits, norm, eps: float):
+    std = measure_std(masked, images.validation.x)
+    adversarial = margin(masked, *some, eps, STEPS, std=std, norm=norm)
+    change = (adversarial - some.x).flatten(1)
+    assert change.norm(dim=1, p=math.inf if norm == "Linf" else 2).max() <= eps + 1e-5
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    found = accuracy(masked, adversarial, some.y)
+    # By the exact gradient it is as blind as the others.
+    assert found < accuracy(masked, margin(masked, *some, eps, STEPS, norm=norm), some.y) - 0.2
+    if norm == "Linf":
+        assert found <= accuracy(masked, worst_of_soft(masked, *some, eps, STEPS, std=std), some.y) + 0.02
+    right = masked(adversarial).argmax(1) == some.y
+    assert torch.equal(adversarial[right], some.x[right])
+
+
+def test_without_caps_it_is_as_strong_as_the_others(relu: DenseNetwork, some: Split):
+    found = accuracy(relu, margin(relu, *some, 0.03, STEPS), some.y)
+    assert found <= accuracy(relu, pgd(relu, *some, 0.03, STEPS), some.y)
+    assert found <= accuracy(relu, apgd_targeted(relu, *some, 0.03, STEPS), some.y) + 0.02
+    assert accuracy(relu, margin(relu, *some, NEAR, STEPS, norm="L2"), some.y) < 0.1
+
+
+def test_what_it_finds_hangs_on_the_seed_alone(masked: DenseNetwork, some: Split, images: Digits):
+    masked.train()
+    std, before, x = measure_std(masked, images.validation.x), torch.random.get_rng_state(), some.x.clone()
+    first = margin(masked, *some, EPS, 5, std=std)
+    assert masked.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(some.x, x)
+    torch.rand(1)
+    assert torch.equal(margin(masked, *some, EPS, 5, std=std), first)
+    assert not torch.equal(margin(masked, *some, EPS, 5, seed=1, std=std), first)
+    masked.eval()
+
+
+@pytest.mark.parametrize(("finds", "rounds"), [(0, 1), (1, 2), (100, module.ROUNDS)])
+def test_it_starts_again_until_a_round_finds_nothing(
+    finds: int, rounds: int, relu: DenseNetwork, some: Split, monkeypatch: pytest.MonkeyPatch
+):
+    widths: list[tuple[float, float]] = []
+    original = module._Run.__call__
+
+    def run(self, steps, std, between, generator):
+        widths.append(between)
+        found, _ = original(self, steps, std, between, generator)
+        fooled = torch.zeros(len(found), dtype=torch.bool)
+        fooled[0] = len(widths) % (1 + module.TARGETS) == 1 and len(widths) <= finds * (1 + module.TARGETS)
+        return found, fooled
+
+    monkeypatch.setattr(module._Run, "__call__", run)
+    margin(relu, *some, 0.0, 1)
+    assert len(widths) == rounds * (1 + module.TARGETS)
+    assert widths[:: 1 + module.TARGETS] == [module.WIDTHS[i % len(module.WIDTHS)] for i in range(rounds)]
+
+
+def test_bad_input(relu: DenseNetwork, some: Split):
+    with pytest.raises(ValueError, match="eps: got -1"):
+        margin(relu, *some, -1)
+    with pytest.raises(ValueError, match="steps: got 0"):
+        margin(relu, *some, EPS, 0)
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+    nn.init.constant_(broken[1].weight, math.nan)
+    with pytest.raises(RuntimeError, match="the model's margin has NaN in its input gradient"):
+        margin(broken, some.x, some.y % 3, EPS)
+    empty = margin(relu, some.x[:0], some.y[:0], EPS)
+    assert empty.shape == (0, 1, 28, 28)
+    assert torch.equal(margin(relu, *some, 0.0, 2), some.x)
+
+
+def test_gradients_too_small_to_be_squared_are_followed():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1e-25] * 4, [-1e-25] * 4]))
+    x, y = torch.full((1, 1, 2, 2), 0.1), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        model[1].weight[0, 0] = -4e-25
+        y += int(model(x).argmax(1))
+    for norm, eps in (("Linf", 0.1), ("L2", 0.2)):
+        adversarial = margin(model, x, y, eps, 30, norm=norm)
+        assert int(model(adversarial).argmax(1)) != int(y)
