@@ -64,7 +64,8 @@ class CappedReLUFunction(Function):
         *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         calls = operators_for(x)
-        with below_autograd():
+        # Functionalization hides a write made without grad mode from autograd: it takes it for one under no_grad.
+        with below_autograd(), torch.set_grad_enabled(inplace):
             if save == "output" and balancer is None:
                 if not inplace:
                     return calls.forward(x, cap, dim, *addends)

@@ -278,11 +278,6 @@ def _traced(
         y = x if inplace else FUSED.forward(x, cap, dim, *addends)
         return y if balancer is None else (y, FUSED.penalty([cap], balancer))
     calls = operators_for(x)
-    if inplace and compiling.exporting():
-        # No decomposition can take the place of an operator that writes over its argument.
-        y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
-        x.copy_(y)
-        return x if balancer is None else (x, penalty)
     if save == "output" and balancer is None:
         if not inplace:
             return calls.forward(x, cap, dim, *addends)

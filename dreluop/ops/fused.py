@@ -61,15 +61,9 @@ def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywor
         return forward(*arguments, **keywords)
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
-    x.copy_(calls.FUSED.forward(x, cap, dim, bias, residual))
-
-
 for _name in FUSIBLE:
     library.impl(overload(_name, FUSED), getattr(calls.DEFAULT, _name), "CompositeExplicitAutograd")
 _full_name = f"{NAMESPACE}::{overload('forward', FUSED)}"
 torch.library.register_torch_dispatch(_full_name, ProxyTorchDispatchMode, _traced, lib=library)
-# What a compiler gets writes over nothing: there the copy is only another name.
-library.impl(overload("forward_", FUSED), _forward_, "Functionalize")
 # These are called while a compiler traces, never from a graph: no operator is needed.
 calls.FUSED.backward, calls.FUSED.tangent = backward, tangent

@@ -1,0 +1,50 @@
+"""The operators that write over x, where torch makes a program functional: torch.compile, export, ``functionalize``.
+
+The operator that does not write computes y, and y becomes the value of x. No write and no copy is left in the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreluop.backends import checks
+from dreluop.ops import calls
+from dreluop.ops.schemas import IN_PLACE, library, overload, overloads_of
+
+
+def _become(x: Tensor, y: Tensor) -> None:
+    """Make y the value of x, as functionalization does for every in-place operator of torch.
+
+    ``x.copy_(y)`` would become ``aten.copy``, which has no derivative in a decomposed program that is trained.
+    """
+    if not torch._is_functional_tensor(x):
+        x.copy_(y)
+        return
+    torch._sync(y)
+    torch._functionalize_replace(x, torch._from_functional_tensor(y))  # type: ignore[attr-defined]
+    torch._functionalize_commit_update(x)  # type: ignore[attr-defined]
+    torch._functionalize_sync(x)  # type: ignore[attr-defined]
+
+
+def _register(name: str, which: str) -> None:
+    functional = getattr(calls.BY_OVERLOAD[which], name.removesuffix("_"))
+
+    def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)):
+            checks.writable(x)
+        result = functional(x, *args)
+        if isinstance(result, Tensor):
+            return _become(x, result)
+        y, *extras = result
+        _become(x, y)
+        return tuple(extras)
+
+    library.impl(overload(name, which), kernel, "Functionalize")
+
+
+for _name in IN_PLACE:
+    for _which in overloads_of(_name):
+        _register(_name, _which)
