@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
     Raises:
         TypeError, ValueError: model has no DReLU, frozen is no bool, or a pattern fits no layer.
     """
-    validation.flag("frozen", frozen)
+    frozen = validation.flag("frozen", frozen)
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     names = _selected(layers, select)
     for name in names:
@@ -92,8 +91,8 @@ def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
             raise ValueError(
                 f"value of {name!r}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}"
             )
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        tensor = torch.tensor(float(value), dtype=torch.float64)
+    elif validation.is_number(value):
+        tensor = torch.tensor(validation.number(f"value of {name!r}", value), dtype=torch.float64)
     else:
         raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
     if not bool((tensor > 0).all()):
