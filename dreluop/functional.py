@@ -111,7 +111,7 @@ def capped_relu(
         except (RuntimeError, TypeError, ValueError) as error:
             _raise_in_our_words(error, x, cap, dim)
             raise
-    if has_torch_function((x, cap, bias, residual)):
+    if _overrides((x, cap, bias, residual)):
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             capped_relu, (x, cap, bias, residual), x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
             bias=bias, residual=residual,
@@ -395,9 +395,14 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     return _penalty(tensors, balancer)
 
 
-def _overrides(caps: Sequence[Any]) -> bool:
-    """Whether a type among these, or a mode, has its own ``__torch_function__``; a lazy parameter's only refuses."""
-    return has_torch_function(caps) and not any(type(cap) is UninitializedParameter for cap in caps)
+def _overrides(arguments: Sequence[Any]) -> bool:
+    """Whether a type among these, or a mode, has its own ``__torch_function__`` to be called.
+
+    A lazy parameter's only refuses. Dynamo calls it for the operators, and cannot trace how torch calls it for ours.
+    """
+    if not has_torch_function(arguments) or torch.compiler.is_compiling():
+        return False
+    return not any(type(argument) is UninitializedParameter for argument in arguments)
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
@@ -460,6 +465,17 @@ class Saturation(NamedTuple):
     live: Tensor
 
 
+_from_fields = Saturation.__new__
+
+
+def _from_fields_or_iterable(cls: type[Saturation], *fields: Any, **named: Any) -> Saturation:
+    return cls._make(fields[0]) if len(fields) == 1 and not named else _from_fields(cls, *fields, **named)
+
+
+# As torch's own named results are made: a subclass of Tensor converts what a function returns in this way.
+Saturation.__new__ = _from_fields_or_iterable  # type: ignore[method-assign, assignment]
+
+
 def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     """Count the elements off, inside and capped, per cap, and find the samples without a live unit. No gradient.
 
@@ -471,7 +487,7 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     Raises:
         TypeError, ValueError: as ``capped_relu``; ValueError also for a 0-dimensional x.
     """
-    if has_torch_function((x, cap)):
+    if _overrides((x, cap)):
         overridden: Saturation = handle_torch_function(saturation, (x, cap), x, cap, dim=dim)
         return overridden
     validation.float_tensor("x", x)

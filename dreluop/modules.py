@@ -57,8 +57,8 @@ class SReLU(_CappedActivation):
 
     def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
         super().__init__(dim, inplace, save)
-        if not isinstance(cap, Tensor) and validation.is_number(cap):
-            cap = torch.full((1,), validation.stored("cap", validation.number("cap", cap), torch.get_default_dtype()))
+        if not isinstance(cap, Tensor):
+            cap = torch.full((1,), validation.stored("cap", validation.cap_number(cap), torch.get_default_dtype()))
         self.register_buffer("cap", validation.float_tensor("cap", cap).detach().clone())
 
     def extra_repr(self) -> str:
@@ -158,6 +158,11 @@ class LazyDReLU(LazyModuleMixin, DReLU):
         """Give the cap its shape; called before the first forward."""
         if not self.has_uninitialized_params():
             return
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x: got {type(x).__name__}; expected a torch.Tensor in the first call of a LazyDReLU, which takes its "
+                "shape from it (run the module once before tracing it)"
+            )
         validation.float_tensor("x", x)
         if self.granularity == "channel" and not -x.ndim <= self.dim < x.ndim:
             raise ValueError(f"dim: got {self.dim} for x of shape {tuple(x.shape)}")

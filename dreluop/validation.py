@@ -34,8 +34,8 @@ def float_tensor(name: str, value: Any) -> Tensor:
 
 def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:
     """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype, rounded as a tensor would be."""
-    if not isinstance(cap, Tensor) and is_number(cap):
-        cap = torch.full((), rounded(number("cap", cap), x.dtype), dtype=x.dtype, device=x.device)
+    if not isinstance(cap, Tensor):
+        cap = torch.full((), rounded(cap_number(cap), x.dtype), dtype=x.dtype, device=x.device)
     result = float_tensor("cap", cap)
     if cap.device != x.device:
         raise ValueError(f"cap: got a tensor on {cap.device}; expected x's device, {x.device}")
@@ -97,12 +97,18 @@ def initial_cap(init: Any, dtype: torch.dtype | None = None) -> float:
     return value if dtype is None else stored("init", value, dtype)
 
 
+def cap_number(cap: Any) -> float:
+    if not is_number(cap):
+        raise TypeError(f"cap: got {type(cap).__name__}; expected a torch.Tensor or a number")
+    return number("cap", cap)
+
+
 def stored(name: str, value: float, dtype: torch.dtype) -> float:
-    """The number, which must not become 0 or infinite in the dtype of a parameter or buffer."""
+    """The number for a parameter or buffer of the dtype, which must not make it 0 or infinite."""
     kept = rounded(value, dtype)
     if kept != value and (kept == 0 or math.isinf(kept)):
         raise ValueError(f"{name}: got {value:g}, which {dtype} rounds to {kept:g}; expected a number in its range")
-    return value
+    return kept
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:
@@ -213,8 +219,9 @@ def _kind(value: Any) -> str:
     """What a message calls a value of the wrong type."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    why = " that requires grad" if value.requires_grad else f" of shape {tuple(value.shape)}" if value.ndim else ""
-    return f"{type(value).__name__}{why}"
+    if value.requires_grad:
+        return f"{type(value).__name__} that requires grad"
+    return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype} on {value.device}"
 
 
 def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
