@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dreluop import surrogate
+from dreluop import surrogate, validation
 from dreluop.uncapped import UncappedReLU, remove_caps
-from dreluop.validation import float_tensor
 
 __all__ = ["UncappedReLU", "measure_std", "reached_caps", "remove_caps", "smooth_forward", "surrogate_backward"]
 
@@ -157,9 +155,7 @@ def reached_caps(model: nn.Module, *inputs: Any) -> list[Tensor]:
 
 
 def _positive(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected a number")
-    number = float(value)
+    number = validation.number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: got {value}; expected a finite number > 0")
     return number
@@ -170,11 +166,11 @@ def _checked_std(std: Any) -> float | dict[Tensor, float | Tensor]:
         return _positive("std", std)
     checked: dict[Tensor, float | Tensor] = {}
     for cap, value in std.items():
-        float_tensor("std: a cap", cap)
+        validation.float_tensor("std: a cap", cap)
         if not isinstance(value, Tensor):
             checked[cap] = _positive("std", value)
             continue
-        float_tensor("std", value)
+        validation.float_tensor("std", value)
         if value.shape != cap.shape:
             raise ValueError(f"std: got shape {tuple(value.shape)}; expected the cap's, {tuple(cap.shape)}")
         if not bool((value.isfinite() & (value > 0)).all()):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreluop import validation
 from dreluop.layers import (
     HEADER,
     CappedLayer,
@@ -99,11 +100,7 @@ class SaturationMonitor:
         log: Callable[[str], Any] | None = None,
         patience: int = 3,
     ) -> None:
-        for name, number in (("every", every), ("patience", patience)):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise TypeError(f"{name}: got {type(number).__name__}; expected an int")
-            if number < 1:
-                raise ValueError(f"{name}: got {number}; expected at least 1")
+        every, patience = validation.positive_int("every", every), validation.positive_int("patience", patience)
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise TypeError(
                 f"writer: got {type(writer).__name__}; expected an object with add_scalar(tag, value, step)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple, overload
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.overrides import handle_torch_function, has_torch_function
 
 from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
@@ -20,6 +22,7 @@ from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_of
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
+_is_tracing = torch._C._is_tracing  # by torch.jit.trace
 # Past torch's own apply, which binds default arguments for 50 us.
 _apply_plain = super(torch.autograd.Function, PlainCappedReLUFunction).apply
 
@@ -111,6 +114,12 @@ def capped_relu(
         except (RuntimeError, TypeError, ValueError) as error:
             _raise_in_our_words(error, x, cap, dim)
             raise
+    if _overrides((x, cap, bias, residual)):
+        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+            capped_relu, (x, cap, bias, residual), x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
+            bias=bias, residual=residual,
+        )  # fmt: skip
+        return overridden
     if (
         usual
         and type(x) in _TENSORS
@@ -120,13 +129,15 @@ def capped_relu(
         and x.device == cap.device
         and type(inplace) is bool
         and not derivatives_by_plain_torch()
+        and not _is_tracing()
     ):
         return _plain(x, cap, dim, inplace)
     if torch.compiler.is_compiling():
         # Dynamo cannot leave its graph within a try, and would never look at this function again.
         return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
+    call = _in_a_trace if _is_tracing() and not surrogate.active else _any_call
     try:
-        return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
+        return call(x, cap, dim, inplace, save, balancer, bias, residual)
     except RuntimeError as error:
         raise_as_of_torch(error)
         raise
@@ -170,7 +181,7 @@ def _any_call(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    cap, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
+    cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
     sharded = distributed.is_distributed(x)
     if surrogate.active:
         run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
@@ -180,7 +191,7 @@ def _any_call(
     if sharded and save == "code":
         return _sharded_with_code(x, cap, dim, balancer, bias, residual)
     if torch.compiler.is_compiling():
-        return _traced(x, cap, dim, inplace, save, balancer, addends)
+        return _traced_with_penalty(x, cap, dim, inplace, save, balancer, addends)
     calls = operators_for(x)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
@@ -198,7 +209,44 @@ def _any_call(
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
-    return outputs[0], penalty_of([cap], balancer) if split else outputs[-1]
+    return _detached_where_frozen(cap, (outputs[0], penalty_of([cap], balancer) if split else outputs[-1]))
+
+
+def _in_a_trace(
+    x: Tensor,
+    cap: Tensor | float,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """For ``torch.jit.trace``: operators, which have the same derivatives. It could not save a Function."""
+    with _checks_not_traced():
+        cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
+        if inplace:
+            validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
+    result = _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, addends)
+    return _detached_where_frozen(cap, result)
+
+
+@contextmanager
+def _checks_not_traced() -> Iterator[None]:
+    """In a trace every size is a tensor, and torch warns of each comparison."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def _detached_where_frozen(cap: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    """y and the penalty, which one operator gives: it lets both require a gradient where only x does."""
+    if isinstance(result, tuple) and not cap.requires_grad:
+        return result[0], result[1].detach()
+    return result
 
 
 def _checked(
@@ -210,14 +258,15 @@ def _checked(
     balancer: float | None,
     bias: Tensor | None,
     residual: Tensor | None,
-) -> tuple[Tensor, float | None, tuple[Tensor | None, ...]]:
-    """cap, balancer, and bias and residual where there are any, or the error that names what does not fit."""
+) -> tuple[Tensor, int, bool, float | None, tuple[Tensor | None, ...]]:
+    """cap, dim, inplace, balancer, and bias and residual where there are any, or the error that names what is wrong."""
     validation.float_tensor("x", x)
+    dim = validation.integer("dim", dim)
     cap = validation.cap_for(x, cap, dim)
     if save != "output":
         validation.save_mode(save)
     if inplace is not False:
-        validation.flag("inplace", inplace)
+        inplace = validation.flag("inplace", inplace)
     if balancer is not None:
         balancer = validation.penalty_weight(balancer)
     addends: tuple[Tensor | None, ...] = ()
@@ -227,7 +276,7 @@ def _checked(
         cap = distributed.checked_cap(x, cap, bias=bias, residual=residual)
         if inplace and save == "code":
             distributed.refuse_code_in_place()
-    return cap, balancer, addends
+    return cap, dim, inplace, balancer, addends
 
 
 def _sharded_with_code(
@@ -260,6 +309,23 @@ def _without_derivative(
         return x, calls.forward_extra_(x, cap, dim, False, balancer, *addends)[1]
     y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
     return y, penalty
+
+
+def _traced_with_penalty(
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    save: str,
+    balancer: float | None,
+    addends: tuple[Tensor | None, ...],
+) -> Tensor | tuple[Tensor, Tensor]:
+    # An operator takes a number as a constant, so torch.compile would compile anew for each balancer.
+    result = _traced(x, cap, dim, inplace, save, None if balancer is None else 1.0, addends)
+    if balancer is None or isinstance(result, Tensor):
+        return result
+    y, squares = _detached_where_frozen(cap, result)
+    return y, squares * balancer
 
 
 def _traced(
@@ -306,8 +372,15 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         TypeError: caps holds something that is no float tensor, or balancer is no number.
         ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
     """
+    if _overrides((caps,)):
+        overridden: Tensor = handle_torch_function(cap_penalty, (caps,), caps, balancer)
+        return overridden
+    given = _tensors_of(caps)
+    if _overrides(given):
+        overridden = handle_torch_function(cap_penalty, given, given, balancer)
+        return overridden
+    tensors = caps_of(given)
     balancer = validation.penalty_weight(balancer)
-    tensors = caps_of(caps)
     for index, cap in enumerate(tensors):
         if cap.device != tensors[0].device:
             raise ValueError(
@@ -320,9 +393,22 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     return _penalty(tensors, balancer)
 
 
+def _overrides(arguments: Sequence[Any]) -> bool:
+    """Whether a type among these, or a mode, has its own ``__torch_function__`` to be called.
+
+    A lazy parameter's only refuses. Dynamo calls it for the operators, and cannot trace how torch calls it for ours.
+    """
+    if not has_torch_function(arguments) or torch.compiler.is_compiling():
+        return False
+    return not any(type(argument) is UninitializedParameter for argument in arguments)
+
+
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
     calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
+        # As in `_traced_with_penalty`.
+        return calls.penalty(caps, 1.0) * balancer
+    if _is_tracing():
         return calls.penalty(caps, balancer)
     return penalty_of(caps, balancer)
 
@@ -377,6 +463,17 @@ class Saturation(NamedTuple):
     live: Tensor
 
 
+_from_fields = Saturation.__new__
+
+
+def _from_fields_or_iterable(cls: type[Saturation], *fields: Any, **named: Any) -> Saturation:
+    return cls._make(fields[0]) if len(fields) == 1 and not named else _from_fields(cls, *fields, **named)
+
+
+# As torch's own named results are made: a subclass of Tensor converts what a function returns in this way.
+Saturation.__new__ = _from_fields_or_iterable  # type: ignore[method-assign, assignment]
+
+
 def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     """Count the elements off, inside and capped, per cap, and find the samples without a live unit. No gradient.
 
@@ -388,7 +485,11 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     Raises:
         TypeError, ValueError: as ``capped_relu``; ValueError also for a 0-dimensional x.
     """
+    if _overrides((x, cap)):
+        overridden: Saturation = handle_torch_function(saturation, (x, cap), x, cap, dim=dim)
+        return overridden
     validation.float_tensor("x", x)
+    dim = validation.integer("dim", dim)
     cap = validation.cap_for(x, cap, dim)
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")

@@ -22,8 +22,8 @@ class _CappedActivation(nn.Module):
 
     def __init__(self, dim: int, inplace: bool, save: SaveMode) -> None:
         super().__init__()
-        self.dim = dim
-        self.inplace = inplace
+        self.dim = validation.integer("dim", dim)
+        self.inplace = validation.flag("inplace", inplace)
         self.save: SaveMode = "code" if validation.save_mode(save) == "code" else "output"
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
@@ -46,14 +46,20 @@ class SReLU(_CappedActivation):
     """S-ReLU: ``y = max(0, min(x, cap))`` with a cap that is not trained (section 3 of the paper).
 
     Args:
-        cap: a number, or a tensor of one of the shapes of ``capped_relu``; kept as the buffer ``cap``.
+        cap: a number, or a tensor of one of the shapes of ``capped_relu``; kept as the buffer ``cap``. As in
+            ``capped_relu``, an infinite cap is plain ReLU, one <= 0 gives 0, and NaN gives NaN.
         dim, inplace, save: as in ``capped_relu``.
+
+    Raises:
+        TypeError: cap is neither, dim is no int, inplace no bool.
+        ValueError: the default dtype rounds the number to 0 or infinity; save is unknown.
     """
 
     def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
         super().__init__(dim, inplace, save)
-        value = cap.detach().clone() if isinstance(cap, Tensor) else torch.full((1,), float(cap))
-        self.register_buffer("cap", validation.float_tensor("cap", value))
+        if not isinstance(cap, Tensor):
+            cap = torch.full((1,), validation.stored("cap", validation.cap_number(cap), torch.get_default_dtype()))
+        self.register_buffer("cap", validation.float_tensor("cap", cap).detach().clone())
 
     def extra_repr(self) -> str:
         value = f"{self.cap.item():g}" if self.cap.numel() == 1 and not self.cap.is_meta else f"{tuple(self.cap.shape)}"
@@ -69,13 +75,14 @@ class DReLU(_CappedActivation):
     Args:
         num_parameters: 1 for one cap (the layer), C for one per channel of ``dim``, or a shape, ``x.shape[1:]``, for
             one per neuron (the paper's case).
-        init: initial value of every cap, finite and > 0 (a cap <= 0 gives 0, and its gradient is 0).
+        init: initial value of every cap, > 0 (a cap <= 0 gives 0, and its gradient is 0). With ``inf`` it is plain ReLU
+            until its caps are set: an infinite cap never learns, and its penalty is infinite.
         dim, inplace, save: as in ``capped_relu``.
         device, dtype: of the parameter ``cap``, which always has at least one dimension.
 
     Raises:
-        TypeError, ValueError: num_parameters is no positive int or shape of positive ints; init is no finite number
-            > 0; save is unknown.
+        TypeError: num_parameters is no int or shape, init no number, dim no int, inplace no bool, dtype no float type.
+        ValueError: a size is not positive; init is not > 0, or dtype rounds it to 0 or infinity; save is unknown.
     """
 
     cap: nn.Parameter
@@ -93,7 +100,8 @@ class DReLU(_CappedActivation):
     ) -> None:
         super().__init__(dim, inplace, save)
         self.init = validation.initial_cap(init)
-        self.cap = nn.Parameter(torch.empty(_cap_shape(num_parameters), device=device, dtype=dtype))
+        sizes = validation.shape("num_parameters", num_parameters)
+        self.cap = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
         validation.float_tensor("dtype", self.cap)
         self.reset_parameters()
 
@@ -104,10 +112,11 @@ class DReLU(_CappedActivation):
 
     def reset_parameters(self) -> None:
         """Set every cap to ``init``."""
+        value = validation.initial_cap(self.init, self.cap.dtype)
         if self._parameters.get("cap") is not None:
-            nn.init.constant_(self.cap, self.init)
+            nn.init.constant_(self.cap, value)
         else:
-            cap_values.write({"": self}, {"": torch.full((), self.init, dtype=self.cap.dtype)})
+            cap_values.write({"": self}, {"": torch.full((), value, dtype=self.cap.dtype)})
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""
@@ -153,6 +162,11 @@ class LazyDReLU(LazyModuleMixin, DReLU):
         """Give the cap its shape; called before the first forward."""
         if not self.has_uninitialized_params():
             return
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"x: got {type(x).__name__}; expected a torch.Tensor in the first call of a LazyDReLU, which takes its "
+                "shape from it (run the module once before tracing it)"
+            )
         validation.float_tensor("x", x)
         if self.granularity == "channel" and not -x.ndim <= self.dim < x.ndim:
             raise ValueError(f"dim: got {self.dim} for x of shape {tuple(x.shape)}")
@@ -170,12 +184,3 @@ class LazyDReLU(LazyModuleMixin, DReLU):
         if self.has_uninitialized_params():
             return f'"{self.granularity}", init={self.init:g}'
         return super().extra_repr()
-
-
-def _cap_shape(num_parameters: Any) -> tuple[int, ...]:
-    if isinstance(num_parameters, bool) or not isinstance(num_parameters, int | Sequence):
-        raise TypeError(f"num_parameters: got {type(num_parameters).__name__}; expected an int or a shape")
-    shape = (num_parameters,) if isinstance(num_parameters, int) else tuple(num_parameters)
-    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"num_parameters: got {num_parameters}; expected a positive int or a shape of positive ints")
-    return shape

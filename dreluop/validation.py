@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
+from collections.abc import Sequence
+from itertools import accumulate
 from numbers import Real
 from typing import Any
 
@@ -21,20 +25,20 @@ def float_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name}: got {type(value).__name__}; expected a torch.Tensor")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: got dtype {value.dtype}; expected {_DTYPE_NAMES}")
+    if value.is_nested:
+        raise TypeError(f"{name}: got a nested tensor; expected one of a single shape, such as its values()")
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: got layout {value.layout}; expected torch.strided")
     return value
 
 
-def cap_for(x: Tensor, cap: Any, dim: Any) -> Tensor:
-    """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype."""
-    if not isinstance(cap, Tensor) and isinstance(cap, Real) and not isinstance(cap, bool):
-        cap = torch.full((), float(cap), dtype=x.dtype, device=x.device)
+def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:
+    """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype, rounded as a tensor would be."""
+    if not isinstance(cap, Tensor):
+        cap = torch.full((), rounded(cap_number(cap), x.dtype), dtype=x.dtype, device=x.device)
     result = float_tensor("cap", cap)
     if cap.device != x.device:
         raise ValueError(f"cap: got a tensor on {cap.device}; expected x's device, {x.device}")
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"dim: got {type(dim).__name__}; expected an int")
     granularity_of(x.shape, cap.shape, dim)
     return result
 
@@ -78,26 +82,146 @@ def penalty_weight(balancer: Any) -> float:
 
 
 def at_least_zero(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected a number")
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
+    result = number(name, value)
+    # math.isfinite, or a comparison with infinity, has no meaning for a number that torch.compile does not know.
+    if not 0 <= result <= sys.float_info.max:
         raise ValueError(f"{name}: got {value}; expected a finite number >= 0")
-    return number
+    return result
 
 
-def initial_cap(init: Any) -> float:
-    if not isinstance(init, Real) or isinstance(init, bool):
-        raise TypeError(f"init: got {type(init).__name__}; expected a number")
-    value = float(init)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"init: got {init}; expected a finite number > 0 (a cap <= 0 gives 0 and never learns)")
-    return value
+def initial_cap(init: Any, dtype: torch.dtype | None = None) -> float:
+    """A cap to start from; with the dtype that will hold it also checked against its range."""
+    value = number("init", init)
+    if not value > 0:
+        raise ValueError(f"init: got {init}; expected a number > 0 (a cap <= 0 gives 0 and never learns)")
+    return value if dtype is None else stored("init", value, dtype)
 
 
-def flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected a bool")
+def cap_number(cap: Any) -> float:
+    if not is_number(cap):
+        raise TypeError(f"cap: got {type(cap).__name__}; expected a torch.Tensor or a number")
+    return number("cap", cap)
+
+
+def stored(name: str, value: float, dtype: torch.dtype) -> float:
+    """The number for a parameter or buffer of the dtype, which must not make it 0 or infinite."""
+    kept = rounded(value, dtype)
+    if kept != value and (kept == 0 or math.isinf(kept)):
+        raise ValueError(f"{name}: got {value:g}, which {dtype} rounds to {kept:g}; expected a number in its range")
+    return kept
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """0, infinite or the largest number of the dtype where a cast to it gives that; any other number as it is.
+
+    In Python, because a tensor cannot be read under ``torch.device("meta")``, fake tensors or torch.compile.
+    """
+    limits = torch.finfo(dtype)
+    size = abs(value)
+    if size <= limits.smallest_normal * limits.eps / 2:
+        return math.copysign(0.0, value)
+    if size <= limits.max or math.isnan(size):
+        return value
+    # Halfway between the largest number and the next one that more bits of exponent would hold.
+    beyond = limits.max / (2 - limits.eps) * (2 - limits.eps / 2)
+    return math.copysign(math.inf if size >= beyond else limits.max, value)
+
+
+def number(name: str, value: Any) -> float:
+    """A number as a float: of Python, of numpy, or a 0-dimensional tensor."""
+    plain = _scalar(value)
+    if not isinstance(plain, Real) or isinstance(plain, bool):
+        raise TypeError(f"{name}: got {_kind(value)}; expected a number")
+    try:
+        return float(plain)
+    except OverflowError:
+        raise ValueError(f"{name}: got {_too_long(plain)}; expected a number in the range of a float") from None
+
+
+def is_number(value: Any) -> bool:
+    plain = _scalar(value)
+    return isinstance(plain, Real) and not isinstance(plain, bool)
+
+
+def integer(name: str, value: Any) -> int:
+    """An integer as an int: of Python, of numpy, a 0-dimensional tensor, or anything with ``__index__``."""
+    if not _is_integer(value):
+        raise TypeError(f"{name}: got {_kind(value)}; expected an int")
+    result = operator.index(_scalar(value))
+    if not -_INT64 <= result < _INT64:
+        raise ValueError(f"{name}: got {_too_long(result)}; expected one of 64 bits")
+    return result
+
+
+def positive_int(name: str, value: Any) -> int:
+    result = integer(name, value)
+    if result < 1:
+        raise ValueError(f"{name}: got {result}; expected at least 1")
+    return result
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """A positive int, or a sequence or one-dimensional array of them."""
+    if isinstance(value, str | bytes | bytearray):
+        raise TypeError(f"{name}: got {type(value).__name__} {value!r}; expected an int or a shape")
+    if not isinstance(value, Sequence) and getattr(value, "ndim", 0) != 1:
+        if not _is_integer(value):
+            raise TypeError(f"{name}: got {_kind(value)}; expected an int or a shape")
+        value = (value,)
+    elif not all(map(_is_integer, value)):
+        raise ValueError(f"{name}: got {value}; expected a positive int or a shape of positive ints")
+    sizes = tuple(integer(name, size) for size in value)
+    if not sizes or min(sizes) < 1:
+        given = sizes[0] if len(sizes) == 1 else sizes
+        raise ValueError(f"{name}: got {given}; expected a positive int or a shape of positive ints")
+    return sizes
+
+
+def flag(name: str, value: Any) -> bool:
+    """A bool: of Python, of numpy, or a 0-dimensional tensor."""
+    plain = _scalar(value)
+    if not isinstance(plain, bool):
+        raise TypeError(f"{name}: got {_kind(value)}; expected a bool")
+    return plain
+
+
+_INT64 = 1 << 63
+
+
+def _scalar(value: Any) -> Any:
+    """What torch's functions take for a number: the one in a 0-dimensional array, or tensor without a gradient."""
+    if type(value) in (int, float, bool) or getattr(value, "ndim", None) != 0:
+        return value
+    unreadable = isinstance(value, Tensor) and (value.requires_grad or value.is_meta)
+    return value if unreadable else value.item()
+
+
+def _is_integer(value: Any) -> bool:
+    plain = _scalar(value)
+    if type(plain) is int:
+        return True
+    # A tensor that is left would be read all the same.
+    if isinstance(plain, bool | Tensor):
+        return False
+    try:
+        operator.index(plain)
+    except TypeError:
+        return False
+    return True
+
+
+def _too_long(value: Any) -> str:
+    """Python refuses to write an int of more than 4,300 digits."""
+    return f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def _kind(value: Any) -> str:
+    """What a message calls a value of the wrong type."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.requires_grad:
+        return f"{type(value).__name__} that requires grad"
+    return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype} on {value.device}"
 
 
 def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
@@ -138,13 +262,57 @@ def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
 
 
 def _share_memory(x: Tensor, other: Tensor) -> bool:
+    """Whether an element of one lies in the memory of an element of the other.
+
+    Addresses are compared, and not storages, because two storages may have one memory (an array's).
+    """
     # Subclasses (fake tensors, wrappers) may have no address.
     if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta or t.numel() == 0 for t in (x, other)):
         return False
-    (x_first, x_last), (first, last) = _addresses(x), _addresses(other)
-    return x_first <= last and first <= x_last
+    # From an element of x to one of other: the distance of the last of x from the first of other, and steps forward.
+    distance = other.data_ptr() - x.data_ptr()
+    times: dict[int, int] = {}
+    for t in (x, other):
+        for stride, size in zip(t.stride(), t.shape, strict=True):
+            step = stride * t.element_size()
+            if step > 0 and size > 1:
+                times[step] = times.get(step, 0) + size - 1
+                distance -= step * (size - 1) if t is x else 0
+    return _reaches(distance, sorted(times.items()), 1 - other.element_size(), x.element_size() - 1)
 
 
-def _addresses(t: Tensor) -> tuple[int, int]:
-    last = sum(stride * (size - 1) for stride, size in zip(t.stride(), t.shape, strict=True))
-    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size() - 1
+def _reaches(start: int, steps: list[tuple[int, int]], low: int, high: int) -> bool:
+    """Whether start, plus each step taken 0 to so many times, can lie in low..high; True where that takes too long."""
+    merged: list[tuple[int, int]] = []
+    for step, times in steps:
+        smaller, already = merged[-1] if merged else (step, 0)
+        if merged and step % smaller == 0 and step // smaller <= already + 1:
+            # Together they reach every multiple of the smaller step.
+            merged[-1] = (smaller, already + step // smaller * times)
+        else:
+            merged.append((step, times))
+    # What the steps up to one reach at most, and what divides all of them.
+    farthest = list(accumulate((step * times for step, times in merged), initial=0))
+    divisors = list(accumulate((step for step, _ in merged), math.gcd, initial=0))
+    left = _MOST_TRIES
+
+    def search(start: int, count: int) -> bool:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            return True
+        if start > high or start + farthest[count] < low:
+            return False
+        if count == 0:
+            return True
+        if low + (start - low) % divisors[count] > high:
+            return False
+        step, times = merged[count - 1]
+        first = max(0, -((start + farthest[count - 1] - low) // step))
+        last = min(times, (high - start) // step)
+        return any(search(start + step * k, count - 1) for k in range(first, last + 1))
+
+    return search(start, len(merged))
+
+
+_MOST_TRIES = 10_000

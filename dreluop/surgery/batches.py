@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreluop import validation
 from dreluop.layers import is_compiled
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -20,9 +21,10 @@ def run_over(model: nn.Module, loader: Iterable[Any], forward: Forward | None, p
 
     Raises:
         ValueError: model is compiled, or a DataParallel on several devices: hooks in it are not called as they must be.
-        TypeError: loader is a tensor or no iterable, or a batch is of a kind that needs ``forward``.
+        TypeError: loader is a tensor or no iterable, a batch is of a kind that needs ``forward``, or progress no bool.
         ImportError: progress is True and tqdm is not installed.
     """
+    progress = None if progress is None else validation.flag("progress", progress)
     if is_compiled(model):
         raise ValueError(
             "model: got a compiled module, in which nothing can be measured; apply this before torch.compile"

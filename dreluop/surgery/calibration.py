@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dreluop import cap_values
+from dreluop import cap_values, validation
 from dreluop.layers import capped_layers, row_per_cap, watched
 from dreluop.modules import DReLU
 from dreluop.surgery.batches import Forward, check_loader, run_over
@@ -111,6 +110,7 @@ def calibrate_caps(
     quantile = _number("quantile", quantile, "in (0, 1]", lambda v: 0 < v <= 1)
     floor = _number("floor", floor, "> 0", lambda v: 0 < v < math.inf)
     relative_error = _number("relative_error", relative_error, "in (0, 0.5]", lambda v: 0 < v <= 0.5)
+    validation.at_least_zero("max_bytes", max_bytes)
     if unreached not in ("raise", "keep"):
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
@@ -181,8 +181,7 @@ def _row(name: str, sketch: StreamingQuantiles, caps: Tensor, dead: int) -> Cali
 
 
 def _number(name: str, value: Any, expected: str, fits: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected a number")
-    if not fits(float(value)):
+    number = validation.number(name, value)
+    if not fits(number):
         raise ValueError(f"{name}: got {value}; expected a number {expected}")
-    return float(value)
+    return number

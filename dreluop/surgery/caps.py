@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
         TypeError, ValueError: model has no DReLU, frozen is no bool, a pattern fits no layer, or a cap is made by a
             hook or flattened by FSDP. Nothing is changed then.
     """
-    validation.flag("frozen", frozen)
+    frozen = validation.flag("frozen", frozen)
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     names = _selected(layers, select)
     cap_values.set_trainable({name: layers[name] for name in names}, not frozen)
@@ -94,8 +93,8 @@ def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
             raise ValueError(
                 f"value of {name!r}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}"
             )
-    elif isinstance(value, Real) and not isinstance(value, bool):
-        tensor = torch.tensor(float(value), dtype=torch.float64)
+    elif validation.is_number(value):
+        tensor = torch.tensor(validation.number(f"value of {name!r}", value), dtype=torch.float64)
     else:
         raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
     if not bool((tensor > 0).all()):

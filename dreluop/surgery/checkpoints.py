@@ -59,7 +59,7 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
     capped_layers(model)
     if not isinstance(state, Mapping):
         raise TypeError(f"state: got {type(state).__name__}; expected a state_dict")
-    validation.flag("new_layers", new_layers)
+    new_layers = validation.flag("new_layers", new_layers)
     missing, unexpected = _rehearsed(model, state)
     caps = tuple(key for key in missing if key in _cap_keys(model))
     layers = tuple(key for key in missing if key.startswith(_new_layers(model)))

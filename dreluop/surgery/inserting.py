@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from dreluop import validation
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, shapes
-from dreluop.surgery.caps import in_dtype_of
 from dreluop.surgery.replacing import check_model
 from dreluop.surgery.survey import Owner, Survey, survey
 
@@ -69,8 +68,8 @@ def insert_head(
     output = _named(model, layer) if layer is not None else _output_layer(model)
     if type(output) is not nn.Linear:
         raise ValueError(f"layer: the output layer is a {type(output).__name__}; expected a torch.nn.Linear")
-    in_dtype_of(output.weight, torch.tensor(float(init), dtype=torch.float64), "init")
-    features = output.in_features if width is None else _positive_int("width", width)
+    init = validation.initial_cap(init, output.weight.dtype)
+    features = output.in_features if width is None else validation.positive_int("width", width)
     options: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
     head = nn.Linear(output.in_features, features, **options)
     caps = DReLU(1 if granularity == "layer" else features, init, -1 if granularity == "channel" else 1, **options)
@@ -115,13 +114,14 @@ def insert_stem(
     """
     check_model(model)
     _check_caps(granularity, init)
-    if _positive_int("kernel_size", kernel_size) % 2 == 0:
+    kernel_size = validation.positive_int("kernel_size", kernel_size)
+    if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: got {kernel_size}; expected an odd number")
     first = _named(model, layer) if layer is not None else _first_layer(model)
     if type(first) is not nn.Conv2d:
         raise ValueError(f"layer: the first layer is a {type(first).__name__}; expected a torch.nn.Conv2d")
-    in_dtype_of(first.weight, torch.tensor(float(init), dtype=torch.float64), "init")
-    between = first.in_channels if channels is None else _positive_int("channels", channels)
+    init = validation.initial_cap(init, first.weight.dtype)
+    between = first.in_channels if channels is None else validation.positive_int("channels", channels)
     if between != first.in_channels and first.groups != 1:
         raise ValueError(
             f"channels: got {between}; the first convolution has groups and takes {first.in_channels} only"
@@ -152,14 +152,6 @@ def _check_caps(granularity: Any, init: Any) -> None:
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
     validation.initial_cap(init)
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected an int")
-    if value < 1:
-        raise ValueError(f"{name}: got {value}; expected at least 1")
-    return value
 
 
 def _named(model: nn.Module, name: Any) -> nn.Module:

@@ -16,7 +16,6 @@ from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import activations, planning, shapes
-from dreluop.surgery.caps import in_dtype_of
 from dreluop.surgery.effects import NotTraceableError
 from dreluop.surgery.planning import Plan
 from dreluop.surgery.report import Report, Site
@@ -51,7 +50,7 @@ def replace_activations(
         model: on any device, in either mode. Apply it before ``torch.compile`` and before making the optimizer.
         granularity: ``"layer"``: one cap per site; ``"channel"``: one per channel: dimension 1, but the last after a
             ``Linear`` or ``LayerNorm``; ``"neuron"``: one per element of a sample, needs ``example_input``.
-        init: where the caps of ReLU sites start, finite and > 0. ReLU6 and Hardtanh(0, c) start at 6 and c.
+        init: where the caps of ReLU sites start, as in ``DReLU``. ReLU6 and Hardtanh(0, c) start at 6 and c.
         select: which sites: a function of a ``Site``, or a pattern or patterns of ``fnmatch`` for ``Site.name``
             (``"layer4.*"``), each of which must match; default all. All but some is a function:
             ``lambda site: not site.name.startswith("layer1.")``.
@@ -71,7 +70,7 @@ def replace_activations(
             ``example_input``), or the model cannot run on it.
             The model is then as it was.
     """
-    _check(model, granularity, init, fuse)
+    init, fuse = _checked(model, granularity, init, fuse)
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
     blocked: dict[int, str] = {}
@@ -136,14 +135,14 @@ def _written(owners: list[Owner], plans: list[Plan], blocked: dict[int, str]) ->
     return made
 
 
-def _check(model: Any, granularity: Any, init: Any, fuse: Any) -> None:
+def _checked(model: Any, granularity: Any, init: Any, fuse: Any) -> tuple[float, bool]:
     check_model(model)
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
-    validation.initial_cap(init)
-    validation.flag("fuse", fuse)
+    init, fuse = validation.initial_cap(init), validation.flag("fuse", fuse)
     if activations.of_module(model) is not None:
         raise ValueError(f"model: got a {type(model).__name__}, which has no attribute to hold another; use a DReLU")
+    return init, fuse
 
 
 def check_model(model: Any) -> None:
@@ -288,7 +287,7 @@ def _d_relu(model: nn.Module, one: Plan, layer: shapes.Producer | None, granular
     cap_shape, dim = _cap_shape(one, pending.shapes, layer, granularity)
     like = planning.caps_like(one.found.owner, layer.module if layer else None, model)
     start = init if one.found.activation.bound is None else one.found.activation.bound
-    in_dtype_of(like, torch.tensor(start, dtype=torch.float64), f"init of {one.site.name!r}")
+    validation.stored(f"init of {one.site.name!r}", start, like.dtype)
     options: dict[str, Any] = {"inplace": one.found.activation.inplace, "device": like.device, "dtype": like.dtype}
     module: DReLU
     if one.sums:
