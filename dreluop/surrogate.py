@@ -170,7 +170,7 @@ def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
     high = t > m / 2
     near, far = (torch.where(high, -z, z) for z in (t / w, (t - m) / w))
     large = F.softplus(near, threshold=40) - F.softplus(far, threshold=40) + torch.where(high, m / w, 0)
-    return torch.where(m <= 0, 0, w * torch.where(m < w, small, large)).to(like)
+    return torch.where((m <= 0) & ~t.isnan(), 0, w * torch.where(m < w, small, large)).to(like)
 
 
 _FORMS = {"straight_through": _straight_through, "soft": _soft, "smooth": _smooth}
