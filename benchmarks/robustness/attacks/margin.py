@@ -18,6 +18,8 @@ Std = Mapping[Tensor, Tensor] | float
 WIDTHS = (0.3, 0.01)
 TARGETS = 5
 ROUNDS = 6
+# Rounds in a row that find nothing, after which there is no other.
+IDLE_ROUNDS = 2
 MOMENTUM = 0.2
 # A run is tried on the model itself after every so many steps.
 STEPS_PER_TRIAL = 3
@@ -37,7 +39,7 @@ def margin(
     """Momentum steps that raise another class' logit above the label's.
 
     A round is a run towards whichever class is next, and one towards each of the ``TARGETS`` likeliest. Rounds are
-    repeated from new random starts, at most ``ROUNDS`` times, until one of them turns no input wrong.
+    repeated from new random starts, at most ``ROUNDS`` times, until ``IDLE_ROUNDS`` in a row turn no input wrong.
 
     Args:
         model: gives logits of shape (N, classes); attacked in eval mode with frozen weights, both restored.
@@ -68,6 +70,7 @@ def margin(
             logits = model(x)
         right = logits.argmax(1) == y
         targets = _others(logits, y).argsort(1, descending=True)[:, : min(TARGETS, logits.shape[1] - 1)]
+        idle = 0
         for round_ in range(ROUNDS):
             before = right.clone()
             for number, target in enumerate((None, *targets.T)):
@@ -80,7 +83,8 @@ def margin(
                 found, fooled = run(steps, std, generator)
                 result[left[fooled]] = found[fooled]
                 right[left] = ~fooled
-            if torch.equal(right, before):
+            idle = idle + 1 if torch.equal(right, before) else 0
+            if idle == IDLE_ROUNDS:
                 break
     return checked(result, x, eps, norm)
 

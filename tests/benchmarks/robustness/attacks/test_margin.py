@@ -57,8 +57,8 @@ def test_what_it_finds_hangs_on_the_seed_alone(masked: DenseNetwork, some: Split
     masked.eval()
 
 
-@pytest.mark.parametrize(("finds", "rounds"), [(0, 1), (1, 2), (100, module.ROUNDS)])
-def test_it_starts_again_until_a_round_finds_nothing(
+@pytest.mark.parametrize(("finds", "rounds"), [(0, 2), (1, 3), (100, module.ROUNDS)])
+def test_it_starts_again_until_two_rounds_find_nothing(
     finds: int, rounds: int, relu: DenseNetwork, some: Split, monkeypatch: pytest.MonkeyPatch
 ):
     starts: list[int] = []
