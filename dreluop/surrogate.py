@@ -44,6 +44,10 @@ class Surrogate:
     std: float | Mapping[Tensor, float | Tensor] | None = None
     look: Callable[[Tensor, Tensor, int], None] | None = None
 
+    @property
+    def entered_by(self) -> str:
+        return "smooth_forward" if self.form == "smooth" else "surrogate_backward"
+
     def width(self, x: Tensor, cap: Tensor, dim: int) -> Tensor:
         """tau times the standard deviation per cap, of the cap's shape."""
         if self.std is None:
@@ -81,11 +85,12 @@ def _count(step: int) -> None:
         active = _entered > 0
 
 
-def refuse_operator(name: str) -> None:
-    """Raise if this thread has a surrogate: an operator called directly would give the exact gradient in its place."""
-    if getattr(_of_thread, "surrogate", None) is not None:
+def refuse_operator(name: str, differentiated: bool) -> None:
+    """Raise if this thread has a surrogate that an operator called directly would ignore, in values or gradients."""
+    wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
+    if wanted is not None and (differentiated or wanted.form == "smooth"):
         raise RuntimeError(
-            f"surrogate_backward does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
+            f"{wanted.entered_by} does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
             "call dreluop.capped_relu or a module"
         )
 
@@ -112,7 +117,7 @@ def capped(
     # The gradient of the cap alone is the ordinary one.
     if wanted.form != "smooth" and not derivative_may_be_asked(x, *addends):
         return None
-    _refuse_transforms()
+    _refuse_transforms(wanted.entered_by)
     operators_for(x)
     if inplace:
         others = dict(zip(("bias", "residual"), addends, strict=False))
@@ -163,15 +168,17 @@ def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
 
     Its derivative is that of the soft form. 0 under a cap <= 0.
     """
-    wide = accumulation_dtype(t)
+    wide, like = accumulation_dtype(t), t.dtype
     m = effective_cap(cap, t, dim).to(wide)
     w = width.to(wide).reshape(m.shape)
-    x = t.to(wide) / w
+    t = t.to(wide)
     # The difference cancels where the cap is far below w. The clamp keeps infinities out of the branch not taken.
-    small = -torch.log1p(x.sigmoid() * torch.expm1(-(m / w).clamp(0, 1)))
-    # Beyond this threshold softplus is its argument, in fp64 too.
-    large = F.softplus(x, threshold=40) - F.softplus((t.to(wide) - m) / w, threshold=40)
-    return torch.where(m <= 0, 0, w * torch.where(m < w, small, large)).to(t.dtype)
+    small = -torch.log1p((t / w).sigmoid() * torch.expm1(-(m / w).clamp(0, 1)))
+    # It cancels above the cap too: there softplus(z) is z + softplus(-z). Beyond its threshold it is z, in fp64 too.
+    high = t > m / 2
+    near, far = (torch.where(high, -z, z) for z in (t / w, (t - m) / w))
+    large = F.softplus(near, threshold=40) - F.softplus(far, threshold=40) + torch.where(high, m / w, 0)
+    return torch.where((m <= 0) & ~t.isnan(), 0, w * torch.where(m < w, small, large)).to(like)
 
 
 _FORMS = {"straight_through": _straight_through, "soft": _soft, "smooth": _smooth}
@@ -218,17 +225,17 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
     return std
 
 
-def _refuse_transforms() -> None:
+def _refuse_transforms(context: str) -> None:
     if forward_ad._current_level >= 0:
-        _refuse("forward mode (torch.func.jvp, torch.autograd.forward_ad)")
+        _refuse(context, "forward mode (torch.func.jvp, torch.autograd.forward_ad)")
     if torch._C._are_functorch_transforms_active():
         stack = torch._C._functorch.get_interpreter_stack() or []
         if any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack):
-            _refuse("torch.vmap")
+            _refuse(context, "torch.vmap")
 
 
-def _refuse(what: str) -> NoReturn:
-    raise RuntimeError(f"surrogate_backward: not inside {what}; take gradients with torch.autograd or torch.func.grad")
+def _refuse(context: str, what: str) -> NoReturn:
+    raise RuntimeError(f"{context}: not inside {what}; take gradients with torch.autograd or torch.func.grad")
 
 
 def _gradient(

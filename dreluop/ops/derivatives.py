@@ -105,9 +105,12 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
     always = which == FUSED
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if always or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
-            if is_forward and surrogate.active:
-                surrogate.refuse_operator(name)
+        differentiated = (
+            always or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0
+        )
+        if is_forward and surrogate.active:
+            surrogate.refuse_operator(name, differentiated)
+        if differentiated:
             with choice.using(operators):
                 return differentiable(*args)
         with below_autograd():

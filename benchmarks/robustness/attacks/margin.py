@@ -14,12 +14,13 @@ from dreluop.adaptive import smooth_forward
 
 Std = Mapping[Tensor, Tensor] | float
 
-# The width of the smoothed caps, in standard deviations: each run narrows it from the first to the second. Later rounds
-# take the next pair, as what one misses another may find.
-WIDTHS = ((0.3, 0.01), (1.0, 0.03), (0.1, 0.003))
+# The width of the smoothed caps, in standard deviations: each run narrows it from the first to the second.
+WIDTHS = (0.3, 0.01)
 TARGETS = 5
-ROUNDS = 4
-MOMENTUM = 0.5
+ROUNDS = 6
+# Rounds in a row that find nothing, after which there is no other.
+IDLE_ROUNDS = 2
+MOMENTUM = 0.2
 # A run is tried on the model itself after every so many steps.
 STEPS_PER_TRIAL = 3
 
@@ -38,7 +39,7 @@ def margin(
     """Momentum steps that raise another class' logit above the label's.
 
     A round is a run towards whichever class is next, and one towards each of the ``TARGETS`` likeliest. Rounds are
-    repeated from new random starts, at most ``ROUNDS`` times, until one of them turns no input wrong.
+    repeated from new random starts, at most ``ROUNDS`` times, until ``IDLE_ROUNDS`` in a row turn no input wrong.
 
     Args:
         model: gives logits of shape (N, classes); attacked in eval mode with frozen weights, both restored.
@@ -69,6 +70,7 @@ def margin(
             logits = model(x)
         right = logits.argmax(1) == y
         targets = _others(logits, y).argsort(1, descending=True)[:, : min(TARGETS, logits.shape[1] - 1)]
+        idle = 0
         for round_ in range(ROUNDS):
             before = right.clone()
             for number, target in enumerate((None, *targets.T)):
@@ -77,11 +79,12 @@ def margin(
                     break
                 run = _Run(model, x[left], y[left], eps, norm, None if target is None else target[left])
                 # Drawn on the CPU, so that a seed gives the same start on every device.
-                generator = torch.Generator().manual_seed(seed * 1000 + round_ * 10 + number)
-                found, fooled = run(steps, std, WIDTHS[round_ % len(WIDTHS)], generator)
+                generator = torch.Generator().manual_seed(seed * 1000 + round_ * 100 + number)
+                found, fooled = run(steps, std, generator)
                 result[left[fooled]] = found[fooled]
                 right[left] = ~fooled
-            if torch.equal(right, before):
+            idle = idle + 1 if torch.equal(right, before) else 0
+            if idle == IDLE_ROUNDS:
                 break
     return checked(result, x, eps, norm)
 
@@ -90,15 +93,13 @@ class _Run:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, target: Tensor | None) -> None:
         self.model, self.x, self.y, self.eps, self.norm, self.target = model, x, y, eps, norm, target
 
-    def __call__(
-        self, steps: int, std: Std | None, widths: tuple[float, float], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, steps: int, std: Std | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The points, and which of them fool the model."""
         adversarial = self._inside(self.x + self._start(generator))
         found = self.x.clone()
         fooled = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
         momentum = torch.zeros_like(self.x)
-        first, last = widths
+        first, last = WIDTHS
         for step in range(steps):
             done = step / steps
             caps = nullcontext() if std is None else smooth_forward(first * (last / first) ** done, std=std)
