@@ -30,7 +30,7 @@ def write(folder: Path, content: str | bytes, name: str = "study") -> Path:
 
 def fault(folder: Path, content: str | bytes) -> str:
     path = write(folder, content)
-    with pytest.raises(ValueError, match="expected|missing|twice") as caught:
+    with pytest.raises(ValueError, match=r"expected|missing|twice") as caught:
         configuration.read(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
@@ -209,7 +209,7 @@ def test_extending_merges_sections_and_replaces_lists(tmp_path: Path):
 
 def test_a_fault_is_of_the_file_that_has_it(tmp_path: Path):
     base = write(tmp_path, GOOD + "training: {epochs: 1.5}\n", "base")
-    with pytest.raises(ValueError, match="training.epochs: got 1.5") as caught:
+    with pytest.raises(ValueError, match=r"training\.epochs: got 1\.5") as caught:
         configuration.read(write(tmp_path, "extends: base\ntraining: {epochs: 2}\n"))
     assert str(caught.value).startswith(f"{base}: ")
 
@@ -238,7 +238,7 @@ def test_pictures_are_those_that_can_be_drawn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("plot", "digits", "--output", "FILE"), "argument --output: got 'FILE', where FILE is a file; expected a fold"),
+        (("plot", "digits", "--output", "FILE"), "argument --output: got 'FILE', where FILE is a file; expected"),
         (("plot", "digits", "--output", "FILE/below"), "argument --output: got 'FILE/below', where FILE is a file"),
         (("run", "digits", "--work", "FILE"), "argument --work: got 'FILE'"),
         (("table", "digits", "--results", "FILE"), "argument --results: got 'FILE'"),
