@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness import command
 from benchmarks.robustness.study import engines
 
 ROOT = Path(__file__).parents[4]
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[4]
 PARENT = """
 import os, sys, time
 from functools import partial
+from benchmarks.robustness import command
 from benchmarks.robustness.study import engines
 from benchmarks.robustness.study.jobs import Job
 
@@ -29,13 +31,16 @@ def work(path, job):
     time.sleep(3600)
 
 if __name__ == "__main__":
-    engines.by_processes([Job("a", None)], partial(work, sys.argv[1]), 1)
+    try:
+        engines.by_processes([Job("a", None)], partial(work, sys.argv[1]), 1)
+    except engines.Terminated:
+        sys.exit(143)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_their_parent(number: signal.Signals, code: int, tmp_path: Path):
     script, pipe = tmp_path / "parent.py", tmp_path / "pipe"
     script.write_text(PARENT)
     os.mkfifo(pipe)
@@ -48,7 +53,7 @@ def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path):
         assert select.select([reader], [], [], 300)[0], "the worker does not begin"
         assert os.read(reader, 1) == b"."
         parent.send_signal(number)
-        assert parent.wait(300) != 0
+        assert parent.wait(300) == code
         # The end of the file: no process holds the other end.
         assert select.select([reader], [], [], 300)[0], "the worker goes on"
         assert os.read(reader, 1) == b""
@@ -78,3 +83,19 @@ def test_only_the_main_thread_takes_sigterm():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [(KeyboardInterrupt, command.INTERRUPTED, "interrupted"), (engines.Terminated, command.TERMINATED, "terminated")],
+)
+def test_the_command_says_how_it_ended(
+    error: type[BaseException], code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def ends(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(command, "_by_engine", ends)
+    arguments = ["run", "smoke", "--results", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+    assert command.main(arguments) == code
+    assert capsys.readouterr().err == f"{word}; the same command goes on from the last epochs and attacks\n"
