@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.robustness.attacks.checks import at_least_one
 
-# torch takes larger seeds, but attacks seed numpy with the sum of a seed and a batch's number.
+# Far below torch's limit, so that the sum of a seed and a batch's number is still a seed.
 LARGEST_SEED = 2**31 - 1
 
 
