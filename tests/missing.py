@@ -17,7 +17,7 @@ ENVIRONMENT_VARIABLE = "DRELUOP_SKIP_MISSING_PACKAGES"
 PACKAGES = (
     *("art", "auditwheel", "eagerpy", "expecttest", "foolbox", "hypothesis", "matplotlib", "mlxtend", "numpy"),
     *("onnx", "onnx_ir", "onnxruntime", "onnxscript", "pandas", "pyautoattack", "pybind11", "ray", "rich"),
-    *("scikit_posthocs", "scipy", "tqdm", "yaml"),
+    *("pydantic", "scikit_posthocs", "scipy", "tqdm", "yaml"),
 )
 
 

@@ -116,12 +116,11 @@ def _end_with_parent() -> None:
 
     A worker waits for its next job on a queue that the other workers keep open, so it would never learn of it.
     """
-    parent = multiprocessing.parent_process()
+    parent: Any = multiprocessing.parent_process()
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        parent.join()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -147,7 +146,8 @@ def by_ray(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu") -> li
             references[job.name] = remote.remote(do, job, *(references[name] for name in job.after))
         names = {reference: name for name, reference in references.items()}
         left, failures = list(names), []
-        with tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
+        # Ray's own handler, from ray.init, aborts.
+        with _stopped_by_sigterm(), tqdm(total=len(jobs), unit="job", dynamic_ncols=True) as bar:
             while left:
                 ended, left = ray.wait(left)
                 for reference in ended:

@@ -23,13 +23,15 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from benchmarks.robustness import data, models
-from benchmarks.robustness.evaluation.settings import LARGEST_SEED, AttackSettings
+from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.study.names import PAPER, PICTURES
 from benchmarks.robustness.study.recipe import DataRecipe
 from benchmarks.robustness.training import TrainingConfig
 
 T = TypeVar("T")
 
+# Far below torch's limit, so that the sum of a seed and a batch's number is still a seed.
+LARGEST_SEED = 2**31 - 1
 # Of a value in a message, in characters.
 LONGEST_VALUE = 80
 
@@ -138,7 +140,7 @@ def _strict(hint: Any) -> Any:
 
 # Given by the method, or the same for the attacks of training and of the evaluation.
 Training = _section("Training", TrainingConfig, without=("seed", "method", "beta", "balancer", "eps"))
-Attacks = _section("Attacks", AttackSettings)
+Attacks = _section("Attacks", AttackSettings, seed=Seed)
 # generated and original_share may come from a study and from one of its methods.
 DataSection = _section("Data", DataRecipe, checked=False, name=Literal[data.NAMES])
 Data = Annotated[DataSection, BeforeValidator(_named)]

@@ -61,7 +61,7 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for SIGKILL at a chosen place."""
 
 
@@ -122,10 +122,10 @@ def test_a_damaged_checkpoint_of_training(
     def killed_after_an_epoch(state, path):
         original(state, path)
         if path == file:
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(checkpoint, "save", killed_after_an_epoch)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         training_job.train_recipe(recipe, places.work, progress=False)
     monkeypatch.setattr(checkpoint, "save", original)
     DAMAGES[damage](file)
@@ -146,11 +146,11 @@ def test_a_damaged_file_of_a_judgement(
 
     def killed(self, name, attack, eps):
         if name == "pgd":
-            raise Killed
+            raise KilledError
         original(self, name, attack, eps)
 
     monkeypatch.setattr(judging._Judging, "run", killed)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         do(Job("judge", study.runs[0]), places)
     monkeypatch.setattr(judging._Judging, "run", original)
     file = jobs._judged_file(study.runs[0], places)
