@@ -15,7 +15,6 @@ residual   h + f(linear(h))    the next linear layer keeps the sum, nobody needs
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -23,6 +22,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from benchmarks.entry import exit_with
 from benchmarks.kernels import contenders as c
 from benchmarks.kernels import results
 from benchmarks.running import run_cases
@@ -161,4 +161,4 @@ def per_block(document: Document, chain: str, contender: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

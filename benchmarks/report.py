@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from benchmarks.compiled import tables as compiled_tables
 from benchmarks.compiled import triton_op
+from benchmarks.entry import exit_with
 from benchmarks.gpu import profile as profiles
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
@@ -261,4 +262,4 @@ def _problem(path: Path, folder: Path, only_check: bool) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -1,10 +1,13 @@
-"""`python -m dreluop`: versions, build options, backends with reasons, and a self-check. Exit code 1 on a mismatch."""
+"""Print versions, build options, backends with reasons, and a self-check. Exit code 1 on a mismatch."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import signal
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -55,7 +58,10 @@ def _served_by(device: str) -> str:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dreluop", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__, help="print the version and end")
+    parser.parse_args(arguments)
     print(f"dreluop      {__version__}")
     print(f"torch        {torch.__version__}")
     print(f"python       {platform.python_version()}, {platform.platform()}")
@@ -77,5 +83,17 @@ def main() -> int:
     return 1 if wrong else 0
 
 
+def _run() -> int:
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head -1`) has what it wanted. Python flushes once more as it ends, to where that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_run())

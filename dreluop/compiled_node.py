@@ -10,13 +10,14 @@ import functools
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from dreluop.autograd import plain_backward
+from dreluop.interrupts import left_for_certain
 from dreluop.ops.calls import DEFAULT
 from dreluop.out_of_memory import raise_as_of_torch
 
@@ -73,19 +74,20 @@ def of_another_torch() -> bool:
     return _built_with() != str(torch.__version__)
 
 
-@contextmanager
-def switched_off() -> Iterator[None]:
+def switched_off() -> AbstractContextManager[None]:
     """In the block, Python serves (in all threads)."""
-    global capped_relu, _blocks  # noqa: PLW0603
+    block = object()
+    return left_for_certain(lambda: _switch(_blocks.add, block), lambda: _switch(_blocks.discard, block))
+
+
+def _switch(change: Callable[[object], None], block: object) -> None:
+    global capped_relu  # noqa: PLW0603
     with _lock:
-        capped_relu, _blocks = None, _blocks + 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _blocks -= 1
-            capped_relu = None if _blocks else _loaded
+        change(block)
+        capped_relu = None if _blocks else _loaded
 
 
 reason = _load()
-_loaded, _blocks, _lock = capped_relu, 0, threading.Lock()
+_loaded, _lock = capped_relu, threading.Lock()
+# The blocks that are open.
+_blocks: set[object] = set()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dreluop import validation
 from dreluop.layers import (
@@ -122,15 +123,18 @@ class SaturationMonitor:
         self._warned: set[str] = set()
         self._measured = 0
         self._has_capped = False
-        self._handles = [
-            model.register_forward_pre_hook(outside_graphs(self._begin)),
-            model.register_forward_hook(outside_graphs(self._end)),
-            *(layer.register_forward_pre_hook(self._looker(name), with_kwargs=True) for name, layer in layers.items()),
-        ]
-        if model in layers.values():
-            # Its own hook must come after the one that opens the step.
-            self._handles[0].remove()
-            self._handles[0] = model.register_forward_pre_hook(outside_graphs(self._begin), prepend=True)
+        # The model's own hook opens the step, so it comes first, also where the model is a layer itself.
+        opening = {"prepend": True} if model in layers.values() else {}
+        self._handles: list[RemovableHandle] = []
+        try:
+            for name, layer in layers.items():
+                self._handles.append(layer.register_forward_pre_hook(self._looker(name), with_kwargs=True))
+            self._handles.append(model.register_forward_pre_hook(outside_graphs(self._begin), **opening))
+            self._handles.append(model.register_forward_hook(outside_graphs(self._end)))
+        except BaseException:
+            # An interrupt: nobody would have the monitor, to close it.
+            self.close()
+            raise
 
     @property
     def latest(self) -> Snapshot | None:
@@ -148,7 +152,11 @@ class SaturationMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            # An interrupt may have cut off the first call.
+            self.close()
 
     def __str__(self) -> str:
         return "nothing measured yet" if self.latest is None else f"step {self.latest.step}\n{self.latest}"

@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.utils.hooks import RemovableHandle
 
 from dreluop.backends.reference import fused_sum
 from dreluop.function import in_backward
 from dreluop.functional import saturation
 from dreluop.granularity import granularity_of
+from dreluop.interrupts import left_for_certain
 from dreluop.modules import DReLU, SReLU
 
 CappedLayer = DReLU | SReLU
@@ -105,9 +107,9 @@ def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, An
     return result
 
 
-@contextmanager
-def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) -> Iterator[None]:
+def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) -> AbstractContextManager[None]:
     """Call ``look(name, layer, pre-activation)`` before every call of a layer, within the context."""
+    handles: list[RemovableHandle] = []
 
     def hook(name: str) -> Callable[..., None]:
         def before_call(layer: Any, args: Any, kwargs: Any) -> None:
@@ -116,12 +118,15 @@ def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) ->
 
         return outside_graphs(before_call)
 
-    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
+    def enter() -> None:
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
+
+    def leave() -> None:
         for handle in handles:
             handle.remove()
+
+    return left_for_certain(enter, leave)
 
 
 def row_per_cap(layer: CappedLayer, x: Tensor) -> Tensor:

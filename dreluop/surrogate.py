@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -26,11 +26,13 @@ from dreluop.function import (
     save_for_backward,
 )
 from dreluop.granularity import granularity_of
+from dreluop.interrupts import left_for_certain
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
 active = False
-_entered = 0
+# The blocks that are open, in all threads.
+_blocks: set[object] = set()
 _lock = threading.Lock()
 _of_thread = threading.local()
 
@@ -65,24 +67,26 @@ class Surrogate:
         return self.tau * std.to(accumulation_dtype(x))
 
 
-@contextmanager
-def chosen(surrogate: Surrogate) -> Iterator[None]:
+def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     """The surrogate of this thread inside the block."""
-    before = getattr(_of_thread, "surrogate", None)
-    _count(1)
-    _of_thread.surrogate = surrogate
-    try:
-        yield
-    finally:
+    block, before = object(), getattr(_of_thread, "surrogate", None)
+
+    def enter() -> None:
+        _count(_blocks.add, block)
+        _of_thread.surrogate = surrogate
+
+    def leave() -> None:
         _of_thread.surrogate = before
-        _count(-1)
+        _count(_blocks.discard, block)
+
+    return left_for_certain(enter, leave)
 
 
-def _count(step: int) -> None:
-    global active, _entered  # noqa: PLW0603 (a class attribute would cost every ordinary call a second look-up)
+def _count(change: Callable[[object], None], block: object) -> None:
+    global active  # noqa: PLW0603 (a class attribute would cost every ordinary call a second look-up)
     with _lock:
-        _entered += step
-        active = _entered > 0
+        change(block)
+        active = bool(_blocks)
 
 
 def refuse_operator(name: str, differentiated: bool) -> None:

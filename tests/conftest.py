@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -20,6 +21,21 @@ from dreluop.ops import choice, native, reference, schemas, triton
 from tests.backends.triton.interpreter import make_quick
 from tests.devices import DEVICES, HAS_CUDA, on_device
 from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
+
+# Tests that need hypothesis fail, or are skipped by `missing`, where it is not installed.
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "dreluop",
+        # CI tries the same examples every time; at a desk new ones are drawn.
+        derandomize="CI" in os.environ,
+        # No verdict may depend on the speed of the machine.
+        deadline=None,
+        max_examples=100,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("dreluop")
 
 SAMPLE = "DRELUOP_TEST_SAMPLE"
 REQUIRE_NATIVE = "DRELUOP_REQUIRE_NATIVE"

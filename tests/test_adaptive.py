@@ -15,6 +15,7 @@ from dreluop import surrogate
 from dreluop.adaptive import surrogate_backward
 from tests import oracle
 from tests.cases import LAYOUTS, OVERLAPPING, Case, dtype_id
+from tests.patience import PATIENCE
 from tests.surrogates import MODES, SOME_CASES, STD, TAU, activation, assert_gradient, entered, exact
 
 
@@ -231,7 +232,7 @@ def test_it_holds_for_its_thread_only(mode: str) -> None:
         with entered(mode):
             results["attacker before"] = exact(activation)
             inside.set()
-            done.wait(10)
+            done.wait(PATIENCE)
             results["attacker after"] = exact(activation)
         results["attacker outside"] = exact(activation)
 
@@ -240,7 +241,7 @@ def test_it_holds_for_its_thread_only(mode: str) -> None:
 
     thread = threading.Thread(target=attack)
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(PATIENCE)
     assert surrogate.active
     results["trainer"] = exact(activation)
     with entered(mode):

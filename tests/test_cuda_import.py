@@ -10,6 +10,7 @@ import pytest
 
 from dreluop.backends import names
 from tests.conftest import native_cuda_or_skip
+from tests.patience import PATIENCE
 
 
 def run(program: str, **environment: str) -> str:
@@ -19,7 +20,7 @@ def run(program: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -7,28 +7,17 @@ and S-ReLU in six cases. Its Table A1 prints |A - B| for ReLU in case 1; what fo
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import dreluop
 from tests import oracle
 from tests.cases import DTYPES
-
-# CI tries the same examples every time; at a desk new ones are drawn.
-settings.register_profile(
-    "dreluop",
-    derandomize="CI" in os.environ,
-    deadline=None,
-    max_examples=100,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("dreluop")
 
 WIDE = st.integers(0, 40) | st.sampled_from([64, 67, 1025])
 NARROW = st.integers(0, 5)

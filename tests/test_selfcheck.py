@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,46 @@ def test_it_passes_and_names_versions_and_backends() -> None:
     for part in (dreluop.__version__, torch.__version__, "native", "reference", "self-check"):
         assert part in result.stdout
     assert "MISMATCH" not in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main([option])
+    assert ended.value.code == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("usage: python -m dreluop [-h] [--version]") and "self-check" in out and error == ""
+
+
+def test_version() -> None:
+    result = run("-m", "dreluop", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{dreluop.__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--verbose"], ["-x"], ["cpu"], ["--version=2"]])
+def test_what_it_does_not_know_is_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("usage: python -m dreluop") and arguments[0].split("=")[0] in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_reader_that_goes_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        result = subprocess.run(
+            [sys.executable, "-m", "dreluop"],
+            cwd=PACKAGE.parent,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_it_compares_every_operator_of_the_native_part() -> None:
@@ -93,7 +134,7 @@ def test_a_mismatch_is_printed_and_is_exit_code_1(
         return result
 
     monkeypatch.setattr(calls, operator, wrong)
-    assert command.main() == 1
+    assert command.main([]) == 1
     assert f"MISMATCH     native {operator}:" in capsys.readouterr().out
 
 

@@ -24,6 +24,7 @@ from dreluop.backends.choice import BackendName
 from tests import oracle
 from tests.cases import DTYPES
 from tests.conftest import native_or_skip
+from tests.patience import PATIENCE
 
 THREADS = 4
 ROUNDS = 15
@@ -32,7 +33,6 @@ BACKENDS: tuple[BackendName, ...] = ("native", "reference")
 X_SHAPE = (16, 24, 33, 9)
 CAP_SHAPES = ((1,), X_SHAPE[1:2], X_SHAPE[1:])
 # A hang is a failure, not a wait without end.
-PATIENCE = 300
 
 Results = tuple[Tensor, ...]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.compiled import suite
 from benchmarks.compiled.tables import FILE_NAME, all_tables, headline
+from benchmarks.entry import exit_with
 from benchmarks.gpu import document as gpu
 from benchmarks.kernels import measure, results
 from benchmarks.kernels.targets import THREADS
@@ -94,4 +94,4 @@ def new_document(device: torch.device, *, quick: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

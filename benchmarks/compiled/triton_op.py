@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import dreluop
 from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
 from benchmarks.compiled.suite import graphs_skipped
+from benchmarks.entry import exit_with
 from benchmarks.gpu import document as gpu
 from benchmarks.gpu import timing
 from benchmarks.kernels import contenders as c
@@ -308,4 +308,4 @@ def table(document: Mapping[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

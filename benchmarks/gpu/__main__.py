@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_card, folder_of, versions
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
 from benchmarks.gpu.stages import STAGES, Context, Stage
@@ -93,4 +94,4 @@ def _guarded(stage: Stage, context: Context) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
+from benchmarks.entry import exit_with
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import ROWS, Document, case_name, case_of, folder_of, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
@@ -80,4 +80,4 @@ def draw(document: Document, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.backend import served_by_cuda
+from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_card, folder_of, versions
 from benchmarks.kernels import results
 from benchmarks.kernels.tables import hardware, software
@@ -140,4 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

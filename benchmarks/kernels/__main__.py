@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.backend import served_by
+from benchmarks.entry import exit_with
 from benchmarks.kernels import suite, tables
 from benchmarks.kernels.results import Document, default_path, new_document
 from benchmarks.kernels.suite import FULL, QUICK, Case, Failure, Row, cases
@@ -87,4 +87,4 @@ def show(document: Document) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

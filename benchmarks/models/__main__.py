@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
+from benchmarks.entry import exit_with
 from benchmarks.kernels import measure
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
@@ -117,4 +117,4 @@ def show(document: Document) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
+from benchmarks.entry import exit_with
 from benchmarks.robustness.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
+from benchmarks.entry import exit_with
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points
@@ -61,4 +61,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.entry import exit_with
 from benchmarks.kernels import results
 from benchmarks.surgery import monitor, sweep
 from dreluop.tables import text_table
@@ -101,4 +101,4 @@ def _monitor(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

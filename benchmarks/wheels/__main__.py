@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.entry import exit_with
 from benchmarks.wheels.build import ROOT, build
 
 
@@ -64,4 +65,4 @@ def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: P
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

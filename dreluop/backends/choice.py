@@ -71,20 +71,33 @@ class _Chooser:
         self._value = value
         self._before: list[str | None] = [getattr(_chosen, self._attribute)]
         self._made = True
+        # Last: an interrupt (Ctrl-C) before it leaves nothing chosen.
         setattr(_chosen, self._attribute, value)
 
     def __enter__(self) -> None:
-        # What was made is entered at once; or later, again, or in another thread, where something else may be chosen.
-        now = getattr(_chosen, self._attribute)
-        if not self._made or now != self._value:
-            self._before.append(now)
-        self._made = False
-        setattr(_chosen, self._attribute, self._value)
+        try:
+            if self._chosen_when_made():
+                self._made = False
+            else:
+                # Entered later, again, or in another thread, where something else may be chosen.
+                self._made = False
+                self._before.append(getattr(_chosen, self._attribute))
+                setattr(_chosen, self._attribute, self._value)
+        except BaseException:
+            # An interrupt: the block was not entered, so no `__exit__` follows.
+            if self._chosen_when_made():
+                setattr(_chosen, self._attribute, self._before[-1])
+            raise
+
+    def _chosen_when_made(self) -> bool:
+        return self._made and getattr(_chosen, self._attribute) == self._value
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        setattr(_chosen, self._attribute, self._before.pop())
+        # Put back before it is forgotten: an interrupt may come between the two.
+        setattr(_chosen, self._attribute, self._before[-1])
+        self._before.pop()
 
 
 class use_backend(_Chooser):  # noqa: N801 (called like a function, as torch.set_grad_enabled is)

@@ -247,13 +247,13 @@ def watching(watch: Watch) -> Iterator[None]:
     """
     numbers = _random_states()
     before = sys.getprofile()
-    # What cProfile sets is no function that sys.setprofile could put back.
-    if before is not None and hasattr(before, "disable"):
-        before.disable()
-    # A collection would run finalizers and callbacks of others, which are no part of the forward.
     collecting = gc.isenabled()
-    gc.disable()
     try:
+        # What cProfile sets is no function that sys.setprofile could put back.
+        if before is not None and hasattr(before, "disable"):
+            before.disable()
+        # A collection would run finalizers and callbacks of others, which are no part of the forward.
+        gc.disable()
         sys.setprofile(watch)
         yield
     finally:

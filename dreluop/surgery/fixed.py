@@ -251,8 +251,8 @@ def reading(root: nn.Module, reads: Reads) -> Iterator[None]:
     before = [(module, type(module)) for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
     classes = {cls: _reading(cls) for cls in {cls for _, cls in before}}
     previous = getattr(_current, "reads", None)
-    _current.reads = reads
     try:
+        _current.reads = reads
         for module, cls in before:
             object.__setattr__(module, "__class__", classes[cls])
         yield

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.demo.distributed import ENGINES
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +22,7 @@ def test_both_engines_give_what_one_process_gives() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for engine in ENGINES:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from benchmarks import running
 from benchmarks.running import INTERRUPTED, OUT_OF_TIME, run_cases
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +143,7 @@ from benchmarks.running import run_cases
 def measure(case):
     if case == 3:
         print("begun", flush=True)
-        time.sleep(60)
+        time.sleep(3600)
     return [{"case": case}], []
 
 document = {"rows": [], "failures": [], "complete": False}
@@ -166,11 +166,9 @@ def test_ctrl_c_leaves_a_valid_file(tmp_path: Path) -> None:
     assert process.stdout is not None
     while "begun" not in (line := process.stdout.readline()):
         assert line, "it ended early"
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=50)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == INTERRUPTED
-    assert time.monotonic() - started < 50
     found = json.loads(path.read_text())
     assert [row["case"] for row in found["rows"]] == [0, 1, 2]
     assert not found["complete"]

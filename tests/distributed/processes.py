@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import multiprocessing
 
+from tests.patience import PATIENCE
+
 # Seconds for an answer, and for the others' answers after a failure.
-PATIENCE = 240.0
 MERCY = 3.0
 
 

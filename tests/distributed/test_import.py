@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 # Each imports the engine from another place, some of which the engine imports too.
 ORDERS = (
     "torch.distributed.tensor, dreluop",
@@ -82,6 +84,6 @@ def test_every_order_of_imports(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr

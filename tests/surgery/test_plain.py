@@ -15,6 +15,7 @@ from torch import nn
 
 from dreluop import DReLU, SReLU
 from dreluop.surgery import freeze_caps, insert_head, insert_stem, replace_activations, set_caps, to_plain
+from tests.patience import PATIENCE
 from tests.surgery.models import OptionalArgument, SharedBlock, TwoModes, Users
 
 
@@ -115,7 +116,7 @@ def test_it_runs_where_dreluop_cannot_be_imported(tmp_path: Path) -> None:
         "import torch; model, x, y = torch.load('plain.pt', weights_only=False)\n"
         "assert torch.equal(model(x), y)"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=PATIENCE)
 
 
 def test_a_model_without_caps_is_refused() -> None:

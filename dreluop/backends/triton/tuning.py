@@ -178,8 +178,8 @@ def tune(
 @contextmanager
 def _using(device: torch.device, tuning: Tuning) -> Iterator[None]:
     before = for_device(device)
-    _chosen[_name(device)] = tuning
     try:
+        _chosen[_name(device)] = tuning
         yield
     finally:
         _chosen[_name(device)] = before

@@ -18,7 +18,9 @@ from benchmarks.gpu.document import Card
 from benchmarks.gpu.execute import Finished
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.running import OUT_OF_TIME
+from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.gpu import exercise
+from tests.patience import PATIENCE
 
 ENDED = "exercise started\nexercise completed\n"
 CLEAN = f"========= COMPUTE-SANITIZER\n{ENDED}========= ERROR SUMMARY: 0 errors\n"
@@ -186,11 +188,18 @@ def test_three(): assert False
 
 @pytest.mark.parametrize("number", range(100))
 def test_slow(number):
-    import time
-    time.sleep(SECONDS)
+    import os, pathlib, signal, time
+    WHAT
 """
 )
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+AT_ITS_LIMIT = "os.environ['DRELUOP_TEST_DEADLINE'] = '0'"
+# Deaf to the request to end, as a kernel that never ends is.
+HANGS = """signal.signal(signal.SIGINT, signal.SIG_IGN)
+    failures = pathlib.Path(os.environ["DRELUOP_TEST_FAILURES"])
+    while not (failures.exists() and "test_three" in failures.read_text()):
+        time.sleep(0.01)
+    pathlib.Path(r"MARKER").touch()
+    time.sleep(3600)"""
 
 
 @pytest.fixture
@@ -204,15 +213,14 @@ def two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
 def test_a_run_that_reaches_its_limit_ends_with_its_report(tmp_path: Path, parallel: bool) -> None:
     path = tmp_path / "test_some.py"
-    path.write_text(SLOW.replace("SECONDS", "0.5"))
-    # Half of it is for beginning tests.
-    outcome = pytests.run_pytest([str(path)], limit=12, log=tmp_path / "log.txt", parallel=parallel)
+    path.write_text(SLOW.replace("WHAT", AT_ITS_LIMIT))
+    outcome = pytests.run_pytest([str(path)], limit=PATIENCE, log=tmp_path / "log.txt", parallel=parallel)
     not_begun = outcome.details["skipped"]["not begun: the time limit was reached"]
     assert outcome.status == FAILED
     (failed,) = outcome.details["failed"]
     assert failed.endswith("test_some::test_three")
     assert outcome.reason == (
-        f"{not_begun} tests were not begun within the limit of 12 s; 1 tests failed, the first: {failed}"
+        f"{not_begun} tests were not begun within the limit of {PATIENCE} s; 1 tests failed, the first: {failed}"
     )
     # All are counted once; the failure's text is in the log.
     assert 1 <= outcome.details["passed"] - 1 < 100
@@ -275,14 +283,15 @@ def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: bool
 ) -> None:
     path = tmp_path / "test_some.py"
-    # Deaf to the request to end, as a kernel that never ends is.
-    path.write_text(SLOW.replace("SECONDS", "100").replace("import time\n", f"import time\n    {DEAF}\n"))
+    marker = tmp_path / "hangs"
+    path.write_text(SLOW.replace("WHAT", HANGS.replace("MARKER", str(marker))))
+    limit_is_reached_when(marker.exists, monkeypatch)
     monkeypatch.setattr(execution, "GRACE", 1)
-    outcome = pytests.run_pytest([str(path)], limit=6, log=tmp_path / "log.txt", parallel=parallel)
+    outcome = pytests.run_pytest([str(path)], limit=PATIENCE, log=tmp_path / "log.txt", parallel=parallel)
     assert outcome.status == FAILED
     (name,) = outcome.details["failed"]
     assert name.endswith("test_some.py::test_three")
-    assert outcome.reason == f"stopped after 6 s; 1 tests failed, the first: {name}"
+    assert outcome.reason == f"stopped after {PATIENCE} s; 1 tests failed, the first: {name}"
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_where_the_device_keeps_time_the_host_is_timed_too(
     assert failures == []
     for row in rows:
         assert row["ms"] == 10_000
-        assert row["host_ms"] is not None and 20 <= row["host_ms"] < 5_000
+        assert row["host_ms"] is not None and 20 <= row["host_ms"] != row["ms"]
 
 
 def test_a_contender_that_fails_is_left_out_with_its_reason(

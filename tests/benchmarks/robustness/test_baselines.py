@@ -19,6 +19,7 @@ from benchmarks.robustness.models import dense_drelu, dense_relu
 from benchmarks.robustness.training import History, TrainingConfig, objectives, train
 from benchmarks.robustness.training.objectives import training_loss
 from benchmarks.robustness.training.parallel import Processes
+from tests.patience import PATIENCE
 
 EPS = 0.1
 
@@ -163,7 +164,7 @@ def test_two_processes_train_like_one(tmp_path: Path):
     for world in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
         environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, script, file], check=True, env=environment, capture_output=True, timeout=300)
+        subprocess.run([*command, script, file], check=True, env=environment, capture_output=True, timeout=PATIENCE)
         found.append(torch.load(file))
     (one, *losses), (two, *other) = found
     for name, value in one.items():
@@ -221,7 +222,7 @@ def test_processes_end_together(tmp_path: Path):
     script.write_text(UNLIKE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, file]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
     assert {name: len(losses) for name, losses in torch.load(file).items()} == {"natural": 3, "at": 3, "trades": 3}
 

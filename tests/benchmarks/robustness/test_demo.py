@@ -17,6 +17,7 @@ from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.robustness.attacks import pgd
 from benchmarks.robustness.data import Digits
 from benchmarks.robustness.evaluation import accuracy
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,7 +35,7 @@ def test_quick_demo_prints_its_tables_and_writes_two_pictures(tmp_path: Path):
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ from benchmarks.robustness.study import configuration, engines, jobs, records, t
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
 from benchmarks.robustness.study.training_job import trained
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_a_killed_study_goes_on(tmp_path: Path, tiny_file: Path):
     arguments = [*base, "--results", folder / "records", "--work", folder / "work"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 240
+    limit = time.monotonic() + PATIENCE
     while not list(folder.glob("work/*/training.pt")):
         assert process.poll() is None
         assert time.monotonic() < limit
@@ -231,7 +232,7 @@ def test_a_killed_study_goes_on(tmp_path: Path, tiny_file: Path):
     (checkpoint,) = folder.glob("work/*/training.pt")
     kept = len(torch.load(checkpoint)["history"]["records"])
     assert 1 < kept <= 41
-    subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=PATIENCE)
     study = configuration.read(slow)
     (record,) = records.found(study.runs, folder / "records")
     whole = Places(tmp_path / "whole" / "records", tmp_path / "whole" / "work", progress=False)

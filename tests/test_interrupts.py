@@ -1,0 +1,115 @@
+"""Ctrl-C at any line of a context of ours: nothing stays chosen, switched off, counted or hooked on.
+
+One place is left, which no Python code can guard: before the first line of an ``__exit__`` of a class, or of an
+``__enter__`` after a constructor that has chosen already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import linecache
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dreluop
+from dreluop import adaptive, compiled_node, diagnostics, interrupts, layers, surrogate
+from dreluop.backends import choice
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt before the line ``at`` of all that run in these files."""
+
+    def __init__(self, files: set[str], at: int) -> None:
+        self.files, self.left = files, at
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in self.files:
+            return None
+        first = frame.f_code.co_name in ("__enter__", "__exit__")
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal first
+            if event == "line":
+                # A tracer is called between the body of `with lock` and its end, where no signal is.
+                locking = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "with _lock:"
+                self.left -= not (first or locking)
+                first = False
+                if self.left == 0:
+                    self.left = -1
+                    raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+
+def interrupted(block: Callable[[], Any], files: set[str], at: int) -> bool:
+    """Whether the interrupt came before the block had ended."""
+    before = sys.gettrace()
+    try:
+        sys.settrace(Interrupt(files, at))
+        block()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def enter(context: Any) -> None:
+    with context():
+        pass
+
+
+def nested() -> None:
+    with dreluop.use_backend("reference"), dreluop.use_backend(None):
+        pass
+
+
+MODEL = nn.Sequential(nn.Linear(2, 2), dreluop.DReLU(2), dreluop.SReLU(1.0))
+
+
+def state() -> list[Any]:
+    return [
+        choice._chosen.name,
+        choice._chosen.form,
+        surrogate.active,
+        getattr(surrogate._of_thread, "surrogate", None),
+        compiled_node.capped_relu,
+        gc.isenabled(),
+        sys.getprofile(),
+        [type(module) for module in MODEL.modules()],
+        [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in MODEL.modules()],
+    ]
+
+
+CONTEXTS: dict[str, tuple[Callable[[], Any], Any]] = {
+    "use_backend": (lambda: enter(lambda: dreluop.use_backend("reference")), choice),
+    "use_backend, nested": (nested, choice),
+    "when_compiling": (lambda: enter(lambda: dreluop.when_compiling("opaque")), choice),
+    "using": (lambda: enter(lambda: choice.using(choice.operators_of("reference"))), choice),
+    "surrogate_backward": (lambda: enter(adaptive.surrogate_backward), adaptive),
+    "measure_std": (lambda: adaptive.measure_std(MODEL, torch.randn(4, 2)), adaptive),
+    "switched_off": (lambda: enter(compiled_node.switched_off), compiled_node),
+    "watched": (lambda: enter(lambda: layers.watched(layers.capped_layers(MODEL), lambda *_: None)), layers),
+    "monitor": (lambda: enter(lambda: diagnostics.SaturationMonitor(MODEL)), diagnostics),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_an_interrupt_at_every_line(name: str) -> None:
+    block, module = CONTEXTS[name]
+    files = {m.__file__ for m in (module, interrupts, surrogate, contextlib)}
+    before = state()
+    at = 1
+    while interrupted(block, files, at):
+        assert state() == before, at
+        at += 1
+    assert at > 2
+    assert state() == before
