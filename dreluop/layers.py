@@ -64,7 +64,7 @@ def is_measurable(what: str) -> bool:
     """
     if in_backward():
         return False
-    if torch.compiler.is_exporting() or torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
+    if torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
         return False
     if torch._C._are_functorch_transforms_active():
         levels = torch._C._functorch.get_interpreter_stack() or []

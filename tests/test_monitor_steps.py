@@ -35,68 +35,62 @@ class Wrapped(nn.Module):
         return self.call(self.inside, x)
 
 
-def in_halves(model: nn.Module, x: Tensor, reentrant: bool) -> Tensor:
-    for half in (model[:2], model[2:]):
-        x = checkpoint(half, x, use_reentrant=reentrant)
-    return x
+Run = Callable[..., Tensor]
 
 
-def nested(model: nn.Module, x: Tensor, reentrant: bool) -> Tensor:
-    def inner(x: Tensor) -> Tensor:
-        return checkpoint(model, 2 * x, use_reentrant=reentrant)
-
-    return checkpoint(inner, x, use_reentrant=reentrant)
+def whole(run: Run, model: nn.Module, x: Tensor) -> Tensor:
+    return run(model, x)
 
 
-def gradient_inside(model: nn.Module, x: Tensor, _: bool) -> Tensor:
+def nested(run: Run, model: nn.Module, x: Tensor) -> Tensor:
+    return run(lambda x: run(model, 2 * x), x)
+
+
+def halves(run: Run, model: nn.Module, x: Tensor) -> Tensor:
+    return run(model[2:], run(model[:2], x))
+
+
+def gradient_inside(run: Run, model: nn.Module, x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(checkpoint(model, x, use_reentrant=False).sum(), x, create_graph=True)
-    return gradient
+    # Only this form of checkpoint has gradients with respect to given inputs.
+    run = plainly if run is plainly else not_reentrant
+    (gradient,) = torch.autograd.grad(run(model, x).sum(), x, create_graph=True)
+    # Recomputed elements are measured with others, or the shares would be the same.
+    return gradient + model(3 * x)
 
 
-CHECKPOINTS: dict[str, Callable[[nn.Module, Tensor, bool], Tensor]] = {
-    "whole": lambda model, x, reentrant: checkpoint(model, x, use_reentrant=reentrant),
-    "nested": nested,
-    "halves": in_halves,
-    "gradient_inside": gradient_inside,
-}
+def plainly(call: Any, x: Tensor) -> Tensor:
+    return call(x)
 
 
-# Halves around the model would call its parts, not the model.
-PLACES = [(name, place) for name in CHECKPOINTS for place in ("in", "around") if (name, place) != ("halves", "around")]
+def reentrant(call: Any, x: Tensor) -> Tensor:
+    return checkpoint(call, x, use_reentrant=True)
 
 
-@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not_reentrant"])
-@pytest.mark.parametrize(("name", "place"), PLACES)
-def test_a_recomputation_is_no_step(name: str, place: str, reentrant: bool) -> None:
-    inside = place == "in"
+def not_reentrant(call: Any, x: Tensor) -> Tensor:
+    return checkpoint(call, x, use_reentrant=False)
 
-    def call(model: nn.Module, x: Tensor) -> Tensor:
-        return CHECKPOINTS[name](model, x, reentrant)
 
-    def train(model: nn.Module, call: Call) -> SaturationMonitor:
+@pytest.mark.parametrize("run", [reentrant, not_reentrant])
+@pytest.mark.parametrize(
+    ("form", "inside"),
+    # Around the model, halves would not call it, and gradient_inside would call it twice.
+    [(whole, False), (nested, False), (whole, True), (nested, True), (halves, True), (gradient_inside, True)],
+)
+def test_a_recomputation_is_no_step(form: Callable[..., Tensor], inside: bool, run: Run) -> None:
+    def trained(run: Run) -> SaturationMonitor:
+        torch.manual_seed(0)
+        model: nn.Module = Wrapped(lambda model, x: form(run, model, x)) if inside else layers()
         monitor = SaturationMonitor(model, every=2)
         for step in range(5):
-            call(model, (X + step).requires_grad_()).sum().backward()
+            x = (X + step).requires_grad_()
+            (model(x) if inside else form(run, model, x)).sum().backward()
         return monitor
 
-    torch.manual_seed(0)
-    model = Wrapped(call) if inside else layers()
-    twin = copy.deepcopy(model)
-    monitor = train(model, lambda model, x: model(x) if inside else call(model, x))
-    if name == "nested":
-        twin_call: Call = lambda model, x: model(2 * x)  # noqa: E731
-    elif name == "gradient_inside":
-        twin_call = lambda model, x: torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]  # noqa: E731
-    else:
-        twin_call = lambda model, x: model(x)  # noqa: E731
-    if inside:
-        twin.call = twin_call
-        twin_call = lambda model, x: model(x)  # noqa: E731
-    want = train(twin, twin_call)
-    assert monitor.step == want.step == 5
+    got, want = trained(run), trained(plainly)
+    assert got.step == want.step == 5
     # The same elements, counted once.
-    assert list(monitor.history) == list(want.history) and [one.step for one in monitor.history] == [1, 3, 5]
+    assert list(got.history) == list(want.history) and [one.step for one in got.history] == [1, 3, 5]
 
 
 def test_calibration_counts_a_recomputation_once() -> None:
@@ -115,12 +109,12 @@ def test_calibration_counts_a_recomputation_once() -> None:
     assert torch.equal(model[1].cap, twin[1].cap)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_accumulation_counts_every_forward(reentrant: bool) -> None:
+@pytest.mark.parametrize("run", [reentrant, not_reentrant])
+def test_gradient_accumulation_counts_every_forward(run: Run) -> None:
     model = layers()
     monitor = SaturationMonitor(model, every=2)
     for _ in range(3):
-        sum(checkpoint(model, X.clone().requires_grad_(), use_reentrant=reentrant).sum() for _ in range(2)).backward()
+        sum(run(model, X.clone().requires_grad_()).sum() for _ in range(2)).backward()
     assert (monitor.step, [one.step for one in monitor.history]) == (6, [1, 3, 5])
 
 

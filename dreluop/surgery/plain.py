@@ -23,7 +23,8 @@ def to_plain(model: nn.Module) -> nn.Module:
     """A copy of the model with torch's own modules in place of every DReLU and SReLU, for deployment without dreluop.
 
     A fixed layer cap > 0 (SReLU, or a frozen DReLU) becomes ``nn.Hardtanh(0, cap)``, any other
-    ``relu(minimum(x, cap))``, whose cap stays a parameter (a buffer, for SReLU) of the same name. Modules whose forward
+    ``relu(minimum(x, cap))``, whose cap stays a parameter (a buffer, for SReLU) of the same name; a parametrized cap
+    becomes one that holds its value. Modules whose forward
     the surgery wrote anew become a ``torch.fx.GraphModule`` with the same children. Outputs are equal
     (``torch.equal``); the gradient at ties is torch's.
 
@@ -76,8 +77,11 @@ def _capped(layer: CappedLayer) -> nn.Module:
         return _with_state_of(layer, fx.GraphModule(root, graph, PLAIN_NAME))
     if isinstance(layer.cap, nn.Parameter):
         root.register_parameter("cap", layer.cap)
+    elif isinstance(layer, DReLU) and "cap" not in layer._buffers:
+        # Made by a parametrization, which the copy does not have.
+        root.register_parameter("cap", nn.Parameter(cap.clone(), layer.cap.requires_grad))
     else:
-        root.register_buffer("cap", layer.cap)
+        root.register_buffer("cap", cap if layer.cap.grad_fn is not None else layer.cap)
     bound = graph.call_method("type_as", (graph.get_attr("cap"), x))
     by_channel = layer.cap.ndim == 1 and layer.cap.numel() != 1
     view = graph.call_method("transpose", (x, layer.dim, -1)) if by_channel else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch.nn.utils as nn_utils
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from dreluop import DReLU, cap_penalty, parameter_groups, project_caps
-from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps
+from dreluop import DReLU, SReLU, cap_penalty, parameter_groups, project_caps
+from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps, to_plain
 
 X = torch.linspace(0.5, 4.0, 24).view(8, 3)
 
@@ -318,3 +319,14 @@ def test_caps_in_fsdp() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"the cap of '.*1' is none of its parameters .* flattened by FSDP"):
             change()
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["DReLU", "SReLU"])
+def test_a_plain_copy_holds_the_value_of_a_parametrized_cap(fixed: bool) -> None:
+    layer = SReLU(torch.tensor([0.5, 1.0, 2.0])) if fixed else DReLU(3, init=0.5)
+    model = nn.Sequential(nn.Linear(3, 3), layer)
+    parametrize.register_parametrization(layer, "cap", Scaled())
+    plain = copy.deepcopy(to_plain(model))
+    assert torch.equal(plain(X), model(X))
+    assert [name for name, _ in plain.named_parameters()] == ["0.weight", "0.bias"] + ["1.cap"] * (not fixed)
+    assert [name for name, _ in plain.named_buffers()] == ["1.cap"] * fixed
