@@ -168,7 +168,7 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
 def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
     raise_as_of_torch(error)
     validation.float_tensor("x", x)
-    validation.cap_for(x, cap, dim)
+    validation.cap_for(x, cap, validation.integer("dim", dim))
 
 
 def _any_call(
@@ -202,14 +202,19 @@ def _any_call(
         total = fused_sum(x, dim, bias, residual)
         x, addends = x.copy_(total) if inplace else total, ()
     # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
-    split = balancer is not None and ((inplace and x._is_view()) or torch._C._are_functorch_transforms_active())
-    fused = None if split else balancer
+    split = (inplace and x._is_view()) or torch._C._are_functorch_transforms_active()
+    fused = None if split else _fused(balancer, cap)
     kept = KeptCode() if inplace and save == "code" else save
     result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
-    return _detached_where_frozen(cap, (outputs[0], penalty_of([cap], balancer) if split else outputs[-1]))
+    return outputs[0], penalty_of([cap], balancer) if fused is None else outputs[-1]
+
+
+def _fused(balancer: float | None, cap: Tensor) -> float | None:
+    """The balancer, where y and penalty may be of one operator: it lets both require a gradient if only x does."""
+    return balancer if cap.requires_grad else None
 
 
 def _in_a_trace(
@@ -227,8 +232,9 @@ def _in_a_trace(
         cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:
             validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    result = _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, addends)
-    return _detached_where_frozen(cap, result)
+    fused = _fused(balancer, cap)
+    result = _without_derivative(operators_for(x), x, cap, dim, inplace, fused, addends)
+    return _with_penalty(result, cap, balancer) if fused is None else result
 
 
 @contextmanager
@@ -242,11 +248,10 @@ def _checks_not_traced() -> Iterator[None]:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
-def _detached_where_frozen(cap: Tensor, result: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-    """y and the penalty, which one operator gives: it lets both require a gradient where only x does."""
-    if isinstance(result, tuple) and not cap.requires_grad:
-        return result[0], result[1].detach()
-    return result
+def _with_penalty(
+    y: Tensor | tuple[Tensor, Tensor], cap: Tensor, balancer: float | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    return y if balancer is None or isinstance(y, tuple) else (y, _penalty([cap], balancer))
 
 
 def _checked(
@@ -320,12 +325,12 @@ def _traced_with_penalty(
     balancer: float | None,
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
+    fused = _fused(balancer, cap)
     # An operator takes a number as a constant, so torch.compile would compile anew for each balancer.
-    result = _traced(x, cap, dim, inplace, save, None if balancer is None else 1.0, addends)
-    if balancer is None or isinstance(result, Tensor):
-        return result
-    y, squares = _detached_where_frozen(cap, result)
-    return y, squares * balancer
+    result = _traced(x, cap, dim, inplace, save, None if fused is None else 1.0, addends)
+    if fused is None or isinstance(result, Tensor):
+        return _with_penalty(result, cap, balancer)
+    return result[0], result[1] * fused
 
 
 def _traced(

@@ -94,6 +94,7 @@ def project_caps(caps: Tensor | Iterable[Tensor] | nn.Module, minimum: float = M
         TypeError, ValueError: caps are none, or one is no parameter (but made of one); minimum is negative, not finite
             or out of the range of a cap's dtype. Nothing is changed then.
     """
+    minimum = validation.at_least_zero("minimum", minimum)
     for cap in _projected(caps, minimum):
         cap.clamp_(min=minimum)
 

@@ -35,7 +35,7 @@ def float_tensor(name: str, value: Any) -> Tensor:
 def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:
     """The cap as a tensor that fits x: a number becomes a layer cap of x's dtype, rounded as a tensor would be."""
     if not isinstance(cap, Tensor):
-        cap = torch.full((), rounded(cap_number(cap), x.dtype), dtype=x.dtype, device=x.device)
+        cap = _layer_cap(x, cap_number(cap))
     result = float_tensor("cap", cap)
     if cap.device != x.device:
         raise ValueError(f"cap: got a tensor on {cap.device}; expected x's device, {x.device}")
@@ -97,6 +97,13 @@ def initial_cap(init: Any, dtype: torch.dtype | None = None) -> float:
     return value if dtype is None else stored("init", value, dtype)
 
 
+def _layer_cap(x: Tensor, number: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        # torch.full takes the number as a constant, so torch.compile would compile anew for each.
+        return torch.ones((), dtype=x.dtype, device=x.device) * number
+    return torch.full((), rounded(number, x.dtype), dtype=x.dtype, device=x.device)
+
+
 def cap_number(cap: Any) -> float:
     if not is_number(cap):
         raise TypeError(f"cap: got {type(cap).__name__}; expected a torch.Tensor or a number")
@@ -114,13 +121,13 @@ def stored(name: str, value: float, dtype: torch.dtype) -> float:
 def rounded(value: float, dtype: torch.dtype) -> float:
     """0, infinite or the largest number of the dtype where a cast to it gives that; any other number as it is.
 
-    In Python, because a tensor cannot be read under ``torch.device("meta")``, fake tensors or torch.compile.
+    In Python, because a tensor cannot be read under ``torch.device("meta")`` or if it is fake.
     """
     limits = torch.finfo(dtype)
     size = abs(value)
     if size <= limits.smallest_normal * limits.eps / 2:
         return math.copysign(0.0, value)
-    if size <= limits.max or math.isnan(size):
+    if not size > limits.max:
         return value
     # Halfway between the largest number and the next one that more bits of exponent would hold.
     beyond = limits.max / (2 - limits.eps) * (2 - limits.eps / 2)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -72,11 +71,6 @@ def inputs(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(shape or (4, 3), requires_grad=True), torch.rand(shape[1:2] or 3, requires_grad=True)
 
 
-class Function(TorchFunctionMode):
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return function(*args, **(kwargs or {}))
-
-
 class Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return function(*args, **(kwargs or {}))
@@ -127,7 +121,6 @@ UNUSUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "subclass": lambda x, cap: dreluop.capped_relu(x.as_subclass(Subclass), cap),
     "backend": in_mode(lambda: dreluop.use_backend("reference")),
     "surrogate": in_mode(dreluop.adaptive.surrogate_backward),
-    "function_mode": in_mode(Function),
     "dispatch_mode": in_mode(Dispatch),
     "fake": in_mode(lambda: FakeTensorMode(allow_non_fake_inputs=True)),
     "inference": in_mode(torch.inference_mode),

@@ -157,21 +157,3 @@ def test_torchscript_is_refused(module: nn.Module) -> None:
 def test_torchscript_of_the_function_is_refused() -> None:
     with pytest.raises(torch.jit.frontend.NotSupportedError):
         torch.jit.script(dreluop.capped_relu)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_torchscript_trace_of_a_trained_cap_fails(tmp_path: Path) -> None:
-    model, x = nn.Sequential(nn.Linear(5, 3), DReLU(3)), torch.randn(4, 5)
-    with pytest.raises(torch.jit.TracingCheckError, match="Graphs differed across invocations"):
-        torch.jit.trace(model, (x,))
-    traced = torch.jit.trace(model, (x,), check_trace=False)
-    with pytest.raises(RuntimeError, match="Could not export Python function call 'PlainCappedReLUFunction'"):
-        traced.save(str(tmp_path / "trace.pt"))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_torchscript_trace_without_gradients_holds_the_operator(tmp_path: Path) -> None:
-    model, x = nn.Sequential(nn.Linear(5, 3), DReLU(3, init=0.5)), torch.randn(4, 5)
-    with torch.no_grad():
-        torch.jit.trace(model, (x,)).save(str(tmp_path / "trace.pt"))
-    assert torch.equal(torch.jit.load(str(tmp_path / "trace.pt"))(x), model(x))

@@ -27,8 +27,21 @@ BAD_INPUTS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
     "x_bool": ((X > 0, CAP), {}, TypeError, f"x: got dtype torch.bool; {FLOAT_DTYPES}"),
     "x_complex": ((X.to(torch.complex64), CAP), {}, TypeError, f"x: got dtype torch.complex64; {FLOAT_DTYPES}"),
     "x_float8": ((X.to(torch.float8_e4m3fn), CAP), {}, TypeError, f"x: got dtype torch.float8_e4m3fn; {FLOAT_DTYPES}"),
+    "x_nested": (
+        (torch.nested.nested_tensor([X[0], X[0, :2]]), CAP), {}, TypeError, "x: got a nested tensor; expected one of"
+    ),
+    "x_jagged": (
+        (torch.nested.nested_tensor([X[0], X[0, :2]], layout=torch.jagged), CAP), {}, TypeError, "x: got a nested"
+    ),
+    "x_mkldnn": ((X.to_mkldnn(), CAP), {}, TypeError, "x: got layout torch._mkldnn; expected torch.strided"),
+    "x_quantized": (
+        (torch.quantize_per_tensor(X, 0.1, 0, torch.quint8), CAP), {}, TypeError, "x: got dtype torch.quint8; expected"
+    ),
+    "cap_nested": ((X, torch.nested.nested_tensor([CAP])), {}, TypeError, "cap: got a nested tensor; expected one of"),
+    "cap_huge": ((X, 10**5000), {}, ValueError, "cap: got an int of 16610 bits; expected a number in the range of a"),
+    "dim_huge": ((X, CAP), {"dim": 10**5000}, ValueError, "dim: got an int of 16610 bits; expected one of 64 bits"),
     "x_sparse": ((X.to_sparse(), CAP), {}, TypeError, "x: got layout torch.sparse_coo; expected torch.strided"),
-    "cap_none": ((X, None), {}, TypeError, "cap: got NoneType; expected a torch.Tensor"),
+    "cap_none": ((X, None), {}, TypeError, "cap: got NoneType; expected a torch.Tensor or a number"),
     "cap_string": ((X, "1"), {}, TypeError, "cap: got str; expected a torch.Tensor"),
     "cap_bool": ((X, True), {}, TypeError, "cap: got bool; expected a torch.Tensor"),
     "cap_list": ((X, [1.0]), {}, TypeError, "cap: got list; expected a torch.Tensor"),
@@ -66,11 +79,21 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "balancer_negative": ({"balancer": -0.5}, ValueError, "balancer: got -0.5; expected a finite number >= 0"),
     "balancer_nan": ({"balancer": math.nan}, ValueError, "balancer: got nan; expected a finite number >= 0"),
     "balancer_inf": ({"balancer": math.inf}, ValueError, "balancer: got inf; expected a finite number >= 0"),
+    "balancer_huge": ({"balancer": 10**400}, ValueError, "balancer: got an int of 1329 bits; expected a number in the"),
+    "bias_nested": ({"bias": torch.nested.nested_tensor([CAP])}, TypeError, "bias: got a nested tensor; expected one"),
+    "residual_nested": ({"residual": torch.nested.nested_tensor([X])}, TypeError, "residual: got a nested tensor;"),
     "balancer_string": ({"balancer": "1"}, TypeError, "balancer: got str; expected a number"),
     "balancer_bool": ({"balancer": True}, TypeError, "balancer: got bool; expected a number"),
-    "balancer_tensor": ({"balancer": torch.tensor(1.0)}, TypeError, "balancer: got Tensor; expected a number"),
+    "balancer_tensor": (
+        {"balancer": torch.ones(1)}, TypeError,
+        "balancer: got Tensor of shape (1,) and torch.float32 on cpu; expected a number",
+    ),
+    "balancer_learned": (
+        {"balancer": torch.ones((), requires_grad=True)}, TypeError,
+        "balancer: got Tensor that requires grad; expected a number",
+    ),
     "balancer_complex": ({"balancer": 1j}, TypeError, "balancer: got complex; expected a number"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("function", [dreluop.capped_relu, dreluop.saturation], ids=["capped_relu", "saturation"])

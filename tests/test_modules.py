@@ -319,7 +319,7 @@ def test_cap_may_become_zero_or_negative() -> None:
 @pytest.mark.parametrize("module", [DReLU, LazyDReLU], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(
     ("init", "error"),
-    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("1", TypeError)],
+    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (-math.inf, ValueError), ("1", TypeError)],
     ids=str,
 )
 def test_bad_initial_cap(module: Any, init: Any, error: type[Exception]) -> None:
