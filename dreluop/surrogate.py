@@ -19,6 +19,7 @@ from dreluop.backends.choice import backward_on_backend_of_forward, operators, o
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, fused_sum
 from dreluop.function import Function, below_autograd, derivative_may_be_asked
 from dreluop.granularity import granularity_of
+from dreluop.ops import plain
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
@@ -298,6 +299,7 @@ class SoftFunction(Function):
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:
-            y = operators().forward(x.detach(), cap.detach(), ctx.dim)
+            forward = plain.forward if torch._C._are_functorch_transforms_active() else operators().forward
+            y = forward(x.detach(), cap.detach(), ctx.dim)
             dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
         return dx, dcap, None, None
