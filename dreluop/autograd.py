@@ -7,7 +7,7 @@ every order is exact. Derivatives of the region masks are zero almost everywhere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,21 @@ from dreluop.backends.choice import (
     operators_for,
     using,
 )
-from dreluop.backends.reference import bias_gradient, code_order, fused_sum
+from dreluop.backends.reference import bias_gradient, code_order, extras, fused_sum
 from dreluop.function import (
     Function,
     below_autograd,
     derivative_may_be_asked,
+    derivatives_by_plain_torch,
+    functionalizing,
     save_for_backward,
     saved_for_backward,
+    write_over,
 )
+from dreluop.ops import fused, plain
 from dreluop.ops.calls import Operators
 from dreluop.out_of_memory import raise_as_of_torch
-from dreluop.penalty import penalty_gradient, penalty_tangent
+from dreluop.penalty import penalty_gradient, penalty_of, penalty_tangent
 
 
 class KeptCode:
@@ -47,11 +51,40 @@ class CappedReLUFunction(Function):
     """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
 
     ``apply(x, cap, dim, inplace, save, balancer)``, all positionally, and where there is one
-    ``apply(..., bias, residual)`` (not inside ``torch.func`` transforms, nor with forward-mode tangents: there
-    ``capped_relu`` adds them first). Returns y, or a tuple: y, then the 2-bit code if ``save="code"``, then the penalty
-    if ``balancer`` is a number. Shapes, dtypes and granularities are those of ``dreluop.capped_relu``. Saved for
-    backward: the cap, and y or the code (N/4 bytes), and a bias that needs a gradient; nothing when no input needs one.
+    ``apply(..., bias, residual)``. Returns y, or a tuple: y, then the 2-bit code if ``save="code"`` (under
+    ``torch.vmap`` y again), then the penalty if ``balancer`` is a number. Shapes, dtypes and granularities are those of
+    ``dreluop.capped_relu``. Saved for backward: the cap, and y or the code (N/4 bytes), and a bias that needs a
+    gradient; nothing when no input needs one.
     """
+
+    @classmethod
+    def apply(
+        cls,
+        x: Tensor,
+        cap: Tensor,
+        dim: int,
+        inplace: bool,
+        save: str | KeptCode,
+        balancer: float | None,
+        *addends: Tensor | None,
+    ) -> Any:
+        if not derivatives_by_plain_torch():
+            return super().apply(x, cap, dim, inplace, save, balancer, *addends)
+        # The derivatives below are of this form only; plain torch has those of the rest.
+        t = fused_sum(x, dim, *addends) if addends else x
+        saves_code = save != "output"
+        if _by_plain_torch():
+            y = fused.differentiable(t, cap, dim)
+            code = extras(y, cap, dim, saves_code, None)[0]
+        else:
+            result = super().apply(t, cap, dim, False, "code" if saves_code else "output", None)
+            y, code = result if saves_code else (result, None)
+        outputs = [write_over(x, y) if inplace else y]
+        if save == "code":
+            outputs.append(code)
+        if balancer is not None:
+            outputs.append(penalty_of([cap], balancer))
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     @staticmethod
     def forward(
@@ -120,7 +153,7 @@ class CappedReLUFunction(Function):
         dcap: Tensor | None = None
         dbias: Tensor | None = None
         if grad is not None:
-            dx, dcap, dbias = _backward(
+            dx, dcap, dbias = gradients(
                 grad, saved, cap, ctx.dim, ctx.order, need_x or need_residual, need_cap, balancer, grad_penalty, *bias
             )
         elif grad_penalty is not None and need_cap:
@@ -134,11 +167,12 @@ class CappedReLUFunction(Function):
     @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_tangent, cap_tangent = tangents[:2]
-        if any(tangent is not None for tangent in tangents[6:]):
-            raise RuntimeError("CappedReLUFunction: no tangents of bias and residual; call capped_relu")
+        # `apply` adds them first, but for a level of forward mode in what torch.compile traced, which it cannot see.
+        if any(t is not None for t in tangents[6:]):
+            raise RuntimeError("capped_relu: no tangents of bias and residual here; add them to x before")
         y, cap = ctx.saved_for_forward
         u = x_tangent if x_tangent is not None else y.new_zeros(()).expand(y.shape)
-        y_tangent = _tangent(u, cap_tangent, y, cap, ctx.dim, ())
+        y_tangent = tangent(u, cap_tangent, y, cap, ctx.dim, ())
         if ctx.inplace:
             # autograd requires the tangent of an in-place function to be written in place too.
             y_tangent = x_tangent.copy_(y_tangent) if x_tangent is not None else y_tangent
@@ -151,13 +185,7 @@ class CappedReLUFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        x, cap, dim, inplace, save, balancer, *addends = args
-        if any(addend is not None for addend in addends):
-            raise RuntimeError("CappedReLUFunction: bias and residual cannot be batched; call capped_relu")
-        if balancer is not None:
-            raise RuntimeError("CappedReLUFunction: balancer cannot be batched; call cap_penalty beside it")
-        if inplace:
-            raise RuntimeError("capped_relu: inplace=True does not work under torch.vmap; use inplace=False")
+        x, cap, dim, _, save, _ = args
         fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
         y = CappedReLUFunction.apply(
             fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None
@@ -204,7 +232,7 @@ def plain_backward(
     try:
         if derivative_may_be_asked(grad, cap):
             with using(chosen):
-                dx, dcap, _ = _backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+                dx, dcap, _ = gradients(grad, y, cap, dim, (), need_x, need_cap, None, None)
         else:
             with below_autograd():
                 dx, dcap, _ = chosen.backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
@@ -259,7 +287,7 @@ class CappedReLUBackwardFunction(Function):
         if ctx.needs_input_grad[0] and not (grad_dx is None and grad_dcap is None and grad_dbias is None):
             # dbias is a sum over dx.
             u = fused_sum(_or_zeros(grad_dx, ctx, saved), ctx.dim, grad_dbias, None)
-            dgrad = _tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order)
+            dgrad = tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order)
         if ctx.has_penalty and grad_dcap is not None:
             if ctx.needs_input_grad[2]:
                 dcap = penalty_gradient(rest[0], (grad_dcap,), ctx.balancer)[0].to(cap.dtype)
@@ -273,7 +301,7 @@ class CappedReLUBackwardFunction(Function):
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
         grad = _or_zeros(grad_tangent, ctx, saved)
-        dx, dcap, dbias = _backward(
+        dx, dcap, dbias = gradients(
             grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None, ctx.bias
         )
         if ctx.has_penalty:
@@ -288,7 +316,8 @@ class CappedReLUBackwardFunction(Function):
         grad, saved, cap, dim, _, need_x, need_cap, balancer, _, *bias = args
         if balancer is not None or any(b is not None for b in bias):
             raise RuntimeError("backward: neither balancer nor bias can be batched; use penalty_backward, and sum dx")
-        _refuse_code_under_vmap(saved)
+        if saved.dtype == torch.uint8:
+            return _of_code_under_vmap(plain.backward, info, in_dims, args)
         fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
         dx, dcap, nothing = CappedReLUBackwardFunction.apply(
             fold.like_x(grad, in_dims[0]),
@@ -332,19 +361,20 @@ class CappedReLUTangentFunction(Function):
             return None, None, None, None, None, None
         saved, cap = saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
-        du, dv, _ = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
+        du, dv, _ = gradients(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
     @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         saved, cap = ctx.saved_for_forward
-        return _tangent(_or_zeros(tangents[0], ctx, saved), tangents[1], saved, cap, ctx.dim, ctx.order)
+        return tangent(_or_zeros(tangents[0], ctx, saved), tangents[1], saved, cap, ctx.dim, ctx.order)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         u, v, saved, cap, dim, _ = args
-        _refuse_code_under_vmap(saved)
+        if saved.dtype == torch.uint8:
+            return _of_code_under_vmap(plain.tangent, info, in_dims, args)
         per_sample = v is not None and in_dims[1] is not None
         fold = batching.Fold(info.batch_size, in_dims[0], u, in_dims[3], cap, dim, per_sample_cap=per_sample)
         out = CappedReLUTangentFunction.apply(
@@ -358,7 +388,7 @@ class CappedReLUTangentFunction(Function):
         return fold.restore_x(out)
 
 
-def _backward(
+def gradients(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -370,11 +400,12 @@ def _backward(
     grad_penalty: Tensor | None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if operators().plain_derivatives:
-        return operators().backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
+    if operators().plain_derivatives or functionalizing():
+        by_plain_torch = operators().backward if operators().plain_derivatives else plain.backward
+        return by_plain_torch(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
     if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
-        dx, dcap, dbias = _backward(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
+        dx, dcap, dbias = gradients(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
         if need_cap and grad_penalty is not None and balancer is not None:
             dcap = dcap + penalty_gradient(grad_penalty, (cap,), balancer)[0]
         return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, dim)
@@ -388,16 +419,11 @@ def _backward(
     return result
 
 
-def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    if operators().plain_derivatives:
-        return operators().tangent(u, v, saved, cap, dim, order)
-    try:
-        out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
-    except NotImplementedError as error:
-        raise RuntimeError(
-            "capped_relu: torch.compile traces torch.func.jvp through the fused form only; "
-            'use save="output" and dreluop.when_compiling("fuse")'
-        ) from error
+def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    if operators().plain_derivatives or functionalizing():
+        by_plain_torch = operators().tangent if operators().plain_derivatives else plain.tangent
+        return by_plain_torch(u, v, saved, cap, dim, order)
+    out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
     return out
 
 
@@ -408,8 +434,14 @@ def _or_zeros(t: Tensor | None, ctx: Any, saved: Tensor) -> Tensor:
     return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
 
 
-def _refuse_code_under_vmap(saved: Tensor) -> None:
-    if saved.dtype == torch.uint8:
-        raise RuntimeError(
-            'capped_relu: a 2-bit code saved outside torch.vmap cannot be split inside it; use save="output"'
-        )
+def _of_code_under_vmap(
+    function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """A code has no dimension that a batch could be folded into, so plain torch unpacks it."""
+    result = torch.vmap(function, in_dims, randomness=info.randomness)(*args)
+    return result, (0,) * len(result) if isinstance(result, tuple) else 0
+
+
+def _by_plain_torch() -> bool:
+    """Whether transforms must not meet an autograd.Function of ours: functionalize, and what a compiler is to fuse."""
+    return torch._C._are_functorch_transforms_active() and (operators().plain_derivatives or functionalizing())

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -19,15 +18,7 @@ class Function(torch.autograd.Function):
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return cls.apply_at_this_level(*args)
-
-    @classmethod
-    def apply_at_this_level(cls, *args: Any) -> Any:
-        """Apply without asking functorch, as the dispatcher's Autograd kernels must: it has asked already."""
-        if not torch._C._are_functorch_transforms_active():
-            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
-        with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 def in_backward() -> bool:
@@ -59,6 +50,20 @@ def saved_for_backward(ctx: Any) -> tuple[Tensor, ...]:
 def derivatives_by_plain_torch() -> bool:
     """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def functionalizing() -> bool:
+    """Whether torch.func.functionalize is among the transforms: it has no rule for an autograd.Function."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in stack)
+
+
+def write_over(x: Tensor, y: Tensor) -> Tensor:
+    """x with the values of y, differentiable inside transforms too."""
+    # functionalize would make aten::copy of it, which has no derivative.
+    return x.zero_().add_(y) if functionalizing() else x.copy_(y)
 
 
 def derivative_may_be_asked(*tensors: Tensor | None) -> bool:

@@ -15,7 +15,6 @@ from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
 from dreluop.backends.choice import nothing_chosen, operators_for
-from dreluop.backends.reference import fused_sum
 from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
 from dreluop.out_of_memory import raise_as_of_torch
@@ -198,11 +197,8 @@ def _any_call(
     if not derivative_may_be_asked(x, cap, *addends):
         with below_autograd():
             return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
-    if addends and derivatives_by_plain_torch():
-        total = fused_sum(x, dim, bias, residual)
-        x, addends = x.copy_(total) if inplace else total, ()
-    # autograd refuses a second result of a function that writes over a view, and functorch has its own derivatives.
-    split = (inplace and x._is_view()) or torch._C._are_functorch_transforms_active()
+    # autograd refuses a second result of a function that writes over a view.
+    split = inplace and x._is_view()
     fused = None if split else _fused(balancer, cap)
     kept = KeptCode() if inplace and save == "code" else save
     result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, jvp_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.function import Function, below_autograd, derivative_may_be_asked, save_for_backward
@@ -42,9 +43,7 @@ class CapPenaltyFunction(Function):
 def penalty_of(caps: Sequence[Tensor], balancer: float) -> Tensor:
     """The penalty, differentiable in every way: one operator call, or plain torch inside torch.func transforms."""
     if torch._C._are_functorch_transforms_active():
-        dtype = accumulation_dtype(*caps)
-        squares = [cap.to(dtype).square().sum() for cap in caps]
-        return balancer * torch.stack(squares).sum()
+        return reference.penalty(caps, balancer)
     total: Tensor = CapPenaltyFunction.apply(balancer, *caps)
     return total
 

@@ -27,6 +27,7 @@ from dreluop.function import (
 )
 from dreluop.granularity import granularity_of
 from dreluop.interrupts import left_for_certain
+from dreluop.ops import plain
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
@@ -344,6 +345,7 @@ class SoftFunction(Function):
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:
-            y = operators().forward(x.detach(), cap.detach(), ctx.dim)
+            forward = plain.forward if torch._C._are_functorch_transforms_active() else operators().forward
+            y = forward(x.detach(), cap.detach(), ctx.dim)
             dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
         return dx, dcap, None, None

@@ -44,7 +44,7 @@ def code_order(y: Tensor, cap: Tensor) -> list[int]:
     return order
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
+def sum_dtype(device: torch.device) -> torch.dtype:
     # MPS has no fp64; torch sums fp32 in cascade there.
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -179,7 +179,7 @@ def bias_gradient(dx: Tensor, bias: Tensor, dim: int) -> Tensor:
 
 
 def _sum_to(terms: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return terms.to(_sum_dtype(terms.device)).sum_to_size(shape)
+    return terms.to(sum_dtype(terms.device)).sum_to_size(shape)
 
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
@@ -243,7 +243,7 @@ def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
 def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
     checks.some_caps(caps)
     dtype = accumulation_dtype(*caps)
-    total = torch.zeros((), dtype=_sum_dtype(caps[0].device), device=caps[0].device)
+    total = torch.zeros((), dtype=sum_dtype(caps[0].device), device=caps[0].device)
     for cap in caps:
         total = total + cap.to(total.dtype).square().sum()
     return (balancer * total).to(dtype)

@@ -15,23 +15,17 @@ from dreluop.autograd import (
     CappedReLUFunction,
     CappedReLUTangentFunction,
     KeptCode,
+    gradients,
+    tangent,
 )
-from dreluop.backends import choice, reference
-from dreluop.backends.reference import accumulation_dtype, fused_sum
-from dreluop.function import below_autograd, derivatives_by_plain_torch
+from dreluop.backends import checks, choice, reference
+from dreluop.backends.reference import accumulation_dtype, extras
+from dreluop.function import below_autograd, write_over
 from dreluop.ops import calls
 from dreluop.ops.schemas import FUSED, IN_PLACE, library, overload, overloads_of
-from dreluop.penalty import CapPenaltyFunction, penalty_gradient
+from dreluop.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
 
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
-
-
-def _add_first(x: Tensor, dim: int, inplace: bool, addends: tuple[Tensor | None, ...]) -> tuple[Tensor, Any]:
-    """x and the addends that are left for the operator: none where only plain torch has the derivatives."""
-    if not addends or not derivatives_by_plain_torch():
-        return x, addends
-    total = fused_sum(x, dim, *addends, *[None] * (2 - len(addends)))
-    return x.copy_(total) if inplace else total, ()
 
 
 def _with_both(addends: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -39,22 +33,19 @@ def _with_both(addends: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _forward(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> Tensor:
-    x, addends = _add_first(x, dim, False, addends)
-    y: Tensor = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, "output", None, *_with_both(addends))
+    y: Tensor = CappedReLUFunction.apply(x, cap, dim, False, "output", None, *_with_both(addends))
     return y
 
 
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> None:
-    x, addends = _add_first(x, dim, True, addends)
-    CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None, *_with_both(addends))
+    CappedReLUFunction.apply(x, cap, dim, True, "output", None, *_with_both(addends))
 
 
 def _forward_extra(
     x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
 ) -> tuple[Tensor, ...]:
     save = "code" if code else "output"
-    x, addends = _add_first(x, dim, False, addends)
-    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, False, save, balancer, *_with_both(addends))
+    result = CappedReLUFunction.apply(x, cap, dim, False, save, balancer, *_with_both(addends))
     outputs = list(result) if isinstance(result, tuple) else [result]
     if not code:
         outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
@@ -67,11 +58,10 @@ def _forward_extra_(
     x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     kept = KeptCode()
-    x, addends = _add_first(x, dim, True, addends)
     # autograd refuses a second result of a function that writes over a view.
     fused = None if x._is_view() else balancer
     save = kept if code else "output"
-    result = CappedReLUFunction.apply_at_this_level(x, cap, dim, True, save, fused, *_with_both(addends))
+    result = CappedReLUFunction.apply(x, cap, dim, True, save, fused, *_with_both(addends))
     packed = x.new_empty((0,), dtype=torch.uint8) if kept.code is None else kept.code
     if balancer is None:
         return packed, cap.new_empty((0,), dtype=accumulation_dtype(cap))
@@ -79,7 +69,7 @@ def _forward_extra_(
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
-    total: Tensor = CapPenaltyFunction.apply_at_this_level(balancer, *caps)
+    total: Tensor = CapPenaltyFunction.apply(balancer, *caps)
     return total
 
 
@@ -88,8 +78,8 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
     "forward_": _forward_,
     "forward_extra": _forward_extra,
     "forward_extra_": _forward_extra_,
-    "backward": CappedReLUBackwardFunction.apply_at_this_level,
-    "tangent": CappedReLUTangentFunction.apply_at_this_level,
+    "backward": CappedReLUBackwardFunction.apply,
+    "tangent": CappedReLUTangentFunction.apply,
     # Whatever derivative may be asked, plain torch has it.
     "surrogate": reference.surrogate,
     "penalty": _penalty,
@@ -97,17 +87,74 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 }
 
 
+def _transformed_forward_extra(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = _forward(x, cap, dim, *addends)
+    # Packed by plain torch: what a Function saves under vmap is no code.
+    packed, nothing = extras(y, cap, dim, code, None)
+    return y, packed, nothing if balancer is None else penalty_of([cap], balancer)
+
+
+def _transformed_forward_extra_(
+    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    y, packed, penalty = _transformed_forward_extra(x, cap, dim, code, balancer, *addends)
+    write_over(x, y)
+    return packed, penalty
+
+
+# Inside torch.func transforms. What the public functions call there, so that both have the same derivatives.
+TRANSFORMED: dict[str, Callable[..., Any]] = {
+    "forward": _forward,
+    "forward_": _forward_,
+    "forward_extra": _transformed_forward_extra,
+    "forward_extra_": _transformed_forward_extra_,
+    "backward": gradients,
+    "tangent": tangent,
+    "surrogate": reference.surrogate_values,
+    "saturation": reference.saturation,
+    "penalty": penalty_of,
+    "penalty_backward": penalty_gradient,
+}
+
+
+def _register_transforms(name: str, which: str, transformed: Callable[..., Any]) -> None:
+    """Replace the operator before functorch takes it from level to level.
+
+    At each level an operator of ours would run without knowing of the levels below, and its derivatives there would be
+    lost; vmap would call it once for every member.
+    """
+    operators = calls.BY_OVERLOAD[which]
+    is_forward = name.startswith("forward")
+
+    def kernel(*args: Any) -> Any:
+        if is_forward:
+            if surrogate.active:
+                surrogate.refuse_operator(name, torch.is_grad_enabled())
+            x, cap, dim, *rest = *args, *(1,) * (len(args) == 2)
+            checks.inputs(x, cap, dim, *rest[2 * name.startswith("forward_extra") :])
+            if name in IN_PLACE:
+                checks.writable(x)
+        with choice.using(operators):
+            return transformed(*args)
+
+    library.impl(overload(name, which), kernel, "FuncTorchDynamicLayerFrontMode")
+
+
 def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]) -> None:
     operators = calls.BY_OVERLOAD[which]
     op = getattr(operators, name)
     is_forward = name.startswith("forward")
-    # What torch.compile traced enters a level of forward mode behind forward_ad's back.
-    always = which == FUSED
+
+    def asked(args: tuple[Any, ...]) -> bool:
+        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
+            return True
+        # What torch.compile traced enters a level of forward mode behind forward_ad's back.
+        return which == FUSED or torch._C._len_torch_dispatch_stack() > 0
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        differentiated = (
-            always or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0
-        )
+        differentiated = asked(args)
         if is_forward and surrogate.active:
             surrogate.refuse_operator(name, differentiated)
         if differentiated:
@@ -131,6 +178,9 @@ def _register_version_bump(name: str, which: str) -> None:
     library.impl(overload(name, which), kernel, "ADInplaceOrView", with_keyset=True)
 
 
+for _name, _transformed in TRANSFORMED.items():
+    for _which in overloads_of(_name):
+        _register_transforms(_name, _which, _transformed)
 for _name, _differentiable in DIFFERENTIABLE.items():
     for _which in overloads_of(_name):
         _register_autograd(_name, _which, _differentiable)

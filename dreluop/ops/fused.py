@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from dreluop.backends.reference import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
 from dreluop.ops import calls
+from dreluop.ops.plain import cap_per_element, differentiable_value
 from dreluop.ops.schemas import FUSED, FUSIBLE, NAMESPACE, library, overload
 
 _BITS_OF_HALF = torch.int16
@@ -34,6 +35,11 @@ def rounded_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
 
 def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
     return value(fused_sum(x, dim, bias, residual), rounded_cap(cap, x, dim))
+
+
+def differentiable(t: Tensor, cap: Tensor, dim: int) -> Tensor:
+    """The activation of t inside transforms, which find the derivatives in it."""
+    return differentiable_value(t, rounded_cap(cap, t, dim), cap_per_element(cap, t, dim))
 
 
 def backward(

@@ -20,14 +20,33 @@ from dreluop.backends.reference import (
     fused_sum,
     gradients,
     regions_of_saved,
+    sum_dtype,
     tangent_of,
-    value,
 )
+from dreluop.granularity import broadcast_shape
 from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
 def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-    return value(fused_sum(x, dim, bias, residual), effective_cap(cap, x, dim))
+    m = effective_cap(cap, x, dim)
+    return differentiable_value(fused_sum(x, dim, bias, residual), m, m)
+
+
+def differentiable_value(t: Tensor, m: Tensor, per_element: Tensor) -> Tensor:
+    """``value(t, m)`` with all derivatives of the rule, at ties and NaN too; those of the cap go to ``per_element``.
+
+    ``torch.minimum`` would divide the gradient at a tie between t and m.
+    """
+    y = torch.minimum(t, m).detach()
+    # Adding NaN passes the gradient on to t. Both comparisons are false for NaN.
+    t = t + torch.where(m.isnan(), m, 0).detach()
+    return torch.where(y <= 0, 0, torch.where(y >= m, per_element, t))
+
+
+def cap_per_element(cap: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The cap in x's shape and dtype, expanded in the dtype in which its gradient is then summed."""
+    wide = cap.to(sum_dtype(x.device)).reshape(broadcast_shape(x.shape, cap.shape, dim))
+    return wide.expand(x.shape).to(x.dtype)
 
 
 def forward_extra(
