@@ -84,6 +84,8 @@ def overlaps_itself(x: Tensor) -> bool:
         span += stride * (size - 1)
     else:
         return False
+    if has_unknown_sizes(x):
+        return True
     if x.numel() == 0:
         return False
     # Strides that interleave without nesting are rare: look at every address.

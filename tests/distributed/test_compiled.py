@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,15 +13,18 @@ import dreluop
 from tests.distributed.processes import on_processes
 from tests.distributed.tensors import whole
 
-WIDTH = 64
+# A layer fills a bucket of one MiB, the smallest that DDP cuts a graph at.
+WIDTH = 512
 
 
 def network(inplace: bool) -> nn.Sequential:
     torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for save in ("output", "code", "output"):
-        layers += [nn.Linear(WIDTH, WIDTH), dreluop.DReLU(WIDTH, init=0.3, inplace=inplace, save=save)]  # type: ignore[arg-type]
-    return nn.Sequential(*layers, nn.Linear(WIDTH, 4))
+    blocks: list[nn.Module] = [
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.DReLU(WIDTH, init=0.3, inplace=inplace, save="output")),
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.DReLU(1, init=0.2, inplace=inplace, save="code")),
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.SReLU(0.1, inplace=inplace)),
+    ]
+    return nn.Sequential(*blocks, nn.Linear(WIDTH, 4))
 
 
 def assert_gradients_of_eager(model: nn.Module, run: nn.Module, processes: int, rank: int) -> None:
@@ -41,8 +42,7 @@ def assert_gradients_of_eager(model: nn.Module, run: nn.Module, processes: int, 
 def test_the_buckets_of_ddp_cut_the_graph(form: str) -> None:
     torch.compiler.reset()
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    # A bucket for every layer, so that every activation begins a graph.
-    model = DistributedDataParallel(network(True), bucket_cap_mb=1e-3)
+    model = DistributedDataParallel(network(True), bucket_cap_mb=1)
     with dreluop.when_compiling(form):  # type: ignore[arg-type]
         assert_gradients_of_eager(model, torch.compile(model, backend="aot_eager"), ranks, rank)
 
@@ -51,9 +51,9 @@ def test_the_buckets_of_ddp_cut_the_graph(form: str) -> None:
 def test_fully_sharded() -> None:
     torch.compiler.reset()
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    model = copy.deepcopy(network(True))
+    model = network(True)
     mesh = init_device_mesh("cpu", (ranks,))
-    for layer in model:
-        fully_shard(layer, mesh=mesh)
+    for block in model:
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     assert_gradients_of_eager(model, torch.compile(model, backend="aot_eager"), ranks, rank)
