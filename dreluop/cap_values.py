@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+
+def settle(model: nn.Module) -> None:
+    """Make sure that a write to a cap of this model is not lost.
+
+    Raises:
+        ValueError: the model is in FullyShardedDataParallel, which may go on with parameters gathered before the write.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "model: got one inside FullyShardedDataParallel, which may not see its caps change; change them before, or "
+            "use fully_shard"
+        )
+    reshard(model)
+
+
+def reshard(model: nn.Module) -> None:
+    """Let fully_shard's modules hold their own parameters.
+
+    After a forward pass without a backward pass they may still hold gathered copies, and a write to one would be lost.
+    """
+    # To import torch.distributed.fsdp takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 def held(layer: Any) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dreluop import validation
+from dreluop import cap_values, validation
 from dreluop.functional import caps_of
 from dreluop.layers import capped_layers
 from dreluop.modules import DReLU
@@ -120,6 +120,8 @@ def project_caps_after_step(
     """
     if not _is_optimizer(optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+    if isinstance(caps, nn.Module):
+        cap_values.reshard(caps)
     tensors = caps_of(caps)
     projected = _projected(caps if isinstance(caps, nn.Module) else tensors, minimum)
     hooked = _hooked(optimizer)
@@ -168,6 +170,8 @@ def _hooked(optimizer: Any) -> list[torch.optim.Optimizer]:
 def _projected(caps: Tensor | Iterable[Tensor] | nn.Module, minimum: float) -> list[Tensor]:
     """The caps that are not frozen, checked."""
     least = validation.at_least_zero("minimum", minimum)
+    if isinstance(caps, nn.Module):
+        cap_values.reshard(caps)
     trained = []
     for index, cap in enumerate(caps_of(caps)):
         # Of a parametrized module, say: writing over it would change no parameter.

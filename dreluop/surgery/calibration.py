@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dreluop import cap_values, validation
+from dreluop import cap_values, distributed, validation
 from dreluop.layers import capped_layers, row_per_cap, watched
 from dreluop.modules import DReLU
 from dreluop.surgery.batches import Forward, check_loader, run_over
@@ -114,7 +114,13 @@ def calibrate_caps(
     if unreached not in ("raise", "keep"):
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
+    cap_values.settle(model)
     for name, layer in layers.items():
+        if distributed.is_distributed(layer.cap):
+            raise ValueError(
+                f"model: the cap of {name!r} is sharded, and each process would calibrate it on its own data; "
+                "calibrate before fully_shard"
+            )
         in_dtype_of(layer.cap, torch.tensor(floor, dtype=torch.float64), f"floor of {name!r}")
     # Layers that share one cap share its quantile.
     cap_values.check_writable(layers)
@@ -157,6 +163,7 @@ def calibrate_caps(
         )
     measured = {name: layer for name, layer in layers.items() if name not in missed}
     new = {name: _new_caps(name, layer, sketches[name], quantile, floor) for name, layer in measured.items()}
+    cap_values.settle(model)
     cap_values.write(measured, {name: caps for name, (caps, _) in new.items()})
     # As read back: a parametrization may round them.
     caps = {name: layer.cap.detach().flatten().to(new[name][0]) for name, layer in measured.items()}

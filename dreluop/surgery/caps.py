@@ -33,8 +33,8 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
         TypeError, ValueError: model has no DReLU, a name or pattern fits none, a value is no number or not > 0, or its
             shape is not the caps', their dtype rounds it to 0 or infinity, layers that share caps get different
             ones, or caps cannot be set: made by a hook (``torch.nn.utils.prune``) or by a parametrization whose
-            ``right_inverse`` is missing or gives another value, flattened by FSDP, or on the meta device. Nothing is
-            set then.
+            ``right_inverse`` is missing or gives another value, in FullyShardedDataParallel, or on the meta device.
+            Nothing is set then.
     """
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     if isinstance(value, Mapping):
@@ -46,6 +46,7 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
         values = dict.fromkeys(_selected(layers, select), value)
     tensors = {name: _as_caps(name, layers[name], given) for name, given in values.items()}
     chosen = {name: layers[name] for name in tensors}
+    cap_values.settle(model)
     cap_values.check_writable(chosen)
     _check_shared(chosen, tensors)
     cap_values.write(chosen, tensors)
@@ -65,11 +66,12 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
 
     Raises:
         TypeError, ValueError: model has no DReLU, frozen is no bool, a pattern fits no layer, or a cap is made by a
-            hook or flattened by FSDP. Nothing is changed then.
+            hook or is in FullyShardedDataParallel. Nothing is changed then.
     """
     frozen = validation.flag("frozen", frozen)
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     names = _selected(layers, select)
+    cap_values.settle(model)
     cap_values.set_trainable({name: layers[name] for name in names}, not frozen)
     return names
 

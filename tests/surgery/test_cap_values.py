@@ -313,12 +313,29 @@ def test_caps_in_fsdp() -> None:
     set_caps(model, {"1": torch.tensor([1.0, 2.0, 3.0]), "3": 0.5})
     assert model[1].cap.full_tensor().tolist() == [1, 2, 3]
     assert model[3].cap.full_tensor().tolist() == [0.5] * 3
+    # A forward pass alone leaves gathered copies in place of the parameters.
+    for change, expected in (
+        (lambda: set_caps(model, 0.25), [0.25] * 3),
+        (lambda: project_caps(model, 0.75), [0.75] * 3),
+        (lambda: freeze_caps(model), [0.75] * 3),
+    ):
+        with torch.no_grad():
+            model(X)
+        change()
+        assert model[3].cap.full_tensor().tolist() == expected
+        assert model(X).max().item() == expected[0]
+    model(X.clone().requires_grad_()).sum().backward()
+    assert model[1].cap.grad is None and not model[1].cap.requires_grad
+    with pytest.raises(ValueError, match="model: the cap of '1' is sharded, and each process would calibrate it on"):
+        calibrate_caps(model, [X])
     flat = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
     for change in (
         lambda: set_caps(flat, 0.5), lambda: calibrate_caps(flat, [X], progress=False), lambda: freeze_caps(flat)
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=r"the cap of '.*1' is none of its parameters .* flattened by FSDP"):
+        with pytest.raises(ValueError, match="model: got one inside FullyShardedDataParallel, which may not see its"):
             change()
+    with pytest.raises(ValueError, match=r"the cap of '1' is none of its parameters .* flattened by FSDP"):
+        set_caps(flat.module, 0.5)
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["DReLU", "SReLU"])
