@@ -196,7 +196,7 @@ class BuildExt(build_ext):
 def check_build_tools() -> None:
     if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
         stop(
-            f"setuptools {setuptools.__version__} is too old: run pip install 'setuptools>={SETUPTOOLS}' first "
+            f"setuptools {setuptools.__version__} is too old: run pip install 'setuptools>={SETUPTOOLS},<82' first "
             "(a build without isolation uses the one you have)."
         )
 

@@ -4,7 +4,6 @@ import gc
 import os
 import resource
 import sys
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,21 @@ from benchmarks.kernels.measure import (
     summarize,
     threads,
 )
+from tests.benchmarks.kernels.conftest import Clock
 
 
-def sleeping(name: str, seconds: float) -> Timed:
-    return Timed(name, (lambda _: time.sleep(seconds),))
-
-
-def test_times_are_those_of_the_steps() -> None:
-    contender = Timed("two", (lambda _: time.sleep(2e-3), lambda _: time.sleep(6e-3)))
+def test_times_are_those_of_the_steps(clock: Clock) -> None:
+    contender = Timed("two", (lambda _: clock.sleep(2e-3), lambda _: clock.sleep(6e-3)))
     found = interleave([contender], Effort(seconds=0, min_samples=5, max_samples=5, warmup=1))["two"]
     first, second, both = (found.steps(slice(*of)).seconds().median for of in ((0, 1), (1, 2), (0, 2)))
-    # A sleep is never short, and on a busy machine late by much less than these margins.
-    assert 2e-3 <= first < 6e-3 <= second
-    assert both == pytest.approx(first + second, rel=0.5)
-    assert all(sum(laps) >= 8e-3 for laps in found.laps)
+    assert (first, second, both) == pytest.approx((2e-3, 6e-3, 8e-3))
+    assert [sum(laps) for laps in found.laps] == pytest.approx([8e-3] * 5)
 
 
-def test_preparation_is_not_timed() -> None:
-    contender = Timed("prepared", (lambda _: None,), prepare=lambda: time.sleep(5e-3))
+def test_preparation_is_not_timed(clock: Clock) -> None:
+    contender = Timed("prepared", (lambda _: None,), prepare=lambda: clock.sleep(5e-3))
     effort = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
-    assert interleave([contender], effort)["prepared"].seconds().minimum < 1e-3
+    assert interleave([contender], effort)["prepared"].seconds().minimum == pytest.approx(1e-9)
 
 
 def test_each_step_gets_the_result_of_the_one_before_and_each_call_starts_anew() -> None:
@@ -109,12 +103,12 @@ def test_all_take_turns_in_changing_order() -> None:
     assert len(set(rounds)) > 3
 
 
-def test_a_slow_contender_is_sampled_less_but_spread_over_the_run() -> None:
+def test_a_slow_contender_is_sampled_less_but_spread_over_the_run(clock: Clock) -> None:
     calls: list[str] = []
 
     def record(name: str, seconds: float) -> None:
         calls.append(name)
-        time.sleep(seconds)
+        clock.sleep(seconds)
 
     contenders = [
         Timed("slow", (lambda _: record("slow", 20e-3),)),
@@ -210,7 +204,11 @@ def test_threads_are_set_and_restored() -> None:
         (lambda: Effort(seconds=float("nan")), ValueError, "seconds: got nan"),
         (lambda: Effort(warmup=0), ValueError, "warmup: got 0"),
         (lambda: Effort(min_samples=9, max_samples=8), ValueError, "min_samples, max_samples: got 9 and 8"),
-        (lambda: interleave([sleeping("a", 0)] * 2, Effort()), ValueError, r"contenders: got the names \['a', 'a'\]"),
+        (
+            lambda: interleave([Timed("a", (lambda _: None,))] * 2, Effort()),
+            ValueError,
+            r"contenders: got the names \['a', 'a'\]",
+        ),
         (lambda: interleave([Timed("a", ())], Effort()), ValueError, "contenders: 'a' has no steps"),
         (lambda: threads(0).__enter__(), ValueError, "threads: got 0"),
         (lambda: threads(2.0).__enter__(), TypeError, "threads: got float"),  # type: ignore[arg-type]
