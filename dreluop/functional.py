@@ -75,25 +75,28 @@ def capped_relu(
         x: activations, any shape and strides; float32, float64, float16 or bfloat16.
         cap: the largest output, on x's device, of any of these dtypes (rounded to x's dtype before it is compared):
             shape ``()`` or ``(1,)`` for one cap, ``(x.shape[dim],)`` for one per channel, ``x.shape[1:]`` for one per
-            neuron; or a number.
+            neuron; or a number, rounded in the same way (so 1e300 caps no float32).
         dim: the channel dimension; read only for a channel cap.
         inplace: write y over x and return x.
         save: what is kept for backward: ``"output"`` keeps y, which the next layer mostly keeps anyway; ``"code"``
             keeps 2 bits per element, for where nothing else keeps y.
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
             the paper, computed in the same pass and differentiated in the same backward (apart from it, by
-            ``cap_penalty``, in place on a view and inside ``torch.func`` transforms).
+            ``cap_penalty``, for a cap without a gradient, in place on a view and inside ``torch.func`` transforms).
         bias: added to x in the same pass: shape ``(x.shape[dim],)``, or the cap's with a neuron cap; any of the dtypes.
         residual: added after the bias, x's shape and dtype, any strides. The sum is taken in float32 (float64 for
             float64) and rounded once to x's dtype, where eager additions of half types round twice.
+
+    Numbers and flags may be of numpy, or 0-dimensional tensors without a gradient. A type with ``__torch_function__``
+    gets the call, as with ``torch.nn.functional.prelu``.
 
     Returns:
         y with x's shape and dtype and the strides of ``torch.empty_like(x)``; with ``balancer`` also the penalty,
         0-dimensional, float32 (float64 for a float64 cap).
 
     Raises:
-        TypeError: x, cap, bias or residual is no float tensor, residual has not x's dtype, dim is no int, balancer no
-            number.
+        TypeError: x, cap, bias or residual is no float tensor or of another layout than ``torch.strided``, residual has
+            not x's dtype, dim is no int, inplace no bool, balancer no number.
         ValueError: the shape or device of cap, bias or residual does not fit x, dim is out of range, save is unknown,
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.

@@ -93,7 +93,9 @@ def initial_cap(init: Any, dtype: torch.dtype | None = None) -> float:
     """A cap to start from; with the dtype that will hold it also checked against its range."""
     value = number("init", init)
     if not value > 0:
-        raise ValueError(f"init: got {init}; expected a number > 0 (a cap <= 0 gives 0 and never learns)")
+        raise ValueError(
+            f"init: got {init}; expected a finite number > 0, or inf for plain ReLU (a cap <= 0 never learns)"
+        )
     return value if dtype is None else stored("init", value, dtype)
 
 

@@ -263,7 +263,7 @@ class TestInfiniteCap:
     @pytest.mark.parametrize("init", [math.nan, -math.inf], ids=str)
     def test_nan_and_minus_infinity_stay_refused(self, init: float) -> None:
         for make in (DReLU, LazyDReLU):
-            with pytest.raises(ValueError, match=r"init: got .*; expected a number > 0"):
+            with pytest.raises(ValueError, match=r"init: got .*; expected a finite number > 0, or inf for plain ReLU"):
                 make(init=init)
 
 
