@@ -73,6 +73,7 @@ class CappedReLUFunction(Function):
         # The derivatives below are of this form only; plain torch has those of the rest.
         t = fused_sum(x, dim, *addends) if addends else x
         saves_code = save != "output"
+        code: Tensor | None
         if _by_plain_torch():
             y = fused.differentiable(t, cap, dim)
             code = extras(y, cap, dim, saves_code, None)[0]

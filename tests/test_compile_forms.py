@@ -255,10 +255,6 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 def test_torch_func_inside_what_is_compiled(name: str, form: str) -> None:
     arguments = torch.randn(6, 3), torch.tensor(0.7)
     function = TRANSFORMS[name](dreluop.capped_relu)
-    if (name, form) == ("jvp", "opaque"):
-        with dreluop.when_compiling("opaque"), pytest.raises(Exception, match="through the fused form only"):
-            torch.compile(function, backend="aot_eager", fullgraph=True)(*arguments)
-        return
     with dreluop.when_compiling(form):  # type: ignore[arg-type]
         got = torch.compile(function, backend="aot_eager", fullgraph=True)(*arguments)
     torch.testing.assert_close(got, function(*arguments))

@@ -119,11 +119,26 @@ TRANSFORMED: dict[str, Callable[..., Any]] = {
 }
 
 
+def _check_forward(name: str, x: Tensor, cap: Tensor, dim: int = 1, *rest: Any) -> None:
+    addends = rest[2:] if name in ("forward_extra", "forward_extra_") else rest
+    checks.inputs(x, cap, dim, *addends)
+    if name in IN_PLACE:
+        checks.writable(x)
+
+
+def _has_tangent(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    # Unseen by a tracer, in whose graph looking would be a node.
+    with torch._C._DisableTorchDispatch():
+        return torch._VF._unpack_dual(value, level=0)[1] is not None
+
+
 def _register_transforms(name: str, which: str, transformed: Callable[..., Any]) -> None:
     """Replace the operator before functorch takes it from level to level.
 
-    At each level an operator of ours would run without knowing of the levels below, and its derivatives there would be
-    lost; vmap would call it once for every member.
+    Below Autograd, where a Function of ours calls its operator, grad mode is off: so the next level would see a call
+    without derivatives, and give zeros. vmap would call the operator once for every member.
     """
     operators = calls.BY_OVERLOAD[which]
     is_forward = name.startswith("forward")
@@ -132,10 +147,7 @@ def _register_transforms(name: str, which: str, transformed: Callable[..., Any])
         if is_forward:
             if surrogate.active:
                 surrogate.refuse_operator(name, torch.is_grad_enabled())
-            x, cap, dim, *rest = *args, *(1,) * (len(args) == 2)
-            checks.inputs(x, cap, dim, *rest[2 * name.startswith("forward_extra") :])
-            if name in IN_PLACE:
-                checks.writable(x)
+            _check_forward(name, *args)
         with choice.using(operators):
             return transformed(*args)
 
@@ -151,7 +163,7 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
         if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
             return True
         # What torch.compile traced enters a level of forward mode behind forward_ad's back.
-        return which == FUSED or torch._C._len_torch_dispatch_stack() > 0
+        return which == FUSED or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_has_tangent, args)))
 
     def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         differentiated = asked(args)
