@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from numbers import Real
@@ -83,8 +82,9 @@ def penalty_weight(balancer: Any) -> float:
 
 def at_least_zero(name: str, value: Any) -> float:
     result = number(name, value)
-    # math.isfinite, or a comparison with infinity, has no meaning for a number that torch.compile does not know.
-    if not 0 <= result <= sys.float_info.max:
+    # For a number that torch.compile does not know, math.isfinite or a comparison with infinity has no meaning, and
+    # sys.float_info.max would be another such number.
+    if not 0 <= result <= 1.7976931348623157e308:
         raise ValueError(f"{name}: got {value}; expected a finite number >= 0")
     return result
 
