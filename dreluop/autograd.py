@@ -80,7 +80,7 @@ class CappedReLUFunction(Function):
         else:
             result = super().apply(t, cap, dim, False, "code" if saves_code else "output", None)
             y, code = result if saves_code else (result, None)
-        outputs = [write_over(x, y) if inplace else y]
+        outputs: list[Tensor | None] = [write_over(x, y) if inplace else y]
         if save == "code":
             outputs.append(code)
         if balancer is not None:
