@@ -120,7 +120,7 @@ class CappedReLUFunction(Function):
         dcap: Tensor | None = None
         dbias: Tensor | None = None
         if grad is not None:
-            dx, dcap, dbias = _backward(
+            dx, dcap, dbias = gradients(
                 grad, saved, cap, ctx.dim, ctx.order, need_x or need_residual, need_cap, balancer, grad_penalty, *bias
             )
         elif grad_penalty is not None and need_cap:
@@ -204,7 +204,7 @@ def plain_backward(
     try:
         if derivative_may_be_asked(grad, cap):
             with using(chosen):
-                dx, dcap, _ = _backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+                dx, dcap, _ = gradients(grad, y, cap, dim, (), need_x, need_cap, None, None)
         else:
             with below_autograd():
                 dx, dcap, _ = chosen.backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
@@ -273,7 +273,7 @@ class CappedReLUBackwardFunction(Function):
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
         grad = _or_zeros(grad_tangent, ctx, saved)
-        dx, dcap, dbias = _backward(
+        dx, dcap, dbias = gradients(
             grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None, ctx.bias
         )
         if ctx.has_penalty:
@@ -332,7 +332,7 @@ class CappedReLUTangentFunction(Function):
             return None, None, None, None, None, None
         saved, cap = saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
-        du, dv, _ = _backward(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
+        du, dv, _ = gradients(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
@@ -358,7 +358,7 @@ class CappedReLUTangentFunction(Function):
         return fold.restore_x(out)
 
 
-def _backward(
+def gradients(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -374,7 +374,7 @@ def _backward(
         return operators().backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
     if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
-        dx, dcap, dbias = _backward(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
+        dx, dcap, dbias = gradients(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
         if need_cap and grad_penalty is not None and balancer is not None:
             dcap = dcap + penalty_gradient(grad_penalty, (cap,), balancer)[0]
         return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, dim)

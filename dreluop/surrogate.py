@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812
 
 from dreluop import distributed, validation
-from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
+from dreluop.autograd import KeptCode, gradients
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, effective_cap, fused_sum
@@ -240,8 +240,7 @@ def _gradient(
 
 
 def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
-    result: tuple[Tensor, ...] = CappedReLUBackwardFunction.apply(grad, saved, cap, dim, order, False, True, None, None)
-    return result[1]
+    return gradients(grad, saved, cap, dim, order, False, True, None, None)[1]
 
 
 class StraightThroughFunction(Function):
