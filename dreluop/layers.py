@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from dreluop import validation
 from dreluop.backends.reference import fused_sum
 from dreluop.function import in_backward
 from dreluop.functional import saturation
@@ -196,8 +197,8 @@ class LayerSums:
         self._count = total
 
     def statistics(self) -> LayerStatistics:
-        if self.layer.cap.is_meta:
-            raise ValueError(f"model: the cap of {self.name!r} is on the meta device, where it has no value")
+        if not validation.has_values(self.layer.cap):
+            raise ValueError(f"model: the cap of {self.name!r} is fake or on the meta device, so it has no value")
         cap = self.layer.cap.detach().flatten().double().cpu()
         granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))
         facts = (self.name, granularity, cap.numel(), cap.min().item(), cap.median().item(), cap.max().item())

@@ -115,7 +115,8 @@ def calibrate_caps(
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     for name, layer in layers.items():
-        in_dtype_of(layer.cap, torch.tensor(floor, dtype=torch.float64), f"floor of {name!r}")
+        least = torch.tensor(floor, dtype=torch.float64, device="cpu")
+        in_dtype_of(layer.cap, least, f"floor of {name!r}")
     # Layers that share one cap share its quantile.
     cap_values.check_writable(layers)
     keys = {name: cap_values.key(layer) for name, layer in layers.items()}
