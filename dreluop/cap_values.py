@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dreluop import validation
+
 
 def settle(model: nn.Module) -> None:
     """Make sure that a write to a cap of this model is not lost.
@@ -62,8 +64,11 @@ def check_writable(layers: Mapping[str, Any]) -> None:
     """Raise ValueError, with the layer's name, where ``write`` could not change a cap."""
     for name, layer in layers.items():
         tensors = _held(name, layer)
-        if any(tensor.is_meta for tensor in tensors):
-            raise ValueError(f"model: the cap of {name!r} is on the meta device, where it has no value to set")
+        if not all(map(validation.has_values, tensors)):
+            raise ValueError(
+                f"model: the cap of {name!r} is fake or on the meta device, where it has no value to set; use to_empty "
+                "before, or, if accelerate offloads it, accelerate.hooks.remove_hook_from_submodules"
+            )
         for part in _parametrizations(layer):
             if not hasattr(part, "right_inverse"):
                 raise ValueError(
@@ -170,7 +175,7 @@ def _check_read_back(name: str, layer: Any, value: Tensor) -> None:
     got, want = _local(layer.cap.detach()), _local(value)
     # An inverse and its parametrization round.
     rounding = max(8 * torch.finfo(got.dtype).eps, 1e-3) if parametrize.is_parametrized(layer, "cap") else 0.0
-    close = torch.isclose(got, want, rtol=rounding, atol=0.0)
+    close = torch.isclose(got, want, rtol=rounding, atol=0.0, equal_nan=True)
     if not bool(close.all()):
         at = (~close).flatten().nonzero()[0]
         raise ValueError(

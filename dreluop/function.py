@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_nothing = nullcontext()
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Spare operators called here our Autograd kernels, which find nothing to do.
+
+    Compiled autograd traces ``backward`` by Dynamo, which knows no such guard.
+    """
+    return _nothing if torch.compiler.is_dynamo_compiling() else _BelowAutograd()
 
 
 class Function(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, overload
 
@@ -364,8 +364,9 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     """``balancer * sum over all caps of sum(m^2)``, equation (1) of the paper, in one operator call.
 
     Args:
-        caps: a tensor, several tensors of any shapes and float dtypes on one device, or a module, whose
-            ``DReLU`` caps are taken (each once).
+        caps: a tensor, several tensors of any shapes and float dtypes on one device (also as a mapping's values, an
+            ``nn.ParameterList`` or an ``nn.ParameterDict``), or another module, whose ``DReLU`` caps are taken (each
+            once).
         balancer: weight of the penalty, finite and >= 0.
 
     Returns:
@@ -433,18 +434,18 @@ def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
 
 
 def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
-    if isinstance(caps, nn.Module):
+    if isinstance(caps, Tensor):
+        return [caps]
+    if isinstance(caps, nn.Module) and not isinstance(caps, nn.ParameterList | nn.ParameterDict):
         from dreluop.modules import DReLU  # noqa: PLC0415 (modules imports this file)
 
         found = [m.cap for m in caps.modules() if isinstance(m, DReLU)]
         if not found:
             raise ValueError(f"caps: got a {type(caps).__name__} without any DReLU; expected at least one")
         return list({id(cap): cap for cap in found}.values())
-    if isinstance(caps, Tensor):
-        return [caps]
     if not isinstance(caps, Iterable):
         raise TypeError(f"caps: got {type(caps).__name__}; expected a tensor, tensors or a module")
-    tensors = list(caps)
+    tensors = list(caps.values() if isinstance(caps, Mapping | nn.ParameterDict) else caps)
     if not tensors:
         raise ValueError("caps: got no tensor; expected at least one")
     return tensors

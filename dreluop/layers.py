@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
+from dreluop import validation
 from dreluop.backends.reference import fused_sum
 from dreluop.function import in_backward
 from dreluop.functional import saturation
@@ -201,8 +202,8 @@ class LayerSums:
         self._count = total
 
     def statistics(self) -> LayerStatistics:
-        if self.layer.cap.is_meta:
-            raise ValueError(f"model: the cap of {self.name!r} is on the meta device, where it has no value")
+        if not validation.has_values(self.layer.cap):
+            raise ValueError(f"model: the cap of {self.name!r} is fake or on the meta device, so it has no value")
         cap = self.layer.cap.detach().flatten().double().cpu()
         granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))
         facts = (self.name, granularity, cap.numel(), cap.min().item(), cap.median().item(), cap.max().item())

@@ -57,12 +57,32 @@ class SReLU(_CappedActivation):
 
     def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
         super().__init__(dim, inplace, save)
-        if not isinstance(cap, Tensor):
-            cap = torch.full((1,), validation.stored("cap", validation.cap_number(cap), torch.get_default_dtype()))
-        self.register_buffer("cap", validation.float_tensor("cap", cap).detach().clone())
+        if isinstance(cap, Tensor):
+            self._made_of: float | Tensor = validation.float_tensor("cap", cap).detach().clone()
+            self.register_buffer("cap", self._made_of.clone())
+        else:
+            self._made_of = validation.cap_number(cap)
+            self.register_buffer(
+                "cap", torch.full((1,), validation.stored("cap", self._made_of, torch.get_default_dtype()))
+            )
+
+    def reset_parameters(self) -> None:
+        """Set the cap to the number or tensor that the module was made of, as after ``to_empty``."""
+        value = self._made_of
+        if not isinstance(value, Tensor):
+            value = torch.tensor(validation.stored("cap", value, self.cap.dtype), dtype=self.cap.dtype, device="cpu")
+        elif not validation.has_values(value) and validation.has_values(self.cap):
+            raise ValueError(
+                "cap: made of a tensor that was fake or on the meta device, whose values are not known; expected a "
+                "number, or load a state_dict"
+            )
+        if not validation.has_values(self.cap):
+            return
+        cap_values.write({"": self}, {"": value})
 
     def extra_repr(self) -> str:
-        value = f"{self.cap.item():g}" if self.cap.numel() == 1 and not self.cap.is_meta else f"{tuple(self.cap.shape)}"
+        is_number = self.cap.numel() == 1 and validation.has_values(self.cap)
+        value = f"{self.cap.item():g}" if is_number else f"{tuple(self.cap.shape)}"
         return f"cap={value}{self._options_repr()}"
 
 
@@ -116,7 +136,7 @@ class DReLU(_CappedActivation):
         if self._parameters.get("cap") is not None:
             nn.init.constant_(self.cap, value)
         else:
-            cap_values.write({"": self}, {"": torch.full((), value, dtype=self.cap.dtype)})
+            cap_values.write({"": self}, {"": torch.full((), value, dtype=self.cap.dtype, device="cpu")})
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""

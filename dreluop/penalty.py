@@ -51,7 +51,9 @@ def penalty_of(caps: Sequence[Tensor], balancer: float) -> Tensor:
 def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
     """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
     # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
-    batched = any(map(torch._C._functorch.is_legacy_batchedtensor, (grad, *caps)))
+    batched = not torch.compiler.is_dynamo_compiling() and any(
+        map(torch._C._functorch.is_legacy_batchedtensor, (grad, *caps))
+    )
     if batched or derivative_may_be_asked(grad, *caps):
         dtype = accumulation_dtype(grad, *caps)
         return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]

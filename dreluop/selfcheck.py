@@ -56,15 +56,15 @@ def run() -> list[Result]:
 
 def _compare(backend: str, device: str) -> Iterator[Result]:
     calls = choice.operators_of(backend)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
         for case, x, cap in _inputs(dtype, device, generator):
             if backend == "triton" and case not in _TRITON_CASES:
                 continue
             text = f"{device}, {case}"
-            grad = torch.randn(x.shape, generator=generator).to(device, dtype)
+            grad = torch.randn(x.shape, generator=generator, device="cpu").to(device, dtype)
             weight = torch.tensor(0.5, device=device)
-            bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator).to(device)
+            bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator, device="cpu").to(device)
             shifted = [f(x, cap, 1, True, 0.1, bias, grad) for f in (calls.forward_extra, reference.forward_extra)]
             yield Result(backend, "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
             expected = reference.forward_extra(x, cap, 1, True, 0.1)
@@ -101,8 +101,10 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
 
 def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:
     name = str(dtype).removeprefix("torch.")
-    x = torch.randn(3, 5, 7, 9, generator=generator)
-    x.view(-1)[:: x.numel() // len(_SPECIAL_VALUES)][: len(_SPECIAL_VALUES)] = torch.tensor(_SPECIAL_VALUES)
+    x = torch.randn(3, 5, 7, 9, generator=generator, device="cpu")
+    x.view(-1)[:: x.numel() // len(_SPECIAL_VALUES)][: len(_SPECIAL_VALUES)] = torch.tensor(
+        _SPECIAL_VALUES, device="cpu"
+    )
     x = x.to(device, dtype)
     formats = {
         "contiguous": x,
@@ -112,9 +114,9 @@ def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iter
     for layout, view in formats.items():
         shapes = {"layer": (1,), "channel": (5,), "neuron": tuple(view.shape[1:])}
         for granularity, shape in shapes.items():
-            cap = torch.randn(shape, generator=generator).abs()
+            cap = torch.randn(shape, generator=generator, device="cpu").abs()
             yield f"{name}, {granularity} cap, {layout}", view, cap.to(device, dtype)
-    yield f"{name}, float32 cap, contiguous", x, torch.rand(5, generator=generator).to(device)
+    yield f"{name}, float32 cap, contiguous", x, torch.rand(5, generator=generator, device="cpu").to(device)
 
 
 def _same(got: Tensor | tuple[Tensor, ...], expected: Tensor | tuple[Tensor, ...]) -> bool:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812
 
 from dreluop import distributed, validation
-from dreluop.autograd import CappedReLUBackwardFunction, KeptCode
+from dreluop.autograd import KeptCode, gradients
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, effective_cap, fused_sum
@@ -213,10 +213,10 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
         mean = wide.mean(shared, keepdim=True)
         std = (wide - mean).square().mean(shared, keepdim=True).sqrt()
     mean, std = mean.reshape(cap.shape), std.reshape(cap.shape)
-    if x.is_meta:
-        return std
     # The mean of equal numbers is not always one of them.
     constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
+    if not validation.has_values(x):
+        return _of_the_others(std, constant, (~constant).sum())
     count = int(distributed.whole(constant.sum()))
     if count == std.numel():
         raise ValueError(
@@ -224,10 +224,12 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
             f"{tuple(cap.shape)}, so this batch has no standard deviation; give std (measure_std takes it from a "
             "larger batch)"
         )
-    if count:
-        others = std.masked_fill(constant, 0).square().sum() / (std.numel() - count)
-        std = torch.where(constant, others.sqrt(), std)
-    return std
+    return _of_the_others(std, constant, std.numel() - count) if count else std
+
+
+def _of_the_others(std: Tensor, constant: Tensor, others: int | Tensor) -> Tensor:
+    """std, and where it is constant the root mean square of those where it is not."""
+    return torch.where(constant, (std.masked_fill(constant, 0).square().sum() / others).sqrt(), std)
 
 
 def _refuse_transforms(context: str) -> None:
@@ -252,8 +254,7 @@ def _gradient(
 
 
 def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
-    result: tuple[Tensor, ...] = CappedReLUBackwardFunction.apply(grad, saved, cap, dim, order, False, True, None, None)
-    return result[1]
+    return gradients(grad, saved, cap, dim, order, False, True, None, None)[1]
 
 
 class StraightThroughFunction(Function):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from dreluop.granularity import check_bias, granularity_of, same_shape
 
@@ -29,6 +30,11 @@ def float_tensor(name: str, value: Any) -> Tensor:
     if value.layout is not torch.strided:
         raise TypeError(f"{name}: got layout {value.layout}; expected torch.strided")
     return value
+
+
+def has_values(t: Tensor) -> bool:
+    """Whether there are numbers in t to be read: not on the meta device, nor in a fake tensor."""
+    return not (t.is_meta or is_fake(t))
 
 
 def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:
@@ -255,8 +261,8 @@ def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
         made = torch._C._autograd._get_creation_meta(x)
         if made != torch._C._autograd.CreationMeta.DEFAULT:
             raise ValueError(
-                f"inplace: x is a view that autograd does not let be written over ({made.name.lower()}: made by chunk, "
-                "split or unbind, or without gradients); use inplace=False"
+                "inplace: x is a view that autograd does not let be written over, made "
+                f"{_VIEWS.get(made.name, made.name)}; use inplace=False"
             )
     for name, other in given.items():
         if other.is_inference() and torch.is_grad_enabled() and torch._C._any_requires_grad(x, *given.values()):
@@ -268,6 +274,16 @@ def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
             raise ValueError(
                 f"inplace: {name} lies in the memory of x, which would be overwritten; pass a copy of the {name}"
             )
+
+
+# By the names of torch's CreationMeta.
+_VIEWS = {
+    "IN_CUSTOM_FUNCTION": "by an autograd.Function, such as the one that full backward hooks put before a module "
+    "(register_full_backward_hook and _pre_hook; opacus has them)",
+    "MULTI_OUTPUT_NODE": "by chunk, split or unbind",
+    "NO_GRAD_MODE": "without gradients",
+    "INFERENCE_MODE": "in inference mode",
+}
 
 
 def _share_memory(x: Tensor, other: Tensor) -> bool:

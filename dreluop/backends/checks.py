@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
+from torch.utils._python_dispatch import _disable_current_modes
 
 from dreluop.granularity import granularity_of, has_unknown_sizes, may_be
 from dreluop.validation import bias_for, float_tensor, residual_for
 
 CODES_PER_BYTE = 4
+_FUNCTIONALIZE = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
 
 
 def inputs(x: Tensor, cap: Tensor, dim: int, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
@@ -89,7 +91,9 @@ def overlaps_itself(x: Tensor) -> bool:
     if x.numel() == 0:
         return False
     # Strides that interleave without nesting are rare: look at every address.
-    offsets = torch.zeros((), dtype=torch.int64)
-    for stride, size in dims:
-        offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
-    return len(torch.unique(offsets)) < x.numel()
+    # As numbers, also where all else is fake or recorded.
+    with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(_FUNCTIONALIZE):
+        offsets = torch.zeros((), dtype=torch.int64)
+        for stride, size in dims:
+            offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)
+        return len(torch.unique(offsets)) < x.numel()

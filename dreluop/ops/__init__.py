@@ -9,7 +9,7 @@ for _name in schemas.SCHEMAS:
         schemas.library.impl(schemas.overload(_name, _which), getattr(reference, _name), "CompositeExplicitAutograd")
 
 from dreluop.backends import choice, native, triton  # noqa: E402
-from dreluop.ops import calls, derivatives, fakes, functionalized, fused  # noqa: E402
+from dreluop.ops import calls, derivatives, fakes, functionalized, fused, negated  # noqa: E402
 from dreluop.ops.plain import decompositions  # noqa: E402
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "functionalized",
     "fused",
     "native",
+    "negated",
     "reference",
     "schemas",
     "triton",

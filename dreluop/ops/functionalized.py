@@ -33,8 +33,7 @@ def _register(name: str, which: str) -> None:
     functional = getattr(calls.BY_OVERLOAD[which], name.removesuffix("_"))
 
     def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)):
-            checks.writable(x)
+        checks.writable(x)
         result = functional(x, *args)
         y, *extras = (result,) if isinstance(result, Tensor) else result
         _become(x, y)

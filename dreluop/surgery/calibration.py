@@ -121,7 +121,8 @@ def calibrate_caps(
                 f"model: the cap of {name!r} is sharded, and each process would calibrate it on its own data; "
                 "calibrate before fully_shard"
             )
-        in_dtype_of(layer.cap, torch.tensor(floor, dtype=torch.float64), f"floor of {name!r}")
+        least = torch.tensor(floor, dtype=torch.float64, device="cpu")
+        in_dtype_of(layer.cap, least, f"floor of {name!r}")
     # Layers that share one cap share its quantile.
     cap_values.check_writable(layers)
     keys = {name: cap_values.key(layer) for name, layer in layers.items()}

@@ -8,6 +8,7 @@ import operator
 import torch
 from torch import fx, nn
 
+from dreluop import validation
 from dreluop.layers import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import inplace, tracing
@@ -57,7 +58,7 @@ def _plain(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
 
 def _capped(layer: CappedLayer) -> nn.Module:
     cap = layer.cap.detach()
-    fixed = not layer.cap.requires_grad and cap.numel() == 1 and cap.item() > 0
+    fixed = not layer.cap.requires_grad and cap.numel() == 1 and validation.has_values(cap) and cap.item() > 0
     root = nn.Module()
     graph = fx.Graph()
     x = graph.placeholder("x")

@@ -1,0 +1,36 @@
+"""The operators that write over x, where torch only marks x as negated: ``z.conj().imag``, ``torch._neg_view(t)``.
+
+torch's own rule for such tensors takes the last result of an operator that writes for the tensor that it wrote. Ours
+return none, or others, so that rule would write over whatever lies there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dreluop.backends import checks
+from dreluop.ops import calls
+from dreluop.ops.schemas import IN_PLACE, library, overload, overloads_of
+
+
+def _register(name: str, which: str) -> None:
+    op = getattr(calls.BY_OVERLOAD[which], name)
+
+    def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
+        if x.is_neg():
+            # The copy below does not overlap itself where x does.
+            checks.writable(x)
+        value = x.resolve_neg()
+        result = op(value, *(arg.resolve_neg() if isinstance(arg, Tensor) else arg for arg in args))
+        if value is not x:
+            x.copy_(value)
+        return result
+
+    library.impl(overload(name, which), kernel, "Negative")
+
+
+for _name in IN_PLACE:
+    for _which in overloads_of(_name):
+        _register(_name, _which)
