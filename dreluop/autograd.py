@@ -58,6 +58,9 @@ class CappedReLUFunction(Function):
         *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         calls = operators_for(x)
+        if inplace:
+            # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
+            torch._C._set_grad_enabled(True)
         with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:

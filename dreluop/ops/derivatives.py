@@ -44,15 +44,7 @@ def _forward(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> T
     return y
 
 
-def _functionalizing() -> bool:
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FUNCTIONAL) is not None
-
-
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> None:
-    if _functionalizing():
-        # A write by a Function is hidden from autograd there, and what it returns is no longer x.
-        x.copy_(choice.operators().forward(x, cap, dim, *addends))
-        return
     x, addends = _add_first(x, dim, True, addends)
     CappedReLUFunction.apply_at_this_level(x, cap, dim, True, "output", None, *_with_both(addends))
 
@@ -74,10 +66,6 @@ def _forward_extra(
 def _forward_extra_(
     x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if _functionalizing():
-        y, packed, penalty = choice.operators().forward_extra(x, cap, dim, code, balancer, *addends)
-        x.copy_(y)
-        return packed, penalty
     kept = KeptCode()
     x, addends = _add_first(x, dim, True, addends)
     # autograd refuses a second result of a function that writes over a view.

@@ -1,7 +1,6 @@
 """The operators that write over x, where torch makes a program functional: torch.compile, export, ``functionalize``.
 
-The operator that does not write computes y, and y becomes the value of x. Where autograd records the write,
-``ops.derivatives`` does the same above.
+The operator that does not write computes y, and y becomes the value of x. No write and no copy is left in the graph.
 """
 
 from __future__ import annotations
