@@ -64,8 +64,10 @@ class CappedReLUFunction(Function):
         *addends: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         calls = operators_for(x)
-        # Functionalization hides a write made without grad mode from autograd: it takes it for one under no_grad.
-        with below_autograd(), torch.set_grad_enabled(inplace):
+        if inplace:
+            # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
+            torch._C._set_grad_enabled(True)
+        with below_autograd():
             if save == "output" and balancer is None:
                 if not inplace:
                     return calls.forward(x, cap, dim, *addends)

@@ -4,6 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+# torch.fx.experimental.symbolic_shapes imports sympy, which takes half a second: only tracing needs it.
+
+
+def has_unknown_sizes(t: torch.Tensor) -> bool:
+    """Whether a compiler traces t without knowing some of its sizes (``x[mask]``, ``mark_unbacked``)."""
+    if not any(isinstance(size, torch.SymInt) for size in t.shape):
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols  # noqa: PLC0415
+
+    return has_free_unbacked_symbols(t)
+
+
+def may_be(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition on sizes holds, or may hold as a compiler does not know them."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # noqa: PLC0415
+
+    return guard_or_true(condition)
+
+
+def same_shape(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes are equal. Sizes that a compiler does not know are compared when its program runs."""
+    if not torch.compiler.is_compiling():
+        return tuple(shape) == tuple(other)
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # noqa: PLC0415
+
+    if len(shape) != len(other):
+        return False
+    for size, expected in zip(shape, other, strict=True):
+        if not guard_or_true(size == expected):
+            return False
+        torch._check(size == expected)
+    return True
+
 
 def granularity_of(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -> str:
     """``"layer"``, ``"channel"`` or ``"neuron"``.
@@ -15,7 +52,7 @@ def granularity_of(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -
     if cap_ndim == 0 or (cap_ndim == 1 and cap_shape[0] == 1):
         return "layer"
     if cap_ndim > 1:
-        if tuple(cap_shape) == tuple(x_shape[1:]):
+        if same_shape(cap_shape, x_shape[1:]):
             return "neuron"
         raise ValueError(
             f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)}; a cap of more than one dimension "
@@ -24,7 +61,7 @@ def granularity_of(x_shape: Sequence[int], cap_shape: Sequence[int], dim: int) -
     ndim = len(x_shape)
     if not -ndim <= dim < ndim:
         raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
-    if cap_shape[0] != x_shape[dim]:
+    if not same_shape(cap_shape, (x_shape[dim],)):
         raise ValueError(
             f"cap: got shape {tuple(cap_shape)} for x of shape {tuple(x_shape)} and dim={dim}; expected () or (1,) for "
             f"one cap, ({x_shape[dim]},) for one per channel of dim {dim}, or {tuple(x_shape[1:])} for one per neuron"
@@ -41,7 +78,7 @@ def check_bias(x_shape: Sequence[int], cap_shape: Sequence[int], bias_shape: Seq
         if not -ndim <= dim < ndim:
             raise ValueError(f"dim: got {dim} for x of shape {tuple(x_shape)}; expected {-ndim} <= dim < {ndim}")
         expected = (x_shape[dim],)
-    if tuple(bias_shape) != expected:
+    if not same_shape(bias_shape, expected):
         raise ValueError(
             f"bias: got shape {tuple(bias_shape)} for x of shape {tuple(x_shape)} and a cap of shape "
             f"{tuple(cap_shape)}; expected {expected}"

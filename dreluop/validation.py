@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from dreluop.granularity import check_bias, granularity_of
+from dreluop.granularity import check_bias, granularity_of, same_shape
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 SAVE_MODES = ("output", "code")
@@ -69,7 +69,7 @@ def residual_for(x: Tensor, residual: Any) -> Tensor:
     float_tensor("residual", residual)
     if residual.device != x.device:
         raise ValueError(f"residual: got a tensor on {residual.device}; expected x's device, {x.device}")
-    if residual.shape != x.shape:
+    if not same_shape(residual.shape, x.shape):
         raise ValueError(f"residual: got shape {tuple(residual.shape)}; expected x's, {tuple(x.shape)}")
     if residual.dtype != x.dtype:
         raise TypeError(f"residual: got dtype {residual.dtype}; expected x's, {x.dtype}")

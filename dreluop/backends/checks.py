@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dreluop.granularity import granularity_of
+from dreluop.granularity import granularity_of, has_unknown_sizes, may_be
 from dreluop.validation import bias_for, float_tensor, residual_for
 
 CODES_PER_BYTE = 4
@@ -74,8 +75,10 @@ def some_caps(caps: Sequence[Tensor]) -> None:
 
 
 def overlaps_itself(x: Tensor) -> bool:
-    """Whether two elements of x have one address."""
-    dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1)
+    """Whether two elements of x have one address. A size that a compiler does not know counts as more than one."""
+    if has_unknown_sizes(x) and is_non_overlapping_and_dense_or_false(x):
+        return False
+    dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if may_be(size > 1))
     span = 1
     for stride, size in dims:
         if stride < span:
@@ -83,10 +86,11 @@ def overlaps_itself(x: Tensor) -> bool:
         span += stride * (size - 1)
     else:
         return False
+    if has_unknown_sizes(x):
+        return True
     if x.numel() == 0:
         return False
-    # Strides that interleave without nesting are rare: look at every address.
-    # As numbers, also where all else is fake or recorded.
+    # Strides that interleave without nesting are rare: look at every address, as a number also where tensors are fake.
     with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(_FUNCTIONALIZE):
         offsets = torch.zeros((), dtype=torch.int64)
         for stride, size in dims:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_contiguous_or_false
 
 from dreluop.backends import checks
 from dreluop.backends.checks import CODES_PER_BYTE
-from dreluop.granularity import bias_view, broadcast_shape
+from dreluop.granularity import bias_view, broadcast_shape, has_unknown_sizes, may_be
 from dreluop.validation import bias_for
 
 OFF, INSIDE, CAPPED = 0, 1, 2
@@ -27,6 +28,8 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def memory_order(t: Tensor) -> list[int]:
     """Dimensions of t from the outermost to the innermost in memory."""
+    if has_unknown_sizes(t) and is_contiguous_or_false(t):
+        return list(range(t.ndim))
     return sorted(range(t.ndim), key=t.stride, reverse=True)
 
 
@@ -37,7 +40,7 @@ def code_order(y: Tensor, cap: Tensor) -> list[int]:
     would meet the caps in order there.
     """
     order = memory_order(y)
-    if cap.ndim > 1:
+    if cap.ndim > 1 and order[0] != 0:
         real = [d for d in order if y.shape[d] != 1 or d == 0]
         if real[0] != 0 and (real[-1] != 0 or y.shape[0] == 1):
             order = [0, *(d for d in order if d != 0)]
@@ -179,7 +182,13 @@ def bias_gradient(dx: Tensor, bias: Tensor, dim: int) -> Tensor:
 
 
 def _sum_to(terms: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return terms.to(_sum_dtype(terms.device)).sum_to_size(shape)
+    """``sum_to_size``, which cannot be traced with a size that a compiler does not know."""
+    terms = terms.to(_sum_dtype(terms.device))
+    if not shape:
+        return terms.sum()
+    leading = terms.ndim - len(shape)
+    dims = [d for d, size in enumerate(terms.shape) if d < leading or (shape[d - leading] == 1 and may_be(size != 1))]
+    return terms.sum(dims, keepdim=True).reshape(shape) if dims else terms
 
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:

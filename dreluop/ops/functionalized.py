@@ -23,10 +23,10 @@ def _become(x: Tensor, y: Tensor) -> None:
     if not torch._is_functional_tensor(x):
         x.copy_(y)
         return
-    torch._sync(y)
-    torch._functionalize_replace(x, torch._from_functional_tensor(y))  # type: ignore[attr-defined]
-    torch._functionalize_commit_update(x)  # type: ignore[attr-defined]
-    torch._functionalize_sync(x)  # type: ignore[attr-defined]
+    torch._functionalize_sync(y)
+    torch._functionalize_replace(x, torch._from_functional_tensor(y))
+    torch._functionalize_commit_update(x)
+    torch._functionalize_sync(x)
 
 
 def _register(name: str, which: str) -> None:
@@ -35,11 +35,9 @@ def _register(name: str, which: str) -> None:
     def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
         checks.writable(x)
         result = functional(x, *args)
-        if isinstance(result, Tensor):
-            return _become(x, result)
-        y, *extras = result
+        y, *extras = (result,) if isinstance(result, Tensor) else result
         _become(x, y)
-        return tuple(extras)
+        return tuple(extras) or None
 
     library.impl(overload(name, which), kernel, "Functionalize")
 

@@ -79,8 +79,8 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """A new table of all operators of dreluop, of every backend, by functions of functional aten operators only.
 
     For ``torch.export.ExportedProgram.run_decompositions`` and ``make_fx``: what comes of it needs no dreluop to run.
-    ``torch.export`` itself keeps the operators. The two that write over x are not in it: traced for export,
-    ``capped_relu(inplace=True)`` calls the others and copies.
+    ``torch.export`` itself keeps the operators. The two that write over x are not in it:
+    ``run_decompositions`` replaces them by the others first (``ops.functionalized``).
     """
     namespace = getattr(torch.ops, NAMESPACE)
     return {
