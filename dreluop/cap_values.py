@@ -64,10 +64,10 @@ def check_writable(layers: Mapping[str, Any]) -> None:
     """Raise ValueError, with the layer's name, where ``write`` could not change a cap."""
     for name, layer in layers.items():
         tensors = _held(name, layer)
-        if not all(map(validation.has_values, tensors)):
+        for place in filter(None, map(validation.place_without_values, tensors)):
             raise ValueError(
-                f"model: the cap of {name!r} is fake or on the meta device, where it has no value to set; use to_empty "
-                "before, or, if accelerate offloads it, accelerate.hooks.remove_hook_from_submodules"
+                f"model: the cap of {name!r} is {place}, where it has no value to set; use to_empty before, or, if "
+                "accelerate offloads it, accelerate.hooks.remove_hook_from_submodules"
             )
         for part in _parametrizations(layer):
             if not hasattr(part, "right_inverse"):

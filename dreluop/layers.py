@@ -202,8 +202,8 @@ class LayerSums:
         self._count = total
 
     def statistics(self) -> LayerStatistics:
-        if not validation.has_values(self.layer.cap):
-            raise ValueError(f"model: the cap of {self.name!r} is fake or on the meta device, so it has no value")
+        if place := validation.place_without_values(self.layer.cap):
+            raise ValueError(f"model: the cap of {self.name!r} is {place}, where it has no value")
         cap = self.layer.cap.detach().flatten().double().cpu()
         granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))
         facts = (self.name, granularity, cap.numel(), cap.min().item(), cap.median().item(), cap.max().item())

@@ -71,13 +71,13 @@ class SReLU(_CappedActivation):
         value = self._made_of
         if not isinstance(value, Tensor):
             value = torch.tensor(validation.stored("cap", value, self.cap.dtype), dtype=self.cap.dtype, device="cpu")
-        elif not validation.has_values(value) and validation.has_values(self.cap):
-            raise ValueError(
-                "cap: made of a tensor that was fake or on the meta device, whose values are not known; expected a "
-                "number, or load a state_dict"
-            )
         if not validation.has_values(self.cap):
             return
+        if place := validation.place_without_values(value):
+            raise ValueError(
+                f"cap: the module was made of a tensor {place}, where it has no value; make it of a number, or load a "
+                "state_dict"
+            )
         cap_values.write({"": self}, {"": value})
 
     def extra_repr(self) -> str:

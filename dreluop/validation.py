@@ -33,8 +33,15 @@ def float_tensor(name: str, value: Any) -> Tensor:
 
 
 def has_values(t: Tensor) -> bool:
-    """Whether there are numbers in t to be read: not on the meta device, nor in a fake tensor."""
-    return not (t.is_meta or is_fake(t))
+    """Whether there are numbers in t to be read."""
+    return not place_without_values(t)
+
+
+def place_without_values(t: Tensor) -> str:
+    """Where t has no numbers to be read, in words; empty where it has them."""
+    if t.is_meta:
+        return "on the meta device"
+    return "in a fake tensor" if is_fake(t) else ""
 
 
 def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:

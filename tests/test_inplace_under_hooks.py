@@ -56,5 +56,5 @@ def test_module_hooks(layer: Any, hook: str) -> None:
     getattr(activation, hook)(lambda *_: None)
     model = nn.Sequential(nn.Linear(5, 5), activation)
     error = RuntimeError if layer is nn.ReLU else ValueError
-    with pytest.raises(error, match="BackwardHookFunction|full backward hooks put before a module"):
+    with pytest.raises(error, match=r"BackwardHookFunction|full backward hooks put before a module"):
         model(torch.randn(2, 5))

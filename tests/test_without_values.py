@@ -69,7 +69,7 @@ def test_reset_of_nan_and_of_a_changed_cap() -> None:
 
 def test_a_fixed_cap_made_of_a_meta_tensor_cannot_be_reset() -> None:
     layer = SReLU(torch.ones(3, device="meta")).to_empty(device="cpu")
-    with pytest.raises(ValueError, match="cap: made of a tensor that was fake or on the meta device"):
+    with pytest.raises(ValueError, match="cap: the module was made of a tensor on the meta device"):
         layer.reset_parameters()
 
 
@@ -92,7 +92,8 @@ REFUSED: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("kind", ["meta", "fake"])
 def test_what_reads_or_sets_caps_names_them(name: str, kind: str) -> None:
-    with pytest.raises(ValueError, match="the cap of '1' is fake or on the meta device"):
+    place = {"meta": "on the meta device", "fake": "in a fake tensor"}[kind]
+    with pytest.raises(ValueError, match=f"the cap of '1' is {place}, where it has no value"):
         REFUSED[name](model_without_values(kind))
 
 
@@ -117,7 +118,7 @@ def test_what_needs_no_value_works(kind: str) -> None:
 
 def test_a_value_without_numbers_is_refused() -> None:
     model = nn.Sequential(DReLU(3))
-    with pytest.raises(ValueError, match="value of '0': got a tensor that is fake or on the meta device"):
+    with pytest.raises(ValueError, match="value of '0': got one on the meta device"):
         set_caps(model, torch.ones(3, device="meta"))
     assert model[0].cap.tolist() == [100.0] * 3
 

@@ -90,8 +90,7 @@ def overlaps_itself(x: Tensor) -> bool:
         return True
     if x.numel() == 0:
         return False
-    # Strides that interleave without nesting are rare: look at every address.
-    # As numbers, also where all else is fake or recorded.
+    # Strides that interleave without nesting are rare: look at every address, as a number also where tensors are fake.
     with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(_FUNCTIONALIZE):
         offsets = torch.zeros((), dtype=torch.int64)
         for stride, size in dims:

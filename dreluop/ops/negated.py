@@ -23,7 +23,9 @@ def _register(name: str, which: str) -> None:
             # The copy below does not overlap itself where x does.
             checks.writable(x)
         value = x.resolve_neg()
-        result = op(value, *(arg.resolve_neg() if isinstance(arg, Tensor) else arg for arg in args))
+        result: tuple[Tensor, ...] | None = op(
+            value, *(arg.resolve_neg() if isinstance(arg, Tensor) else arg for arg in args)
+        )
         if value is not x:
             x.copy_(value)
         return result

@@ -100,8 +100,8 @@ def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
         tensor = torch.tensor(number, dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
-    if not validation.has_values(tensor):
-        raise ValueError(f"value of {name!r}: got a tensor that is fake or on the meta device; expected numbers")
+    if place := validation.place_without_values(tensor):
+        raise ValueError(f"value of {name!r}: got one {place}, where it has no numbers; expected numbers")
     if not bool((tensor > 0).all()):
         raise ValueError(f"value of {name!r}: expected only numbers > 0 (a cap <= 0 gives 0 and never learns)")
     return in_dtype_of(layer.cap, tensor, f"value of {name!r}")
