@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
         options.threads, progress=not options.quiet,
     )  # fmt: skip
     jobs = jobs_of(runs, places)
-    print(f"{len(runs)} runs, {len(records.found(runs, places.results))} done; {len(jobs)} jobs left", flush=True)
+    done = sum(records.find(run, places.results) is not None for run in runs)
+    print(f"{len(runs)} runs, {done} done; {len(jobs)} jobs left", flush=True)
     if not jobs:
         committed = ", which come with the source" if options.results == FOLDER else ""
         print(f"all records are in {options.results}{committed}; to make new ones, name another folder: --results DIR")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.robustness.evaluation.judge import BLIND
-from benchmarks.robustness.study.records import Record
+from benchmarks.robustness.study.records import Record, is_older
 
 KEYS = ["data", "model", "method"]
 # After the name of a data set whose training part is mixed with generated images.
@@ -39,7 +39,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 
     CW-L2 is the accuracy within the largest of the L2 bounds, the L2 worst that within the smallest. Where the gradient
     is hidden from the adaptive attacks too, ``worst`` and ``l2_worst`` are NaN, so that nothing takes them for a
-    result; ``worst_found`` and ``l2_worst_found`` are what was found nevertheless.
+    result; ``worst_found`` and ``l2_worst_found`` are what was found nevertheless. ``older`` marks runs that an
+    earlier revision of the attacks judged.
 
     Raises:
         ValueError: two runs of one seed have the same data, model and method by name, so that a mean over the seeds
@@ -58,7 +59,8 @@ def _row(record: Record) -> dict[str, Any]:
     capped = recipe["method"] == "drelu"
     last = {name: values[-1] for name, values in record["training"]["history"].items()}
     bounds = judgement["cw"]
-    l2_worst = math.nan if judgement["l2_worst"] is None else judgement["l2_worst"]
+    l2_worst = judgement.get("l2_worst")
+    l2_worst = math.nan if l2_worst is None else l2_worst
     hidden = is_blind(judgement)
     return {
         "data": recipe["data"]["name"] + (GENERATED if recipe["data"]["generated"] else ""),
@@ -77,7 +79,8 @@ def _row(record: Record) -> dict[str, Any]:
         "paper_worst": judgement["paper_worst"],
         "worst": math.nan if hidden else judgement["worst"],
         "worst_found": judgement["worst"],
-        "blind": judgement["blind"],
+        "blind": judgement.get("blind", math.nan),
+        "older": is_older(record),
         "zero_gradient": judgement["zero_gradient"],
         "live_units": caps.get("live_units", math.nan),
         "cap_over_std": caps.get("cap_over_std", math.nan),
@@ -91,7 +94,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 def is_blind(judgement: dict[str, Any]) -> bool:
     """Whether the gradient is hidden from the adaptive attacks too, so that their results say nothing."""
-    return bool(judgement["blind"] > BLIND)
+    return bool(judgement.get("blind", math.nan) > BLIND)
 
 
 def by_method(runs: pd.DataFrame) -> pd.core.groupby.DataFrameGroupBy[Any]:

@@ -39,7 +39,7 @@ def cost_table(title: str, records: Sequence[Record]) -> Table:
     header = ("data", "network", "training", "runs", "epochs", "training, s", "attacks, s")
     measured = ("epochs", "train_seconds", "attack_seconds")
     rows = [
-        (*key, str(len(group)), *(f"{group[name].mean():.0f}" for name in measured)) for key, group in by_method(runs)
+        (*key, _count(group), *(f"{group[name].mean():.0f}" for name in measured)) for key, group in by_method(runs)
     ]
     return Table(f"{title}: processor time per run", header, rows)
 
@@ -54,13 +54,18 @@ def _table(
     shown = [name for name in columns or known if name in runs and not runs[name].isna().all()]
     names = [*shown, *(name for name in beside if _belongs(name, runs, shown))]
     header = ("data", "network", "training", "runs", *({**known, **beside}[name] for name in names))
-    rows = [(*key, str(len(group)), *(_cell(name, group) for name in names)) for key, group in by_method(runs)]
+    rows = [(*key, _count(group), *(_cell(name, group) for name in names)) for key, group in by_method(runs)]
     return Table(title, header, rows)
 
 
 def _belongs(name: str, runs: pd.DataFrame, shown: Sequence[str]) -> bool:
     """The worst in L2 is shown beside CW-L2 only."""
     return name in runs and (name != "l2_worst" or ("cw_l2" in shown and not runs.l2_worst_found.isna().all()))
+
+
+def _count(group: pd.DataFrame) -> str:
+    older = int(group.older.sum())
+    return f"{len(group)} ({older} older)" if older else str(len(group))
 
 
 def _cell(name: str, group: pd.DataFrame) -> str:
@@ -88,7 +93,8 @@ LEGEND = (
     "any image of another class is within. L2 worst, near: within the smallest bound, 1.5, under CW-L2 and margins. "
     "Adaptive worst: accuracy when each input is attacked by whatever of all L-infinity attacks works on it, those "
     'that know of the caps too; "no gradient": these have none to follow either, and the number in brackets is no '
-    "bound. Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns say "
+    "bound. Older runs were judged before the attacks on margins, so that their adaptive worst may be too high. "
+    "Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns say "
     "nothing about them. Live units: capped units per input that are neither off nor at their cap. cap / std: of a cap "
     "to what reaches it; below 0.1 the layer is a step function."
 )

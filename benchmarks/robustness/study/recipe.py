@@ -113,7 +113,12 @@ class Judged:
     @property
     def name(self) -> str:
         """Of the record's file; another for another revision of the attacks."""
-        return f"{self.recipe.name}-{_hashed({'revision': REVISION, 'judged': _told(self)})[:6]}"
+        return self.name_at(REVISION)
+
+    def name_at(self, revision: int) -> str:
+        """The name when the attacks were of that revision, 1 or later."""
+        told = _told(self) if revision == 1 else {"revision": revision, "judged": _told(self)}
+        return f"{self.recipe.name}-{_hashed(told)[:6]}"
 
 
 def _hashed(value: Any) -> str:

@@ -66,13 +66,27 @@ def _is_older(other: Record, record: Record) -> bool:
 
 
 def find(judged: Judged, folder: Path) -> Record | None:
-    """The record of a run, if it is there.
+    """The record of a run by the attacks of today, if it is there.
 
     Raises:
         DamagedFileError: the file is not the record, or not all of it.
         ValueError: it is of another schema.
     """
-    path = folder / f"{judged.name}.json"
+    return _read(judged.name, folder)
+
+
+def newest(judged: Judged, folder: Path) -> Record | None:
+    """The same by the newest attacks there are: what tables show of a run until it is judged again.
+
+    Raises: as ``find``.
+    """
+    revisions = range(REVISION, 0, -1)
+    records = (_read(judged.name_at(revision), folder) for revision in revisions)
+    return next((record for record in records if record is not None), None)
+
+
+def _read(expected: str, folder: Path) -> Record | None:
+    path = folder / f"{expected}.json"
     if not path.exists():
         return None
     record = load(path)
@@ -82,14 +96,19 @@ def find(judged: Judged, folder: Path) -> Record | None:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
         raise DamagedFileError(path, f"not a whole record ({key}: {fault['msg']})") from error
-    if name != judged.name:
+    if name != expected:
         raise DamagedFileError(path, f"got the record of {name}")
     return cast(Record, record)
 
 
 def found(runs: Sequence[Judged], folder: Path) -> list[Record]:
-    """The records of those runs that are done, in their order."""
-    return [record for run in runs if (record := find(run, folder)) is not None]
+    """The newest records of those runs that have one, in their order."""
+    return [record for run in runs if (record := newest(run, folder)) is not None]
+
+
+def is_older(record: Record) -> bool:
+    """Whether the attacks have changed since."""
+    return bool(record.get("revision", 1) < REVISION)
 
 
 class _History(BaseModel):

@@ -301,6 +301,22 @@ def test_a_record_of_older_attacks_is_replaced(done: list[records.Record], tmp_p
     assert left == {other["name"], new["name"]}
 
 
+def test_a_record_of_older_attacks_is_shown_until_the_run_is_judged_again(
+    tiny: Study, done: list[records.Record], places: Places, tmp_path: Path
+):
+    old = json.loads(json.dumps(done[0]))
+    old["name"] = tiny.runs[0].name_at(1)
+    for key in ("revision", "blind", "l2_worst"):
+        (old if key in old else old["judgement"]).pop(key)
+    records.save(old, tmp_path)
+    assert records.find(tiny.runs[0], tmp_path) is None
+    assert [job.name for job in jobs_of(tiny.runs[:1], dataclasses.replace(places, results=tmp_path))]
+    shown = records.found(tiny.runs[:1], tmp_path)
+    assert shown == [old]
+    assert table("T", [*shown, *done[1:]]).rows[0][3] == "2 (1 older)"
+    assert [row[3] for row in table("T", done).rows] == ["2"] * 4
+
+
 def test_the_paper_s_numbers_do_not_hide_the_worst_one(done: list[records.Record]):
     runs = frame(done)
     assert (runs.worst <= runs.paper_worst).all()
