@@ -164,8 +164,8 @@ BAD_GROUPS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "lr: got a tensor on the meta device, where it has no value",
     ),
     "weight_decay tensor": (
-        lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=torch.tensor(0.1)), TypeError,
-        "weight_decay: got Tensor; expected a number",
+        lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=torch.ones(2)), TypeError,
+        "weight_decay: got Tensor of shape (2,) and torch.float32 on cpu; expected a number",
     ),
     "cap_lr": (
         lambda: dreluop.parameter_groups(network(), 0.1, math.nan), ValueError, "cap_lr: got nan; expected a finite"
