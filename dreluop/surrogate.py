@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -181,7 +182,8 @@ def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
     small = -torch.log1p((t / w).sigmoid() * torch.expm1(-(m / w).clamp(0, 1)))
     # It cancels above the cap too: there softplus(z) is z + softplus(-z). Beyond its threshold it is z, in fp64 too.
     high = t > m / 2
-    near, far = (torch.where(high, -z, z) for z in (t / w, (t - m) / w))
+    # Every t is infinitely far below an infinite cap.
+    near, far = (torch.where(high, -z, z) for z in (t / w, torch.where(m == math.inf, -m, t - m) / w))
     large = F.softplus(near, threshold=40) - F.softplus(far, threshold=40) + torch.where(high, m / w, 0)
     return torch.where((m <= 0) & ~t.isnan(), 0, w * torch.where(m < w, small, large)).to(like)
 

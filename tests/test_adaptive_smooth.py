@@ -97,8 +97,11 @@ def test_special_values() -> None:
         assert torch.equal(dx.isnan(), y.isnan())
         assert (dx[~y.isnan()].abs() < 1e-5).all()
     with smooth_forward(0.1, std=0.5):
-        open_ended = dreluop.capped_relu(x, torch.tensor(math.inf))
-    torch.testing.assert_close(open_ended[3:], nn.functional.softplus(x[3:], 1 / 0.05))
+        open_ended = dreluop.capped_relu(x, cap := torch.tensor(math.inf, requires_grad=True))
+    torch.testing.assert_close(open_ended, nn.functional.softplus(x, 1 / 0.05), equal_nan=True)
+    dx, dcap = torch.autograd.grad(open_ended.sum(), (x, cap))
+    torch.testing.assert_close(dx, torch.tensor([1.0, 0.0, math.nan, 1.0, 0.0]), equal_nan=True)
+    assert dcap.item() == 0
 
 
 def test_values_change_with_and_without_gradients_and_only_inside() -> None:
