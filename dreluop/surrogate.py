@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -29,12 +30,13 @@ from dreluop.function import (
 from dreluop.granularity import granularity_of
 from dreluop.interrupts import left_for_certain
 from dreluop.ops import plain
+from dreluop.ops.schemas import NAMESPACE, SCHEMAS
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
 active = False
-# The blocks that are open, in all threads.
-_blocks: set[object] = set()
+# The blocks that are open, in all threads, with their forms.
+_blocks: set[tuple[object, str]] = set()
 _lock = threading.Lock()
 _of_thread = threading.local()
 
@@ -71,7 +73,7 @@ class Surrogate:
 
 def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     """The surrogate of this thread inside the block."""
-    block, before = object(), getattr(_of_thread, "surrogate", None)
+    block, before = (object(), surrogate.form), getattr(_of_thread, "surrogate", None)
 
     def enter() -> None:
         _count(_blocks.add, block)
@@ -84,11 +86,14 @@ def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     return left_for_certain(enter, leave)
 
 
-def _count(change: Callable[[object], None], block: object) -> None:
+def _count(change: Callable[[tuple[object, str]], None], block: tuple[object, str]) -> None:
     global active  # noqa: PLW0603 (a class attribute would cost every ordinary call a second look-up)
     with _lock:
         change(block)
         active = bool(_blocks)
+        guarded = any(form == "smooth" for _, form in _blocks)
+        for operator, call, guard in _direct_calls():
+            operator._op = guard if guarded else call
 
 
 def refuse_operator(name: str, differentiated: bool) -> None:
@@ -99,6 +104,30 @@ def refuse_operator(name: str, differentiated: bool) -> None:
             f"{wanted.entered_by} does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
             "call dreluop.capped_relu or a module"
         )
+
+
+@cache
+def _direct_calls() -> list[tuple[Any, Callable[..., Any], Callable[..., Any]]]:
+    """The operators that give values, in all their overloads: what each calls, and the same with a guard.
+
+    Inference mode skips the dispatcher's Autograd key, under which direct calls are refused otherwise.
+    """
+
+    def guard(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_inference_mode_enabled() and not in_backward():
+                refuse_operator(name, differentiated=False)
+            return call(*args, **kwargs)
+
+        return guarded
+
+    packets = {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in SCHEMAS if name.startswith("forward")}
+    operators = [
+        (name, operator)
+        for name, packet in packets.items()
+        for operator in (packet, *(getattr(packet, overload) for overload in packet.overloads()))
+    ]
+    return [(operator, operator._op, guard(name, operator._op)) for name, operator in operators]
 
 
 def capped(

@@ -140,8 +140,17 @@ def test_exported_programs_are_refused_and_not_left_as_they_are() -> None:
     program = torch.export.export(nn.Sequential(nn.Linear(5, 6), dreluop.DReLU(6)), (x,)).module()
     with smooth_forward(std=1.0), pytest.raises(RuntimeError, match="as exported programs do"):
         program(x.requires_grad_())
-    with smooth_forward(std=1.0), torch.no_grad(), pytest.raises(RuntimeError, match="as exported programs do"):
-        program(x)
+    for mode in (torch.no_grad, torch.inference_mode):
+        expected = program(x).detach()
+        with smooth_forward(std=1.0), mode():
+            with pytest.raises(RuntimeError, match="as exported programs do"):
+                program(x)
+            with pytest.raises(RuntimeError, match="smooth_forward does not reach"):
+                torch.ops.dreluop.forward(x * 1, torch.ones(5))
+            with surrogate_backward():
+                oracle.assert_same_bits(program(x), expected)
+        with mode():
+            oracle.assert_same_bits(program(x), expected)
 
 
 def test_reached_caps() -> None:
