@@ -151,6 +151,8 @@ def test_exported_programs_are_refused_and_not_left_as_they_are() -> None:
                 oracle.assert_same_bits(program(x), expected)
         with mode():
             oracle.assert_same_bits(program(x), expected)
+    # Ordinary direct calls pay for no guard.
+    assert all(operator._op is call for operator, call, _ in surrogate._direct_calls())
 
 
 def test_reached_caps() -> None:
