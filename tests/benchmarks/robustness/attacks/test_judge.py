@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import dreluop
 from benchmarks.robustness.data import Digits, Split
-from benchmarks.robustness.evaluation.judge import BLIND, Judgement, judge
+from benchmarks.robustness.evaluation.columns import blind_share
+from benchmarks.robustness.evaluation.judge import BLIND, Judgement, _Judging, judge
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.models import DenseNetwork
 
@@ -127,6 +128,30 @@ def test_worst_in_l2_is_per_input_over_both_attacks(masked: DenseNetwork, some: 
     assert len(right) == FEW.cw_samples
     without = replace(FEW, samples=1, apgd_steps=1, cw_samples=0)
     assert judge(masked, None, some, images.validation.x, without).l2_worst is None
+
+
+def test_an_input_is_blind_where_no_pixel_has_a_gradient():
+    linear = nn.Linear(4, 3)
+    with torch.no_grad():
+        linear.weight[:, 0] = 0
+    x, y = torch.rand(6, 4), torch.zeros(6, dtype=torch.int64)
+    model = nn.Sequential(linear, dreluop.SReLU(1e-6), nn.Linear(3, 3))
+    assert blind_share(linear, x, y, None) == 0
+    assert blind_share(model, x, y, None) == 1
+    assert blind_share(model, x, y, 1.0) == 0
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert blind_share(model, x, y, 1.0) == 1
+
+
+def test_the_worst_in_l2_joins_what_both_attacks_found():
+    settings = replace(FEW, cw_bounds=(3.0, 1.0))
+    nothing = Split(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    judging = _Judging(nn.Identity(), nothing, settings, None, lambda name: None)
+    assert judging._l2_worst() is None
+    judging.found.right["margin_l2"] = torch.tensor([True, True, False, False])
+    judging.found.distances = torch.tensor([2.0, 0.5, 2.0, 0.5])
+    assert judging._l2_worst() == 0.25
 
 
 def test_more_samples_than_there_are(masked: DenseNetwork, some: Split):
