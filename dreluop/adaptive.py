@@ -38,9 +38,9 @@ def surrogate_backward(
     - ``"straight_through"``: g wherever y is on, also at its cap. Costs no memory.
     - ``"soft"``: ``g * (sigmoid(t / w) - sigmoid((t - cap) / w))`` with ``w = tau * std``, the exact slope (1 between 0
       and the cap) smoothed over the width w. Reaches units on both sides of the step that a small cap makes of the
-      activation, where it is about ``g * cap / (4 * w)`` at most: in half types a tiny cap may round it to 0. Saves t,
-      where the exact backward needs only y: one more tensor of x's size per layer, and with ``inplace=True`` a copy of
-      x is made.
+      activation, where it is about ``g * cap / (4 * w)`` at most: in half types a tiny cap may round it to 0. Far
+      inside a large cap it is g; under an infinite one it is ``g * sigmoid(t / w)``. Saves t, where the exact backward
+      needs only y: one more tensor of x's size per layer, and with ``inplace=True`` a copy of x is made.
 
     Under a cap <= 0 both are 0, as y is 0 whatever x is. The choice is made when forward runs: backward may come after
     the block, and what was recorded outside keeps its exact backward. It holds for the thread that entered; threads

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -28,12 +30,13 @@ from dreluop.function import (
 from dreluop.granularity import granularity_of
 from dreluop.interrupts import left_for_certain
 from dreluop.ops import plain
+from dreluop.ops.schemas import NAMESPACE, SCHEMAS
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
 active = False
-# The blocks that are open, in all threads.
-_blocks: set[object] = set()
+# The blocks that are open, in all threads, with their forms.
+_blocks: set[tuple[object, str]] = set()
 _lock = threading.Lock()
 _of_thread = threading.local()
 
@@ -70,7 +73,7 @@ class Surrogate:
 
 def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     """The surrogate of this thread inside the block."""
-    block, before = object(), getattr(_of_thread, "surrogate", None)
+    block, before = (object(), surrogate.form), getattr(_of_thread, "surrogate", None)
 
     def enter() -> None:
         _count(_blocks.add, block)
@@ -83,11 +86,14 @@ def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     return left_for_certain(enter, leave)
 
 
-def _count(change: Callable[[object], None], block: object) -> None:
+def _count(change: Callable[[tuple[object, str]], None], block: tuple[object, str]) -> None:
     global active  # noqa: PLW0603 (a class attribute would cost every ordinary call a second look-up)
     with _lock:
         change(block)
         active = bool(_blocks)
+        guarded = any(form == "smooth" for _, form in _blocks)
+        for operator, call, guard in _direct_calls():
+            operator._op = guard if guarded else call
 
 
 def refuse_operator(name: str, differentiated: bool) -> None:
@@ -98,6 +104,30 @@ def refuse_operator(name: str, differentiated: bool) -> None:
             f"{wanted.entered_by} does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
             "call dreluop.capped_relu or a module"
         )
+
+
+@cache
+def _direct_calls() -> list[tuple[Any, Callable[..., Any], Callable[..., Any]]]:
+    """The operators that give values, in all their overloads: what each calls, and the same with a guard.
+
+    Inference mode skips the dispatcher's Autograd key, under which direct calls are refused otherwise.
+    """
+
+    def guard(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_inference_mode_enabled() and not in_backward():
+                refuse_operator(name, differentiated=False)
+            return call(*args, **kwargs)
+
+        return guarded
+
+    packets = {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in SCHEMAS if name.startswith("forward")}
+    operators = [
+        (name, operator)
+        for name, packet in packets.items()
+        for operator in (packet, *(getattr(packet, overload) for overload in packet.overloads()))
+    ]
+    return [(operator, operator._op, guard(name, operator._op)) for name, operator in operators]
 
 
 def capped(
@@ -181,7 +211,8 @@ def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
     small = -torch.log1p((t / w).sigmoid() * torch.expm1(-(m / w).clamp(0, 1)))
     # It cancels above the cap too: there softplus(z) is z + softplus(-z). Beyond its threshold it is z, in fp64 too.
     high = t > m / 2
-    near, far = (torch.where(high, -z, z) for z in (t / w, (t - m) / w))
+    # Every t is infinitely far below an infinite cap.
+    near, far = (torch.where(high, -z, z) for z in (t / w, torch.where(m == math.inf, -m, t - m) / w))
     large = F.softplus(near, threshold=40) - F.softplus(far, threshold=40) + torch.where(high, m / w, 0)
     return torch.where((m <= 0) & ~t.isnan(), 0, w * torch.where(m < w, small, large)).to(like)
 

@@ -96,7 +96,7 @@ def soft(grad: Tensor, x: Tensor, cap: Tensor, width: Tensor, dim: int = 1) -> t
     width = spread(width.double(), x, dim)
     # The slope is the same on both sides of cap / 2; from the lower one, no sigmoid is near 1.
     lower = torch.where(x.double() > m / 2, m - x.double(), x.double())
-    near, far = lower / width, (lower - m) / width
+    near, far = lower / width, torch.where(m == math.inf, -m, lower - m) / width
     e = far.exp() * torch.expm1((m / width).clamp(max=1)) / ((1 + near.clamp(max=1).exp()) * (1 + far.exp()))
     slope = torch.where(m < width, e, near.sigmoid() - far.sigmoid())
     dx = torch.where(m <= 0, 0, grad.double() * slope)

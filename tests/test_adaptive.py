@@ -285,6 +285,17 @@ def test_training_beside_attacks_is_training(mode: str) -> None:
         oracle.assert_same_bits(with_attacks, without)
 
 
+def test_under_a_large_cap_the_soft_gradient_is_near_the_exact_one() -> None:
+    body = [nn.Linear(8, 32), dreluop.DReLU(1, init=100), nn.Linear(32, 32), dreluop.DReLU(init=100), nn.Linear(32, 1)]
+    model, x = nn.Sequential(*body), torch.randn(64, 8, requires_grad=True)
+    exact_gradient = torch.autograd.grad(model(x).sum(), x)[0]
+    with surrogate_backward("soft", 0.1):
+        gradient = torch.autograd.grad(model(x).sum(), x)[0]
+    assert (gradient.sign() == exact_gradient.sign()).float().mean() > 0.9
+    assert nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.95
+    assert float(gradient.norm() / exact_gradient.norm()) == pytest.approx(1, abs=0.1)
+
+
 def test_an_ordinary_call_asks_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("asked although no thread is inside")

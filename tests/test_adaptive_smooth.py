@@ -97,8 +97,11 @@ def test_special_values() -> None:
         assert torch.equal(dx.isnan(), y.isnan())
         assert (dx[~y.isnan()].abs() < 1e-5).all()
     with smooth_forward(0.1, std=0.5):
-        open_ended = dreluop.capped_relu(x, torch.tensor(math.inf))
-    torch.testing.assert_close(open_ended[3:], nn.functional.softplus(x[3:], 1 / 0.05))
+        open_ended = dreluop.capped_relu(x, cap := torch.tensor(math.inf, requires_grad=True))
+    torch.testing.assert_close(open_ended, nn.functional.softplus(x, 1 / 0.05), equal_nan=True)
+    dx, dcap = torch.autograd.grad(open_ended.sum(), (x, cap))
+    torch.testing.assert_close(dx, torch.tensor([1.0, 0.0, math.nan, 1.0, 0.0]), equal_nan=True)
+    assert dcap.item() == 0
 
 
 def test_values_change_with_and_without_gradients_and_only_inside() -> None:
@@ -137,8 +140,19 @@ def test_exported_programs_are_refused_and_not_left_as_they_are() -> None:
     program = torch.export.export(nn.Sequential(nn.Linear(5, 6), dreluop.DReLU(6)), (x,)).module()
     with smooth_forward(std=1.0), pytest.raises(RuntimeError, match="as exported programs do"):
         program(x.requires_grad_())
-    with smooth_forward(std=1.0), torch.no_grad(), pytest.raises(RuntimeError, match="as exported programs do"):
-        program(x)
+    for mode in (torch.no_grad, torch.inference_mode):
+        expected = program(x).detach()
+        with smooth_forward(std=1.0), mode():
+            with pytest.raises(RuntimeError, match="as exported programs do"):
+                program(x)
+            with pytest.raises(RuntimeError, match="smooth_forward does not reach"):
+                torch.ops.dreluop.forward(x * 1, torch.ones(5))
+            with surrogate_backward():
+                oracle.assert_same_bits(program(x), expected)
+        with mode():
+            oracle.assert_same_bits(program(x), expected)
+    # Ordinary direct calls pay for no guard.
+    assert all(operator._op is call for operator, call, _ in surrogate._direct_calls())
 
 
 def test_reached_caps() -> None:

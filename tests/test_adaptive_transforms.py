@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 import dreluop
 from dreluop.adaptive import surrogate_backward
 from tests import oracle
-from tests.surrogates import MODES, activation, entered, exact
+from tests.surrogates import MODES, STD, TAU, activation, entered, exact
 
 
 @MODES
@@ -45,6 +46,19 @@ def test_the_gradient_can_be_differentiated(mode: str, cap_shape: tuple[int, ...
             (x,),
             fast_mode=True,
         )
+
+
+def test_second_derivatives_far_outside_the_cap_are_finite() -> None:
+    x = torch.tensor([[-1e3, 1.0, 1e3, 2.0]], dtype=torch.float64, requires_grad=True)
+    grad = torch.ones(1, 4, dtype=torch.float64, requires_grad=True)
+    with entered("soft"):
+        y = dreluop.capped_relu(x, torch.tensor([-1e3, -1e3, 0.0, math.inf], dtype=torch.float64))
+    dx = torch.autograd.grad(y, x, grad, create_graph=True)[0]
+    second = torch.autograd.grad(dx.sum(), (x, grad))
+    assert second[0][:, :3].tolist() == second[1][:, :3].tolist() == [[0, 0, 0]]
+    slope = (x.detach() / (TAU * STD)).sigmoid()[:, 3]
+    torch.testing.assert_close(second[1][:, 3], slope)
+    torch.testing.assert_close(second[0][:, 3], slope * (1 - slope) / (TAU * STD))
 
 
 @MODES

@@ -165,7 +165,7 @@ BAD_GROUPS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "weight_decay tensor": (
         lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=torch.ones(2)), TypeError,
-        "weight_decay: got Tensor of shape (2,) and torch.float32 on cpu; expected a number",
+        r"weight_decay: got Tensor of shape \(2,\) and torch.float32 on cpu; expected a number",
     ),
     "cap_lr": (
         lambda: dreluop.parameter_groups(network(), 0.1, math.nan), ValueError, "cap_lr: got nan; expected a finite"

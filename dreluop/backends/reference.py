@@ -6,6 +6,7 @@ be traced into a graph (``ops.plain``); with it a result gets the strides that a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -231,7 +232,10 @@ def surrogate_values(
     x, m = saved.to(wide), effective_cap(cap, saved, dim).to(wide)
     width = width.to(wide).reshape(broadcast_shape(saved.shape, cap.shape, dim))
     # sigmoid(x / width) - sigmoid((x - m) / width) as a product: the difference cancels where m is far below width.
-    slope = (x / width).sigmoid() * ((m - x) / width).sigmoid() * -(-m / width).expm1()
+    # Every x is infinitely far below an infinite m.
+    to_cap = torch.where(m == math.inf, m, m - x)
+    # The clamp keeps infinities out of derivatives of the branch that is not taken.
+    slope = (x / width).sigmoid() * (to_cap / width).sigmoid() * -(-m.clamp(min=0) / width).expm1()
     return torch.where(m <= 0, 0, grad.to(wide) * slope).to(grad.dtype)
 
 

@@ -11,9 +11,10 @@ backward            gradients to x (and residual), cap and bias from the gradien
                     (y, or the code); ``bias`` is given where its gradient is wanted, and never read
 tangent             u where x is inside, v where it is capped: the forward-mode derivative, and the derivative
                     of ``backward`` with respect to ``grad``
-surrogate           the gradient to x that attacks put in place of ``backward``'s: without ``width``, grad where
-                    ``saved`` is on, also at the cap; with it (the cap's shape), ``saved`` is x before the cap, and
-                    it is grad * (sigmoid(x / width) - sigmoid((x - cap) / width))
+surrogate           the gradient to x that attacks put in place of ``backward``'s. Without ``width``: grad where
+                    ``saved`` is on, also at the cap. With it (the cap's shape), ``saved`` is x before the cap, and
+                    the result is grad * (sigmoid(x / width) - sigmoid((x - cap) / width)): a box between 0 and the
+                    cap with smooth ends, 0 under a cap <= 0, grad * sigmoid(x / width) under an infinite cap
 saturation          counts of off, inside, capped per cap, and whether each sample has an element inside
 penalty             balancer * sum of squares over a list of caps
 penalty_backward    its gradients, 2 * balancer * grad * cap

@@ -9,6 +9,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/primitives.h"
+#include "smoothed_slope.h"
 
 using namespace dreluop;
 using namespace dreluop::cpu;
@@ -165,14 +166,12 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
     const Sum expected = softened(wide(g[i * step]), wide(x[i * step]), m, width);
     CHECK(equal_or_nan<Format>(out[i], Format::round(expected)), which);
     if (m <= 0) continue;
-    // The slope itself, as a difference of sigmoids from the lower half of the cap, where neither is near 1.
-    const long double from = wide(x[i * step]), lower = std::min(from, m - from);
-    const long double slope = 1 / (1 + std::exp(-lower / width)) - 1 / (1 + std::exp((m - lower) / width));
-    const long double got = smoothed_slope(wide(x[i * step]), m, width);
-    const long double error = (2 * std::max(-lower / width, 0.0L) + 16) * std::numeric_limits<Sum>::epsilon();
-    CHECK(std::isnan(slope) ? std::isnan(got)
-          : slope == 0      ? got == 0
-                            : std::abs(got - slope) <= error * slope + 2 * std::numeric_limits<Sum>::min(),
+    const SmoothedSlope slope(wide(x[i * step]), m, width);
+    const long double got = smoothed_slope(wide(x[i * step]), m, width), want = slope.value;
+    const long double error = slope.relative_error() * std::numeric_limits<Sum>::epsilon();
+    CHECK(std::isnan(want) ? std::isnan(got)
+          : want == 0      ? got == 0
+                           : std::abs(got - want) <= error * want + 2 * std::numeric_limits<Sum>::min(),
           which);
   }
   for (const bool has_bias : {false, true}) {

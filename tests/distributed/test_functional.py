@@ -169,7 +169,7 @@ def test_the_gradient_of_a_whole_cap_is_in_parts_until_it_is_needed() -> None:
 
 @on_processes(2)
 @pytest.mark.parametrize("granularity", CAPS)
-def test_soft_surrogate(granularity: str) -> None:
+def test_smoothed_activations(granularity: str) -> None:
     mesh = mesh_of()
     x, cap = torch.randn(X), torch.rand(CAPS[granularity]) + 0.5
     # The caps of a constant take the others' standard deviation, which other processes may hold.
@@ -179,13 +179,18 @@ def test_soft_surrogate(granularity: str) -> None:
         with dreluop.adaptive.surrogate_backward("soft"):
             return _weighted(dreluop.capped_relu(x, cap, save="code"))
 
+    def smooth(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        with dreluop.adaptive.smooth_forward():
+            return _weighted(dreluop.capped_relu(x, cap, residual=residual))
+
     tensors = [x, cap, integers(6), integers(*X)]
-    want = _gradients(soft, tensors)
-    for of_x, of_caps in PLACEMENTS:
-        placements = [of_x, of_caps.get(granularity, Replicate()), Replicate(), of_x]
-        sharded = [placed(t, mesh, [placement]) for t, placement in zip(tensors, placements, strict=True)]
-        for one, other in zip(_gradients(soft, sharded), want, strict=True):
-            torch.testing.assert_close(one, other)
+    for form in (soft, smooth):
+        want = _gradients(form, tensors)
+        for of_x, of_caps in PLACEMENTS:
+            placements = [of_x, of_caps.get(granularity, Replicate()), Replicate(), of_x]
+            sharded = [placed(t, mesh, [placement]) for t, placement in zip(tensors, placements, strict=True)]
+            for one, other in zip(_gradients(form, sharded), want, strict=True):
+                torch.testing.assert_close(one, other)
 
 
 @on_processes(2)

@@ -112,6 +112,12 @@ def test_soft_on_special_values(backend, dtype: torch.dtype) -> None:
     oracle.assert_soft(got, torch.ones_like(x), x, cap, width, 0)
     assert torch.equal(got.isnan(), x.isnan())
     assert not got[x.isinf()].any()
+    # Every x is far below an infinite cap.
+    got = backend.surrogate(torch.ones_like(x), x, torch.full((), math.inf, dtype=dtype), 0, (), width)
+    oracle.assert_soft(got, torch.ones_like(x), x, torch.tensor(math.inf), width, 0)
+    assert torch.equal(got.isnan(), x.isnan())
+    assert got[x == math.inf].unique().tolist() == [1]
+    assert got[x == -math.inf].unique().tolist() == [0]
     # A cap that is not positive selects 0 whatever comes in; a NaN is not lost.
     grad = torch.full((2,), math.inf, dtype=dtype)
     x = torch.ones(2, dtype=dtype)

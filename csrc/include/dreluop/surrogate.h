@@ -1,6 +1,8 @@
 // The derivatives that attacks put in place of the exact one (dreluop.adaptive): straight through the cap, or smoothed.
 #pragma once
 
+#include <cmath>
+
 #include "dreluop/formats.h"
 
 namespace dreluop {
@@ -83,10 +85,12 @@ DRELUOP_INLINE Real sigmoid(Real z) {
   return select(z < 0, e, Real(1)) / (1 + e);
 }
 
-// sigmoid(x / width) - sigmoid((x - m) / width) for m > 0, as a product: the difference cancels where m << width.
+// sigmoid(x / width) - sigmoid((x - m) / width) for m > 0, as a product: the difference cancels where m << width. Every
+// x is infinitely far below an infinite m.
 template <class Real>
 DRELUOP_INLINE Real smoothed_slope(Real x, Real m, Real width) {
-  return sigmoid(x / width) * sigmoid((m - x) / width) * one_minus_exp(-m / width);
+  const Real to_cap = select(m == static_cast<Real>(HUGE_VAL), m, m - x);
+  return sigmoid(x / width) * sigmoid(to_cap / width) * one_minus_exp(-m / width);
 }
 
 // Soft: the gradient g times the smoothed slope. Under a cap that is not positive, 0.

@@ -1,4 +1,5 @@
 // Tangent, surrogate, saturation and the penalty over lists, on the host.
+#include "../smoothed_slope.h"
 #include "harness.h"
 
 using namespace testing;
@@ -92,17 +93,15 @@ void check_soft(DType dtype, const Shape& shape, int64_t shift, DType cap_dtype,
   const double eps = wide == DType::kFloat64 ? 2.3e-16 : 1.2e-7, tiny = wide == DType::kFloat64 ? 2.3e-308 : 1.2e-38;
   for (int64_t i = 0; i < shape.numel(); ++i) {
     const double m = rounded(dtype, cap.get(shape.cap_of(i)));
-    // A difference of sigmoids from the lower half of the cap, where neither is near 1.
-    const long double w = rounded(wide, width.get(shape.cap_of(i))), lower = std::min(x.get(i), m - x.get(i));
-    const long double slope = 1 / (1 + std::exp(-lower / w)) - 1 / (1 + std::exp((m - lower) / w));
-    const double want = m <= 0 ? 0 : static_cast<double>(g.get(i) * slope), found = dx.get(i);
+    const SmoothedSlope slope(x.get(i), m, rounded(wide, width.get(shape.cap_of(i))));
+    const double want = m <= 0 ? 0 : static_cast<double>(g.get(i) * slope.value), found = dx.get(i);
     const std::string where = which + " at " + std::to_string(i);
     if (std::isnan(want)) {
       CHECK(std::isnan(found), where);
       continue;
     }
-    const double steep = std::max<double>(-lower / w, 0);
-    const double slack = (want == 0 ? 0 : (2 * steep + 16) * eps * std::abs(want)) + 2 * tiny * std::abs(g.get(i));
+    const double slack =
+        (want == 0 ? 0 : slope.relative_error() * eps * std::abs(want)) + 2 * tiny * std::abs(g.get(i));
     CHECK(rounded(dtype, want - slack) <= found && found <= rounded(dtype, want + slack), where);
   }
 }

@@ -75,7 +75,9 @@ def _softened(g, x, m, width, ROUNDED: tl.constexpr):
     x, m = tl.broadcast(x, m)
     # As a product: the difference cancels where m is far below width.
     power, rest = _exp_parts(_divide(-m, width, ROUNDED))
-    slope = _sigmoid(_divide(x, width, ROUNDED), ROUNDED) * _sigmoid(_divide(m - x, width, ROUNDED), ROUNDED)
+    # Every x is infinitely far below an infinite m.
+    to_cap = tl.where(m == float("inf"), m, m - x)
+    slope = _sigmoid(_divide(x, width, ROUNDED), ROUNDED) * _sigmoid(_divide(to_cap, width, ROUNDED), ROUNDED)
     slope *= (1.0 - power) - power * rest
     return tl.where(m <= 0, tl.zeros_like(g), g * slope)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import dreluop
 from benchmarks.robustness.data import Digits, Split
-from benchmarks.robustness.evaluation.judge import BLIND, Judgement, judge
+from benchmarks.robustness.evaluation.columns import blind_share
+from benchmarks.robustness.evaluation.judge import BLIND, Judgement, _Judging, judge
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.models import DenseNetwork
 
@@ -80,16 +81,21 @@ class Function(nn.Module):
         return self.function(x)
 
 
-FEW = replace(SETTINGS, samples=20, pgd_steps=1, apgd_steps=20, square_queries=1, bounds=(), cw_samples=10, cw_steps=2)
+FEW = replace(SETTINGS, samples=20, pgd_steps=1, square_queries=1, bounds=(), cw_samples=10, cw_steps=2)
+
+
+@pytest.fixture(scope="module")
+def few_judged(masked: DenseNetwork, some: Split, images: Digits) -> Judgement:
+    return judge(masked, None, some, images.validation.x, FEW)
 
 
 @pytest.mark.parametrize(
     "form", ["SReLU", "capped_relu, tensor", "capped_relu, a new tensor each time", "capped_relu, number"]
 )
 def test_every_capped_activation_is_attacked_through_its_cap(
-    form: str, masked: DenseNetwork, some: Split, images: Digits
+    form: str, few_judged: Judgement, masked: DenseNetwork, some: Split, images: Digits
 ):
-    expected = judge(masked, None, some, images.validation.x, FEW)
+    expected = few_judged
     found = judge(capped_by(masked, form), None, some, images.validation.x, FEW)
     assert expected.worst < expected.paper_worst - 0.2
     for name in ("straight_through", "soft", "margin"):
@@ -102,12 +108,14 @@ def test_every_capped_activation_is_attacked_through_its_cap(
     assert (found.caps is None) is (form != "SReLU")
 
 
-def test_a_cap_that_no_surrogate_reaches_is_no_number(masked: DenseNetwork, some: Split, images: Digits):
+def test_a_cap_that_no_surrogate_reaches_is_no_number(
+    few_judged: Judgement, masked: DenseNetwork, some: Split, images: Digits
+):
     found = judge(capped_by(masked, "clamp"), None, some, images.validation.x, FEW)
     assert "straight_through" not in found.accuracy
     assert found.blind > 0.6 > BLIND
     # The number that would have been taken for robustness.
-    assert found.worst > judge(masked, None, some, images.validation.x, FEW).worst + 0.1
+    assert found.worst > few_judged.worst + 0.1
 
 
 def test_worst_in_l2_is_per_input_over_both_attacks(masked: DenseNetwork, some: Split, images: Digits, tmp_path: Path):
@@ -118,7 +126,32 @@ def test_worst_in_l2_is_per_input_over_both_attacks(masked: DenseNetwork, some: 
     assert found.l2_worst == pytest.approx(right.float().mean().item())
     assert found.l2_worst < found.cw["1"] - 0.2
     assert len(right) == FEW.cw_samples
-    assert judge(masked, None, some, images.validation.x, replace(FEW, cw_samples=0)).l2_worst is None
+    without = replace(FEW, samples=1, apgd_steps=1, cw_samples=0)
+    assert judge(masked, None, some, images.validation.x, without).l2_worst is None
+
+
+def test_an_input_is_blind_where_no_pixel_has_a_gradient():
+    linear = nn.Linear(4, 3)
+    with torch.no_grad():
+        linear.weight[:, 0] = 0
+    x, y = torch.rand(6, 4), torch.zeros(6, dtype=torch.int64)
+    model = nn.Sequential(linear, dreluop.SReLU(1e-6), nn.Linear(3, 3))
+    assert blind_share(linear, x, y, None) == 0
+    assert blind_share(model, x, y, None) == 1
+    assert blind_share(model, x, y, 1.0) == 0
+    with torch.no_grad():
+        linear.weight.zero_()
+    assert blind_share(model, x, y, 1.0) == 1
+
+
+def test_the_worst_in_l2_joins_what_both_attacks_found():
+    settings = replace(FEW, cw_bounds=(3.0, 1.0))
+    nothing = Split(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    judging = _Judging(nn.Identity(), nothing, settings, None, lambda name: None)
+    assert judging._l2_worst() is None
+    judging.found.right["margin_l2"] = torch.tensor([True, True, False, False])
+    judging.found.distances = torch.tensor([2.0, 0.5, 2.0, 0.5])
+    assert judging._l2_worst() == 0.25
 
 
 def test_more_samples_than_there_are(masked: DenseNetwork, some: Split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -57,9 +58,11 @@ def test_what_it_finds_hangs_on_the_seed_alone(masked: DenseNetwork, some: Split
     masked.eval()
 
 
-@pytest.mark.parametrize(("finds", "rounds"), [(0, 2), (1, 3), (100, module.ROUNDS)])
-def test_it_starts_again_until_two_rounds_find_nothing(
-    finds: int, rounds: int, relu: DenseNetwork, some: Split, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("finding", "rounds"), [((), 2), ((0,), 3), ((1,), 4), ((0, 2), 5), (range(module.ROUNDS), module.ROUNDS)]
+)
+def test_it_starts_again_until_two_rounds_in_a_row_find_nothing(
+    finding: Collection[int], rounds: int, relu: DenseNetwork, some: Split, monkeypatch: pytest.MonkeyPatch
 ):
     starts: list[int] = []
     runs = 1 + module.TARGETS
@@ -67,12 +70,31 @@ def test_it_starts_again_until_two_rounds_find_nothing(
     def run(self, steps, std, generator):
         starts.append(generator.initial_seed())
         fooled = torch.zeros(len(self.x), dtype=torch.bool)
-        fooled[0] = len(starts) % runs == 1 and len(starts) <= finds * runs
+        round_, number = divmod(len(starts) - 1, runs)
+        fooled[0] = round_ in finding and number == 2
         return self.x, fooled
 
     monkeypatch.setattr(module._Run, "__call__", run)
     margin(relu, *some, 0.0, 1)
     assert len(starts) == len(set(starts)) == rounds * runs
+
+
+def test_a_step_remembers_the_ones_before(monkeypatch: pytest.MonkeyPatch):
+    gradients = iter(torch.tensor([[[0.0, 1.0]], [[1.0, -0.1]], [[1.0, -1.0]]]))
+    points: list[torch.Tensor] = []
+
+    def gradient(self, adversarial, caps):
+        points.append(adversarial)
+        return next(gradients)
+
+    monkeypatch.setattr(module._Run, "_gradient", gradient)
+    x, y = torch.full((1, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    module._Run(nn.Identity(), x, y, 0.1, "Linf", None)(3, None, torch.Generator().manual_seed(0))
+    start, first, second = (point[0] - x[0] for point in points)
+    step = torch.tensor([0.0, 0.1])
+    torch.testing.assert_close(first, (start + step).clamp(-0.1, 0.1))
+    # The second gradient by itself would lower the second input.
+    torch.testing.assert_close(second, (first + 0.1 * 2 / 3).clamp(-0.1, 0.1))
 
 
 def test_bad_input(relu: DenseNetwork, some: Split):
