@@ -51,7 +51,7 @@ class Interrupt:
 
 def interrupted(block: Callable[[], Any], files: set[str], at: int) -> bool:
     """Whether the interrupt came before the block had ended."""
-    before = sys.gettrace()
+    before, with_gradients = sys.gettrace(), torch.is_grad_enabled()
     try:
         sys.settrace(Interrupt(files, at))
         block()
@@ -59,6 +59,8 @@ def interrupted(block: Callable[[], Any], files: set[str], at: int) -> bool:
         return True
     finally:
         sys.settrace(before)
+        # A tracer is called between the body of `with torch.no_grad()` and its end too.
+        torch.set_grad_enabled(with_gradients)
     return False
 
 
