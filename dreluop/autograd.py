@@ -23,6 +23,7 @@ from dreluop.backends.choice import (
 )
 from dreluop.backends.reference import bias_gradient, code_order, extras, fused_sum
 from dreluop.function import (
+    BelowAutograd,
     Function,
     below_autograd,
     derivative_may_be_asked,
@@ -80,6 +81,8 @@ class CappedReLUFunction(Function):
         else:
             result = super().apply(t, cap, dim, False, "code" if saves_code else "output", None)
             y, code = result if saves_code else (result, None)
+        if isinstance(save, KeptCode):
+            save.code = code
         outputs: list[Tensor | None] = [write_over(x, y) if inplace else y]
         if save == "code":
             outputs.append(code)
@@ -101,7 +104,7 @@ class CappedReLUFunction(Function):
         if inplace:
             # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
             torch._C._set_grad_enabled(True)
-        with below_autograd():
+        with BelowAutograd():
             if save == "output" and balancer is None:
                 if not inplace:
                     return calls.forward(x, cap, dim, *addends)
@@ -212,7 +215,7 @@ class PlainCappedReLUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         ctx.operators = calls = operators()
         y = x
-        with below_autograd():
+        with BelowAutograd():
             if inplace:
                 calls.forward_(x, cap, dim)
                 ctx.mark_dirty(x)

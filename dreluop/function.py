@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+# Spares operators called within it our Autograd kernels, which find nothing to do. Only where Dynamo never traces.
+BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _nothing = nullcontext()
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Spare operators called here our Autograd kernels, which find nothing to do.
+    """``BelowAutograd`` for what a ``backward`` calls.
 
-    Compiled autograd traces ``backward`` by Dynamo, which knows no such guard.
+    Compiled autograd traces that by Dynamo, which knows no such guard.
     """
-    return _nothing if torch.compiler.is_dynamo_compiling() else _BelowAutograd()
+    return _nothing if torch.compiler.is_dynamo_compiling() else BelowAutograd()
 
 
 class Function(torch.autograd.Function):

@@ -15,7 +15,7 @@ from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
 from dreluop.backends.choice import nothing_chosen, operators_for
-from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
+from dreluop.function import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
 from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_of
@@ -101,8 +101,9 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
+    traced = torch.compiler.is_compiling()
     usual = (
-        not torch.compiler.is_compiling()
+        not traced
         and save == "output"
         and balancer is None
         and bias is None
@@ -134,7 +135,7 @@ def capped_relu(
         and not _is_tracing()
     ):
         return _plain(x, cap, dim, inplace)
-    if torch.compiler.is_compiling():
+    if traced:
         # Dynamo cannot leave its graph within a try, and would never look at this function again.
         return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
     call = _in_a_trace if _is_tracing() and not surrogate.active else _any_call
@@ -157,7 +158,7 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
             y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
-        with below_autograd():
+        with BelowAutograd():
             if not inplace:
                 return calls.forward(x, cap, dim)
             calls.forward_(x, cap, dim)
@@ -198,7 +199,7 @@ def _any_call(
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *addends):
-        with below_autograd():
+        with BelowAutograd():
             return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
     # autograd refuses a second result of a function that writes over a view.
     split = inplace and x._is_view()
@@ -377,16 +378,17 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         TypeError: caps holds something that is no float tensor, or balancer is no number.
         ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
     """
-    if _overrides((caps,)):
+    # To ask a module for an attribute that it lacks is slow.
+    if not isinstance(caps, nn.Module) and _overrides((caps,)):
         overridden: Tensor = handle_torch_function(cap_penalty, (caps,), caps, balancer)
         return overridden
-    given = _tensors_of(caps)
-    if _overrides(given):
-        overridden = handle_torch_function(cap_penalty, given, given, balancer)
+    tensors = _tensors_of(caps)
+    if _overrides(tensors):
+        overridden = handle_torch_function(cap_penalty, tensors, tensors, balancer)
         return overridden
-    tensors = caps_of(given)
+    _check_caps(tensors)
     balancer = validation.penalty_weight(balancer)
-    for index, cap in enumerate(tensors):
+    for index, cap in enumerate(tensors[1:], 1):
         if cap.device != tensors[0].device:
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
@@ -426,11 +428,15 @@ def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
         ValueError: there is none, or one is that of a LazyDReLU without a shape yet.
     """
     tensors = _tensors_of(caps)
+    _check_caps(tensors)
+    return tensors
+
+
+def _check_caps(tensors: list[Tensor]) -> None:
     for index, cap in enumerate(tensors):
         if isinstance(cap, UninitializedParameter):
             raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
         validation.float_tensor(f"caps[{index}]", cap)
-    return tensors
 
 
 def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:

@@ -107,7 +107,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "size_bool_tensor": (lambda: DReLU(torch.tensor(True)), TypeError, "num_parameters: got Tensor of shape () and"),
     "size_bool_in_shape": (lambda: DReLU([True, 2]), ValueError, "num_parameters: got [True, 2]; expected a positive"),
     "size_matrix": (lambda: DReLU(np.array([[1]])), TypeError, "num_parameters: got ndarray; expected an int or a"),
-    "size_huge": (lambda: DReLU(HUGE), ValueError, "num_parameters: got an int of 16610 bits; expected one of 64 bits"),
+    "size_huge": (lambda: DReLU(HUGE), ValueError, "num_parameters: got an int of 16610 bits; expected one of 63 bits"),
     "size_zero": (lambda: DReLU(np.int64(0)), ValueError, "num_parameters: got 0; expected a positive int"),
     "dim": (lambda: DReLU(dim="a"), TypeError, "dim: got str; expected an int"),
     "dim_bool": (lambda: SReLU(1.0, dim=True), TypeError, "dim: got bool; expected an int"),
