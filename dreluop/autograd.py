@@ -130,14 +130,14 @@ class CappedReLUFunction(Function):
         ctx.set_materialize_grads(False)
         if ctx.inplace:
             ctx.mark_dirty(x)
+        # The penalty of a frozen cap must not require a gradient because x does.
+        frozen = outputs[-1:] if ctx.balancer is not None and not ctx.needs_input_grad[1] else ()
         if save != "output":
-            if save == "code":
-                saved = outputs[1]
-                ctx.mark_non_differentiable(saved)
-            else:
-                saved = save.code
+            saved = outputs[1] if save == "code" else save.code
             if saved.dtype == torch.uint8:
                 ctx.order = code_order(y, cap)
+        if save == "code" or frozen:
+            ctx.mark_non_differentiable(*(outputs[1:2] if save == "code" else ()), *frozen)
         if True in ctx.needs_input_grad:
             # The bias only for its shape and dtype.
             bias = addends[:1] if addends and ctx.needs_input_grad[6] else ()

@@ -15,6 +15,7 @@ from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
 from dreluop.backends.choice import nothing_chosen, operators_for
+from dreluop.backends.reference import accumulation_dtype, sum_dtype
 from dreluop.function import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
 from dreluop.out_of_memory import raise_as_of_torch
@@ -82,7 +83,7 @@ def capped_relu(
             keeps 2 bits per element, for where nothing else keeps y.
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
             the paper, computed in the same pass and differentiated in the same backward (apart from it, by
-            ``cap_penalty``, for a cap without a gradient, in place on a view and inside ``torch.func`` transforms).
+            ``cap_penalty``, in place on a view and inside ``torch.func`` transforms).
         bias: added to x in the same pass: shape ``(x.shape[dim],)``, or the cap's with a neuron cap; any of the dtypes.
         residual: added after the bias, x's shape and dtype, any strides. The sum is taken in float32 (float64 for
             float64) and rounded once to x's dtype, where eager additions of half types round twice.
@@ -194,7 +195,7 @@ def _any_call(
     if sharded and save == "code":
         return _sharded_with_code(x, cap, dim, balancer, bias, residual)
     if torch.compiler.is_compiling():
-        return _traced_with_penalty(x, cap, dim, inplace, save, balancer, addends)
+        return _traced(x, cap, dim, inplace, save, balancer, addends)
     calls = operators_for(x)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
@@ -203,18 +204,13 @@ def _any_call(
             return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
     # autograd refuses a second result of a function that writes over a view.
     split = inplace and x._is_view()
-    fused = None if split else _fused(balancer, cap)
+    fused = None if split else balancer
     kept = KeptCode() if inplace and save == "code" else save
     result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
     return outputs[0], penalty_of([cap], balancer) if fused is None else outputs[-1]
-
-
-def _fused(balancer: float | None, cap: Tensor) -> float | None:
-    """The balancer, where y and penalty may be of one operator: it lets both require a gradient if only x does."""
-    return balancer if cap.requires_grad else None
 
 
 def _in_a_trace(
@@ -232,9 +228,7 @@ def _in_a_trace(
         cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:
             validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    fused = _fused(balancer, cap)
-    result = _without_derivative(operators_for(x), x, cap, dim, inplace, fused, addends)
-    return _with_penalty(result, cap, balancer) if fused is None else result
+    return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, addends)
 
 
 @contextmanager
@@ -246,12 +240,6 @@ def _checks_not_traced() -> Iterator[None]:
         yield
     finally:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
-def _with_penalty(
-    y: Tensor | tuple[Tensor, Tensor], cap: Tensor, balancer: float | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    return y if balancer is None or isinstance(y, tuple) else (y, _penalty([cap], balancer))
 
 
 def _checked(
@@ -316,23 +304,6 @@ def _without_derivative(
     return y, penalty
 
 
-def _traced_with_penalty(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    addends: tuple[Tensor | None, ...],
-) -> Tensor | tuple[Tensor, Tensor]:
-    fused = _fused(balancer, cap)
-    # An operator takes a number as a constant, so torch.compile would compile anew for each balancer.
-    result = _traced(x, cap, dim, inplace, save, None if fused is None else 1.0, addends)
-    if fused is None or isinstance(result, Tensor):
-        return _with_penalty(result, cap, balancer)
-    return result[0], result[1] * fused
-
-
 def _traced(
     x: Tensor,
     cap: Tensor,
@@ -343,22 +314,28 @@ def _traced(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    if compiling.fuses(x, cap, save):
+    calls = FUSED if compiling.fuses(x, cap, save) else operators_for(x)
+    if save == "code":
         if inplace:
-            FUSED.forward_(x, cap, dim, *addends)
-        y = x if inplace else FUSED.forward(x, cap, dim, *addends)
-        return y if balancer is None else (y, FUSED.penalty([cap], balancer))
-    calls = operators_for(x)
-    if save == "output" and balancer is None:
-        if not inplace:
-            return calls.forward(x, cap, dim, *addends)
+            y = x
+            calls.forward_extra_(x, cap, dim, True, None, *addends)
+        else:
+            y = calls.forward_extra(x, cap, dim, True, None, *addends)[0]
+    elif inplace:
+        y = x
         calls.forward_(x, cap, dim, *addends)
-        return x
-    if inplace:
-        y, (_, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer, *addends)
     else:
-        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer, *addends)
-    return y if balancer is None else (y, penalty)
+        y = calls.forward(x, cap, dim, *addends)
+    return y if balancer is None else (y, _traced_penalty(calls, [cap], balancer))
+
+
+def _traced_penalty(calls: Operators, caps: list[Tensor], balancer: float) -> Tensor:
+    """By an operator whose number is always 1: it is a constant there, and each would be compiled anew.
+
+    In the dtype of sums, so that nothing overflows before the balancer makes it small.
+    """
+    wide = [cap.to(sum_dtype(cap.device)) for cap in caps]
+    return (calls.penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -413,8 +390,7 @@ def _overrides(arguments: Sequence[Any]) -> bool:
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
     calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
-        # As in `_traced_with_penalty`.
-        return calls.penalty(caps, 1.0) * balancer
+        return _traced_penalty(calls, caps, balancer)
     if _is_tracing():
         return calls.penalty(caps, balancer)
     return penalty_of(caps, balancer)
