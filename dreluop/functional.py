@@ -224,6 +224,12 @@ def _in_a_trace(
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """For ``torch.jit.trace``: operators, which have the same derivatives. It could not save a Function."""
+    if torch._C._are_functorch_transforms_active():
+        # It fails at the shape of a tensor there.
+        raise RuntimeError(
+            "capped_relu: not in torch.jit.trace of torch.vmap or another torch.func transform; use torch.compile, or "
+            "trace a function without the transform"
+        )
     with _checks_not_traced():
         cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:

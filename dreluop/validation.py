@@ -32,6 +32,14 @@ def float_tensor(name: str, value: Any) -> Tensor:
     return value
 
 
+def float_dtype(name: str, value: Any) -> None:
+    """Nothing for one of the float types, or None."""
+    if value is None or (isinstance(value, torch.dtype) and value in FLOAT_DTYPES):
+        return
+    got = f"dtype {value}" if isinstance(value, torch.dtype) else type(value).__name__
+    raise TypeError(f"{name}: got {got}; expected {_DTYPE_NAMES}")
+
+
 def has_values(t: Tensor) -> bool:
     """Whether there are numbers in t to be read."""
     return not place_without_values(t)
