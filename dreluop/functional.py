@@ -119,8 +119,9 @@ def capped_relu(
             _raise_in_our_words(error, x, cap, dim)
             raise
     if _overrides((x, cap, bias, residual)):
+        given = [one for one in (x, cap, bias, residual) if one is not None]
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
-            capped_relu, (x, cap, bias, residual), x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
+            capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
             bias=bias, residual=residual,
         )  # fmt: skip
         return overridden
@@ -386,10 +387,13 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
 def _overrides(arguments: Sequence[Any]) -> bool:
     """Whether a type among these, or a mode, has its own ``__torch_function__`` to be called.
 
-    A lazy parameter's only refuses. Dynamo calls it for the operators, and cannot trace how torch calls it for ours.
+    A lazy parameter's only refuses. In what Dynamo traces only types that are no tensors: it calls the operators with
+    a tensor of another type, and cannot trace how torch calls such a type for a function of ours.
     """
-    if not has_torch_function(arguments) or torch.compiler.is_compiling():
+    if not has_torch_function(arguments):
         return False
+    if torch.compiler.is_compiling():
+        return any(not isinstance(one, Tensor) and hasattr(type(one), "__torch_function__") for one in arguments)
     return not any(type(argument) is UninitializedParameter for argument in arguments)
 
 
