@@ -23,6 +23,7 @@ from dreluop.backends.choice import (
 )
 from dreluop.backends.reference import bias_gradient, code_order, extras, fused_sum
 from dreluop.function import (
+    BelowAutograd,
     Function,
     below_autograd,
     derivative_may_be_asked,
@@ -80,6 +81,8 @@ class CappedReLUFunction(Function):
         else:
             result = super().apply(t, cap, dim, False, "code" if saves_code else "output", None)
             y, code = result if saves_code else (result, None)
+        if isinstance(save, KeptCode):
+            save.code = code
         outputs: list[Tensor | None] = [write_over(x, y) if inplace else y]
         if save == "code":
             outputs.append(code)
@@ -101,7 +104,7 @@ class CappedReLUFunction(Function):
         if inplace:
             # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
             torch._C._set_grad_enabled(True)
-        with below_autograd():
+        with BelowAutograd():
             if save == "output" and balancer is None:
                 if not inplace:
                     return calls.forward(x, cap, dim, *addends)
@@ -127,14 +130,14 @@ class CappedReLUFunction(Function):
         ctx.set_materialize_grads(False)
         if ctx.inplace:
             ctx.mark_dirty(x)
+        # The penalty of a frozen cap must not require a gradient because x does.
+        frozen = outputs[-1:] if ctx.balancer is not None and not ctx.needs_input_grad[1] else ()
         if save != "output":
-            if save == "code":
-                saved = outputs[1]
-                ctx.mark_non_differentiable(saved)
-            else:
-                saved = save.code
+            saved = outputs[1] if save == "code" else save.code
             if saved.dtype == torch.uint8:
                 ctx.order = code_order(y, cap)
+        if save == "code" or frozen:
+            ctx.mark_non_differentiable(*(outputs[1:2] if save == "code" else ()), *frozen)
         if True in ctx.needs_input_grad:
             # The bias only for its shape and dtype.
             bias = addends[:1] if addends and ctx.needs_input_grad[6] else ()
@@ -212,7 +215,7 @@ class PlainCappedReLUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         ctx.operators = calls = operators()
         y = x
-        with below_autograd():
+        with BelowAutograd():
             if inplace:
                 calls.forward_(x, cap, dim)
                 ctx.mark_dirty(x)

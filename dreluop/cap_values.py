@@ -60,19 +60,24 @@ def key(layer: nn.Module) -> tuple[int, ...]:
     return tuple(map(id, held(layer)))
 
 
+def of_layer(what: str, name: str) -> str:
+    """What a message calls something of a layer, which has no name where it is the model itself."""
+    return f"{what} of {name!r}" if name else what
+
+
 def check_writable(layers: Mapping[str, Any]) -> None:
     """Raise ValueError, with the layer's name, where ``write`` could not change a cap."""
     for name, layer in layers.items():
         tensors = _held(name, layer)
         for place in filter(None, map(validation.place_without_values, tensors)):
             raise ValueError(
-                f"model: the cap of {name!r} is {place}, where it has no value to set; use to_empty before, or, if "
+                f"model: {_cap_of(name)} is {place}, where it has no value to set; use to_empty before, or, if "
                 "accelerate offloads it, accelerate.hooks.remove_hook_from_submodules"
             )
         for part in _parametrizations(layer):
             if not hasattr(part, "right_inverse"):
                 raise ValueError(
-                    f"model: the cap of {name!r} is parametrized by a {type(part).__name__} without right_inverse, so "
+                    f"model: {_cap_of(name)} is parametrized by a {type(part).__name__} without right_inverse, so "
                     "it cannot be set; give it one, or remove the parametrization first"
                 )
 
@@ -120,7 +125,7 @@ def set_trainable(layers: Mapping[str, Any], trainable: bool) -> None:
             with torch.enable_grad():
                 if layer.cap.requires_grad != trainable:
                     raise ValueError(
-                        f"model: the cap of {name!r} is made by a parametrization, and still "
+                        f"model: {_cap_of(name)} is made by a parametrization, and still "
                         f"{'has no' if trainable else 'has a'} gradient"
                     )
     except BaseException:
@@ -138,11 +143,15 @@ def keys_of(prefix: str, layer: nn.Module) -> list[str]:
     return [key for key, name in names.items() if name == "cap" or name.startswith(("cap_", "parametrizations.cap."))]
 
 
+def _cap_of(name: str) -> str:
+    return of_layer("the cap", name)
+
+
 def _held(name: str, layer: nn.Module) -> tuple[Tensor, ...]:
     tensors = held(layer)
     if not tensors:
         raise ValueError(
-            f"model: the cap of {name!r} is none of its parameters but made of one, by a hook (torch.nn.utils.prune, "
+            f"model: {_cap_of(name)} is none of its parameters but made of one, by a hook (torch.nn.utils.prune, "
             "weight_norm or spectral_norm; remove it first) or flattened by FSDP (use fully_shard)"
         )
     return tensors
@@ -165,8 +174,7 @@ def _inverted(name: str, layer: nn.Module, value: Tensor) -> tuple[Tensor, ...]:
             result = inverse(result)
         except Exception as error:
             raise ValueError(
-                f"model: the cap of {name!r} cannot be set, as right_inverse of its {type(part).__name__} failed: "
-                f"{error}"
+                f"model: {_cap_of(name)} cannot be set, as right_inverse of its {type(part).__name__} failed: {error}"
             ) from error
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
@@ -179,7 +187,7 @@ def _check_read_back(name: str, layer: Any, value: Tensor) -> None:
     if not bool(close.all()):
         at = (~close).flatten().nonzero()[0]
         raise ValueError(
-            f"model: the cap of {name!r} is {got.flatten()[at].item():g} after it was set to "
+            f"model: {_cap_of(name)} is {got.flatten()[at].item():g} after it was set to "
             f"{want.flatten()[at].item():g}: its parametrization cannot give that value, or it lies in the memory of "
             "another cap; all caps were put back"
         )

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+# Spares operators called within it our Autograd kernels, which find nothing to do. Only where Dynamo never traces.
+BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _nothing = nullcontext()
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Spare operators called here our Autograd kernels, which find nothing to do.
+    """``BelowAutograd`` for what a ``backward`` calls.
 
-    Compiled autograd traces ``backward`` by Dynamo, which knows no such guard.
+    Compiled autograd traces that by Dynamo, which knows no such guard.
     """
-    return _nothing if torch.compiler.is_dynamo_compiling() else _BelowAutograd()
+    return _nothing if torch.compiler.is_dynamo_compiling() else BelowAutograd()
 
 
 class Function(torch.autograd.Function):
@@ -71,9 +72,28 @@ def functionalizing() -> bool:
 
 
 def write_over(x: Tensor, y: Tensor) -> Tensor:
-    """x with the values of y, differentiable inside transforms too."""
+    """x with the values of y, differentiable inside transforms too.
+
+    Raises:
+        ValueError: torch.vmap has one x for all members of its batch, and a y for each.
+    """
+    if torch._C._are_functorch_transforms_active() and not _batched_at(y) <= _batched_at(x):
+        raise ValueError(
+            "inplace: x has no dimension for the batch of torch.vmap, which the cap, bias or residual has; "
+            "use inplace=False"
+        )
     # functionalize would make aten::copy of it, which has no derivative.
     return x.zero_().add_(y) if functionalizing() else x.copy_(y)
+
+
+def _batched_at(t: Tensor) -> set[int]:
+    """The levels of torch.vmap at which t has a batch dimension."""
+    functorch, levels = torch._C._functorch, set()
+    while (level := functorch.maybe_get_level(t)) != -1:
+        if functorch.is_batchedtensor(t):
+            levels.add(level)
+        t = functorch.get_unwrapped(t)
+    return levels
 
 
 def derivative_may_be_asked(*tensors: Tensor | None) -> bool:

@@ -15,7 +15,8 @@ from dreluop import compiled_node, distributed, surrogate, validation
 from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
 from dreluop.backends import compiling
 from dreluop.backends.choice import nothing_chosen, operators_for
-from dreluop.function import below_autograd, derivative_may_be_asked, derivatives_by_plain_torch
+from dreluop.backends.reference import accumulation_dtype, sum_dtype
+from dreluop.function import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
 from dreluop.ops.calls import FUSED, Operators
 from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_of
@@ -82,7 +83,7 @@ def capped_relu(
             keeps 2 bits per element, for where nothing else keeps y.
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
             the paper, computed in the same pass and differentiated in the same backward (apart from it, by
-            ``cap_penalty``, for a cap without a gradient, in place on a view and inside ``torch.func`` transforms).
+            ``cap_penalty``, in place on a view and inside ``torch.func`` transforms).
         bias: added to x in the same pass: shape ``(x.shape[dim],)``, or the cap's with a neuron cap; any of the dtypes.
         residual: added after the bias, x's shape and dtype, any strides. The sum is taken in float32 (float64 for
             float64) and rounded once to x's dtype, where eager additions of half types round twice.
@@ -101,8 +102,9 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
+    traced = torch.compiler.is_compiling()
     usual = (
-        not torch.compiler.is_compiling()
+        not traced
         and save == "output"
         and balancer is None
         and bias is None
@@ -117,8 +119,9 @@ def capped_relu(
             _raise_in_our_words(error, x, cap, dim)
             raise
     if _overrides((x, cap, bias, residual)):
+        given = [one for one in (x, cap, bias, residual) if one is not None]
         overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
-            capped_relu, (x, cap, bias, residual), x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
+            capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
             bias=bias, residual=residual,
         )  # fmt: skip
         return overridden
@@ -134,7 +137,7 @@ def capped_relu(
         and not _is_tracing()
     ):
         return _plain(x, cap, dim, inplace)
-    if torch.compiler.is_compiling():
+    if traced:
         # Dynamo cannot leave its graph within a try, and would never look at this function again.
         return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
     call = _in_a_trace if _is_tracing() and not surrogate.active else _any_call
@@ -157,7 +160,7 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
             y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
-        with below_autograd():
+        with BelowAutograd():
             if not inplace:
                 return calls.forward(x, cap, dim)
             calls.forward_(x, cap, dim)
@@ -193,27 +196,22 @@ def _any_call(
     if sharded and save == "code":
         return _sharded_with_code(x, cap, dim, balancer, bias, residual)
     if torch.compiler.is_compiling():
-        return _traced_with_penalty(x, cap, dim, inplace, save, balancer, addends)
+        return _traced(x, cap, dim, inplace, save, balancer, addends)
     calls = operators_for(x)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *addends):
-        with below_autograd():
+        with BelowAutograd():
             return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
     # autograd refuses a second result of a function that writes over a view.
     split = inplace and x._is_view()
-    fused = None if split else _fused(balancer, cap)
+    fused = None if split else balancer
     kept = KeptCode() if inplace and save == "code" else save
     result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
     return outputs[0], penalty_of([cap], balancer) if fused is None else outputs[-1]
-
-
-def _fused(balancer: float | None, cap: Tensor) -> float | None:
-    """The balancer, where y and penalty may be of one operator: it lets both require a gradient if only x does."""
-    return balancer if cap.requires_grad else None
 
 
 def _in_a_trace(
@@ -227,13 +225,17 @@ def _in_a_trace(
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """For ``torch.jit.trace``: operators, which have the same derivatives. It could not save a Function."""
+    if torch._C._are_functorch_transforms_active():
+        # It fails at the shape of a tensor there.
+        raise RuntimeError(
+            "capped_relu: not in torch.jit.trace of torch.vmap or another torch.func transform; use torch.compile, or "
+            "trace a function without the transform"
+        )
     with _checks_not_traced():
         cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:
             validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    fused = _fused(balancer, cap)
-    result = _without_derivative(operators_for(x), x, cap, dim, inplace, fused, addends)
-    return _with_penalty(result, cap, balancer) if fused is None else result
+    return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, addends)
 
 
 @contextmanager
@@ -245,12 +247,6 @@ def _checks_not_traced() -> Iterator[None]:
         yield
     finally:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
-
-
-def _with_penalty(
-    y: Tensor | tuple[Tensor, Tensor], cap: Tensor, balancer: float | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    return y if balancer is None or isinstance(y, tuple) else (y, _penalty([cap], balancer))
 
 
 def _checked(
@@ -315,23 +311,6 @@ def _without_derivative(
     return y, penalty
 
 
-def _traced_with_penalty(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    addends: tuple[Tensor | None, ...],
-) -> Tensor | tuple[Tensor, Tensor]:
-    fused = _fused(balancer, cap)
-    # An operator takes a number as a constant, so torch.compile would compile anew for each balancer.
-    result = _traced(x, cap, dim, inplace, save, None if fused is None else 1.0, addends)
-    if fused is None or isinstance(result, Tensor):
-        return _with_penalty(result, cap, balancer)
-    return result[0], result[1] * fused
-
-
 def _traced(
     x: Tensor,
     cap: Tensor,
@@ -342,22 +321,28 @@ def _traced(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    if compiling.fuses(x, cap, save):
+    calls = FUSED if compiling.fuses(x, cap, save) else operators_for(x)
+    if save == "code":
         if inplace:
-            FUSED.forward_(x, cap, dim, *addends)
-        y = x if inplace else FUSED.forward(x, cap, dim, *addends)
-        return y if balancer is None else (y, FUSED.penalty([cap], balancer))
-    calls = operators_for(x)
-    if save == "output" and balancer is None:
-        if not inplace:
-            return calls.forward(x, cap, dim, *addends)
+            y = x
+            calls.forward_extra_(x, cap, dim, True, None, *addends)
+        else:
+            y = calls.forward_extra(x, cap, dim, True, None, *addends)[0]
+    elif inplace:
+        y = x
         calls.forward_(x, cap, dim, *addends)
-        return x
-    if inplace:
-        y, (_, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer, *addends)
     else:
-        y, _, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer, *addends)
-    return y if balancer is None else (y, penalty)
+        y = calls.forward(x, cap, dim, *addends)
+    return y if balancer is None else (y, _traced_penalty(calls, [cap], balancer))
+
+
+def _traced_penalty(calls: Operators, caps: list[Tensor], balancer: float) -> Tensor:
+    """By an operator whose number is always 1: it is a constant there, and each would be compiled anew.
+
+    In the dtype of sums, so that nothing overflows before the balancer makes it small.
+    """
+    wide = [cap.to(sum_dtype(cap.device)) for cap in caps]
+    return (calls.penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -377,16 +362,17 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         TypeError: caps holds something that is no float tensor, or balancer is no number.
         ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
     """
-    if _overrides((caps,)):
+    # To ask a module for an attribute that it lacks is slow.
+    if not isinstance(caps, nn.Module) and _overrides((caps,)):
         overridden: Tensor = handle_torch_function(cap_penalty, (caps,), caps, balancer)
         return overridden
-    given = _tensors_of(caps)
-    if _overrides(given):
-        overridden = handle_torch_function(cap_penalty, given, given, balancer)
+    tensors = _tensors_of(caps)
+    if _overrides(tensors):
+        overridden = handle_torch_function(cap_penalty, tensors, tensors, balancer)
         return overridden
-    tensors = caps_of(given)
+    _check_caps(tensors)
     balancer = validation.penalty_weight(balancer)
-    for index, cap in enumerate(tensors):
+    for index, cap in enumerate(tensors[1:], 1):
         if cap.device != tensors[0].device:
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
@@ -401,18 +387,20 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
 def _overrides(arguments: Sequence[Any]) -> bool:
     """Whether a type among these, or a mode, has its own ``__torch_function__`` to be called.
 
-    A lazy parameter's only refuses. Dynamo calls it for the operators, and cannot trace how torch calls it for ours.
+    A lazy parameter's only refuses. In what Dynamo traces only types that are no tensors: it calls the operators with
+    a tensor of another type, and cannot trace how torch calls such a type for a function of ours.
     """
-    if not has_torch_function(arguments) or torch.compiler.is_compiling():
+    if not has_torch_function(arguments):
         return False
+    if torch.compiler.is_compiling():
+        return any(not isinstance(one, Tensor) and hasattr(type(one), "__torch_function__") for one in arguments)
     return not any(type(argument) is UninitializedParameter for argument in arguments)
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
     calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
-        # As in `_traced_with_penalty`.
-        return calls.penalty(caps, 1.0) * balancer
+        return _traced_penalty(calls, caps, balancer)
     if _is_tracing():
         return calls.penalty(caps, balancer)
     return penalty_of(caps, balancer)
@@ -426,11 +414,15 @@ def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
         ValueError: there is none, or one is that of a LazyDReLU without a shape yet.
     """
     tensors = _tensors_of(caps)
+    _check_caps(tensors)
+    return tensors
+
+
+def _check_caps(tensors: list[Tensor]) -> None:
     for index, cap in enumerate(tensors):
         if isinstance(cap, UninitializedParameter):
             raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
         validation.float_tensor(f"caps[{index}]", cap)
-    return tensors
 
 
 def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:

@@ -11,7 +11,11 @@ import torch
 
 def has_unknown_sizes(t: torch.Tensor) -> bool:
     """Whether a compiler traces t without knowing some of its sizes (``x[mask]``, ``mark_unbacked``)."""
-    if not any(isinstance(size, torch.SymInt) for size in t.shape):
+    # A loop, as a generator takes half a microsecond more.
+    for size in t.shape:
+        if type(size) is not int:
+            break
+    else:
         return False
     from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols  # noqa: PLC0415
 

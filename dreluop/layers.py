@@ -61,18 +61,21 @@ def is_measurable(what: str) -> bool:
     tensors, which have no values.
 
     Raises:
-        RuntimeError: it runs under torch.vmap, where elements of several samples look like those of one.
+        RuntimeError: it runs under torch.vmap, where elements of several samples look like those of one, or under
+            torch.func.functionalize, where numbers cannot be read.
     """
     if in_backward():
         return False
     if torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
         return False
     if torch._C._are_functorch_transforms_active():
-        levels = torch._C._functorch.get_interpreter_stack() or []
-        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or []]
+        if torch._C._functorch.TransformType.Vmap in levels:
             raise RuntimeError(
                 f"{what}: not inside torch.vmap; call the model on the whole batch, or measure without it"
             )
+        if torch._C._functorch.TransformType.Functionalize in levels:
+            raise RuntimeError(f"{what}: not inside torch.func.functionalize; measure without it")
     return True
 
 

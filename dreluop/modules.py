@@ -66,6 +66,12 @@ class SReLU(_CappedActivation):
                 "cap", torch.full((1,), validation.stored("cap", self._made_of, torch.get_default_dtype()))
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A pickle of an older version has only the cap.
+        if not hasattr(self, "_made_of"):
+            self._made_of = self.cap.detach().clone()
+
     def reset_parameters(self) -> None:
         """Set the cap to the number or tensor that the module was made of, as after ``to_empty``."""
         value = self._made_of
@@ -121,8 +127,8 @@ class DReLU(_CappedActivation):
         super().__init__(dim, inplace, save)
         self.init = validation.initial_cap(init)
         sizes = validation.shape("num_parameters", num_parameters)
+        validation.float_dtype("dtype", dtype)
         self.cap = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
-        validation.float_tensor("dtype", self.cap)
         self.reset_parameters()
 
     @property

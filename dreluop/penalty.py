@@ -11,7 +11,7 @@ from torch import Tensor
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, jvp_on_backend_of_forward, operators, operators_for
 from dreluop.backends.reference import accumulation_dtype
-from dreluop.function import Function, below_autograd, derivative_may_be_asked, save_for_backward
+from dreluop.function import BelowAutograd, Function, below_autograd, derivative_may_be_asked, save_for_backward
 
 
 class CapPenaltyFunction(Function):
@@ -19,7 +19,7 @@ class CapPenaltyFunction(Function):
 
     @staticmethod
     def forward(balancer: float, *caps: Tensor) -> Tensor:
-        with below_autograd():
+        with BelowAutograd():
             return operators_for(caps[0]).penalty(caps, balancer)
 
     @staticmethod

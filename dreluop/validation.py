@@ -32,6 +32,14 @@ def float_tensor(name: str, value: Any) -> Tensor:
     return value
 
 
+def float_dtype(name: str, value: Any) -> None:
+    """Nothing for one of the float types, or None."""
+    if value is None or (isinstance(value, torch.dtype) and value in FLOAT_DTYPES):
+        return
+    got = f"dtype {value}" if isinstance(value, torch.dtype) else type(value).__name__
+    raise TypeError(f"{name}: got {got}; expected {_DTYPE_NAMES}")
+
+
 def has_values(t: Tensor) -> bool:
     """Whether there are numbers in t to be read."""
     return not place_without_values(t)
@@ -120,7 +128,7 @@ def _layer_cap(x: Tensor, number: float) -> Tensor:
 
 
 def cap_number(cap: Any) -> float:
-    if not is_number(cap):
+    if type(cap) is not float and not is_number(cap):
         raise TypeError(f"cap: got {type(cap).__name__}; expected a torch.Tensor or a number")
     return number("cap", cap)
 
@@ -138,19 +146,30 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 
     In Python, because a tensor cannot be read under ``torch.device("meta")`` or if it is fake.
     """
-    limits = torch.finfo(dtype)
+    zero, largest, infinite = _LIMITS.get(dtype) or _limits(dtype)
     size = abs(value)
-    if size <= limits.smallest_normal * limits.eps / 2:
+    if size <= zero:
         return math.copysign(0.0, value)
-    if not size > limits.max:
+    if not size > largest:
         return value
+    return math.copysign(math.inf if size >= infinite else largest, value)
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float, float]:
+    """The largest number rounded to 0, the largest number there is, and the smallest rounded to infinity."""
+    limits = torch.finfo(dtype)
     # Halfway between the largest number and the next one that more bits of exponent would hold.
-    beyond = limits.max / (2 - limits.eps) * (2 - limits.eps / 2)
-    return math.copysign(math.inf if size >= beyond else limits.max, value)
+    infinite = limits.max / (2 - limits.eps) * (2 - limits.eps / 2)
+    return limits.smallest_normal * limits.eps / 2, limits.max, infinite
+
+
+_LIMITS = {dtype: _limits(dtype) for dtype in FLOAT_DTYPES}
 
 
 def number(name: str, value: Any) -> float:
     """A number as a float: of Python, of numpy, or a 0-dimensional tensor."""
+    if type(value) is float:
+        return value
     plain = _scalar(value)
     if not isinstance(plain, Real) or isinstance(plain, bool):
         raise TypeError(f"{name}: got {_kind(value)}; expected a number")
@@ -167,11 +186,13 @@ def is_number(value: Any) -> bool:
 
 def integer(name: str, value: Any) -> int:
     """An integer as an int: of Python, of numpy, a 0-dimensional tensor, or anything with ``__index__``."""
+    if type(value) is int and -_INT64 <= value < _INT64:
+        return value
     if not _is_integer(value):
         raise TypeError(f"{name}: got {_kind(value)}; expected an int")
     result = operator.index(_scalar(value))
     if not -_INT64 <= result < _INT64:
-        raise ValueError(f"{name}: got {_too_long(result)}; expected one of 64 bits")
+        raise ValueError(f"{name}: got {_too_long(result)}; expected one of 63 bits and a sign")
     return result
 
 
@@ -303,14 +324,24 @@ def _share_memory(x: Tensor, other: Tensor) -> bool:
         return False
     # From an element of x to one of other: the distance of the last of x from the first of other, and steps forward.
     distance = other.data_ptr() - x.data_ptr()
+    low, high = 1 - other.element_size(), x.element_size() - 1
+    span_of_x, span_of_other = _span(x), _span(other)
+    if distance - span_of_x > high or distance + span_of_other < low:
+        return False
     times: dict[int, int] = {}
     for t in (x, other):
         for stride, size in zip(t.stride(), t.shape, strict=True):
             step = stride * t.element_size()
             if step > 0 and size > 1:
                 times[step] = times.get(step, 0) + size - 1
-                distance -= step * (size - 1) if t is x else 0
-    return _reaches(distance, sorted(times.items()), 1 - other.element_size(), x.element_size() - 1)
+    return _reaches(distance - span_of_x, sorted(times.items()), low, high)
+
+
+def _span(t: Tensor) -> int:
+    """From the address of the first element of t to that of the last."""
+    if t.is_contiguous():
+        return (t.numel() - 1) * t.element_size()
+    return t.element_size() * sum(stride * (size - 1) for stride, size in zip(t.stride(), t.shape, strict=True))
 
 
 def _reaches(start: int, steps: list[tuple[int, int]], low: int, high: int) -> bool:
@@ -326,25 +357,25 @@ def _reaches(start: int, steps: list[tuple[int, int]], low: int, high: int) -> b
     # What the steps up to one reach at most, and what divides all of them.
     farthest = list(accumulate((step * times for step, times in merged), initial=0))
     divisors = list(accumulate((step for step, _ in merged), math.gcd, initial=0))
-    left = _MOST_TRIES
-
-    def search(start: int, count: int) -> bool:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            return True
-        if start > high or start + farthest[count] < low:
-            return False
+    # The places to go on from, by the number of steps decided on. A recursive inner function would be a cycle.
+    places = [iter((start,))]
+    for _ in range(_MOST_TRIES):
+        while (place := next(places[-1], None)) is None:
+            places.pop()
+            if not places:
+                return False
+        count = len(merged) + 1 - len(places)
+        if place > high or place + farthest[count] < low:
+            continue
         if count == 0:
             return True
-        if low + (start - low) % divisors[count] > high:
-            return False
+        if low + (place - low) % divisors[count] > high:
+            continue
         step, times = merged[count - 1]
-        first = max(0, -((start + farthest[count - 1] - low) // step))
-        last = min(times, (high - start) // step)
-        return any(search(start + step * k, count - 1) for k in range(first, last + 1))
-
-    return search(start, len(merged))
+        first = max(0, -((place + farthest[count - 1] - low) // step))
+        last = min(times, (high - place) // step)
+        places.append(iter(range(place + step * first, place + step * last + 1, step)))
+    return True
 
 
 _MOST_TRIES = 10_000

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils import prune
 
 import dreluop
 from dreluop import DReLU, LazyDReLU, SReLU, capped_relu, surgery
@@ -107,7 +108,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "size_bool_tensor": (lambda: DReLU(torch.tensor(True)), TypeError, "num_parameters: got Tensor of shape () and"),
     "size_bool_in_shape": (lambda: DReLU([True, 2]), ValueError, "num_parameters: got [True, 2]; expected a positive"),
     "size_matrix": (lambda: DReLU(np.array([[1]])), TypeError, "num_parameters: got ndarray; expected an int or a"),
-    "size_huge": (lambda: DReLU(HUGE), ValueError, "num_parameters: got an int of 16610 bits; expected one of 64 bits"),
+    "size_huge": (lambda: DReLU(HUGE), ValueError, "num_parameters: got an int of 16610 bits; expected one of 63 bits"),
     "size_zero": (lambda: DReLU(np.int64(0)), ValueError, "num_parameters: got 0; expected a positive int"),
     "dim": (lambda: DReLU(dim="a"), TypeError, "dim: got str; expected an int"),
     "dim_bool": (lambda: SReLU(1.0, dim=True), TypeError, "dim: got bool; expected an int"),
@@ -146,7 +147,24 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "init_of_head": (lambda: surgery.insert_head(network().half(), init=1e6), ValueError, "init: got 1e+06, which"),
     "minimum": (lambda: dreluop.project_caps(DReLU(2), HUGE), ValueError, "minimum: got an int of 16610 bits; expect"),
     "lr": (lambda: dreluop.parameter_groups(DReLU(2), 10**400), ValueError, "lr: got an int of 1329 bits; expected a"),
-    "value": (lambda: surgery.set_caps(DReLU(2), 10**400), ValueError, "value of '': got an int of 1329 bits; expec"),
+    "value": (lambda: surgery.set_caps(DReLU(2), 10**400), ValueError, "value: got an int of 1329 bits; expected a"),
+    "value_infinite": (
+        lambda: surgery.set_caps(nn.Sequential(nn.ReLU(), DReLU(2)), 1e300), ValueError,
+        "value of '1': got 1e+300, which torch.float32 rounds to inf; expected numbers in its range",
+    ),
+    "value_negative": (lambda: surgery.set_caps(DReLU(2), -1), ValueError, "value: got -1; expected only numbers > 0"),
+    "value_one_negative": (
+        lambda: surgery.set_caps(DReLU(2), torch.tensor([1.0, -2.0])), ValueError,
+        "value: got -2; expected only numbers > 0",
+    ),
+    "value_nan": (lambda: surgery.set_caps(DReLU(2), math.nan), ValueError, "value: got nan; expected only numbers"),
+    "pruned": (
+        lambda: prune.l1_unstructured(DReLU(2), "cap", 1).reset_parameters(), ValueError,
+        "model: the cap is none of its parameters but made of one, by a hook",
+    ),
+    "dtype_integer": (lambda: DReLU(2, dtype=torch.int8), TypeError, "dtype: got dtype torch.int8; expected float32"),
+    "dtype_bool": (lambda: LazyDReLU(dtype=torch.bool), TypeError, "dtype: got dtype torch.bool; expected float32"),
+    "dtype_string": (lambda: DReLU(2, dtype="half"), TypeError, "dtype: got str; expected float32, float64, float16"),
     "quantile": (lambda: surgery.calibrate_caps(DReLU(2), [X], HUGE), ValueError, "quantile: got an int of 16610 bits"),
     "progress": (lambda: surgery.calibrate_caps(DReLU(2), [X], progress="x"), TypeError, "progress: got str; expected"),
     "max_bytes": (lambda: surgery.calibrate_caps(DReLU(2), [X], max_bytes="x"), TypeError, "max_bytes: got str; expec"),
@@ -289,7 +307,7 @@ TAKERS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "cap_of_SReLU": ("cap", SReLU),
     "penalty": ("caps[0]", lambda t: dreluop.cap_penalty(t, 0.5)),
     "saturation": ("x", lambda t: dreluop.saturation(t, 1.0)),
-    "set_caps": ("value of ''", lambda t: surgery.set_caps(DReLU(3), t)),
+    "set_caps": ("value", lambda t: surgery.set_caps(DReLU(3), t)),
 }
 
 

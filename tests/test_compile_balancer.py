@@ -42,6 +42,17 @@ def test_a_balancer_that_changes_is_compiled_twice_at_most(fresh_compiler: None,
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("name", ["output", "code", "penalty"])
+def test_a_penalty_whose_squares_alone_would_overflow(fresh_compiler: None, name: str) -> None:
+    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
+    cap = torch.full((4,), 3e19, requires_grad=True)
+    for balancer in (1e-3, 2e-3):
+        penalty = compiled(X, cap, balancer)[1]
+        torch.testing.assert_close(penalty.item(), balancer * 3.6e39, rtol=3e-7, atol=0)
+        (grad,) = torch.autograd.grad(penalty, cap)
+        torch.testing.assert_close(grad, torch.full((4,), balancer * 6e19), rtol=3e-7, atol=0)
+
+
 def test_a_bad_balancer_is_refused_also_where_the_compiler_does_not_know_it(fresh_compiler: None) -> None:
     compiled = torch.compile(CALLS["output"], backend="eager")
     for good in (0.5, 0.25):
@@ -64,6 +75,21 @@ def test_the_penalty_of_a_frozen_cap_requires_no_gradient(form: str, frozen: str
     y, penalty = capped_relu(x * 1, CAP if frozen == "cap" else 0.5, balancer=0.5, **FORMS[form])
     assert y.requires_grad and not penalty.requires_grad
     torch.testing.assert_close(penalty.item(), 0.5 * (SQUARES if frozen == "cap" else 0.25))
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_the_penalty_of_a_frozen_cap_requires_no_gradient_in_the_operators(code: bool) -> None:
+    x = X.clone().requires_grad_()
+    y, packed, penalty = torch.ops.dreluop.forward_extra(x, CAP, 1, code, 0.5)
+    assert y.requires_grad and not packed.requires_grad and not penalty.requires_grad
+    written = x * 1
+    packed, penalty = torch.ops.dreluop.forward_extra_(written, CAP, 1, code, 0.5)
+    assert written.requires_grad and not packed.requires_grad and not penalty.requires_grad
+    want = torch.autograd.grad(oracle.plain(x, CAP).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(y.sum() + penalty, x)[0], want)
+    assert torch.equal(torch.autograd.grad(written.sum() + penalty, x)[0], want)
+    y, _, penalty = torch.ops.dreluop.forward_extra(X, CAP.clone().requires_grad_(), 1, code, 0.5)
+    assert y.requires_grad and penalty.requires_grad
 
 
 @pytest.mark.parametrize("form", ["fuse", "opaque"])

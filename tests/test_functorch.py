@@ -209,8 +209,27 @@ def test_in_place_under_vmap() -> None:
     x, cap = torch.randn(3, 4), torch.rand(3)
     vmap(lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="code"))(written := x.clone(), cap)
     oracle.assert_same_bits(written, oracle.forward(x, cap, 0))
-    with pytest.raises(RuntimeError, match="vmap: inplace arithmetic"):
-        vmap(lambda cap: dreluop.capped_relu(x, cap, inplace=True))(cap)
+
+
+IN_PLACE_OF_ALL: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "cap": lambda x, c: dreluop.capped_relu(x, c, inplace=True),
+    "code": lambda x, c: dreluop.capped_relu(x, c, inplace=True, save="code", balancer=0.5),
+    "bias": lambda x, c: dreluop.capped_relu(x, 1.0, inplace=True, bias=c),
+    "residual": lambda x, c: dreluop.capped_relu(x, 1.0, inplace=True, residual=x * c),
+    "inside_grad": lambda x, c: grad(lambda c: dreluop.capped_relu(x.clone(), c, inplace=True).sum())(c),
+    "module": lambda x, c: dreluop.SReLU(1.0, inplace=True)(x, x * c),
+    "forward_": torch.ops.dreluop.forward_,
+    "forward_extra_": lambda x, c: torch.ops.dreluop.forward_extra_(x, c, 1, True, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE_OF_ALL)
+def test_vmap_in_place_over_one_x_for_the_whole_batch_is_refused(name: str) -> None:
+    x, caps = torch.randn(3, 4), torch.rand(2, 4)
+    before = x.clone()
+    with pytest.raises(ValueError, match=r"inplace: x has no dimension for the batch of torch\.vmap, which the cap"):
+        vmap(lambda cap: IN_PLACE_OF_ALL[name](x, cap))(caps)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("num_parameters", [1, 6, (6,)], ids=["layer", "channel", "shape"])

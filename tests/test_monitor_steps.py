@@ -183,6 +183,21 @@ def test_vmap_is_refused_in_a_sentence(call: Callable[[nn.Module], None]) -> Non
     call(model)
 
 
+def test_functionalize_is_refused_in_a_sentence() -> None:
+    model = layers()
+    call = torch.func.functionalize(model)
+    with SaturationMonitor(model, every=1) as monitor:
+        with pytest.raises(RuntimeError, match=r"SaturationMonitor: not inside torch\.func\.functionalize; measure"):
+            call(X)
+        assert (monitor.step, monitor.latest) == (0, None)
+        make_fx(call)(X)
+        model(X)
+        assert (monitor.step, len(monitor.history)) == (1, 1)
+    for measure in (calibrate_caps, cap_summary):
+        with pytest.raises(RuntimeError, match=r"model: not inside torch\.func\.functionalize"):
+            measure(model, [X], forward=lambda _, x: call(x), progress=False)
+
+
 def test_other_transforms_are_measured_as_plain_calls() -> None:
     model = layers()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

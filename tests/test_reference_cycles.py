@@ -52,6 +52,32 @@ def checkpointed(region: Region, **options: Any) -> None:
     assert x.grad is not None and bool(x.grad.any())
 
 
+def beside(x: Tensor, **given: Any) -> Callable[[], Any]:
+    return lambda: dreluop.capped_relu(x, torch.ones(()), inplace=True, **given)
+
+
+WHOLE = torch.rand(6, 8)
+IN_PLACE: dict[str, Callable[[], Any]] = {
+    "bias": beside(torch.randn(8, 4), bias=torch.zeros(4)),
+    "between_the_elements_of_x": beside(WHOLE[:, ::2], residual=WHOLE[:, 1::2]),
+    "between_the_rows_of_x": beside(WHOLE[:, :4], residual=WHOLE[:, 4:]),
+}
+
+
+@pytest.mark.parametrize("call", IN_PLACE)
+def test_the_look_for_shared_memory_leaves_no_cycle_of_any_object(call: str) -> None:
+    IN_PLACE[call]()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            IN_PLACE[call]()
+        # Another test may have left some.
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+
+
 FORMS = {
     "-".join(map(str, filter(None, (save, balancer, *added, inplace and "inplace")))): (save, balancer, added, inplace)
     for save, balancer, added, inplace in itertools.product(

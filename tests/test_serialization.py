@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreluop import DReLU, LazyDReLU, SReLU
 from dreluop.surgery import HeadedLinear, insert_head, insert_stem, replace_activations
@@ -84,6 +84,18 @@ MODULES = {
     "network": lambda: nn.Sequential(nn.Linear(6, 6), DReLU((6,), init=0.5), nn.Linear(6, 4), SReLU(0.2)),
     "headed": headed,
 }
+
+
+@pytest.mark.parametrize("cap", [0.5, torch.tensor([0.5, 2.0])], ids=["number", "tensor"])
+def test_a_pickle_without_what_an_srelu_was_made_of(cap: float | Tensor) -> None:
+    old = SReLU(cap)
+    want = old.cap.clone()
+    del old._made_of
+    loaded = torch.load(saved(old), weights_only=False)
+    with torch.no_grad():
+        loaded.cap.zero_()
+    loaded.reset_parameters()
+    assert torch.equal(loaded.cap, want)
 
 
 @pytest.mark.parametrize("name", MODULES)

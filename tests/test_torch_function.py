@@ -21,6 +21,7 @@ from tests.optional import torchvision_or_skip
 
 X = torch.randn(3, 4)
 CAP = torch.rand(4)
+MODULE = DReLU(4, 0.5)
 
 
 class Wrapped:
@@ -233,6 +234,33 @@ def test_torch_compile_leaves_subclasses_to_the_operators(fresh_compiler: None) 
     y = torch.compile(lambda x: capped_relu(x, CAP), backend="eager", fullgraph=True)(X.as_subclass(Subclass))
     assert type(y) is Subclass
     oracle.assert_same_bits(y.as_subclass(Tensor), oracle.forward(X, CAP))
+
+
+class Holder:
+    """No Tensor, with a handler that the compiler can trace."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*[one.tensor if isinstance(one, cls) else one for one in args], **(kwargs or {}))
+
+
+HELD: dict[str, Callable[[Any], Any]] = {
+    "capped_relu": lambda held: capped_relu(held, CAP, dim=-1),
+    "number": lambda held: capped_relu(held, 0.5, bias=CAP),
+    "module": MODULE,
+    "cap_penalty": lambda held: dreluop.cap_penalty(held, 0.5),
+    "saturation": lambda held: dreluop.saturation(held, CAP).inside,
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_torch_compile_calls_the_handler_of_what_is_no_tensor(fresh_compiler: None, name: str) -> None:
+    call = HELD[name]
+    got = torch.compile(lambda x: call(Holder(x)), backend="eager", fullgraph=True)(X)
+    torch.testing.assert_close(got, call(X), rtol=1e-6, atol=0)
 
 
 def test_torch_compile_under_a_default_device(fresh_compiler: None) -> None:

@@ -92,6 +92,19 @@ def test_bad_input_is_named_in_a_trace_too(call: Callable[[Tensor], Tensor], mes
     assert not torch.jit.is_tracing()
 
 
+TRANSFORMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "vmap": torch.vmap(lambda x: capped_relu(x, 1.0)),
+    "grad": torch.func.grad(lambda x: capped_relu(x, torch.ones(4), save="code", inplace=True).sum()),
+    "functionalize": torch.func.functionalize(lambda x: capped_relu(x, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_are_refused_in_a_sentence(name: str) -> None:
+    with pytest.raises(RuntimeError, match=r"capped_relu: not in torch\.jit\.trace of torch\.vmap or another"):
+        torch.jit.trace(TRANSFORMED[name], (torch.randn(2, 4),))
+
+
 def test_the_graph_of_tensorboard() -> None:
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard._pytorch_graph import graph  # noqa: PLC0415 (not there everywhere)

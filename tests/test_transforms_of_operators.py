@@ -362,3 +362,18 @@ def test_a_level_of_forward_mode_inside_what_is_compiled(form: str) -> None:
 
     got = compiled(pushed_forward, form, backend="aot_eager")(x, tangent, cap)
     oracle.assert_same_bits(got, oracle.tangent(tangent, None, x, cap))
+
+
+@by_granularity
+@pytest.mark.parametrize("balancer", [None, 0.7])
+def test_the_mask_and_the_penalty_in_place_are_the_same_under_forward_mode(
+    granularity: Granularity, balancer: float | None
+) -> None:
+    x, cap = inputs(granularity)
+    want = ops.forward_extra(x, cap, granularity.dim, True, balancer)[1:]
+    with forward_ad.dual_level():
+        for given in (x.clone(), forward_ad.make_dual(x.clone(), torch.ones_like(x))):
+            got = ops.forward_extra_(given, cap, granularity.dim, True, balancer)
+            assert want[0].numel() > 0
+            for one_got, one_want in zip(got, want, strict=True):
+                assert torch.equal(one_got, one_want)

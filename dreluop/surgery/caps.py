@@ -89,22 +89,22 @@ def _selected(layers: Mapping[str, Any], select: Any) -> list[str]:
 
 
 def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
+    what = cap_values.of_layer("value", name)
     if isinstance(value, Tensor):
-        tensor = validation.float_tensor(f"value of {name!r}", value).detach()
+        tensor = validation.float_tensor(what, value).detach()
         if tensor.shape != layer.cap.shape and tensor.numel() != 1:
-            raise ValueError(
-                f"value of {name!r}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}"
-            )
+            raise ValueError(f"{what}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}")
     elif validation.is_number(value):
-        number = validation.number(f"value of {name!r}", value)
+        number = validation.number(what, value)
         tensor = torch.tensor(number, dtype=torch.float64, device="cpu")
     else:
-        raise TypeError(f"value of {name!r}: got {type(value).__name__}; expected a number or a tensor")
+        raise TypeError(f"{what}: got {type(value).__name__}; expected a number or a tensor")
     if place := validation.place_without_values(tensor):
-        raise ValueError(f"value of {name!r}: got one {place}, where it has no numbers; expected numbers")
-    if not bool((tensor > 0).all()):
-        raise ValueError(f"value of {name!r}: expected only numbers > 0 (a cap <= 0 gives 0 and never learns)")
-    return in_dtype_of(layer.cap, tensor, f"value of {name!r}")
+        raise ValueError(f"{what}: got one {place}, where it has no numbers; expected numbers")
+    if bool((refused := ~(tensor > 0)).any()):
+        first = tensor[refused].flatten()[0].item()
+        raise ValueError(f"{what}: got {first:g}; expected only numbers > 0 (a cap <= 0 gives 0 and never learns)")
+    return in_dtype_of(layer.cap, tensor, what)
 
 
 def in_dtype_of(cap: Tensor, values: Tensor, what: str) -> Tensor:
@@ -117,7 +117,10 @@ def in_dtype_of(cap: Tensor, values: Tensor, what: str) -> Tensor:
     lost = (rounded == 0) | (rounded.isinf() & ~values.isinf())
     if bool(lost.any()):
         worst = values.expand(lost.shape)[lost].flatten()[0].item()
-        raise ValueError(f"{what}: got {worst:g}, which {cap.dtype} rounds to {rounded[lost].flatten()[0].item():g}")
+        raise ValueError(
+            f"{what}: got {worst:g}, which {cap.dtype} rounds to {rounded[lost].flatten()[0].item():g}; expected "
+            "numbers in its range"
+        )
     return rounded
 
 

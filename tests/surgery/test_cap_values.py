@@ -177,7 +177,7 @@ def test_what_a_hook_makes_is_refused_everywhere(name: str) -> None:
     with pytest.raises(ValueError, match=HOOK):
         freeze_caps(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(ValueError, match=HOOK.replace("'3'", "''")):
+    with pytest.raises(ValueError, match=HOOK.replace(" of '3'", "")):
         model[3].reset_parameters()
     with pytest.raises(ValueError, match=r"caps\[1\]: got what is no parameter but made of one, the cap of '3'"):
         project_caps(model)

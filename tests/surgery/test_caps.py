@@ -39,8 +39,8 @@ def test_freeze_caps() -> None:
 
 
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "zero": (lambda: set_caps(network(), 0.0), ValueError, "value of '1': expected only numbers > 0"),
-    "nan": (lambda: set_caps(network(), math.nan), ValueError, "value of '1': expected only numbers > 0"),
+    "zero": (lambda: set_caps(network(), 0.0), ValueError, "value of '1': got 0; expected only numbers > 0"),
+    "nan": (lambda: set_caps(network(), math.nan), ValueError, "value of '1': got nan; expected only numbers > 0"),
     "type": (lambda: set_caps(network(), "2"), TypeError, "value of '1': got str; expected a number or a tensor"),
     "shape": (
         lambda: set_caps(network(), {"1": torch.ones(4)}), ValueError,
