@@ -57,7 +57,7 @@ def save(record: Record, folder: Path) -> Path:
     path = folder / f"{record['name']}.json"
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(record, allow_nan=False) + "\n")
-    written = load(path)
+    written = json.loads(path.read_text())
     for other in folder.glob(f"{record['name'].rsplit('-', 1)[0]}-*.json"):
         try:
             older = other != path and _is_older(load(other), written)
