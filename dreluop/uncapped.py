@@ -74,7 +74,7 @@ def remove_caps(model: Model) -> Model:
     A view: every other parameter is the model's own, so it follows the model's training. Modules are new ones, so that
     modes and hooks set on it leave the model alone, and so are buffers (copied now), so that a batch norm of the view
     in train mode does too. Modules are found wherever the model holds them: as children, shared, in attributes, lists
-    and dicts. Forward hooks are taken over, those of replaced modules too, but for those that compute the cap (pruning).
+    and dicts. Forward hooks are taken over, those of replaced modules too, but not those that compute the cap.
 
     A surrogate attack needs a loss that does not depend on the scale of the logits (such as DLR), as these are many
     times larger without caps and saturate the cross-entropy.

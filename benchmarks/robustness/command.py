@@ -122,8 +122,8 @@ def stats(options: argparse.Namespace) -> int:
     study = configuration.read(options.results)
     found = _found(study, options.records)
     print(
-        f"{study.name} is ranked by the adaptive worst of {len(found)} runs{older_note(found)}. Inputs with zero gradient, of which the paper's attacks say "
-        f"nothing: {masked(found) or 'none'}"
+        f"{study.name} is ranked by the adaptive worst of {len(found)} runs{older_note(found)}. Inputs with zero "
+        f"gradient, of which the paper's attacks say nothing: {masked(found) or 'none'}"
     )
     return statistics.run(options, lambda _: blocks(found), BASIS)
 

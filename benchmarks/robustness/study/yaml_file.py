@@ -41,7 +41,7 @@ _BOOLEAN, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool
 class _Loader(yaml.SafeLoader):
     """The numbers and booleans of YAML 1.2, and no key twice."""
 
-    # YAML 1.1 reads off, on, yes and no as booleans ("amp: off" would be false), 010 as 8, 1:30 as 90, and 1e-2 as text.
+    # YAML 1.1 reads off, on, yes and no as booleans ("amp: off" would be false), 010 as 8, 1:30 as 90, 1e-2 as text.
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
         first: [one for one in resolvers if one[0] not in (_BOOLEAN, _INT, _FLOAT)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -64,9 +64,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver(_INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT,
     re.compile(

@@ -69,7 +69,8 @@ def changing(part: str, key: str | None, *value: Any) -> Damage:
         record = json.loads(path.read_text())
         place, name = (record, part) if key is None else (record[part], key)
         del place[name]
-        place.update({name: one for one in value})
+        if value:
+            (place[name],) = value
         path.write_text(json.dumps(record))
 
     return change
@@ -219,7 +220,10 @@ WRONG_JUDGEMENTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "number": ({"right": 3}, "right: got int; expected a dict"),
     "text": ({"right": {"clean": "x"}}, "clean: got str; expected torch.bool of shape (4,)"),
-    "distances": ({"distances": torch.zeros(2)}, "distances: got torch.float32 of shape (2,); expected torch.float32 of"),
+    "distances": (
+        {"distances": torch.zeros(2)},
+        "distances: got torch.float32 of shape (2,); expected torch.float32 of",
+    ),
     "seconds": ({"seconds": {"clean": "x"}}, "seconds of clean: got str; expected a float"),
 }
 
