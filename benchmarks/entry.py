@@ -16,7 +16,8 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
         try:
             code = main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where it was closed before Python began (`>&-`).
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone():
             raise

@@ -10,9 +10,15 @@ from rich.console import Console
 from benchmarks.tables import Table
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """``exit_with`` ends the command; rich would end it with code 1, by itself."""
+        raise  # noqa: PLE0704 (rich calls this while it handles the error)
+
+
 def console() -> Console:
     """Of standard output; a file or a pipe has no width that tables would have to fit."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return _Console() if sys.stdout is not None and sys.stdout.isatty() else _Console(width=200)
 
 
 def printable(table: Table) -> rich.table.Table:

@@ -88,7 +88,8 @@ def _run() -> int:
         try:
             return main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None where it was closed before Python began (`>&-`).
+                sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head -1`) has what it wanted. Python flushes once more as it ends, to where that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

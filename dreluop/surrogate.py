@@ -71,9 +71,15 @@ class Surrogate:
         return self.tau * std.to(accumulation_dtype(x))
 
 
+def of_this_thread() -> Surrogate | None:
+    """What the innermost block that this thread is inside asks for."""
+    wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
+    return wanted
+
+
 def chosen(surrogate: Surrogate) -> AbstractContextManager[None]:
     """The surrogate of this thread inside the block."""
-    block, before = (object(), surrogate.form), getattr(_of_thread, "surrogate", None)
+    block, before = (object(), surrogate.form), of_this_thread()
 
     def enter() -> None:
         _count(_blocks.add, block)
@@ -98,7 +104,7 @@ def _count(change: Callable[[tuple[object, str]], None], block: tuple[object, st
 
 def refuse_operator(name: str, differentiated: bool) -> None:
     """Raise if this thread has a surrogate that an operator called directly would ignore, in values or gradients."""
-    wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
+    wanted = of_this_thread()
     if wanted is not None and (differentiated or wanted.form == "smooth"):
         raise RuntimeError(
             f"{wanted.entered_by} does not reach torch.ops.dreluop.{name} called directly, as exported programs do; "
@@ -140,7 +146,7 @@ def capped(
     addends: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """`capped_relu` with checked arguments under this thread's surrogate; None where the ordinary one is to be used."""
-    wanted: Surrogate | None = getattr(_of_thread, "surrogate", None)
+    wanted = of_this_thread()
     if wanted is None:
         return None
     if wanted.look is not None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import prune
 
 from dreluop.backends.reference import fused_sum
 from dreluop.modules import DReLU, SReLU
@@ -73,7 +74,7 @@ def remove_caps(model: Model) -> Model:
     A view: every other parameter is the model's own, so it follows the model's training. Modules are new ones, so that
     modes and hooks set on it leave the model alone, and so are buffers (copied now), so that a batch norm of the view
     in train mode does too. Modules are found wherever the model holds them: as children, shared, in attributes, lists
-    and dicts. Forward hooks are taken over, those of replaced modules too.
+    and dicts. Forward hooks are taken over, those of replaced modules too, but not those that compute the cap.
 
     A surrogate attack needs a loss that does not depend on the scale of the logits (such as DLR), as these are many
     times larger without caps and saturate the cross-entropy.
@@ -115,8 +116,18 @@ def remove_caps(model: Model) -> Model:
 
 
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
-    mine = ("_parameters", "_buffers", "_modules", "init", "save")
-    return {name: value for name, value in vars(module).items() if name not in mine}
+    mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap")
+    state = {name: value for name, value in vars(module).items() if name not in mine}
+    hooks = module._forward_pre_hooks
+    state["_forward_pre_hooks"] = type(hooks)((key, hook) for key, hook in hooks.items() if not _computes_cap(hook))
+    return state
+
+
+def _computes_cap(hook: object) -> bool:
+    """Whether it is a hook of torch.nn.utils (pruning, weight_norm, spectral_norm) that sets the cap."""
+    if isinstance(hook, prune.BasePruningMethod):
+        return hook._tensor_name == "cap"
+    return type(hook).__module__.startswith("torch.nn.utils.") and getattr(hook, "name", None) == "cap"
 
 
 def _held_by(root: object) -> Iterable[object]:

@@ -176,21 +176,33 @@ def test_networks_whose_activations_begin_a_graph(how: str) -> None:
         torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("channels,size", [(1, 4), (4, 1)])
-def test_with_a_mask_behind_a_convolution_whose_strides_are_ambiguous(channels: int, size: int) -> None:
+class Pair(nn.Module):
+    """Two networks behind convolutions, in one graph: with one channel, and with one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3, channels, kernel, padding=kernel // 2),
+                DReLU(channels, init=0.3, inplace=True, save="code"),
+                nn.Conv2d(channels, 2, 1),
+            )
+            for channels, kernel in ((1, 3), (4, 1))
+        )
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return sum(network(x).square().sum() for network, x in zip(self.networks, xs, strict=True))
+
+
+def test_with_a_mask_behind_convolutions_whose_strides_are_ambiguous() -> None:
     torch.manual_seed(0)
-    kernel = min(size, 3)
-    model = nn.Sequential(
-        nn.Conv2d(3, channels, kernel, padding=kernel // 2),
-        DReLU(channels, init=0.3, inplace=True, save="code"),
-        nn.Conv2d(channels, 2, 1),
-    )
+    model = Pair()
     eager = copy.deepcopy(model)
-    data = torch.randn(2, 3, size, size)
-    torch.compile(model)(data).square().sum().backward()
-    eager(data).square().sum().backward()
-    for one, other in zip(model.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    data = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1)
+    torch.compile(model)(*data).backward()
+    eager(*data).backward()
+    for (name, one), other in zip(model.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.usefixtures("form")

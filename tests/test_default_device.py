@@ -149,5 +149,8 @@ def test_measuring_and_surrogates() -> None:
         assert gradient.device.type == "cpu"
 
 
-def test_selfcheck() -> None:
-    assert all(result.agrees for result in selfcheck.run())
+def test_selfcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "FLOAT_DTYPES", {torch.float32})
+    results = selfcheck.run()
+    assert results
+    assert all(result.agrees for result in results)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import dreluop
 from dreluop.adaptive import UncappedReLU, measure_std, remove_caps, surrogate_backward
@@ -166,6 +167,30 @@ def test_hooks_of_replaced_modules_are_taken_over() -> None:
     y = view(torch.randn(2, 3))
     assert len(seen) == 1
     assert seen[0] is y
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda cap: prune.identity(cap, "cap"),
+        lambda cap: prune.custom_from_mask(prune.identity(cap, "cap"), "cap", torch.ones(4)),
+        lambda cap: parametrize.register_parametrization(cap, "cap", nn.Softplus()),
+    ],
+    ids=["pruned", "pruned twice", "parametrized"],
+)
+def test_caps_that_a_hook_or_a_parametrization_computes(compute: Callable[[nn.Module], Any]) -> None:
+    calls: list[str] = []
+    capped = dreluop.DReLU(4, init=0.1)
+    capped.register_forward_pre_hook(lambda module, inputs: calls.append("hook"))
+    compute(capped)
+    model = nn.Sequential(prune.identity(nn.Linear(4, 4), "weight"), capped)
+    x = torch.randn(3, 4)
+    expected = model[0](x).relu()
+    before = model(x)
+    calls.clear()
+    torch.testing.assert_close(remove_caps(model)(x), expected, rtol=0, atol=0)
+    assert calls == ["hook"]
+    assert torch.equal(model(x), before)
 
 
 def test_tied_weights_stay_tied() -> None:

@@ -15,6 +15,7 @@ from benchmarks.kernels.results import RESULTS
 from benchmarks.printing import console, printable
 from benchmarks.robustness.data.loading import ROOT
 from benchmarks.robustness.reporting.blocks import BASIS, blocks, masked
+from benchmarks.robustness.reporting.frame import older_note
 from benchmarks.robustness.reporting.pages import FOLDER_NAME
 from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import LEGEND, adaptive_table, cost_table, table
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         code: int = options.run(options)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -119,8 +122,8 @@ def stats(options: argparse.Namespace) -> int:
     study = configuration.read(options.results)
     found = _found(study, options.records)
     print(
-        f"{study.name} is ranked by the adaptive worst. Inputs with zero gradient, of which the paper's attacks say "
-        f"nothing: {masked(found) or 'none'}"
+        f"{study.name} is ranked by the adaptive worst of {len(found)} runs{older_note(found)}. Inputs with zero "
+        f"gradient, of which the paper's attacks say nothing: {masked(found) or 'none'}"
     )
     return statistics.run(options, lambda _: blocks(found), BASIS)
 

@@ -63,3 +63,24 @@ def test_the_broken_pipe_of_a_worker_is_an_error() -> None:
     done = ended(OF_ANOTHER_PIPE, read=True)
     assert done.returncode == 1
     assert "BrokenPipeError: of a worker" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("table", "digits"), ("stats", "digits"), ("stats", "--paper-table", "6")])
+def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
+    command = f"import sys\nfrom benchmarks.robustness.command import main as of\ndef main(): return of({arguments!r})"
+    done = ended(command, read=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", "from benchmarks.entry import exit_with\nexit_with(lambda: print('a line') or 3)"],
+        ["-c", "from dreluop import __main__ as m\nm.main = lambda: print('a line') or 3\nraise SystemExit(m._run())"],
+    ],
+    ids=["benchmarks", "dreluop"],
+)
+def test_a_closed_output_is_no_error(command: list[str]) -> None:
+    closed = f"import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *{command!r}])"
+    done = subprocess.run([sys.executable, "-c", closed], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")

@@ -17,6 +17,7 @@ from benchmarks.robustness.attacks.adaptive import (
 )
 from benchmarks.robustness.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted, auto_attack, square
 from benchmarks.robustness.attacks.margin import Std, margin, margin_gradient
+from benchmarks.robustness.evaluation.positions import ByPosition, std_in_order
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from dreluop.adaptive import measure_std, reached_caps, smooth_forward
 from dreluop.modules import DReLU, SReLU
@@ -43,21 +44,27 @@ def paper_attacks(model: nn.Module, settings: AttackSettings) -> dict[str, Attac
     return attacks
 
 
-def width_before_caps(model: nn.Module, measured_on: Tensor) -> Std | None:
-    """What reaches each cap, for the widths of the surrogates; None if they reach no capped activation of the model.
+def with_widths(model: nn.Module, measured_on: Tensor) -> tuple[nn.Module, Std | None]:
+    """What to attack, and what reaches each cap, for the widths of the surrogates.
 
-    Caps are found by running the model: modules, and functional calls. Those that a forward makes anew have no name to
-    be found by; then it is one number for all, the root mean square.
+    Caps are found by running the model: modules, and functional calls. Where a forward makes some anew, the model is
+    wrapped, so that each of its calls has the width of its own layer.
+
+    Returns:
+        The model, or the model in a ``ByPosition``; and ``std`` for ``smooth_forward``, None if the model calls no
+        capped activation.
     """
     model.eval()
     with torch.no_grad():
         caps, again = reached_caps(model, measured_on[:2]), reached_caps(model, measured_on[:2])
     if not caps:
-        return None
-    std = measure_std(model, measured_on)
+        return model, None
     if all(cap is other for cap, other in zip(caps, again, strict=True)):
-        return std
-    return float(torch.cat([value.flatten() for value in std.values()]).square().mean().sqrt())
+        return model, measure_std(model, measured_on)
+    same = {cap for cap, other in zip(caps, again, strict=True) if cap is other}
+    named = {cap: std for cap, std in measure_std(model, measured_on).items() if cap in same}
+    # The wrapper puts the measured widths in place of this one.
+    return ByPosition(model, named, std_in_order(model, measured_on)), 1.0
 
 
 def adaptive_attacks(
@@ -70,7 +77,7 @@ def adaptive_attacks(
             without them; without caps by targeted APGD and margins on its exact gradient.
         twin: a ReLU network trained by itself, whose adversarial inputs are tried on the model; None: not tried.
         settings: their steps.
-        std: from ``width_before_caps``.
+        std: from ``with_widths``.
     """
     steps = settings.apgd_steps
     attacks: dict[str, Attack] = {}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.robustness.attacks import frozen, zero_gradient_share
 from benchmarks.robustness.attacks.carlini import carlini_wagner
-from benchmarks.robustness.attacks.margin import Std
 from benchmarks.robustness.data import Split
+from benchmarks.robustness.evaluation.attackable import attackable
 from benchmarks.robustness.evaluation.caps import CapFacts, cap_facts
 from benchmarks.robustness.evaluation.columns import (
     PAPER,
@@ -24,7 +24,7 @@ from benchmarks.robustness.evaluation.columns import (
     blind_share,
     l2_attack,
     paper_attacks,
-    width_before_caps,
+    with_widths,
 )
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.training import checkpoint
@@ -48,7 +48,8 @@ class Judgement:
         worst: the same over all L-infinity attacks, those that know of the caps too.
         zero_gradient: share of the inputs whose loss has an exactly zero gradient.
         blind: share of the inputs on which the adaptive attacks have an exactly zero gradient too. Above ``BLIND``,
-            ``worst`` is no bound: something in the model hides its gradient, and no surrogate reaches it.
+            ``worst`` is a loose upper bound only: something in the model hides its gradient, and no surrogate
+            reaches it.
         caps: None for a model without capped modules.
         cw: accuracy under CW-L2 within each of the L2 bounds, by the bound; cw_median: of what it found.
         l2_worst: accuracy within the smallest of the bounds under CW-L2 and the adaptive attack in L2; None without.
@@ -106,13 +107,19 @@ def judge(
         report: told the name of each attack before it runs.
 
     Raises:
-        ValueError: there are fewer test inputs than asked for, or the file is not whole.
+        ValueError: there are fewer test inputs than asked for, the model is one of torch.compile, or the file is not
+            whole.
+
+    Warns:
+        UserWarning: the model's output has no gradient to its input; ``zero_gradient`` and ``blind`` are then 1.
     """
     if len(test.x) < settings.samples:
         raise ValueError(f"samples: got {settings.samples}; expected at most the {len(test.x)} of the test set")
+    model = attackable(model, test.x)
+    twin = None if twin is None else attackable(twin, test.x)
     judging = _Judging(model, Split(test.x[: settings.samples], test.y[: settings.samples]), settings, file, report)
-    std = width_before_caps(model, measured_on)
-    adaptive = adaptive_attacks(model, twin, settings, std)
+    attacked, std = with_widths(model, measured_on)
+    adaptive = adaptive_attacks(attacked, twin, settings, std)
     attacks = {**paper_attacks(model, settings), **adaptive}
     judging.run("clean", lambda x, y, eps, seed: x, settings.eps)
     for name, attack in attacks.items():
@@ -120,11 +127,12 @@ def judge(
     if settings.cw_samples:
         judging.run_cw()
         if settings.cw_bounds:
-            judging.run(L2, l2_attack(model, settings, std), min(settings.cw_bounds), settings.cw_samples)
+            judging.run(L2, l2_attack(attacked, settings, std), min(settings.cw_bounds), settings.cw_samples)
     for eps in settings.bounds:
         for name in ("apgd_ce", *adaptive):
             judging.run(_at(name, eps), attacks[name], eps)
-    return judging.judgement(attacks, adaptive, std)
+    blind = judging.mean_share(lambda x, y: blind_share(attacked, x, y, std))
+    return judging.judgement(attacks, adaptive, blind)
 
 
 class _Judging:
@@ -136,6 +144,27 @@ class _Judging:
         if file is not None and file.exists():
             with checkpoint.reading(file):
                 self.found = _Found(**checkpoint.load(file))
+                self._check_found()
+
+    def _check_found(self) -> None:
+        """
+        Raises:
+            ValueError: the file is not of these inputs.
+        """
+        found, s = self.found, self.settings
+        known = {"right": found.right, "seconds": found.seconds, "cpu_seconds": found.cpu_seconds}
+        for key, value in known.items():
+            if not isinstance(value, dict):
+                raise ValueError(f"{key}: got {type(value).__name__}; expected a dict")
+        for key in ("seconds", "cpu_seconds"):
+            for name, value in known[key].items():
+                if not isinstance(value, float):
+                    raise ValueError(f"{key} of {name}: got {type(value).__name__}; expected a float")
+        few = min(s.cw_samples, s.samples)
+        for name, value in found.right.items():
+            _check_column(name, value, few if name == L2 else s.samples, torch.bool)
+        if found.distances is not None:
+            _check_column("distances", found.distances, few, self.split.x.dtype)
 
     def run(self, name: str, attack: Attack, eps: float, samples: int | None = None) -> None:
         if name in self.found.right:
@@ -159,12 +188,10 @@ class _Judging:
             self.found.distances = torch.cat(found).cpu()
         self._save()
 
-    def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack], std: Std | None) -> Judgement:
+    def judgement(self, attacks: Mapping[str, Attack], adaptive: Mapping[str, Attack], blind: float) -> Judgement:
         s, found = self.settings, self.found
         right = found.right
         x = self.split.x
-        zero = [zero_gradient_share(self.model, *batch) * len(batch[0]) for batch in self._batches()]
-        blind = [blind_share(self.model, *batch, std) * len(batch[0]) for batch in self._batches()]
         at_bounds = {
             f"{eps:g}": {
                 "apgd_ce": _share(right[_at("apgd_ce", eps)]),
@@ -178,8 +205,8 @@ class _Judging:
             accuracy={name: _share(right[name]) for name in ("clean", *attacks)},
             paper_worst=_worst(right, PAPER),
             worst=_worst(right, attacks),
-            zero_gradient=sum(zero) / len(x),
-            blind=sum(blind) / len(x),
+            zero_gradient=self.mean_share(lambda x, y: zero_gradient_share(self.model, x, y)),
+            blind=blind,
             caps=cap_facts(self.model, x, s.batch_size),
             cw={f"{bound:g}": _share(found.distances > bound) for bound in s.cw_bounds if found.distances is not None},
             cw_median=None if found.distances is None else _median(found.distances),
@@ -188,6 +215,10 @@ class _Judging:
             seconds=found.seconds,
             cpu_seconds=found.cpu_seconds,
         )
+
+    def mean_share(self, share: Callable[[Tensor, Tensor], float]) -> float:
+        """Of all inputs, by a share of each batch."""
+        return sum(share(x, y) * len(x) for x, y in self._batches()) / len(self.split.x)
 
     def _l2_worst(self) -> float | None:
         distances, right = self.found.distances, self.found.right.get(L2)
@@ -210,6 +241,12 @@ class _Judging:
         yield
         self.found.seconds[name] = time.perf_counter() - began
         self.found.cpu_seconds[name] = time.process_time() - began_cpu
+
+
+def _check_column(name: str, value: Any, length: int, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor) or value.shape != (length,) or value.dtype != dtype:
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: got {got}; expected {dtype} of shape ({length},)")
 
 
 def _at(name: str, eps: float) -> str:

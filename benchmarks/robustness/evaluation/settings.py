@@ -48,7 +48,17 @@ class AttackSettings:
         for name, values in (("eps", (self.eps,)), ("cw_bounds", self.cw_bounds), ("bounds", self.bounds)):
             if not all(0 <= value < float("inf") for value in values):
                 raise ValueError(f"{name}: got {getattr(self, name)}; expected finite numbers >= 0")
+            _check_names(name, values)
         if self.cw_samples and not self.cw_bounds:
             raise ValueError("cw_bounds: got none; expected at least one, or no cw_samples")
         if self.cw_samples < 0:
             raise ValueError(f"cw_samples: got {self.cw_samples}; expected at least 0")
+
+
+def _check_names(name: str, values: tuple[float, ...]) -> None:
+    """Results are kept by the value in six digits."""
+    by_text: dict[str, float] = {}
+    for value in values:
+        other = by_text.setdefault(f"{value:g}", value)
+        if other != value:
+            raise ValueError(f"{name}: got {other} and {value}; expected values that differ in their first six digits")

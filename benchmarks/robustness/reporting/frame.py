@@ -97,6 +97,12 @@ def is_blind(judgement: dict[str, Any]) -> bool:
     return bool(judgement.get("blind", math.nan) > BLIND)
 
 
+def older_note(records: Sequence[Record]) -> str:
+    """How many of them an earlier revision of the attacks judged, to stand behind a title; empty for none."""
+    older = sum(map(is_older, records))
+    return f" ({older} older)" if older else ""
+
+
 def by_method(runs: pd.DataFrame) -> pd.core.groupby.DataFrameGroupBy[Any]:
     """Groups of the runs that differ in their seed only, in the order of the study."""
     return runs.groupby(KEYS, sort=False)

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
-from benchmarks.robustness.reporting.frame import GENERATED, frame, is_blind
+from benchmarks.robustness.reporting.frame import GENERATED, frame, is_blind, older_note
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
@@ -132,7 +132,9 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
         raise ValueError("records: got no run with caps; expected at least one")
     labels = list(dict.fromkeys(record["label"] for record in shown))
     colours = dict(zip(labels, _colours(len(labels)), strict=True))
-    networks = _networks(frame(shown))
+    runs = frame(shown)
+    networks = _networks(runs)
+    runs = runs.assign(network=networks)
     names = list(dict.fromkeys(networks))
     figure, grid = plt.subplots(
         2, len(names), figsize=(7.5 * len(names), 7.5), sharex="col", sharey="row", squeeze=False, layout="constrained"
@@ -148,9 +150,11 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
             top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
             top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
         for label, colour in colours.items():
-            ends = [record["judgement"]["worst"] for record in of_network if record["label"] == label]
-            if ends:
-                bottom.plot([], [], color=colour, label=f"{label}: {WORST} at the end {np.mean(ends):.0%}")
+            ends = runs[(runs.network == name) & (runs.method == label)].worst
+            if len(ends):
+                # As in tables, one run without a gradient to follow leaves no mean.
+                end = "no gradient" if ends.isna().any() else f"{ends.mean():.0%}"
+                bottom.plot([], [], color=colour, label=f"{label}: {WORST} at the end {end}")
         top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
         top.plot([], [], "k:", linewidth=2, label=ZERO)
         top.set(ylim=(-0.02, 1.02), title=name)
@@ -175,7 +179,7 @@ PICTURES: dict[str, Draw] = {
 def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source: Source) -> None:
     """One of ``PICTURES`` of a study, with the columns that it asks for."""
     chosen = {"columns": study.columns} if kind == "balancer" else {}
-    PICTURES[kind](study.title, records, path, source, **chosen)
+    PICTURES[kind](study.title + older_note(records), records, path, source, **chosen)
 
 
 def _at_bounds(record: Record) -> dict[str, dict[str, float]]:

@@ -92,9 +92,9 @@ LEGEND = (
     "attacks; CW-L2, on the first cw_samples inputs, counts wrong ones within an L2 distance of 18, its bound, which "
     "any image of another class is within. L2 worst, near: within the smallest bound, 1.5, under CW-L2 and margins. "
     "Adaptive worst: accuracy when each input is attacked by whatever of all L-infinity attacks works on it, those "
-    'that know of the caps too; "no gradient": these have none to follow either, and the number in brackets is no '
-    "bound. Older runs were judged before the attacks on margins, so that their adaptive worst may be too high. "
-    "Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns say "
-    "nothing about them. Live units: capped units per input that are neither off nor at their cap. cap / std: of a cap "
-    "to what reaches it; below 0.1 the layer is a step function."
+    'that know of the caps too; "no gradient": these have none to follow either, and the number in brackets is only '
+    "a loose upper bound. Older runs were judged before the attacks on margins, so that their adaptive worst may be "
+    "too high. Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns "
+    "say nothing about them. Live units: capped units per input that are neither off nor at their cap. cap / std: of "
+    "a cap to what reaches it; below 0.1 the layer is a step function."
 )

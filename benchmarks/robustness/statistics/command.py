@@ -74,6 +74,8 @@ def run(options: argparse.Namespace, load: Load = read_csv, basis: str = ACCURAC
             console().print(printable(table))
         if options.output:
             _write(document, options.output)
+    except BrokenPipeError:
+        raise
     except (OSError, TypeError, ValueError) as error:
         print(error, file=sys.stderr)
         return USAGE

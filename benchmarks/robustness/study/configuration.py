@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,10 @@ def _study(path: Path, outer: tuple[Path, ...]) -> Study:
     if "studies" in text:
         whole: schema.Runs | schema.Studies = _valid(schema.Studies, text, path)
         runs = tuple(dict.fromkeys(run for part in whole.studies for run in _part(part, path, outer).runs))
+        try:
+            _check_names("studies", runs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     else:
         whole = _valid(schema.Runs, text, path)
         try:
@@ -79,6 +83,7 @@ def _study(path: Path, outer: tuple[Path, ...]) -> Study:
             doubled = [run.name for index, run in enumerate(runs) if run in runs[:index]]
             if doubled:
                 raise ValueError(f"methods: {doubled[0]} is asked for twice")
+            _check_names("methods", runs)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return Study(path.stem, whole.title, whole.source, whole.columns, whole.pictures, runs)
@@ -155,6 +160,20 @@ def _check(study: schema.Runs) -> None:
     bounds = [study.attacks, *(own.attacks for own in study.by_model.values())]
     if "bounds" in study.pictures and not any(attacks.given().get("bounds") for attacks in bounds):
         raise ValueError("pictures: got 'bounds' without attacks.bounds; expected the radii of a sweep there")
+
+
+def _check_names(key: str, runs: Sequence[Judged]) -> None:
+    """Tables and pictures take runs of one name and another seed together."""
+    found: set[tuple[str, ...]] = set()
+    for run in runs:
+        recipe = run.recipe
+        data = recipe.data.name + ("" if recipe.data.generated is None else " + generated")
+        name = (data, recipe.model, recipe.place, recipe.label, f"seed {recipe.seed}")
+        if name in found:
+            raise ValueError(
+                f"{key}: got two different runs of {', '.join(name)}, which tables cannot tell apart; expected one"
+            )
+        found.add(name)
 
 
 def _is_for(method: schema.Method, model: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
@@ -20,6 +21,9 @@ from benchmarks.robustness.study.recipe import Judged
 from benchmarks.robustness.training import History
 
 Record = dict[str, Any]
+
+# The first revision of the attacks with margins: its records have what these find.
+MARGINS = 2
 
 # Enough for a picture, and a thousand epochs stay small.
 _DIGITS = 5
@@ -53,8 +57,15 @@ def save(record: Record, folder: Path) -> Path:
     path = folder / f"{record['name']}.json"
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(record, allow_nan=False) + "\n")
+    written = json.loads(path.read_text())
     for other in folder.glob(f"{record['name'].rsplit('-', 1)[0]}-*.json"):
-        if other != path and _is_older(json.loads(other.read_text()), json.loads(path.read_text())):
+        try:
+            older = other != path and _is_older(load(other), written)
+        except (OSError, ValueError) as error:
+            # The attacks on this run are done, and must not be lost to another's file.
+            print(f"left where it is: {error}", file=sys.stderr)
+            continue
+        if older:
             other.unlink()
     return path
 
@@ -91,7 +102,8 @@ def _read(expected: str, folder: Path) -> Record | None:
         return None
     record = load(path)
     try:
-        name = _Whole.model_validate(record).name
+        first = _Whole.model_validate(record)
+        name = (first if first.revision < MARGINS else _Later.model_validate(record)).name
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
@@ -111,10 +123,21 @@ def is_older(record: Record) -> bool:
     return bool(record.get("revision", 1) < REVISION)
 
 
+class _Epochs(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[list[float | None], Field(min_length=1)]]
+
+    validation_accuracy: Annotated[list[float | None], Field(min_length=1)]
+
+
 class _History(BaseModel):
     epochs: int
     cpu_seconds: float
     history: dict[str, list[float | None]]
+
+
+class _Training(_History):
+    history: _Epochs
 
 
 class _Judgement(BaseModel):
@@ -124,24 +147,56 @@ class _Judgement(BaseModel):
     paper_worst: float
     worst: float
     zero_gradient: float
-    caps: dict[str, Any] | None
+    blind: float = math.nan
+    l2_worst: float | None = None
+    caps: dict[str, float | None] | None
     cw: dict[str, float]
     bounds: dict[str, dict[str, float]]
     cpu_seconds: dict[str, float]
 
 
+class _OfAdaptiveMargins(_Judgement):
+    blind: float
+    l2_worst: float | None
+
+
+class _Data(BaseModel):
+    name: str
+    generated: str | None
+
+
+class _Config(BaseModel):
+    balancer: float
+
+
+class _Recipe(BaseModel):
+    data: _Data
+    model: str
+    place: str
+    method: str
+    seed: int
+    init: float
+    calibrate: int | None
+    training: _Config
+
+
 class _Whole(BaseModel):
-    """What tables and pictures read of a record."""
+    """What tables and pictures read of a record, of the first attacks too."""
 
     name: str
     label: str
-    recipe: dict[str, Any]
+    recipe: _Recipe
+    revision: int = 1
     date: str
     device: dict[str, Any]
     versions: dict[str, str]
     warm_up: _History
-    training: _History
+    training: _Training
     judgement: _Judgement
+
+
+class _Later(_Whole):
+    judgement: _OfAdaptiveMargins
 
 
 def _columns(history: History) -> dict[str, Any]:

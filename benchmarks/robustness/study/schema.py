@@ -30,8 +30,8 @@ from benchmarks.robustness.training import TrainingConfig
 
 T = TypeVar("T")
 
-# Far below torch's limit, so that the sum of a seed and a batch's number is still a seed.
-LARGEST_SEED = 2**31 - 1
+# Far below torch's limits, so that sums, such as that of a seed and a batch's number, are valid too.
+LARGEST = 2**31 - 1
 # Of a value in a message, in characters.
 LONGEST_VALUE = 80
 
@@ -58,6 +58,12 @@ def _different(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError(f"got {value!r}; expected a name without the character 0")
+    return value
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -66,12 +72,13 @@ def _called(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Seed = Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(le=LARGEST)]
+Seed = Annotated[Whole, Field(ge=0)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # YAML has lists only; the members are checked strictly all the same.
 Listed = Annotated[tuple[T, ...], Strict(False), AfterValidator(_some), AfterValidator(_different)]
 Numbers = Annotated[Listed[Number], BeforeValidator(_listed)]
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 ModelName = Literal[tuple(models.NAMES)]
 Place = Literal[tuple(models.PLACES)]
 Column = Literal[tuple(PAPER)]
@@ -199,8 +206,8 @@ class File(Section):
     source: str = ""
     columns: Listed[Column] = ()
     pictures: Listed[Picture] = ()
-    extends: Annotated[str, Field(min_length=1)] | None = None
-    studies: Listed[Annotated[str, Field(min_length=1)]] = ()
+    extends: FileName | None = None
+    studies: Listed[FileName] = ()
     data: Data = DataSection()
     mode: Literal["paper", "fast"] = "fast"
     seeds: Listed[Seed] = (0, 1, 2)
@@ -229,7 +236,7 @@ class Studies(Section):
     source: str = ""
     columns: Listed[Column] = ()
     pictures: Listed[Picture] = ()
-    studies: Listed[Annotated[str, Field(min_length=1)]]
+    studies: Listed[FileName]
 
 
 def _shown(value: Any) -> str:

@@ -35,17 +35,22 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-_BOOLEAN, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "merge"))
+_BOOLEAN, _INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "merge"))
 
 
 class _Loader(yaml.SafeLoader):
     """The numbers and booleans of YAML 1.2, and no key twice."""
 
-    # YAML 1.1 reads off, on, yes and no as booleans: "amp: off" would be false.
+    # YAML 1.1 reads off, on, yes and no as booleans ("amp: off" would be false), 010 as 8, 1:30 as 90, 1e-2 as text.
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [one for one in resolvers if one[0] != _BOOLEAN]
+        first: [one for one in resolvers if one[0] not in (_BOOLEAN, _INT, _FLOAT)]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        # Zeros in front are no prefix of a base.
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -59,9 +64,12 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-# PyYAML follows YAML 1.1, where 1e-2 is text and only 1.0e-2 is a number.
+_Loader.add_implicit_resolver(_INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT,
-    re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)

@@ -163,11 +163,13 @@ def test_pytest_stages(tmp_path: Path, text: str, status: str, reason: str | Non
         assert outcome.details["passed"] == 1
 
 
-@pytest.mark.parametrize("parallel", [False, True], ids=["", "parallel"])
-def test_a_file_that_is_skipped_as_a_whole_says_why(tmp_path: Path, parallel: bool) -> None:
+SKIPPED = "import pytest\npytest.skip('it\\'s not there', allow_module_level=True)\n"
+
+
+def test_a_file_that_is_skipped_as_a_whole_says_why(tmp_path: Path) -> None:
     path = tmp_path / "test_some.py"
-    path.write_text("import pytest\npytest.skip('it\\'s not there', allow_module_level=True)\n")
-    outcome = pytests.run_pytest([str(path)], limit=100, log=tmp_path / "log.txt", parallel=parallel)
+    path.write_text(SKIPPED)
+    outcome = pytests.run_pytest([str(path)], limit=100, log=tmp_path / "log.txt")
     assert outcome.details["skipped"] == {"it's not there": 1}
 
 
@@ -253,6 +255,7 @@ def test_gpu_ends_all():
 def test_gpu_late(): pass
 """,
     "test_no_card.py": "def test_of_the_cpu(): pass\n",
+    "test_skipped.py": SKIPPED,
     "test_second.py": "import pytest\n@pytest.fixture\ndef made(): assert False\ndef test_gpu_later(made): pass\n",
 }
 
@@ -275,6 +278,7 @@ def test_what_became_of_each_file_with_tests_of_the_gpu(tmp_path: Path, ends: bo
         else {first: {"passed": 5, **both}, second: {"failed": 1}}
     )
     assert outcome.details["gpu passed"] == found[first]["passed"]
+    assert outcome.details["skipped"].get("it's not there") == 1
 
 
 @pytest.mark.usefixtures("two_workers")

@@ -107,6 +107,34 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str, tmp_path: Path
         read(tmp_path, SMALL.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("methods", "label"),
+    [
+        ("[{method: drelu, balancer: 1, init: [1, 10]}]", "D-ReLU 1"),
+        ("[natural, {method: natural, training: {lr: 0.01}}]", "ReLU"),
+        ("[{method: drelu, balancer: [1, 1.0000001]}]", "D-ReLU 1"),
+        ("[{method: trades, beta: [6, 6.0000001]}]", "TRADES-6"),
+        ("[at, {method: at, training: {epochs: 5}}]", "AT"),
+        ("[natural, {method: natural, data: {train_limit: 32}}]", "ReLU"),
+    ],
+)
+def test_runs_that_tables_cannot_tell_apart_are_refused(methods: str, label: str, tmp_path: Path):
+    message = f"methods: got two different runs of digits, dense, head, {label}, seed 0, which tables cannot tell apart"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, SMALL.replace("[natural]", methods))
+
+
+def test_studies_whose_runs_tables_cannot_tell_apart_are_refused(tmp_path: Path):
+    others = {"first": SMALL, "same": SMALL, "second": SMALL.replace("0.1", "0.2")}
+    paths = {name: tmp_path / f"{name}.yaml" for name in others}
+    for name, text in others.items():
+        paths[name].write_text(text)
+    together = "title: T\nstudies: [{}, {}]\n"
+    assert len(read(tmp_path, together.format(paths["first"], paths["same"])).runs) == 2
+    with pytest.raises(ValueError, match="studies: got two different runs of digits, dense, head, ReLU, seed 0"):
+        read(tmp_path, together.format(paths["first"], paths["second"]))
+
+
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(FileNotFoundError, match=r"known names: digits, .*table9"):
         configuration.read("table10")
@@ -142,7 +170,8 @@ def test_tables_have_the_paper_s_rows(number: int):
 def test_a_new_option_leaves_the_names():
     recipe = Recipe(DataRecipe(), "dense", "drelu", 0, TrainingConfig(balancer=2.0))
     run = Judged(recipe, None, AttackSettings())
-    assert run.name == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ffdf9a"
+    assert run.name_at(1) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ffdf9a"
+    assert run.name_at(2) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-43eef4"
     for other in (
         replace(recipe, seed=1),
         replace(recipe, data=DataRecipe(train_limit=3)),

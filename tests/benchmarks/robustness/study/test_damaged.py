@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,20 @@ DAMAGES: dict[str, Damage] = {
     "no mapping": lambda path: torch.save([1, 2], path),
     "folder": make_folder,
 }
+
+
+def changing(part: str, key: str | None, *value: Any) -> Damage:
+    """A record with this key of a part of it, or the part itself, given or removed."""
+
+    def change(path: Path) -> None:
+        record = json.loads(path.read_text())
+        place, name = (record, part) if key is None else (record[part], key)
+        del place[name]
+        if value:
+            (place[name],) = value
+        path.write_text(json.dumps(record))
+
+    return change
 
 
 class KilledError(Exception):
@@ -194,6 +209,51 @@ def test_what_is_damaged_while_a_study_runs_does_not_stop_the_next(study: Study,
     check(study, places, whole)
 
 
+WRONG_JUDGEMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "length": (
+        {"right": {"clean": torch.ones(3, dtype=torch.bool)}},
+        "clean: got torch.bool of shape (3,); expected torch.bool of shape (4,)",
+    ),
+    "type": (
+        {"right": {"clean": torch.ones(4)}},
+        "clean: got torch.float32 of shape (4,); expected torch.bool of shape (4,)",
+    ),
+    "number": ({"right": 3}, "right: got int; expected a dict"),
+    "text": ({"right": {"clean": "x"}}, "clean: got str; expected torch.bool of shape (4,)"),
+    "distances": (
+        {"distances": torch.zeros(2)},
+        "distances: got torch.float32 of shape (2,); expected torch.float32 of",
+    ),
+    "seconds": ({"seconds": {"clean": "x"}}, "seconds of clean: got str; expected a float"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_JUDGEMENTS)
+def test_a_whole_but_wrong_file_of_a_judgement(wrong: str, study: Study, whole: Places, tmp_path: Path, capsys):
+    places = Places(tmp_path / "records", whole.work, progress=False)
+    file = jobs._judged_file(study.runs[0], places)
+    content, message = WRONG_JUDGEMENTS[wrong]
+    checkpoint.save({"right": {}, "distances": None, "seconds": {}, "cpu_seconds": {}, **content}, file)
+    (failure,) = run(study, places)
+    assert f"{file}: not a whole checkpoint (ValueError: {message}" in failure.reason
+    assert f"set aside as {file.name}.damaged-" in failure.reason
+    check(study, places, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "list", "folder"])
+def test_a_damaged_sibling_does_not_cost_the_attacks(damage: str, study: Study, whole: Places, tmp_path: Path, capsys):
+    (record,) = records.found(study.runs, whole.results)
+    sibling = tmp_path / f"{record['name'].rsplit('-', 1)[0]}-000000.json"
+    sibling.write_text(json.dumps(record))
+    RECORD_DAMAGES[damage](sibling)
+    path = records.save(record, tmp_path)
+    assert records.load(path) == record
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left where it is: ")
+    assert str(sibling) in line
+    assert sibling.exists()
+
+
 RECORD_DAMAGES: dict[str, Damage] = {
     "cut": cut,
     "binary": lambda path: path.write_bytes(b"\xff\x00"),
@@ -205,6 +265,13 @@ RECORD_DAMAGES: dict[str, Damage] = {
         json.dumps({**(found := json.loads(path.read_text())), "judgement": {**found["judgement"], "worst": None}})
     ),
     "folder": make_folder,
+    "no blind share": changing("judgement", "blind"),
+    "null for the blind share": changing("judgement", "blind", None),
+    "no worst in L2": changing("judgement", "l2_worst"),
+    "empty recipe": changing("recipe", "data"),
+    "no history": changing("training", "history", {}),
+    "empty history": changing("training", "history", {"validation_accuracy": []}),
+    "no revision": changing("revision", None, None),
 }
 
 

@@ -302,8 +302,9 @@ def test_a_record_of_older_attacks_is_replaced(done: list[records.Record], tmp_p
 
 
 def test_a_record_of_older_attacks_is_shown_until_the_run_is_judged_again(
-    tiny: Study, done: list[records.Record], places: Places, tmp_path: Path
-):
+    tiny: Study, tiny_file: Path, done: list[records.Record], places: Places, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys,
+):  # fmt: skip
     old = json.loads(json.dumps(done[0]))
     old["name"] = tiny.runs[0].name_at(1)
     for key in ("revision", "blind", "l2_worst"):
@@ -315,6 +316,15 @@ def test_a_record_of_older_attacks_is_shown_until_the_run_is_judged_again(
     assert shown == [old]
     assert table("T", [*shown, *done[1:]]).rows[0][3] == "2 (1 older)"
     assert [row[3] for row in table("T", done).rows] == ["2"] * 4
+    titles: list[str] = []
+    monkeypatch.setitem(PICTURES, "balancer", lambda title, *_, **__: titles.append(title))
+    source = source_of(tiny.name, tiny.runs, tmp_path)
+    for some in ([*shown, *done[1:]], done):
+        reporting_pictures.draw(tiny, "balancer", some, tmp_path / "x.png", source)
+    assert titles == ["Tiny (1 older)", "Tiny"]
+    monkeypatch.setattr(command, "_found", lambda *_: [*shown, *done[1:]])
+    command.main(["stats", str(tiny_file)])
+    assert capsys.readouterr().out.startswith("tiny is ranked by the adaptive worst of 8 runs (1 older). Inputs")
 
 
 def test_the_paper_s_numbers_do_not_hide_the_worst_one(done: list[records.Record]):
@@ -406,7 +416,7 @@ def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[r
         records.save({**record, "judgement": {**record["judgement"], "worst": number / 10}}, tmp_path / "differ")
     assert command.main(["stats", str(tiny_file), "--records", str(tmp_path / "differ")]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("tiny is ranked by the adaptive worst. Inputs with zero gradient, of which the paper's")
+    assert printed.startswith("tiny is ranked by the adaptive worst of 8 runs. Inputs with zero gradient, of which the")
     assert "D-ReLU 100" in printed
     assert command.main(["table", str(tiny_file), "--results", str(tmp_path / "none")]) == 2
     assert "has no record of tiny; run it first" in capsys.readouterr().err

@@ -81,6 +81,16 @@ def test_every_method_has_a_line_and_a_colour(figures: list[Any], tmp_path: Path
     assert len({tuple(line.get_color()) for line in shown}) == 12
 
 
+def test_a_trajectory_without_a_gradient_to_follow_ends_in_no_number(figures: list[Any], tmp_path: Path):
+    first = like(committed("digits-bounds")[-1], label="D-ReLU 1")
+    second, other = like(first, seed=1), like(first, label="D-ReLU 2")
+    for record, worst, blind in ((first, 0.9, 0.9), (second, 0.5, 0.0), (other, 0.25, 0.0)):
+        record["judgement"] |= {"worst": worst, "blind": blind}
+    pictures.trajectory("T", [first, second, other], tmp_path / "x.png", SOURCE)
+    labels = [line.get_label() for line in figures[0].axes[1].lines if not line.get_label().startswith("_")]
+    assert labels == ["D-ReLU 1: adaptive worst at the end no gradient", "D-ReLU 2: adaptive worst at the end 25%"]
+
+
 @pytest.mark.parametrize("kind", ["balancer", "bounds", "initial_cap", "trajectory"])
 def test_data_sets_have_panels_of_their_own(kind: str, figures: list[Any], tmp_path: Path):
     record = committed("digits-bounds")[-1]
@@ -123,7 +133,11 @@ def test_statistics_do_not_rank_a_masked_network_first(tmp_path: Path, capsys: p
         assert method["mean_accuracy"] == pytest.approx(100 * sum(worst) / len(worst))
 
 
-def test_a_study_whose_records_come_with_the_source_says_where_to_write_new_ones(capsys: pytest.CaptureFixture[str]):
+def test_a_study_whose_records_come_with_the_source_says_where_to_write_new_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(command, "jobs_of", lambda *_: [])
+    monkeypatch.setattr(records, "find", records.newest)
     assert command.main(["run", "digits-paper-mode"]) == 0
     assert capsys.readouterr().out == (
         f"1 runs, 1 done; 0 jobs left\nall records are in {FOLDER}, which come with the source; to make new ones, name "

@@ -10,7 +10,7 @@ from benchmarks.kernels.results import RESULTS
 from benchmarks.robustness import command
 from benchmarks.robustness.reporting.pages import FOLDER_NAME, STUDIES
 from benchmarks.robustness.reporting.pictures import PICTURES
-from benchmarks.robustness.study import configuration, names, records
+from benchmarks.robustness.study import configuration, names, records, yaml_file
 
 GOOD = """
 title: T
@@ -70,6 +70,19 @@ def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_p
         ("1: x", "key: got 1; expected some of"),
         ("seeds: [-1]", "seeds: got -1; expected at least 0"),
         ("seeds: [0, 2147483648]", "seeds: got 2147483648; expected at most 2147483647"),
+        ("seeds: [1:30]", "seeds: got '1:30'; expected a whole number"),
+        ("seeds: [1_000]", "seeds: got '1_000'; expected a whole number"),
+        ("training: {batch_size: 2147483648}", "training.batch_size: got 2147483648; expected at most 2147483647"),
+        ("training: {epochs: 1e300}", "training.epochs: got 1e+300; expected at most 2147483647"),
+        ('extends: "a\\0b"', "extends: got 'a\\x00b'; expected a name without the character 0"),
+        (
+            "attacks: {eps: 0.1, bounds: [0.1, 0.10000001]}",
+            "attacks.bounds: got 0.1 and 0.10000001; expected values that differ in their first six digits",
+        ),
+        (
+            "attacks: {eps: 0.1, cw_bounds: [1.5, 1.50000001]}",
+            "attacks.cw_bounds: got 1.5 and 1.50000001; expected values that differ in their first six digits",
+        ),
         ("seeds: a", "seeds: got 'a'; expected a list"),
         ("seeds: 3", "seeds: got 3; expected a list"),
         ("seeds: [a]", "seeds: got 'a'; expected a whole number"),
@@ -227,8 +240,12 @@ def test_files_that_extend_or_hold_each_other(tmp_path: Path):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_committed_records_are_found(name: str):
-    study = configuration.read(name)
-    assert [one["name"] for one in records.found(study.runs, RESULTS / FOLDER_NAME)] == [run.name for run in study.runs]
+    """By whatever revision of the attacks."""
+    runs = configuration.read(name).runs
+    found = records.found(runs, RESULTS / FOLDER_NAME)
+    assert len(found) == len(runs)
+    for run, record in zip(runs, found, strict=True):
+        assert record["name"] == run.name_at(record.get("revision", 1))
 
 
 def test_pictures_are_those_that_can_be_drawn():
@@ -259,3 +276,16 @@ def test_a_command_prints_the_fault(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in ("run", "table", "plot", "stats"):
         assert command.main([name, str(path)]) == 2
         assert f"{path}: title: got 5; expected text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("-7", -7), ("1e3", 1000.0), ("1e-2", 0.01), (".5", 0.5),
+        ("1.", 1.0), ("-.inf", float("-inf")), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0b1", "0b1"),
+        ("1_0", "1_0"), ("1.0_0", "1.0_0"), ("off", "off"), (".", "."),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path):
+    found = yaml_file.read(write(tmp_path, f"key: {text}\n"))["key"]
+    assert (found, type(found)) == (value, type(value))
