@@ -5,7 +5,8 @@ So every test of the operators is a test of that device too, and the oracle stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ from torch import Tensor
 
 HAS_CUDA = torch.cuda.is_available()
 DEVICES = ("cpu", "cuda") if HAS_CUDA else ("cpu",)
+
+
+@contextmanager
+def new_tensors_on_meta() -> Iterator[None]:
+    """The default device is the meta device, whose tensors have no values."""
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
 
 
 class Mover:

@@ -31,18 +31,15 @@ from dreluop.surgery import (
     set_caps,
     to_plain,
 )
+from tests.devices import new_tensors_on_meta
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[None]:
-    """New tensors go to the meta device, where they have no values."""
-    torch.set_default_device("meta")
-    try:
+    with new_tensors_on_meta():
         yield
-    finally:
-        torch.set_default_device(None)
 
 
 def on_cpu(make: Callable[[], Any]) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 
 import dreluop
+from tests.devices import new_tensors_on_meta
 
 # Sizes and strides: offsets 0 to 10 but 1 and 9, and offsets of which some come twice.
 APART = ((3, 3), (3, 2))
@@ -30,15 +30,6 @@ def write(marked: bool, layout: Any) -> Callable[[Tensor], Tensor]:
         return memory
 
     return function
-
-
-@contextmanager
-def elsewhere() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -68,7 +59,7 @@ def test_capped_relu_compiled(form: Any) -> None:
         assert torch.equal(compiled(function)(before()), function(before()))
 
 
-@pytest.mark.parametrize("mode", [FakeTensorMode, elsewhere], ids=["fake", "default_device"])
+@pytest.mark.parametrize("mode", [FakeTensorMode, new_tensors_on_meta], ids=["fake", "default_device"])
 @pytest.mark.parametrize("marked", [False, True], ids=["", "negated"])
 def test_in_a_mode(mode: Callable[[], Any], marked: bool) -> None:
     with mode():

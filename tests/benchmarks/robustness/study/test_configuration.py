@@ -12,15 +12,7 @@ from benchmarks.robustness.paper import tables as paper
 from benchmarks.robustness.study import configuration
 from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
 from benchmarks.robustness.training import TrainingConfig
-
-SMALL = """
-title: T
-data: digits
-seeds: [0, 1]
-models: [dense]
-methods: [natural]
-attacks: {eps: 0.1}
-"""
+from tests.benchmarks.robustness.study.smallest import SMALLEST
 
 
 def read(tmp_path: Path, text: str) -> configuration.Study:
@@ -31,7 +23,7 @@ def read(tmp_path: Path, text: str) -> configuration.Study:
 
 def test_every_combination_is_a_run(tmp_path: Path):
     methods = "[natural, at, {method: trades, beta: [1, 6]}, {method: drelu, balancer: [0.5, 2]}]"
-    study = read(tmp_path, SMALL.replace("[natural]", methods))
+    study = read(tmp_path, SMALLEST.replace("[natural]", methods))
     assert [run.recipe.label for run in study.runs[:6]] == [
         "ReLU",
         "AT",
@@ -52,7 +44,7 @@ def test_every_combination_is_a_run(tmp_path: Path):
 
 
 def test_paper_mode_is_the_paper_s(tmp_path: Path):
-    study = read(tmp_path, SMALL.replace("[natural]", "[{method: drelu, balancer: 1}]") + "mode: paper\n")
+    study = read(tmp_path, SMALLEST.replace("[natural]", "[{method: drelu, balancer: 1}]") + "mode: paper\n")
     recipe = study.runs[0].recipe
     t = recipe.training
     assert (recipe.init, recipe.calibrate, t.cap_lr, t.lr) == (100.0, None, 1e-3, 1e-3)
@@ -61,13 +53,13 @@ def test_paper_mode_is_the_paper_s(tmp_path: Path):
 
 def test_the_twin_is_one_for_all_modes_and_methods(tmp_path: Path):
     drelu = "[{method: drelu, balancer: 1, training: {epochs: 7}}]"
-    fast = read(tmp_path, SMALL.replace("[natural]", drelu))
-    slow = read(tmp_path, SMALL.replace("[natural]", drelu) + "mode: paper\n")
-    assert fast.runs[0].twin == slow.runs[0].twin == read(tmp_path, SMALL).runs[0].recipe
+    fast = read(tmp_path, SMALLEST.replace("[natural]", drelu))
+    slow = read(tmp_path, SMALLEST.replace("[natural]", drelu) + "mode: paper\n")
+    assert fast.runs[0].twin == slow.runs[0].twin == read(tmp_path, SMALLEST).runs[0].recipe
 
 
 def test_settings_by_model(tmp_path: Path):
-    text = SMALL.replace("[dense]", "[dense, shallow_cnn]") + (
+    text = SMALLEST.replace("[dense]", "[dense, shallow_cnn]") + (
         "training: {epochs: 3}\nby_model: {shallow_cnn: {attacks: {samples: 7}, training: {epochs: 5}}}\n"
     )
     dense, _, shallow, _ = read(tmp_path, text).runs
@@ -76,7 +68,7 @@ def test_settings_by_model(tmp_path: Path):
 
 
 def test_extends_and_studies(tmp_path: Path):
-    (tmp_path / "base.yaml").write_text(SMALL)
+    (tmp_path / "base.yaml").write_text(SMALLEST)
     extended = read(tmp_path, "extends: base\ntitle: Other\nseeds: [0]\ncolumns: [clean]\n")
     assert (extended.title, len(extended.runs), extended.columns) == ("Other", 1, ("clean",))
     together = configuration.read("table5")
@@ -104,7 +96,7 @@ def test_extends_and_studies(tmp_path: Path):
 )
 def test_what_is_wrong_is_named(old: str, new: str, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
-        read(tmp_path, SMALL.replace(old, new))
+        read(tmp_path, SMALLEST.replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +113,11 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str, tmp_path: Path
 def test_runs_that_tables_cannot_tell_apart_are_refused(methods: str, label: str, tmp_path: Path):
     message = f"methods: got two different runs of digits, dense, head, {label}, seed 0, which tables cannot tell apart"
     with pytest.raises(ValueError, match=message):
-        read(tmp_path, SMALL.replace("[natural]", methods))
+        read(tmp_path, SMALLEST.replace("[natural]", methods))
 
 
 def test_studies_whose_runs_tables_cannot_tell_apart_are_refused(tmp_path: Path):
-    others = {"first": SMALL, "same": SMALL, "second": SMALL.replace("0.1", "0.2")}
+    others = {"first": SMALLEST, "same": SMALLEST, "second": SMALLEST.replace("0.1", "0.2")}
     paths = {name: tmp_path / f"{name}.yaml" for name in others}
     for name, text in others.items():
         paths[name].write_text(text)

@@ -11,15 +11,7 @@ from benchmarks.robustness import command
 from benchmarks.robustness.reporting.pages import FOLDER_NAME, STUDIES
 from benchmarks.robustness.reporting.pictures import PICTURES
 from benchmarks.robustness.study import configuration, names, records, yaml_file
-
-GOOD = """
-title: T
-data: digits
-seeds: [0, 1]
-models: [dense]
-methods: [natural]
-attacks: {eps: 0.1}
-"""
+from tests.benchmarks.robustness.study.smallest import SMALLEST
 
 
 def write(folder: Path, content: str | bytes, name: str = "study") -> Path:
@@ -41,18 +33,18 @@ def fault(folder: Path, content: str | bytes) -> str:
     ("content", "message"),
     [
         ("\ttitle: T\n", "line 1, column 1: found character '\\t' that cannot start any token; expected valid YAML"),
-        (GOOD + "title: U\n", "line 8, column 1: got the key 'title' twice; expected valid YAML"),
-        (GOOD.replace("0.1}", "0.1, eps: 0.2}"), "line 7, column 21: got the key 'eps' twice; expected valid YAML"),
+        (SMALLEST + "title: U\n", "line 8, column 1: got the key 'title' twice; expected valid YAML"),
+        (SMALLEST.replace("0.1}", "0.1, eps: 0.2}"), "line 7, column 21: got the key 'eps' twice; expected valid YAML"),
         (b"\x00\xff\xfe\x80", "got bytes that are not text (invalid start byte); expected a YAML file"),
-        (GOOD.encode() + b"source: \x00", "got bytes that are not text (special characters are not allowed)"),
-        (GOOD + "--- \n" + GOOD, "line 8, column 1: but found another document"),
-        (GOOD + "source: !!python/object:os.system {}\n", "line 8, column 9: could not determine a constructor"),
-        (GOOD + "source: 2020-13-45\n", "month must be in 1..12; expected valid YAML"),
-        (GOOD + "? [a]\n: b\n", "line 8, column 3: found unhashable key"),
+        (SMALLEST.encode() + b"source: \x00", "got bytes that are not text (special characters are not allowed)"),
+        (SMALLEST + "--- \n" + SMALLEST, "line 8, column 1: but found another document"),
+        (SMALLEST + "source: !!python/object:os.system {}\n", "line 8, column 9: could not determine a constructor"),
+        (SMALLEST + "source: 2020-13-45\n", "month must be in 1..12; expected valid YAML"),
+        (SMALLEST + "? [a]\n: b\n", "line 8, column 3: found unhashable key"),
         ("[" * 1500, "got brackets nested too deeply; expected valid YAML"),
         ("", "got nothing; expected a mapping"),
         ("- a\n", "got list; expected a mapping"),
-        (GOOD + "training: &a {epochs: *a}\n", "training.epochs: got {'epochs': {...}}; expected a whole number"),
+        (SMALLEST + "training: &a {epochs: *a}\n", "training.epochs: got {'epochs': {...}}; expected a whole number"),
     ],
 )
 def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_path: Path):
@@ -165,20 +157,20 @@ def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_p
 )
 def test_a_wrong_value(line: str, message: str, tmp_path: Path):
     key = line.partition(":")[0]
-    others = [given for given in GOOD.splitlines() if given.partition(":")[0] != key]
+    others = [given for given in SMALLEST.splitlines() if given.partition(":")[0] != key]
     found = fault(tmp_path, "\n".join([*others, line, ""]))
     assert found.startswith(message)
     assert "\n" not in found
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path):
-    found = fault(tmp_path, GOOD.replace("[0, 1]", "x").replace("title: T", "title: 5"))
+    found = fault(tmp_path, SMALLEST.replace("[0, 1]", "x").replace("title: T", "title: 5"))
     assert found == f"title: got 5; expected text\n{tmp_path / 'study.yaml'}: seeds: got 'x'; expected a list"
 
 
 def test_a_model_without_a_method(tmp_path: Path):
     methods = "methods: [{method: at, models: [dense]}]"
-    text = GOOD.replace("[dense]", "[dense, shallow_cnn]").replace("methods: [natural]", methods)
+    text = SMALLEST.replace("[dense]", "[dense, shallow_cnn]").replace("methods: [natural]", methods)
     assert fault(tmp_path, text) == "methods: got none for 'shallow_cnn'; expected at least one for every model"
 
 
@@ -187,26 +179,28 @@ def test_a_model_without_a_method(tmp_path: Path):
 )
 def test_numbers_as_people_write_them(written: str, value: float, tmp_path: Path):
     methods = f"methods: [{{method: drelu, balancer: {written}}}]"
-    study = configuration.read(write(tmp_path, GOOD.replace("methods: [natural]", methods)))
+    study = configuration.read(write(tmp_path, SMALLEST.replace("methods: [natural]", methods)))
     assert study.runs[0].recipe.training.balancer == value
     assert isinstance(study.runs[0].recipe.training.balancer, float)
 
 
 def test_whole_numbers_and_off(tmp_path: Path):
-    text = GOOD + "training: {epochs: 1e3, amp: off, stop_patience: null}\n"
+    text = SMALLEST + "training: {epochs: 1e3, amp: off, stop_patience: null}\n"
     training = configuration.read(write(tmp_path, text)).runs[0].recipe.training
     assert (training.epochs, training.amp, training.stop_patience) == (1000, "off", None)
     assert isinstance(training.epochs, int)
 
 
 def test_equal_recipes_have_equal_names_however_they_are_written(tmp_path: Path):
-    texts = [GOOD + f"training: {{lr: {lr}, epochs: {epochs}}}\n" for lr, epochs in ((1, 10), ("1.0", "1e1"))]
+    texts = [SMALLEST + f"training: {{lr: {lr}, epochs: {epochs}}}\n" for lr, epochs in ((1, 10), ("1.0", "1e1"))]
     first, second = (configuration.read(write(tmp_path, text)).runs for text in texts)
     assert [run.name for run in first] == [run.name for run in second]
 
 
 def test_extending_merges_sections_and_replaces_lists(tmp_path: Path):
-    base = GOOD.replace("data: digits", "data: {name: digits, train_limit: 96}").replace("0.1}", "0.3, bounds: [0.5]}")
+    base = SMALLEST.replace("data: digits", "data: {name: digits, train_limit: 96}").replace(
+        "0.1}", "0.3, bounds: [0.5]}"
+    )
     base = base.replace("[natural]", "[at, {method: trades, beta: 1}]") + "training: {epochs: 3, lr: 0.5}\n"
     write(tmp_path, base, "base")
     write(tmp_path, "extends: base\nattacks: {samples: 7}\ntraining: {epochs: 4}\ndata: {train_limit: 32}\n", "middle")
@@ -221,7 +215,7 @@ def test_extending_merges_sections_and_replaces_lists(tmp_path: Path):
 
 
 def test_a_fault_is_of_the_file_that_has_it(tmp_path: Path):
-    base = write(tmp_path, GOOD + "training: {epochs: 1.5}\n", "base")
+    base = write(tmp_path, SMALLEST + "training: {epochs: 1.5}\n", "base")
     with pytest.raises(ValueError, match=r"training\.epochs: got 1\.5") as caught:
         configuration.read(write(tmp_path, "extends: base\ntraining: {epochs: 2}\n"))
     assert str(caught.value).startswith(f"{base}: ")
@@ -265,14 +259,14 @@ def test_pictures_are_those_that_can_be_drawn():
     ],
 )
 def test_wrong_arguments(arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    file = write(tmp_path, GOOD)
+    file = write(tmp_path, SMALLEST)
     with pytest.raises(SystemExit, match="2"):
         command.main([one.replace("FILE", str(file)) for one in arguments])
     assert message.replace("FILE", str(file)) in capsys.readouterr().err
 
 
 def test_a_command_prints_the_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = write(tmp_path, GOOD.replace("title: T", "title: 5"))
+    path = write(tmp_path, SMALLEST.replace("title: T", "title: 5"))
     for name in ("run", "table", "plot", "stats"):
         assert command.main([name, str(path)]) == 2
         assert f"{path}: title: got 5; expected text" in capsys.readouterr().err
