@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dreluop import cap_values, validation
 from dreluop.layers import capped_layers
 from dreluop.modules import DReLU, SReLU
+from dreluop.surgery.copies import copied
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
 from dreluop.surgery.replacing import check_model
 
@@ -78,12 +78,10 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
 
 def _rehearsed(model: nn.Module, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The missing and the unexpected keys, as torch finds them (modules may rename or add some)."""
-    # Also what hooks make anew (torch.nn.utils.prune): it may have a gradient, and then cannot be copied.
-    made = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers(), *made]}
+    # Assigned, the tensors of the state come into the copy, and none of the model is written over.
+    rehearsal = copied(model, shared=[*model.parameters(), *model.buffers()])
     try:
-        # Assigned, the tensors of the state come into the copy, and none of the model is written over.
-        found = copy.deepcopy(model, shared).load_state_dict(state, strict=False, assign=True)
+        found = rehearsal.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(f"state: {error}") from error
     return found.missing_keys, found.unexpected_keys

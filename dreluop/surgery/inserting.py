@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from dreluop import validation
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import activations, shapes
+from dreluop.surgery import graphs, shapes
 from dreluop.surgery.replacing import check_model
-from dreluop.surgery.survey import Owner, Survey, survey
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class HeadedLinear(nn.Linear):
@@ -65,11 +66,11 @@ def insert_head(
     """
     check_model(model)
     _check_caps(granularity, init)
-    output = _named(model, layer) if layer is not None else _output_layer(model)
-    if type(output) is not nn.Linear:
-        raise ValueError(f"layer: the output layer is a {type(output).__name__}; expected a torch.nn.Linear")
+    found = _named(model, layer) if layer is not None else _output_layer(model)
+    output = _of_kind(nn.Linear, found, "output", model)
     init = validation.initial_cap(init, output.weight.dtype)
     features = output.in_features if width is None else validation.positive_int("width", width)
+    _check_shape("width", output, features, output.in_features)
     options: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
     head = nn.Linear(output.in_features, features, **options)
     caps = DReLU(1 if granularity == "layer" else features, init, -1 if granularity == "channel" else 1, **options)
@@ -117,15 +118,15 @@ def insert_stem(
     kernel_size = validation.positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: got {kernel_size}; expected an odd number")
-    first = _named(model, layer) if layer is not None else _first_layer(model)
-    if type(first) is not nn.Conv2d:
-        raise ValueError(f"layer: the first layer is a {type(first).__name__}; expected a torch.nn.Conv2d")
+    found = _named(model, layer) if layer is not None else _first_layer(model)
+    first = _of_kind(nn.Conv2d, found, "first", model)
     init = validation.initial_cap(init, first.weight.dtype)
     between = first.in_channels if channels is None else validation.positive_int("channels", channels)
     if between != first.in_channels and first.groups != 1:
         raise ValueError(
             f"channels: got {between}; the first convolution has groups and takes {first.in_channels} only"
         )
+    _check_shape("channels", first, between, first.in_channels)
     options: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
     caps: int | tuple[int, ...] = 1 if granularity == "layer" else between
     if granularity == "neuron":
@@ -163,16 +164,31 @@ def _named(model: nn.Module, name: Any) -> nn.Module:
         raise ValueError(f"layer: the model has no module {name!r}") from error
 
 
-# What may stand between the output layer and what the model returns.
+def _of_kind(kind: type[Layer], layer: nn.Module, which: str, model: nn.Module) -> Layer:
+    if type(layer) is kind:
+        return layer
+    got, cure = type(layer).__name__, "name another with layer="
+    if isinstance(layer, HeadedLinear | StemmedConv2d):
+        cure = "it has its new layer already"
+    elif isinstance(layer, kind):
+        got = f"{graphs.path_of_class(layer)}, a subclass of torch.nn.{kind.__name__}"
+        path = next(name for name, module in model.named_modules() if module is layer)
+        cure = f"put a torch.nn.{kind.__name__} with its weights at {path!r}, or {cure}"
+    raise ValueError(f"layer: the {which} layer is a {got}; expected a torch.nn.{kind.__name__}: {cure}")
+
+
+def _check_shape(argument: str, layer: nn.Module, new: int, old: int) -> None:
+    if new != old and "weight" not in layer._parameters:
+        raise ValueError(
+            f"{argument}: got {new}; a hook (weight_norm, spectral_norm, prune) computes the weight of the layer, so its "
+            f"shape must stay; expected {old}"
+        )
+
+
+# What may be between the output layer and what the model returns.
 _AFTER_OUTPUT = (
-    nn.Softmax,
-    nn.LogSoftmax,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Sigmoid,
-    nn.modules.dropout._DropoutNd,
-)
+    nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd,
+)  # fmt: skip
 _AFTER_OUTPUT_CALLS = (
     torch.flatten, torch.softmax, torch.log_softmax, torch.sigmoid, torch.squeeze, torch.reshape,
     nn.functional.softmax, nn.functional.log_softmax, nn.functional.dropout,
@@ -181,71 +197,66 @@ _AFTER_OUTPUT_CALLS = (
 
 
 def _output_layer(model: nn.Module) -> nn.Module:
-    found = survey(model)
-    owner = found.owners.get(id(model))
-    if owner is None or owner.traced is None:
-        why = owner.error if owner is not None else "it is one of torch's own layers"
-        raise ValueError(f"layer: the output layer cannot be found ({why}); name it with layer=")
-    value = _returned(owner)
-    while isinstance(value, fx.Node):
-        if value.op == "placeholder":
-            step = _argument_of(owner, value)
-            if step is None:
-                break
-            owner, value = step
-        elif value.op == "call_module":
-            module = owner.child(str(value.target))
-            if isinstance(module, nn.Linear):
-                return module
-            inner = found.owners.get(id(module))
-            if inner is not None and inner.traced is not None:
-                owner, value = inner, _returned(inner)
-            elif isinstance(module, _AFTER_OUTPUT):
-                value = activations.input_of(value)
-            else:
-                return module
-        elif value.target in _AFTER_OUTPUT_CALLS:
-            value = activations.input_of(value)
-        else:
-            break
+    """The layer whose output the model returns in eval mode."""
+    found = _returned(model, model)
+    if isinstance(found, nn.Module):
+        return found
     raise ValueError(f"layer: what a {type(model).__name__} returns comes from no single layer; name it with layer=")
 
 
-def _returned(owner: Owner) -> Any:
-    assert owner.traced is not None
-    return next(node for node in reversed(owner.traced[False].graph.nodes) if node.op == "output").args[0]
-
-
-def _argument_of(owner: Owner, placeholder: fx.Node) -> tuple[Owner, Any] | None:
-    position = [node for node in placeholder.graph.nodes if node.op == "placeholder"].index(placeholder)
-    for caller, call in owner.callers:
-        assert caller.traced is not None
-        if call.graph is caller.traced[False].graph and position < len(call.args):
-            return caller, call.args[position]
-    return None
+def _returned(module: nn.Module, model: nn.Module) -> nn.Module | fx.Node | None:
+    """The layer whose output a module returns, or the placeholder of the argument that it returns; None: neither."""
+    value: Any = _graph(module, model, "output").output_node().args[0]
+    while isinstance(value, fx.Node) and value.op != "placeholder":
+        position, name = 0, "input"
+        if value.op != "call_module" and value.target not in _AFTER_OUTPUT_CALLS:
+            return None
+        child = module.get_submodule(str(value.target)) if value.op == "call_module" else None
+        if child is not None and not isinstance(child, _AFTER_OUTPUT):
+            found = child if isinstance(child, nn.Linear) or _is_torchs(child) else _returned(child, model)
+            if not isinstance(found, fx.Node):
+                return found
+            position, name = found.graph.find_nodes(op="placeholder").index(found), str(found.target)
+        value = value.args[position] if position < len(value.args) else value.kwargs.get(name)
+    return value if isinstance(value, fx.Node) else None
 
 
 def _first_layer(model: nn.Module) -> nn.Module:
-    found = survey(model)
-    if id(model) not in found.owners:
-        raise ValueError(f"layer: a {type(model).__name__} is one of torch's own layers, which holds no other")
-    first = next((module for module in _in_order(found, model) if any(True for _ in module.parameters(False))), None)
+    first = next(_layers_in_order(model, model), None)
     if first is None:
         raise ValueError(f"layer: no layer with weights is found in a {type(model).__name__}; name it with layer=")
     return first
 
 
-def _in_order(found: Survey, module: nn.Module) -> Iterator[nn.Module]:
-    """The layers in the order in which they run."""
-    owner = found.owners.get(id(module))
-    if owner is None or isinstance(module, nn.Conv2d):
+def _layers_in_order(module: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
+    """The layers with weights in the order in which they run."""
+    if next(module.parameters(), None) is None:
+        return
+    if module is not model and (isinstance(module, nn.Conv2d | nn.Linear) or _is_torchs(module)):
         yield module
         return
-    if owner.traced is None:
-        raise ValueError(f"layer: the first layer cannot be found ({owner}: {owner.error}); name it with layer=")
-    for node in owner.traced[False].graph.nodes:
+    for node in _graph(module, model, "first").nodes:
         if node.op == "call_module":
-            yield from _in_order(found, owner.child(str(node.target)))
+            yield from _layers_in_order(module.get_submodule(str(node.target)), model)
+        elif node.op == "get_attr" and node.target in module._parameters:
+            yield module
+
+
+def _graph(module: nn.Module, model: nn.Module, which: str) -> fx.Graph:
+    try:
+        if _is_torchs(module):
+            raise ValueError("it is one of torch's own layers, whose name is ''")
+        return graphs.trace(module, training=False)
+    except ValueError as error:
+        path = next(name for name, part in model.named_modules() if part is module)
+        where = f"{path or 'the model'!r}, a {graphs.path_of_class(module)}"
+        raise ValueError(f"layer: the {which} layer cannot be found ({error}: {where}); name it with layer=") from error
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers, which is not looked into."""
+    forward = getattr(type(module), "forward", None)
+    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.nn.modules.")
 
 
 def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple[int, ...]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import operator
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dreluop import validation
 from dreluop.layers import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
-from dreluop.surgery import inplace, tracing
+from dreluop.surgery import exact
+from dreluop.surgery.copies import copied
+from dreluop.surgery.graphs import path_of_class
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
-from dreluop.surgery.rewriting import NewForward
 from dreluop.surgery.sites import ResidualDReLU
+from dreluop.surgery.source import is_rewritten
 
 PLAIN_NAME = "CappedReLU"
-_OPERATORS = {function: getattr(operator, name) for name, function in inplace.FUNCTIONS.items()}
 
 
 def to_plain(model: nn.Module) -> nn.Module:
@@ -25,35 +25,45 @@ def to_plain(model: nn.Module) -> nn.Module:
 
     A fixed layer cap > 0 (SReLU, or a frozen DReLU) becomes ``nn.Hardtanh(0, cap)``, any other
     ``relu(minimum(x, cap))``, whose cap stays a parameter (a buffer, for SReLU) of the same name; a parametrized cap
-    becomes one that holds its value. Modules whose forward
-    the surgery wrote anew become a ``torch.fx.GraphModule`` with the same children. Outputs are equal
-    (``torch.equal``); the gradient at ties is torch's.
+    becomes one that holds its value. Modules that surgery rewrote become a ``torch.fx.GraphModule`` of their forward
+    with the same children. Outputs are equal (``torch.equal``); the gradient at ties is torch's.
 
     Args:
-        model: left as it is; in eval mode if a module's forward differs between the modes, as the copy then has the
+        model: left as it is; in eval mode if a rewritten forward differs between the modes, as the copy then has the
             eval one.
 
     Raises:
-        TypeError, ValueError: model has no capped layer, or it is in train mode and a rewritten forward differs there.
+        TypeError, ValueError: model has no capped layer, it cannot be copied, torch.fx cannot trace a rewritten
+            forward, or the model is in train mode and a rewritten forward differs there.
     """
     capped_layers(model)
-    return _plain(copy.deepcopy(model), {})
+    copy = copied(model)
+    plain: nn.Module = _plain(copy, {}, {id(module): name for name, module in copy.named_modules()})
+    return plain
 
 
-def _plain(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    if id(module) in done:
-        return done[id(module)]
-    done[id(module)] = module
-    for name, child in list(module._modules.items()):
-        if child is not None:
-            module._modules[name] = _plain(child, done)
-    if isinstance(module, DReLU | SReLU):
-        done[id(module)] = _capped(module)
-    elif isinstance(vars(type(module)).get("new_forward"), NewForward) or isinstance(
-        module, HeadedLinear | StemmedConv2d
-    ):
-        done[id(module)] = _as_graph_module(module)
-    return done[id(module)]
+def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
+    """The plain form of a module, or of the modules in a list or dictionary, such as the attributes of a module."""
+    if type(value) is tuple:
+        return tuple(_plain(part, done, names) for part in value)
+    if not isinstance(value, nn.Module | list | dict) or id(value) in done:
+        return done.get(id(value), value)
+    done[id(value)] = value
+    if not isinstance(value, nn.Module):
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            plain = _plain(part, done, names)
+            if plain is not part:
+                value[key] = plain
+        return value
+    # Before its children change, as a rewritten forward asks whether they are D-ReLUs.
+    traced = is_rewritten(value) or isinstance(value, HeadedLinear | StemmedConv2d)
+    graph = _graph(value, names.get(id(value), "")) if traced else None
+    _plain(vars(value), done, names)
+    if isinstance(value, DReLU | SReLU):
+        done[id(value)] = _capped(value)
+    elif graph is not None:
+        done[id(value)] = _as_graph_module(value, graph)
+    return done[id(value)]
 
 
 def _capped(layer: CappedLayer) -> nn.Module:
@@ -96,49 +106,40 @@ def _capped(layer: CappedLayer) -> nn.Module:
     return _with_state_of(layer, fx.GraphModule(root, graph, PLAIN_NAME))
 
 
-def _as_graph_module(module: nn.Module) -> nn.Module:
-    name = type(module).__name__
+def _graph(module: nn.Module, name: str) -> fx.Graph:
+    modes = {part: part.training for part in module.modules()}
+    try:
+        graph = eval_graph = exact.graph_of(module, module.training)
+        if module.training:
+            for part in modes:
+                part.training = False
+            eval_graph = exact.graph_of(module, False)
+    except ValueError as error:
+        what = f"{name!r} ({path_of_class(module)})" if name else f"a {path_of_class(module)}"
+        raise ValueError(
+            f"model: the forward of {what}, which surgery rewrote, cannot become a torch.fx graph ({error}); move that "
+            "part of it into a submodule without activations, or deploy the model with dreluop"
+        ) from error
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if str(graph) != str(eval_graph):
+        what = type(module).__name__
+        raise ValueError(f"model: the forward of a {what} differs between train and eval mode; call model.eval() first")
+    return graph
 
-    traced = tracing.trace(module, (), frozenset(_parameters(module)))
-    graphs = {training: _without_guards(one.graph) for training, one in traced.items()}
-    if module.training and graphs[True].python_code("self").src != graphs[False].python_code("self").src:
-        raise ValueError(f"model: the forward of a {name} differs between train and eval mode; call model.eval() first")
-    plain = fx.GraphModule(module, graphs[module.training], name)
+
+def _as_graph_module(module: nn.Module, graph: fx.Graph) -> nn.Module:
+    plain = fx.GraphModule(module, graph, type(module).__name__)
     # All that the module had, also what the graph does not use, under the same names in the same order.
     plain._modules, plain._parameters, plain._buffers = module._modules, module._parameters, module._buffers
     plain._non_persistent_buffers_set = module._non_persistent_buffers_set
+    # fx made buffers of the tensors that are none.
+    vars(plain).update((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
     return _with_state_of(module, plain)
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    code = type(module).forward.__code__
-    return list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
-
-
-def _without_guards(graph: fx.Graph) -> fx.Graph:
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in (tracing.only_default, tracing.not_none):
-            graph.erase_node(node)
-        elif node.op == "call_function" and node.target in _OPERATORS:
-            x = node.args[0]
-            if isinstance(x, fx.Node) and len(x.users) > 1:
-                # Written as x += y, a number would be another for its later users; a method fails on one.
-                node.op, node.target = "call_method", f"__{node.target.__name__}__"
-            else:
-                node.target = _OPERATORS[node.target]
-    # A copy, as the graph names its tracer, and a pickle would name it too.
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
 
 
 def _with_state_of(old: nn.Module, new: nn.Module) -> nn.Module:
     new.training = old.training
-    for name in (
-        "_forward_hooks",
-        "_forward_pre_hooks",
-        "_forward_hooks_with_kwargs",
-        "_forward_pre_hooks_with_kwargs",
-    ):
-        setattr(new, name, getattr(old, name))
+    vars(new).update((name, value) for name, value in vars(old).items() if "hook" in name)
     return new
