@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import random
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
+from torch.fx.proxy import TraceError
 
 from dreluop.surgery import graphs
 
@@ -24,15 +26,11 @@ class _Proxy(fx.Proxy):
     when the graph is unpickled.
     """
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         if not sys._getframe(1).f_globals.get("__name__", "").startswith(("torch.", "dreluop.")):
-            raise TypeError("it asks for the type of an input")
+            raise TraceError("it asks for the type of an input")
         return type(self)
-
-    @__class__.setter
-    def __class__(self, cls: type) -> None:
-        object.__setattr__(self, "__class__", cls)
 
 
 def _written(name: str) -> Any:
@@ -56,11 +54,11 @@ class _Tracer(graphs.Tracer):
         states = _random_states()
         graph = super().trace(root, concrete_args)
         if _random_states() != states:
-            raise TypeError("it draws random numbers that depend on no input")
+            raise TraceError("it draws random numbers that depend on no input")
         after = vars(root)
         changed = sorted(name for name in {*after, *self._before} if after.get(name) is not self._before.get(name))
         if changed:
-            raise TypeError(f"it sets {', '.join(changed)}")
+            raise TraceError(f"it sets its attribute {', '.join(changed)}")
         # A graph names the class of its tracer, and so would a pickle.
         copied = fx.Graph()
         copied.output(copied.graph_copy(graph, {}))
@@ -76,17 +74,28 @@ class _Tracer(graphs.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
-            raise TypeError("it computes under torch.no_grad or torch.autocast")
-        return super().create_node(*args, **kwargs)
+            raise TraceError("it computes under torch.no_grad or torch.autocast")
+        node = super().create_node(*args, **kwargs)
+        first = node.args[0] if node.op == "call_method" else None
+        if isinstance(first, fx.Node) and first.op == "get_attr" and _is_write(str(node.target)):
+            # Unpickling traces the graph anew, and would write once, then.
+            raise TraceError(f"it writes to its tensor {first.target}")
+        return node
 
     def create_arg(self, a: Any) -> Any:
         known = not isinstance(a, Tensor) or isinstance(a, nn.Parameter) or a in self.tensor_attrs
         if not known and not any(a is buffer for buffer in self.root.buffers()):
-            raise TypeError("it computes with a tensor that is neither an input nor an attribute")
-        return super().create_arg(a)
+            raise TraceError("it computes with a tensor that is neither an input nor an attribute of it")
+        # Code cannot name the numbers of numpy.
+        numpys = type(a).__module__ == "numpy" and isinstance(a, numbers.Number)
+        return super().create_arg(a.item() if numpys else a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return fx.Proxy(node, self) if _is_number(node) else _Proxy(node, self)
+
+
+def _is_write(method: str) -> bool:
+    return method[2:-2] in _WRITES or (method.endswith("_") and not method.endswith("__"))
 
 
 def _is_number(node: fx.Node) -> bool:

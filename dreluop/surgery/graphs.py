@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 
 class Tracer(fx.Tracer):
@@ -17,6 +18,11 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        if mod not in (self.submodule_paths or {}):
+            raise TraceError(f"it calls a {type(mod).__name__} that is no submodule of it; hold it in an nn.ModuleList")
+        return super().path_of_module(mod)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -43,10 +49,10 @@ def trace(module: nn.Module, training: bool, *, tracer: type[Tracer] = Tracer, d
     Raises:
         ValueError: torch.fx cannot trace the forward; says why.
     """
-    if "forward" in vars(module):
-        raise ValueError("its forward is set on the instance")
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError("it is a TorchScript module")
+    if "forward" in vars(module):
+        raise ValueError("its forward is set on the instance")
     # A twin, as the forward may set attributes.
     twin = type(module).__new__(type(module))
     vars(twin).update(_copied(vars(module)), training=training)
@@ -55,7 +61,8 @@ def trace(module: nn.Module, training: bool, *, tracer: type[Tracer] = Tracer, d
         with torch.random.fork_rng(devices=[]):
             graph = tracer().trace(twin, fixed)
     except Exception as error:  # the forward is the user's: a trace may end in any error
-        raise ValueError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+        kind = "" if isinstance(error, TraceError) else f"{type(error).__name__}: "
+        raise ValueError(kind + str(error).strip().partition("\n")[0]) from error
     # fx renames the arguments that it takes at a value, but callers may pass them by name.
     names = {f"{name}_1": name for name in fixed}
     for node in graph.find_nodes(op="placeholder"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from dreluop import validation
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import graphs, shapes
+from dreluop.surgery import finding, graphs, shapes
 from dreluop.surgery.replacing import check_model
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -66,7 +65,7 @@ def insert_head(
     """
     check_model(model)
     _check_caps(granularity, init)
-    found = _named(model, layer) if layer is not None else _output_layer(model)
+    found = _named(model, layer) if layer is not None else finding.output_layer(model)
     output = _of_kind(nn.Linear, found, "output", model)
     init = validation.initial_cap(init, output.weight.dtype)
     features = output.in_features if width is None else validation.positive_int("width", width)
@@ -118,7 +117,7 @@ def insert_stem(
     kernel_size = validation.positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: got {kernel_size}; expected an odd number")
-    found = _named(model, layer) if layer is not None else _first_layer(model)
+    found = _named(model, layer) if layer is not None else finding.first_layer(model)
     first = _of_kind(nn.Conv2d, found, "first", model)
     init = validation.initial_cap(init, first.weight.dtype)
     between = first.in_channels if channels is None else validation.positive_int("channels", channels)
@@ -165,11 +164,13 @@ def _named(model: nn.Module, name: Any) -> nn.Module:
 
 
 def _of_kind(kind: type[Layer], layer: nn.Module, which: str, model: nn.Module) -> Layer:
-    if type(layer) is kind:
+    if type(layer) is kind and "forward" not in vars(layer):
         return layer
     got, cure = type(layer).__name__, "name another with layer="
     if isinstance(layer, HeadedLinear | StemmedConv2d):
         cure = "it has its new layer already"
+    elif type(layer) is kind:
+        got, cure = f"{got} whose forward is set on the instance", f"delete that, or {cure}"
     elif isinstance(layer, kind):
         got = f"{graphs.path_of_class(layer)}, a subclass of torch.nn.{kind.__name__}"
         path = next(name for name, module in model.named_modules() if module is layer)
@@ -180,83 +181,9 @@ def _of_kind(kind: type[Layer], layer: nn.Module, which: str, model: nn.Module) 
 def _check_shape(argument: str, layer: nn.Module, new: int, old: int) -> None:
     if new != old and "weight" not in layer._parameters:
         raise ValueError(
-            f"{argument}: got {new}; a hook (weight_norm, spectral_norm, prune) computes the weight of the layer, so its "
-            f"shape must stay; expected {old}"
+            f"{argument}: got {new}; expected {old}, as a hook computes the weight of the layer (weight_norm, "
+            "spectral_norm, prune), whose shape must stay"
         )
-
-
-# What may be between the output layer and what the model returns.
-_AFTER_OUTPUT = (
-    nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd,
-)  # fmt: skip
-_AFTER_OUTPUT_CALLS = (
-    torch.flatten, torch.softmax, torch.log_softmax, torch.sigmoid, torch.squeeze, torch.reshape,
-    nn.functional.softmax, nn.functional.log_softmax, nn.functional.dropout,
-    "flatten", "softmax", "log_softmax", "sigmoid", "squeeze", "view", "reshape", "float",
-)  # fmt: skip
-
-
-def _output_layer(model: nn.Module) -> nn.Module:
-    """The layer whose output the model returns in eval mode."""
-    found = _returned(model, model)
-    if isinstance(found, nn.Module):
-        return found
-    raise ValueError(f"layer: what a {type(model).__name__} returns comes from no single layer; name it with layer=")
-
-
-def _returned(module: nn.Module, model: nn.Module) -> nn.Module | fx.Node | None:
-    """The layer whose output a module returns, or the placeholder of the argument that it returns; None: neither."""
-    value: Any = _graph(module, model, "output").output_node().args[0]
-    while isinstance(value, fx.Node) and value.op != "placeholder":
-        position, name = 0, "input"
-        if value.op != "call_module" and value.target not in _AFTER_OUTPUT_CALLS:
-            return None
-        child = module.get_submodule(str(value.target)) if value.op == "call_module" else None
-        if child is not None and not isinstance(child, _AFTER_OUTPUT):
-            found = child if isinstance(child, nn.Linear) or _is_torchs(child) else _returned(child, model)
-            if not isinstance(found, fx.Node):
-                return found
-            position, name = found.graph.find_nodes(op="placeholder").index(found), str(found.target)
-        value = value.args[position] if position < len(value.args) else value.kwargs.get(name)
-    return value if isinstance(value, fx.Node) else None
-
-
-def _first_layer(model: nn.Module) -> nn.Module:
-    first = next(_layers_in_order(model, model), None)
-    if first is None:
-        raise ValueError(f"layer: no layer with weights is found in a {type(model).__name__}; name it with layer=")
-    return first
-
-
-def _layers_in_order(module: nn.Module, model: nn.Module) -> Iterator[nn.Module]:
-    """The layers with weights in the order in which they run."""
-    if next(module.parameters(), None) is None:
-        return
-    if module is not model and (isinstance(module, nn.Conv2d | nn.Linear) or _is_torchs(module)):
-        yield module
-        return
-    for node in _graph(module, model, "first").nodes:
-        if node.op == "call_module":
-            yield from _layers_in_order(module.get_submodule(str(node.target)), model)
-        elif node.op == "get_attr" and node.target in module._parameters:
-            yield module
-
-
-def _graph(module: nn.Module, model: nn.Module, which: str) -> fx.Graph:
-    try:
-        if _is_torchs(module):
-            raise ValueError("it is one of torch's own layers, whose name is ''")
-        return graphs.trace(module, training=False)
-    except ValueError as error:
-        path = next(name for name, part in model.named_modules() if part is module)
-        where = f"{path or 'the model'!r}, a {graphs.path_of_class(module)}"
-        raise ValueError(f"layer: the {which} layer cannot be found ({error}: {where}); name it with layer=") from error
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, which is not looked into."""
-    forward = getattr(type(module), "forward", None)
-    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.nn.modules.")
 
 
 def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple[int, ...]:

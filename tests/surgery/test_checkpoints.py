@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from dreluop import DReLU, SReLU
 from dreluop.surgery import insert_head, insert_stem, load_float_state_dict, replace_activations
@@ -101,6 +103,54 @@ def test_a_checkpoint_from_before_batches_were_counted() -> None:
     state._metadata.clear()  # type: ignore[attr-defined]
     assert len(load_float_state_dict(model, state).caps) == 4
     assert torch.equal(model[0].weight, state["0.weight"])
+
+
+class Shifted(nn.Module):
+    """Holds tensors that are no buffers, one of them with a gradient function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.ones(4)
+        self.made = [torch.ones(4, requires_grad=True) * 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift + self.made[0]
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", 0.3)
+
+
+UNCOPIED: dict[str, Callable[[], nn.Module]] = {
+    "weight_norm": lambda: weight_norm(nn.Linear(4, 4)),
+    "spectral_norm": lambda: spectral_norm(nn.Linear(4, 4)),
+    "prune": lambda: pruned(nn.Linear(4, 4)),
+    "recurrent": lambda: weight_norm(nn.LSTM(4, 4), "weight_hh_l0"),
+    "no_buffer": Shifted,
+}
+
+
+@pytest.mark.parametrize("name", UNCOPIED)
+def test_modules_that_torch_refuses_to_copy(name: str) -> None:
+    source, model = (nn.Sequential(UNCOPIED[name](), nn.Linear(4, 4)) for _ in range(2))
+    model.insert(1, DReLU(4, init=0.3))
+    source.insert(1, nn.ReLU())
+    model[0](torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    before, state = snapshot(model), source.state_dict()
+    with pytest.raises(ValueError, match="it lacks '2.bias'"):
+        load_float_state_dict(model, {key: value for key, value in state.items() if key != "2.bias"})
+    assert same_state(model, before)
+    assert load_float_state_dict(model, state).caps == ("1.cap",)
+    assert same_state(model, {**state, "1.cap": torch.full((4,), 0.3)})
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = operated()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"model: it cannot be copied: cannot pickle '_thread\.lock' object"):
+        load_float_state_dict(model, float_model().state_dict())
 
 
 def changed(**changes: Any) -> dict[str, Any]:

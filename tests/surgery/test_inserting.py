@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
+from torch.optim.swa_utils import AveragedModel
 
 from dreluop.surgery import HeadedLinear, StemmedConv2d, insert_head, insert_stem
 from tests.surgery.models import DataDependent, TwoModes, Users
@@ -98,6 +100,102 @@ def test_both_copy_pickle_compile_and_train() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+class Unregistered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(2, 2)]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers[0](x)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.a(x) + self.b(x)
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+class OwnWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+def own_forward(module: nn.Module) -> nn.Module:
+    module.forward = lambda x: x  # type: ignore[method-assign]
+    return module
+
+
+class Wrapped(nn.Module):
+    """Its output layer is before a module that returns its second argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc, self.tail = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), nn.Linear(4, 4), Second()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, *rest: Any, **options: Any) -> Any:
+        y = self.tail(x, y=self.fc(self.body(x), **options))
+        return y if labels is None else nn.functional.cross_entropy(y, labels)
+
+
+class Second(nn.Module):
+    def forward(self, x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+        return y
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda model: model,
+    "average": AveragedModel,
+    "parallel": nn.DataParallel,
+    "nested": lambda model: nn.Sequential(nn.Identity(), nn.Sequential(), nn.Sequential(model, nn.Dropout())),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_layers_are_found_through_wrappers_and_arguments(wrapper: str) -> None:
+    model = WRAPPERS[wrapper](Wrapped())
+    inner = next(module for module in model.modules() if isinstance(module, Wrapped))
+    assert insert_head(model) is inner.fc
+    assert insert_stem(model) is inner.body[0]
+
+
+def test_only_what_is_on_the_way_is_traced() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), DataDependent(), nn.Linear(5, 5))
+    assert insert_head(model) is model[2]
+    assert insert_stem(model) is model[0]
+
+
+def test_the_layer_of_a_model_that_is_one() -> None:
+    layer = nn.Linear(3, 3)
+    assert insert_head(layer, layer="") is layer
+
+
+@pytest.mark.parametrize(
+    "hook", [weight_norm, spectral_norm, lambda layer: prune.random_unstructured(layer, "weight", 2)]
+)
+def test_weights_that_hooks_compute_stay(hook: Any) -> None:
+    model = nn.Sequential(hook(nn.Conv2d(3, 3, 1)), nn.Flatten(), hook(nn.Linear(3, 3))).eval()
+    names = set(model.state_dict())
+    head, stem = insert_head(model), insert_stem(model)
+    x = torch.randn(2, 3, 1, 1)
+    capped = stem.stem(x).clamp(0, 100)
+    y = model(x)
+    y.sum().backward()
+    assert names < set(model.state_dict())
+    features = nn.functional.conv2d(capped, stem.weight, stem.bias).flatten(1)
+    torch.testing.assert_close(y, head.head(features).clamp(0, 100) @ head.weight.T + head.bias)
+
+
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "width": (lambda: insert_head(network(), 0), ValueError, "width: got 0; expected at least 1"),
     "width_type": (lambda: insert_head(network(), 2.0), TypeError, "width: got float; expected an int"),
@@ -111,7 +209,49 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "twice": (lambda: [insert_head(m) for m in [network()] * 2], ValueError, "the output layer is a HeadedLinear;"),
     "untraced": (
-        lambda: insert_head(DataDependent()), ValueError, r"layer: the output layer cannot be found \(TraceError.*name"
+        lambda: insert_head(DataDependent()), ValueError,
+        r"layer: the output layer cannot be found \(symbolically.*; the model is a tests.surgery.models.Data.*name",
+    ),
+    "untraced_inside": (
+        lambda: insert_head(nn.Sequential(nn.Linear(2, 5), DataDependent())), ValueError,
+        "cannot be found .*; '1' is a tests.surgery.models.DataDependent.; name it with layer=",
+    ),
+    "unregistered": (
+        lambda: insert_head(nn.Sequential(Unregistered())), ValueError,
+        "cannot be found .it calls a Linear that is no submodule of it; hold it in an nn.ModuleList; '0' is a ",
+    ),
+    "script": (
+        lambda: insert_head(nn.Sequential(torch.jit.script(nn.Linear(2, 2)))), ValueError,
+        "it is a TorchScript module; '0"
+    ),
+    "subclass": (
+        lambda: insert_head(nn.Sequential(nn.Sequential(OwnLinear(3, 3)))), ValueError,
+        "the output layer is a tests.surgery.test_inserting.OwnLinear, a subclass of torch.nn.Linear; expected a "
+        "torch.nn.Linear: put a torch.nn.Linear with its weights at '0.0', or name another with layer=",
+    ),
+    "own_forward": (
+        lambda: insert_head(nn.Sequential(own_forward(nn.Linear(3, 3)))), ValueError,
+        "the output layer is a Linear whose forward is set on the instance; expected",
+    ),
+    "several": (
+        lambda: insert_head(nn.Sequential(nn.LSTM(3, 3))), ValueError,
+        "layer: the output layer is a LSTM; expected a torch.nn.Linear: name another with layer=",
+    ),
+    "none_single": (lambda: insert_head(Sum()), ValueError, "what a Sum returns comes from no single layer; name it"),
+    "hook_head": (
+        lambda: insert_head(nn.Sequential(weight_norm(nn.Linear(3, 3))), 4), ValueError,
+        "width: got 4; expected 3, as a hook computes the weight of the layer",
+    ),
+    "hook_stem": (
+        lambda: insert_stem(nn.Sequential(spectral_norm(nn.Conv2d(3, 3, 1))), 4), ValueError,
+        "channels: got 4; expected 3, as a hook"
+    ),
+    "own_weight": (
+        lambda: insert_stem(nn.Sequential(OwnWeight(), nn.Conv2d(3, 3, 1))), ValueError, "first layer is a OwnWeight;"
+    ),
+    "torchs": (
+        lambda: insert_stem(nn.Sequential(nn.TransformerEncoderLayer(4, 2), nn.Conv2d(3, 3, 1))), ValueError,
+        "the first layer is a TransformerEncoderLayer; expected a torch.nn.Conv2d: name another with layer=",
     ),
     "module": (lambda: insert_head(3), TypeError, "model: got int; expected a torch.nn.Module"),
     "linear": (lambda: insert_head(nn.Linear(2, 2)), ValueError, "the output layer cannot be found .it is one of"),
