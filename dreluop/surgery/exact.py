@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+import pickle
 import random
 import sys
 from typing import Any
@@ -114,7 +115,7 @@ def _contexts() -> list[bool]:
 
 def _random_states() -> list[Any]:
     numpy = sys.modules.get("numpy")
-    return [torch.get_rng_state().tolist(), random.getstate(), numpy and str(numpy.random.get_state())]
+    return [torch.get_rng_state().tolist(), random.getstate(), numpy and pickle.dumps(numpy.random.get_state())]
 
 
 def graph_of(module: nn.Module, training: bool) -> fx.Graph:
@@ -126,15 +127,15 @@ def graph_of(module: nn.Module, training: bool) -> fx.Graph:
     Raises:
         ValueError: there is none; says why.
     """
+    optional = graphs.optional_arguments(module)
     found, why = [], None
-    for defaults in (True, False):
+    for defaults in (True, False) if optional else (False,):
         try:
             found.append(graphs.trace(module, training, tracer=_Tracer, defaults=defaults))
         except ValueError as error:
             why = error
     if why is not None and not found:
         raise why
-    optional = graphs.optional_arguments(module)
     return found[-1] if _steps(found[0], optional) == _steps(found[-1], optional) else found[0]
 
 

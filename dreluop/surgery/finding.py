@@ -81,4 +81,6 @@ def _graph(module: nn.Module, model: nn.Module, which: str) -> fx.Graph:
 def _is_torchs(module: nn.Module) -> bool:
     """Whether a module is one of torch's layers, which is not looked into."""
     forward = getattr(type(module), "forward", None)
-    return forward is not nn.Sequential.forward and getattr(forward, "__module__", "").startswith("torch.nn.modules.")
+    # A GraphModule's forward names no module.
+    where = getattr(forward, "__module__", None) or ""
+    return forward is not nn.Sequential.forward and where.startswith("torch.nn.modules.")

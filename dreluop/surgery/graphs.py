@@ -54,7 +54,7 @@ def trace(module: nn.Module, training: bool, *, tracer: type[Tracer] = Tracer, d
     if "forward" in vars(module):
         raise ValueError("its forward is set on the instance")
     # A twin, as the forward may set attributes.
-    twin = type(module).__new__(type(module))
+    twin = object.__new__(type(module))
     vars(twin).update(_copied(vars(module)), training=training)
     fixed = optional_arguments(module) if defaults else {}
     try:

@@ -179,9 +179,9 @@ def _of_kind(kind: type[Layer], layer: nn.Module, which: str, model: nn.Module) 
 
 
 def _check_shape(argument: str, layer: nn.Module, new: int, old: int) -> None:
-    if new != old and "weight" not in layer._parameters:
+    if new != old and not {"weight", "bias"} <= layer._parameters.keys():
         raise ValueError(
-            f"{argument}: got {new}; expected {old}, as a hook computes the weight of the layer (weight_norm, "
+            f"{argument}: got {new}; expected {old}, as a hook computes weights of the layer (weight_norm, "
             "spectral_norm, prune), whose shape must stay"
         )
 

@@ -139,7 +139,7 @@ def test_modules_that_torch_refuses_to_copy(name: str) -> None:
     with pytest.raises(RuntimeError, match="deepcopy"):
         copy.deepcopy(model)
     before, state = snapshot(model), source.state_dict()
-    with pytest.raises(ValueError, match="it lacks '2.bias'"):
+    with pytest.raises(ValueError, match=r"it lacks '2\.bias'"):
         load_float_state_dict(model, {key: value for key, value in state.items() if key != "2.bias"})
     assert same_state(model, before)
     assert load_float_state_dict(model, state).caps == ("1.cap",)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
@@ -153,10 +153,11 @@ class Second(nn.Module):
         return y
 
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+WRAPPERS: dict[str, Callable[[Wrapped], nn.Module]] = {
     "none": lambda model: model,
     "average": AveragedModel,
     "parallel": nn.DataParallel,
+    "graph": lambda model: nn.Sequential(fx.symbolic_trace(nn.Sequential(model.body, model.fc))),
     "nested": lambda model: nn.Sequential(nn.Identity(), nn.Sequential(), nn.Sequential(model, nn.Dropout())),
 }
 
@@ -164,9 +165,9 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_layers_are_found_through_wrappers_and_arguments(wrapper: str) -> None:
     model = WRAPPERS[wrapper](Wrapped())
-    inner = next(module for module in model.modules() if isinstance(module, Wrapped))
-    assert insert_head(model) is inner.fc
-    assert insert_stem(model) is inner.body[0]
+    layers = list(model.modules())
+    assert insert_head(model) is next(layer for layer in layers if isinstance(layer, nn.Linear))
+    assert insert_stem(model) is next(layer for layer in layers if isinstance(layer, nn.Conv2d))
 
 
 def test_only_what_is_on_the_way_is_traced() -> None:
@@ -240,7 +241,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "none_single": (lambda: insert_head(Sum()), ValueError, "what a Sum returns comes from no single layer; name it"),
     "hook_head": (
         lambda: insert_head(nn.Sequential(weight_norm(nn.Linear(3, 3))), 4), ValueError,
-        "width: got 4; expected 3, as a hook computes the weight of the layer",
+        "width: got 4; expected 3, as a hook computes weights of the layer",
     ),
     "hook_stem": (
         lambda: insert_stem(nn.Sequential(spectral_norm(nn.Conv2d(3, 3, 1))), 4), ValueError,
