@@ -56,7 +56,7 @@ class _Tracer(graphs.Tracer):
         graph = super().trace(root, concrete_args)
         if _random_states() != states:
             raise TraceError("it draws random numbers that depend on no input")
-        after = vars(root)
+        after = _state(root)
         changed = sorted(name for name in {*after, *self._before} if after.get(name) is not self._before.get(name))
         if changed:
             raise TraceError(f"it sets its attribute {', '.join(changed)}")
@@ -70,7 +70,7 @@ class _Tracer(graphs.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         result = super().create_args_for_root(root_fn, is_module, concrete_args)
-        self._before = dict(vars(self.root))
+        self._before = _state(self.root)
         return result
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -93,6 +93,10 @@ class _Tracer(graphs.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return fx.Proxy(node, self) if _is_number(node) else _Proxy(node, self)
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    return {**vars(module), **module._parameters, **module._buffers, **module._modules}
 
 
 def _is_write(method: str) -> bool:

@@ -141,5 +141,5 @@ def _as_graph_module(module: nn.Module, graph: fx.Graph) -> nn.Module:
 
 def _with_state_of(old: nn.Module, new: nn.Module) -> nn.Module:
     new.training = old.training
-    vars(new).update((name, value) for name, value in vars(old).items() if "hook" in name)
+    vars(new).update((name, value) for name, value in vars(old).items() if "_hook" in name)
     return new

@@ -170,10 +170,15 @@ def test_layers_are_found_through_wrappers_and_arguments(wrapper: str) -> None:
     assert insert_stem(model) is next(layer for layer in layers if isinstance(layer, nn.Conv2d))
 
 
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
 def test_only_what_is_on_the_way_is_traced() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), DataDependent(), nn.Linear(5, 5))
-    assert insert_head(model) is model[2]
-    assert insert_stem(model) is model[0]
+    model = nn.Sequential(Gate(), nn.Conv2d(3, 3, 1), DataDependent(), nn.Linear(5, 5))
+    assert insert_head(model) is model[3]
+    assert insert_stem(model) is model[1]
 
 
 def test_the_layer_of_a_model_that_is_one() -> None:

@@ -247,6 +247,11 @@ def counts(self: Any, x: Any) -> Any:
     return self.relu(x) * self.steps
 
 
+def averages(self: Any, x: Any) -> Any:
+    self.steps = self.steps * 0.9 + x.mean(0)
+    return self.relu(x) * self.steps
+
+
 NO_GRAPHS: dict[str, tuple[Callable[..., Any], str]] = {
     "values": (
         lambda self, x: self.relu(x) if x.sum() > 0 else x,
@@ -265,6 +270,7 @@ NO_GRAPHS: dict[str, tuple[Callable[..., Any], str]] = {
     "attribute": (sets, "it sets its attribute count"),
     "buffer": (counts, "it writes to its tensor steps"),
     "tensor": (lambda self, x: self.relu(x) + self.shift.add_(1), "it writes to its tensor shift"),
+    "new_buffer": (averages, "it sets its attribute steps"),
     "starred": (lambda self, x, *args: self.relu(self.linear(x, *args)), "Proxy object cannot be iterated"),
     "unregistered": (lambda self, x: nn.ReLU()(self.relu(x)), "it calls a ReLU that is no submodule of it"),
 }
@@ -307,6 +313,7 @@ def test_weights_that_hooks_compute(hook: Any, called: bool) -> None:
     if called:
         model(x).sum().backward()
     plain = to_plain(model)
+    copy.deepcopy(plain)
     assert list(plain.state_dict()) == list(model.state_dict())
     assert torch.equal(plain(x), model(x))
     before = copy.deepcopy(model.state_dict())
