@@ -214,7 +214,7 @@ def test_surgery_looks_into_a_forward_that_calls_the_function() -> None:
 
     model = Block()
     report = surgery.replace_activations(model, granularity="layer", init=0.25)
-    assert len(report.sites) == 1 and not report.untraced
+    assert len(report.sites) == 1 and not report.remaining
     want = oracle.forward(model.linear(oracle.forward(X, CAP)).detach(), torch.tensor(0.25))
     oracle.assert_same_bits(model(X).detach(), want)
     assert torch.equal(fx.symbolic_trace(model)(X), model(X))

@@ -71,7 +71,18 @@ def _sweep(options: argparse.Namespace, document: dict[str, Any], output: Path, 
         document["rows"].append({**asdict(rows[-1]), "failure": rows[-1].failure})
         document["complete"] = len(rows) == len(sweep.names())
         results.save(document, output)
-    header = ("model", "calls train", "eval", "replaced", "fused", "equal", "caps with gradient", "seconds", "failure")
+    header = (
+        "model",
+        "calls train",
+        "eval",
+        "replaced",
+        "fused",
+        "remaining",
+        "equal",
+        "caps with gradient",
+        "seconds",
+        "failure",
+    )
     print(text_table(header, [_cells(row) for row in rows]))
     print(f"written: {output}")
     return int(any(row.failure for row in rows))
@@ -81,7 +92,15 @@ def _cells(row: sweep.Row) -> tuple[str, ...]:
     equal = {None: "not run", True: "yes", False: "NO"}[row.equal]
     gradients = "-" if row.caps_with_gradient is None else str(row.caps_with_gradient)
     counts = map(str, (row.calls_train, row.calls_eval, row.replaced, row.fused))
-    return row.name, *counts, equal, gradients, f"{row.seconds:.2f}", row.failure
+    return (
+        row.name,
+        *counts,
+        "-" if row.remaining is None else str(row.remaining),
+        equal,
+        gradients,
+        f"{row.seconds:.2f}",
+        row.failure,
+    )
 
 
 def _monitor(

@@ -22,7 +22,7 @@ from benchmarks.robustness.models import dense_drelu
 from benchmarks.robustness.training import TrainingConfig, train
 from dreluop.diagnostics import SaturationMonitor, SaturationWarning, Snapshot
 from dreluop.surgery import calibrate_caps, replace_activations
-from dreluop.surgery.survey import survey
+from dreluop.surgery.graphs import trace
 
 DPI = 110
 Box = tuple[str, str]  # text, colour
@@ -37,16 +37,14 @@ def draw_block(path: Path) -> None:
     replace_activations(after)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.6), layout="constrained")
     for axes, model, title in zip(panels, (before, after), ("before", "after"), strict=True):
-        _draw_chain(axes, _boxes(model, model.layer1[1]), f"layer1.1 (BasicBlock), {title}")
+        _draw_chain(axes, _boxes(model.layer1[1]), f"layer1.1 (BasicBlock), {title}")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
-def _boxes(model: nn.Module, block: nn.Module) -> list[Box]:
-    owner = survey(model).owners[id(block)]
-    assert owner.traced is not None
+def _boxes(block: nn.Module) -> list[Box]:
     boxes = []
-    for node in owner.traced[False].graph.nodes:
+    for node in trace(block).nodes:
         if node.op == "call_module":
             boxes.append(_module_box(node, block.get_submodule(str(node.target))))
         elif node.op == "call_function":

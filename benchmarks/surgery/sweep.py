@@ -31,6 +31,7 @@ class Row:
         parameters: of the original.
         calls_train, calls_eval: calls of ReLU and ReLU6 in a trace of the whole original in either mode.
         found, replaced, fused: sites of the surgery.
+        remaining: places with a ReLU that a run of the operated network sees outside of a D-ReLU; None: not run.
         seconds: that the surgery took.
         equal: whether the outputs in eval mode are the original's, with caps at infinity and 6; None: not run.
         caps_with_gradient: D-ReLUs whose caps got a gradient in a training step; None: not run.
@@ -46,6 +47,7 @@ class Row:
     seconds: float
     equal: bool | None
     caps_with_gradient: int | None
+    remaining: int | None = None
 
     @property
     def failure(self) -> str:
@@ -54,6 +56,7 @@ class Row:
             "calls are missing": self.found != max(self.calls_train, self.calls_eval),
             "sites are left": self.replaced != self.found,
             "outputs differ": self.equal is False,
+            "ReLUs remain": bool(self.remaining),
             "caps are without gradient": self.caps_with_gradient not in (None, self.replaced),
         }
         return ", ".join(name for name, wrong in checks.items() if wrong)
@@ -119,7 +122,8 @@ def check(name: str) -> Row:
     x = example(name)
     with torch.no_grad():
         equal = torch.equal(model.eval()(x.clone()), original(x.clone()))
-    return Row(*facts, equal, gradients)
+    remaining = len(report.verify(model, x).remaining)
+    return Row(*facts, equal, gradients, remaining)
 
 
 def _caps_with_gradient(model: nn.Module, x: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dreluop import validation
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import finding, graphs, shapes
+from dreluop.surgery import finding, graphs, running
 from dreluop.surgery.replacing import check_model
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -189,14 +189,11 @@ def _check_shape(argument: str, layer: nn.Module, new: int, old: int) -> None:
 def _input_size(model: nn.Module, first: nn.Module, example_input: Any) -> tuple[int, ...]:
     if example_input is None:
         raise ValueError("example_input: neuron caps need the size of the input; pass one")
-    sizes: list[tuple[int, ...]] = []
-    handle = first.register_forward_pre_hook(lambda layer, args: sizes.append(tuple(args[0].shape[2:])))
-    try:
-        shapes.run(model, example_input, False)
-    except Exception as error:
-        raise ValueError(f"example_input: the model cannot run on it: {error}") from error
-    finally:
-        handle.remove()
-    if not sizes:
+    name = next(name for name, module in model.named_modules() if module is first)
+    observed = running.observe(model, [name], running.as_arguments(example_input))
+    if "eval" in observed.failed:
+        raise ValueError(f"example_input: the model cannot run on it: {observed.failed['eval']}")
+    seen = observed.seen(name)
+    if not seen:
         raise ValueError("layer: the first convolution is not reached by a forward pass on example_input")
-    return sizes[0]
+    return seen[0].shape[2:]

@@ -11,11 +11,11 @@ from dreluop import validation
 from dreluop.layers import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import exact
+from dreluop.surgery.classes import is_rewritten
 from dreluop.surgery.copies import copied
 from dreluop.surgery.graphs import path_of_class
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
 from dreluop.surgery.sites import ResidualDReLU
-from dreluop.surgery.source import is_rewritten
 
 PLAIN_NAME = "CappedReLU"
 

@@ -1,148 +1,112 @@
-"""Which module every activation call will call after the surgery, and whose forward must be written anew for it."""
+"""Which D-ReLU each call of an activation gets: its name, its caps and where it hangs."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from dreluop.surgery import activations
-from dreluop.surgery.activations import Sum
-from dreluop.surgery.effects import NotTraceableError
-from dreluop.surgery.fixed import merged
-from dreluop.surgery.report import Modes, Site
-from dreluop.surgery.rewriting import NewForward, new_forward
-from dreluop.surgery.survey import Found, Owner, Slot, Survey, has_hooks, times_called
+from dreluop.modules import Granularity
+from dreluop.surgery import calls, sums
+from dreluop.surgery.calls import Call, Found
+from dreluop.surgery.channels import Producer
+from dreluop.surgery.report import Site
+from dreluop.surgery.running import Observed, Seen
+from dreluop.surgery.sums import Sum
+
+_NO_LAYER = "a clamp of something that no layer is known to make"
+Dim = int | Callable[[Site], int] | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
-    """One site: where its module will hang, and what will be done.
+    """What becomes of one call.
 
     Attributes:
-        holder, attribute: the module that will have it, and under which name.
-        target: the same as a path from the owner, as its new forward calls it.
-        takes_slot: it hangs where the activation module that it replaces hung.
-        shares: another site whose D-ReLU it calls too.
-        sums: the residual sums fused into it, per mode; empty if none.
+        holder, attribute: where its D-ReLU hangs.
+        is_first: that is where the activation hung.
+        total: the residual sum that is fused.
+        shape: of the caps.
+        dim: of the channels.
     """
 
-    found: Found
+    call: Call
     site: Site
     holder: nn.Module
     attribute: str
-    target: str
-    takes_slot: bool
+    is_first: bool
+    producer: Producer | None
     selected: bool = True
-    shares: Plan | None = None
-    sums: dict[bool, Sum] | None = None
+    total: Sum | None = None
+    shape: tuple[int, ...] = (1,)
+    dim: int = 1
 
     def note(self, reason: str) -> None:
         joined = "; ".join(part for part in (self.site.reason, reason) if part)
         self.site = replace(self.site, reason=joined)
 
+    def leave(self, reason: str) -> None:
+        self.selected = False
+        self.note(f"left: {reason}")
 
-def plan(found: Survey, model: nn.Module, select: Callable[[Site], bool], fuse: bool) -> tuple[list[Plan], list[Owner]]:
-    """A plan per site, and the owners whose forward must be written anew."""
-    plans = _named(found)
+
+def plan(found: Found, producers: dict[Call, Producer], select: Callable[[Site], bool], fuse: bool) -> list[Plan]:
+    """A plan per call."""
+    plans = _named(found, producers)
     for one in plans:
-        one.selected = bool(select(one.site))
-        if not one.selected:
+        if one.call.reason:
+            one.leave(one.call.reason)
+        elif not select(one.site):
+            one.selected = False
             one.note("not selected")
-    for one in plans:
-        if one.shares is not None and one.shares.selected != one.selected:
-            one.selected = one.shares.selected = False
-            one.note("left: it shares a module with a call that is not selected")
-    _note_shared_calls(found, model, plans)
-    rewritten: dict[int, Owner] = {}
-    groups = _groups(plans)
-    for one in plans:
-        owner = one.found.owner
-        group = [other for other in groups.get(_slot(one), []) if other.selected] if one.found.target else []
-        moves = not one.takes_slot and one.shares is None and bool(one.selected or group)
-        if one.selected and fuse and owner.rewritable and owner.traced is not None:
-            _fuse(one)
-        if moves and one.selected and one.found.target and has_hooks(owner.child(one.found.target)):
-            one.note("the activation's hooks run here too; their handles take them off the first call only")
-        if moves or (one.selected and one.sums):
-            if owner.rewritable and owner.traced is not None:
-                rewritten[id(owner.module)] = owner
-            elif one.selected:
-                one.selected = False
-                one.note(f"its call stands in a forward that cannot be rewritten: {owner.error}")
-    return plans, list(rewritten.values())
-
-
-def _slot(one: Plan) -> Slot:
-    return one.found.owner.slot(one.found.target)
-
-
-def _groups(plans: list[Plan]) -> dict[Slot, list[Plan]]:
-    groups: dict[Slot, list[Plan]] = defaultdict(list)
-    for one in plans:
-        if one.found.target:
-            groups[_slot(one)].append(one)
-    return groups
-
-
-def _named(found: Survey) -> list[Plan]:
-    totals, seen = found.calls_of_slots(), Counter[Slot]()
-    primary: dict[Slot, int] = {}
-    for index, site in enumerate(found.sites):
-        if site.target:
-            slot = site.owner.slot(site.target)
-            # A call that cannot be moved keeps its module; else the first one does.
-            if slot not in primary or (not _movable(site) and _movable(found.sites[primary[slot]])):
-                primary[slot] = index
-    taken: set[Slot] = set()
-    plans: list[Plan] = []
-    by_index: dict[int, Plan] = {}
-    for index, site in enumerate(found.sites):
-        owner, source = site.owner, site.source
-        holder, attribute, target, takes = owner.module, "", "", False
-        first = None
-        if site.target:
-            slot = owner.slot(site.target)
-            seen[slot] += 1
-            if totals[slot] > 1:
-                source += f", call {seen[slot]} of {totals[slot]}"
-            takes = primary[slot] == index
-            first = primary[slot]
-            if takes or not _movable(site):
-                holder = owner.child(site.target.rpartition(".")[0])
-                attribute, target = slot[1], site.target
-        if not attribute:
-            attribute = target = _free_name(owner.module, _base_name(site), taken)
-        taken.add((id(holder), attribute))
-        prefix = f"{owner.path}." if owner.path else ""
-        modes: Modes = "both" if len(site.nodes) != 1 else ("train" if True in site.nodes else "eval")
-        described = Site(
-            name=prefix + target, source=source, owner=str(owner), bound=site.activation.bound,
-            inplace=site.activation.inplace, modes=modes,
-        )  # fmt: skip
-        by_index[index] = Plan(site, described, holder, attribute, target, takes)
-        plans.append(by_index[index])
-        if first is not None and not takes and not _movable(site):
-            plans[-1].shares = by_index.get(first)
-            plans[-1].note(f"shares the caps of another call: {owner.error}")
+        else:
+            if fuse:
+                _fuse(one)
+            if not one.is_first and one.call.slot is not None and has_hooks(calls.held(one.call.slot)):
+                one.note("the activation's hooks run here too; their handles take them off the first call only")
     return plans
 
 
-def _movable(site: Found) -> bool:
-    return site.owner.rewritable and site.owner.traced is not None
+def _named(found: Found, producers: dict[Call, Producer]) -> list[Plan]:
+    totals = Counter(call.slot_key for call in found.calls if call.slot is not None)
+    seen: Counter[Any] = Counter()
+    taken: set[tuple[int, str]] = {call.slot_key for call in found.calls if call.slot_key is not None}
+    plans = []
+    for call in found.calls:
+        source = call.source
+        holder, attribute, is_first = call.owner, "", False
+        if call.slot is not None:
+            seen[call.slot_key] += 1
+            is_first = seen[call.slot_key] == 1
+            if totals[call.slot_key] > 1:
+                source += f", call {seen[call.slot_key]} of {totals[call.slot_key]}"
+            if is_first:
+                holder, attribute = call.slot
+        if not attribute:
+            attribute = _free_name(holder, _base_name(call), taken)
+            taken.add((id(holder), attribute))
+        path = found.paths[id(holder)]
+        owner = f"{found.paths[id(call.owner)] or '(model)'} ({type(call.owner).__name__})"
+        site = Site(
+            f"{path}.{attribute}" if path else attribute, source, owner, call.activation.bound, call.activation.inplace,
+            line=call.line,
+        )  # fmt: skip
+        plans.append(Plan(call, site, holder, attribute, is_first, producers.get(call)))
+    return plans
 
 
-def _base_name(site: Found) -> str:
-    last = site.target.rpartition(".")[2]
-    if last.isidentifier():
-        return last
-    return "relu" if site.activation.bound is None else "relu6" if site.activation.bound == 6 else "hardtanh"
+def _base_name(call: Call) -> str:
+    name = call.slot[1] if call.slot is not None else ""
+    if name.isidentifier():
+        return name
+    return "relu" if call.activation.bound is None else "relu6" if call.activation.bound == 6 else "hardtanh"
 
 
-def _free_name(module: nn.Module, base: str, taken: set[Slot]) -> str:
+def _free_name(module: nn.Module, base: str, taken: set[tuple[int, str]]) -> str:
     name, number = base, 0
     while hasattr(module, name) or (id(module), name) in taken:
         number += 1
@@ -150,70 +114,104 @@ def _free_name(module: nn.Module, base: str, taken: set[Slot]) -> str:
     return name
 
 
-def _note_shared_calls(found: Survey, model: nn.Module, plans: list[Plan]) -> None:
-    counts = times_called(found, model)
-    for one in plans:
-        owner = one.found.owner
-        if one.found.inside:
-            one.note(f"{one.found.inside} became part of this forward: hooks that are set on it later do not run")
-        if owner.traced is None:
-            one.note(f"replaced as a module, all its calls share the caps: {owner.path or 'the model'} was not traced")
-        elif not one.found.nodes:
-            one.note("replaced as a module, all its calls share the caps: a trace does not reach it")
-        elif counts[id(owner.module)] > 1:
-            one.note(f"{owner} is called {counts[id(owner.module)]} times in a forward pass, with the same caps")
-
-
 def _fuse(one: Plan) -> None:
-    sums: dict[bool, Sum] = {}
-    hooked = bool(one.found.target) and has_hooks(one.found.owner.child(one.found.target))
-    for training, node in one.found.nodes.items():
-        result = activations.sum_before(node, one.found.owner.child)
-        if isinstance(result, Sum) and hooked:
-            result = "the activation has hooks, which get the sum"
-        if isinstance(result, str):
-            one.note(f"not fused: {result}")
-        if not isinstance(result, Sum):
-            return
-        sums[training] = result
-    if len({total.inplace for total in sums.values()}) == 1:
-        one.sums = sums
+    result = sums.before(one.call)
+    if isinstance(result, Sum) and one.call.slot is not None and has_hooks(calls.held(one.call.slot)):
+        result = "the activation has hooks, which get the sum"
+    if isinstance(result, str):
+        one.note(f"not fused: {result}")
+    elif result is not None:
+        one.total = result
 
 
-def rewrite(owner: Owner, plans: list[Plan]) -> NewForward:
-    """The new forward of an owner. Its graphs are used up.
+def has_hooks(module: Any) -> bool:
+    """Whether something is called with what comes into a module or out of it."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return isinstance(module, nn.Module) and any(getattr(module, name) for name in names)
+
+
+def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed | None) -> None:
+    """Decide the caps of each plan; what cannot have caps is left, and noted where the run saw it.
 
     Raises:
-        NotTraceableError: it cannot be written.
+        ValueError: the channels of some are not known; names all of them and the cure.
     """
-    assert owner.traced is not None
+    unknown: list[str] = []
+    ambiguous: list[str] = []
     for one in plans:
-        if one.found.owner is not owner or not (one.selected or one.found.target):
+        if not one.selected:
             continue
-        for training, node in one.found.nodes.items():
-            total = one.sums[training] if one.sums else None
-            _redirect(node, one.target, total)
-    try:
-        fixed = merged(*(traced.fixed for traced in owner.traced.values()))
-        return new_forward(owner.module, {mode: traced.graph for mode, traced in owner.traced.items()}, fixed)
-    except (SyntaxError, RuntimeError, TypeError) as error:
-        raise NotTraceableError(f"{type(error).__name__}: {error}") from error
+        seen = observed.seen(one.site.name) if observed is not None else []
+        if seen:
+            one.site = replace(one.site, shape=seen[0].shape)
+        if one.call.is_clamp and one.producer is None and not (seen and all(part.dim is not None for part in seen)):
+            one.leave(_NO_LAYER)
+        elif granularity == "layer":
+            one.shape, one.dim = (1,), 1
+        elif seen:
+            _from_run(one, seen, granularity, dim, ambiguous)
+        elif granularity == "channel" and one.producer is not None:
+            one.shape, one.dim = (one.producer.channels,), one.producer.dim
+        elif observed is not None:
+            one.leave("the example does not reach it, so its shape is not known")
+        else:
+            unknown.append(repr(one.site.name))
+        if observed is not None:
+            _note_calls(one, observed)
+    if unknown:
+        what = "channels" if granularity == "channel" else "neurons"
+        raise ValueError(
+            f"example_input: the layer before does not tell how many {what} these sites get: {', '.join(unknown)}; "
+            "pass example_input=, an input that reaches them, or granularity='layer'"
+        )
+    if ambiguous:
+        raise ValueError(
+            "dim: the channels of these sites may lie in any dimension, as no layer before tells which: "
+            f"{', '.join(ambiguous)}; pass dim=1 (images), dim=-1 (features last), or a function of a Site"
+        )
 
 
-def _redirect(node: fx.Node, target: str, total: Sum | None) -> None:
-    value = activations.input_of(node)
-    if value is None:
-        raise NotTraceableError(f"{node.format_node()} has no tensor for its first argument")
-    # Changed where it stands, the node keeps its name, which is the new module's in most cases.
-    node.op, node.target, node.kwargs = "call_module", target, {}
-    node.args = (total.x, total.residual) if total else (value,)
-    if total:
-        node.graph.erase_node(total.node)
+def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, ambiguous: list[str]) -> None:
+    shapes = list(dict.fromkeys(part.shape for part in seen))
+    if min(map(len, shapes)) < 2:
+        one.leave(f"an input of shape {min(shapes, key=len)} has no {granularity}s after a batch dimension")
+        return
+    if granularity == "neuron":
+        found = {(shape[1:], 1) for shape in shapes}
+    else:
+        chosen = dim(one.site) if callable(dim) else dim
+        dims = [_dim(one, part, chosen) for part in seen]
+        if None in dims:
+            ambiguous.append(f"{one.site.name!r} {seen[0].shape}")
+            return
+        if any(not -len(part.shape) <= where < len(part.shape) for part, where in zip(seen, dims, strict=True)):  # type: ignore[operator]
+            raise ValueError(f"dim: got {chosen} for {one.site.name!r}, which gets shape {seen[0].shape}")
+        found = {((part.shape[where],), where) for part, where in zip(seen, dims, strict=True)}  # type: ignore[index, misc]
+    if len(found) > 1:
+        listed = ", ".join(map(str, shapes))
+        one.leave(f"it is called with the shapes {listed}, which cannot share {granularity} caps (a layer cap can)")
+    else:
+        one.shape, one.dim = found.pop()
 
 
-def caps_like(owner: Owner, layer: nn.Module | None, model: nn.Module) -> torch.Tensor:
+def _dim(one: Plan, seen: Seen, chosen: int | None) -> int | None:
+    if chosen is not None:
+        return chosen
+    if len(seen.shape) == 2:
+        return 1
+    return seen.dim if seen.dim is not None else one.producer.dim if one.producer is not None else None
+
+
+def _note_calls(one: Plan, observed: Observed) -> None:
+    often = observed.calls(one.site.name)
+    if often > 1 and one.selected:
+        one.note(f"it is called {often} times in a forward pass, with the same caps")
+    one.site = replace(one.site, modes=observed.modes(one.site.name))
+
+
+def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:
     """A tensor whose device and dtype the caps take: of the layer before, else of the owner, else of the model."""
-    for module in (layer, owner.module, model):
+    for module in (one.producer.module if one.producer else None, one.call.owner, model):
         for tensor in module.parameters() if module is not None else ():
             if tensor.is_floating_point():
                 return tensor

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -15,13 +17,15 @@ from torch.nn.parameter import is_lazy
 from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import activations, planning, shapes
-from dreluop.surgery.effects import NotTraceableError
-from dreluop.surgery.planning import Plan
+from dreluop.surgery import calls, channels, edits, kinds, planning, running
+from dreluop.surgery.calls import Found
+from dreluop.surgery.classes import Rewritten, class_of, rewritten
+from dreluop.surgery.planning import Dim, Plan
 from dreluop.surgery.report import Report, Site
-from dreluop.surgery.rewriting import NewForward
+from dreluop.surgery.resolving import Scope
+from dreluop.surgery.running import Observed
 from dreluop.surgery.sites import PendingSite, ResidualDReLU
-from dreluop.surgery.survey import Owner, Survey, survey
+from dreluop.surgery.verifying import known_to_remain, seen_to_remain
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 
@@ -33,18 +37,16 @@ def replace_activations(
     init: float = 100.0,
     select: Select | None = None,
     fuse: bool = True,
+    dim: Dim = None,
     example_input: Any = None,
 ) -> Report:
     """Give every call of ReLU, ReLU6 or Hardtanh(0, c) in a model a D-ReLU of its own. Changes the model in place.
 
     Calls, not modules: a ``self.relu`` that a block calls three times becomes three D-ReLUs (``relu``, ``relu_1``,
-    ``relu_2``), ``F.relu``, ``torch.relu`` and ``x.relu_()`` become modules too. A module that is called once is
-    swapped; where that is not enough, the forward of the one module that makes the call is traced with torch.fx, in
-    train and in eval mode, and written anew. The module stays the object it was: its class is a subclass of the same
-    name, its other attributes, parameters, hooks and ``state_dict`` keys stay, and a ``...cap`` comes in per site.
-    A forward that does more than a graph holds (it sets attributes, prints, draws random numbers, has a ``with``) stays
-    as it is; docs/surgery.md lists what. Of what a new forward reads beside its inputs, numbers that are passed on are
-    read in each pass, and those that decide are fixed: it raises where one is another.
+    ``relu_2``), ``F.relu``, ``torch.relu`` and ``x.relu_()`` become modules too, and one ReLU in two places of a
+    ``Sequential`` becomes two. An activation module is swapped where it hangs. Where that is not enough, the source of
+    the method that makes the call is changed there and nowhere else; the module gets a subclass of its class, of the
+    same name. All else stays the author's own code, and follows what is changed in the model later.
 
     Args:
         model: on any device, in either mode. Apply it before ``torch.compile`` and before making the optimizer.
@@ -56,91 +58,123 @@ def replace_activations(
             ``lambda site: not site.name.startswith("layer1.")``.
         fuse: ``relu(x + y)`` becomes one pass over both, where nothing else uses the sum. Same values in float32 and
             float64.
-        example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of keywords. Only
-            its shapes are used (a run on fake tensors). Needed where the layer before a site does not tell the channel
-            count, and for neuron caps.
+        dim: the dimension of the channels where no layer before a site tells it, or a function of a ``Site`` that gives
+            it (or None). It goes before what the layers tell.
+        example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of keywords. The
+            model runs on it, a copy and on fake tensors where its control flow allows, and the report says what the run
+            saw. Needed where the layer before a site does not tell the channel count, and for neuron caps.
 
     Returns:
-        Report: every site, what was done and why not. No site at all is an empty report, not an error.
+        Report: every site, what was done and why not; with ``example_input`` also every ReLU that remains. No site at
+        all is an empty report, not an error.
 
     Raises:
         TypeError: an argument has a wrong type.
         ValueError: granularity, init or select is unknown or matches nothing; model is an activation itself, compiled,
-            scripted, lazy, or inside DistributedDataParallel or FSDP; the channels of a site are not known (pass
-            ``example_input``), or the model cannot run on it.
+            scripted, lazy, or inside DistributedDataParallel or FSDP; the channels of sites are not known (the message
+            names all of them), or the model cannot run on ``example_input``.
             The model is then as it was.
     """
-    init, fuse = _checked(model, granularity, init, fuse)
+    init, fuse = _checked(model, granularity, init, fuse, dim)
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
-    blocked: dict[int, str] = {}
-    while True:
-        found = survey(model)
-        for owner in found.owners.values():
-            if id(owner.module) in blocked:
-                owner.rewritable, owner.error = False, blocked[id(owner.module)]
-        plans, owners = planning.plan(found, model, chosen, fuse)
-        try:
-            # Reads the graphs, which writing the forwards uses up.
-            layers = {id(one): _producer(found, one) for one in plans if one.selected}
-            forwards = _written(owners, plans, blocked)
-        except NotTraceableError:
-            continue
-        break
+    found = Found(model)
+    plans = planning.plan(found, channels.producers(found, model), chosen, fuse)
     for pattern in patterns if plans else ():
         if not any(fnmatch.fnmatchcase(one.site.name, pattern) for one in plans):
             raise ValueError(
                 f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
             )
-    serving = [one for one in plans if one.selected and one.shares is None]
+    observed = None
+    if example_input is not None:
+        observed = _rehearsed(model, found, plans, example_input)
+    planning.settle(plans, granularity, dim, observed)
     changes = _Changes()
     try:
-        olds = {id(one): _old(one) for one in plans}
-        _apply(changes, plans, forwards, olds)
-        if example_input is not None and serving:
-            _note_shapes(model, example_input, serving)
-        for one in serving:
-            old = olds[id(one)]
-            if example_input is not None and old is not None and _unknown(one, layers[id(one)], granularity):
-                changes.set_child(one.holder, one.attribute, old)
-                one.selected = False
-                one.note("left: example_input does not reach it, so its shape is not known")
-                continue
-            module = _d_relu(model, one, layers[id(one)], granularity, init)
-            _take_hooks(olds[id(one)], module, one.takes_slot)
-            changes.set_child(one.holder, one.attribute, module)
+        _install(changes, found, plans, functools.partial(_d_relu, model, init))
     except BaseException:
         changes.undo()
         raise
-    untraced = {owner.path: owner.error for owner in found.owners.values() if owner.error and _lost(owner, plans)}
-    return Report(tuple(_described(one) for one in plans), {**untraced, **found.hidden})
+    done = tuple(one.site for one in plans)
+    if observed is None:
+        return Report(done, known_to_remain(done, found.unread))
+    return Report(done, seen_to_remain(done, found.unread, observed), tuple(observed.ran), observed.failed)
 
 
-def _lost(owner: Owner, plans: list[Plan]) -> bool:
-    """Whether something of an owner that could not be rewritten may have been left."""
-    own = [one.site for one in plans if one.found.owner is owner]
-    return owner.traced is None or owner.has_other_calls or any(site.action == "left" or site.reason for site in own)
+def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any) -> Observed:
+    """What a run sees with a placeholder at every site. The model is left as it was."""
+    changes, arguments = _Changes(), running.as_arguments(example_input)
+    try:
+        _install(changes, found, plans, lambda one: PendingSite())
+        observed = running.observe(model, [one.site.name for one in plans if one.selected], arguments)
+    finally:
+        changes.undo()
+    if not observed.ran:
+        raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
+    return observed
 
 
-def _written(owners: list[Owner], plans: list[Plan], blocked: dict[int, str]) -> list[tuple[Owner, NewForward]]:
-    """The new forward of each owner; those with the same code share one. What cannot be written is noted as blocked."""
-    made: list[tuple[Owner, NewForward]] = []
-    for owner in owners:
-        try:
-            forward = planning.rewrite(owner, plans)
-        except NotTraceableError as error:
-            blocked[id(owner.module)] = str(error)
-            raise
-        made.append((owner, next((other for _, other in made if other.same_as(forward)), forward)))
-    return made
+def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module]) -> None:
+    """Hang the modules of the selected plans, and change the methods that must call them."""
+    replaced: dict[int, nn.Module] = {}
+    for one in plans:
+        if one.selected:
+            old = one.holder._modules.get(one.attribute) if one.is_first else None
+            hooked = calls.held(one.call.slot) if one.call.slot is not None else None
+            new = make(one)
+            new.training = one.call.owner.training
+            _take_hooks(hooked, new, one.is_first and id(hooked) not in replaced)
+            changes.set_child(one.holder, one.attribute, new)
+            if old is not None:
+                replaced.setdefault(id(old), new)
+            if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
+                # Its fast path in eval mode computes a ReLU inside.
+                changes.set_attribute(one.holder, "activation_relu_or_gelu", 0)
+    if replaced:
+        for module in found.modules:
+            changes.substitute(module, replaced)
+    by_owner: dict[int, list[Plan]] = defaultdict(list)
+    for one in plans:
+        if one.selected and one.call.node is not None:
+            by_owner[id(one.call.owner)].append(one)
+    made: dict[Any, Any] = {}
+    for code in found.code.values() if any(one.selected for one in plans) else ():
+        _change_methods(changes, code, by_owner.get(id(code.module), []), made)
 
 
-def _checked(model: Any, granularity: Any, init: Any, fuse: Any) -> tuple[float, bool]:
+def _change_methods(changes: _Changes, code: calls.Code, plans: list[Plan], made: dict[Any, Any]) -> None:
+    changed: dict[str, Any] = {}
+    supers: dict[int, str] = {}
+    # A method that others reach through super() first, as it decides whether they change.
+    order = sorted(code.methods.items(), key=lambda item: -type(code.module).__mro__.index(item[0].cls))
+    for method, new_name in order:
+        own = [
+            edits.Edit(one.call, one.attribute, one.is_first, one.total) for one in plans if one.call.method is method
+        ]
+        questions = edits.questions(method, Scope(method, code.module))
+        # Most modules of a class change alike.
+        key = (method, new_name, tuple(one.key for one in own), tuple(supers.items()), tuple(questions))
+        if key not in made:
+            made[key] = edits.changed(method, new_name, own, supers, questions)
+        new = made[key]
+        if new is not None:
+            changed[new_name] = new
+            supers |= {node: new_name for node, target in code.supers.items() if target is method}
+    if changed:
+        before = rewritten(code.module)
+        kept = {one.new_name: one for one in before.methods} if before is not None else {}
+        base = before.base if before is not None else type(code.module)
+        changes.set_class(code.module, class_of(Rewritten(base, tuple({**kept, **changed}.values()))))
+
+
+def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool]:
     check_model(model)
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
     init, fuse = validation.initial_cap(init), validation.flag("fuse", fuse)
-    if activations.of_module(model) is not None:
+    if dim is not None and not callable(dim):
+        validation.integer("dim", dim)
+    if kinds.of_module(model) is not None:
         raise ValueError(f"model: got a {type(model).__name__}, which has no attribute to hold another; use a DReLU")
     return init, fuse
 
@@ -186,6 +220,10 @@ def _patterns(select: Any) -> list[str]:
     return patterns
 
 
+# The dictionaries of nn.Module itself.
+_STATE = frozenset(vars(nn.Module()))
+
+
 class _Changes:
     """What was set, so that it can be taken back."""
 
@@ -193,12 +231,47 @@ class _Changes:
         self._undo: list[Callable[[], Any]] = []
 
     def set_child(self, holder: nn.Module, name: str, child: nn.Module) -> None:
-        old = holder._modules.get(name)
-        if old is None:
+        old, function = holder._modules.get(name), vars(holder).get(name)
+        if old is not None:
+            self._undo.append(lambda: holder._modules.__setitem__(name, old))
+        elif function is not None:
+            self._undo.append(lambda: vars(holder).__setitem__(name, function))
             self._undo.append(lambda: delattr(holder, name))
         else:
-            self._undo.append(lambda: holder._modules.__setitem__(name, old))
+            self._undo.append(lambda: delattr(holder, name))
         setattr(holder, name, child)
+
+    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        old = getattr(module, name)
+        self._undo.append(lambda: setattr(module, name, old))
+        setattr(module, name, value)
+
+    def substitute(self, module: nn.Module, replaced: dict[int, nn.Module]) -> None:
+        """Let the lists, dictionaries and partials that a module holds have the new modules too."""
+        for name, value in list(vars(module).items()):
+            if name not in _STATE and isinstance(value, list | dict | tuple | functools.partial):
+                new = self._substituted(value, replaced)
+                if new is not value:
+                    vars(module)[name] = new
+                    self._undo.append(functools.partial(vars(module).__setitem__, name, value))
+
+    def _substituted(self, value: Any, replaced: dict[int, nn.Module]) -> Any:
+        if isinstance(value, nn.Module):
+            return replaced.get(id(value), value)
+        if isinstance(value, list | dict):
+            for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                new = self._substituted(part, replaced)
+                if new is not part:
+                    value[key] = new
+                    self._undo.append(functools.partial(value.__setitem__, key, part))
+        elif type(value) is tuple:
+            parts = tuple(self._substituted(part, replaced) for part in value)
+            return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+        elif isinstance(value, functools.partial):
+            args, keywords = self._substituted(value.args, replaced), self._substituted(dict(value.keywords), replaced)
+            if args is not value.args or any(keywords[key] is not part for key, part in value.keywords.items()):
+                return functools.partial(value.func, *args, **keywords)
+        return value
 
     def set_class(self, module: nn.Module, new: type[nn.Module]) -> None:
         old = type(module)
@@ -210,135 +283,34 @@ class _Changes:
             step()
 
 
-def _apply(
-    changes: _Changes,
-    plans: list[Plan],
-    forwards: list[tuple[Owner, NewForward]],
-    olds: dict[int, nn.Module | None],
-) -> None:
-    """Hang a placeholder, or the module that stays, where every site's module goes, and swap the forwards."""
-    rewritten = {id(owner.module) for owner, _ in forwards}
-    for one in plans:
-        if one.selected and one.shares is None:
-            pending = PendingSite()
-            pending.training = one.found.owner.module.training
-            changes.set_child(one.holder, one.attribute, pending)
-        elif not one.selected and one.found.target and not one.takes_slot and one.shares is None:
-            old = olds[id(one)]
-            if id(one.found.owner.module) in rewritten and old is not None:
-                changes.set_child(one.holder, one.attribute, old)
-    for owner, forward in forwards:
-        changes.set_class(owner.module, forward.cls)
-
-
-def _old(one: Plan) -> nn.Module | None:
-    return one.found.owner.child(one.found.target) if one.found.target else None
-
-
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
 
 
-def _take_hooks(old: nn.Module | None, new: nn.Module, takes_slot: bool) -> None:
+def _take_hooks(old: Any, new: nn.Module, takes_slot: bool) -> None:
     """What the user hung on an activation module goes on; on a module called several times, at each call."""
-    for name in _HOOKS if old is not None else ():
+    if not isinstance(old, nn.Module):
+        return
+    for name in _HOOKS:
         hooks = getattr(old, name)
         # The very dictionary, once, so that a handle that the user holds still removes its hook.
         object.__setattr__(new, name, hooks if takes_slot else hooks.copy())
-    if old is not None:
-        new._is_full_backward_hook = old._is_full_backward_hook
+    new._is_full_backward_hook = old._is_full_backward_hook
 
 
-def _note_shapes(model: nn.Module, example_input: Any, serving: list[Plan]) -> None:
-    for training in (False, True):
-        if training and all(_pending(one).shape is not None for one in serving):
-            return
-        try:
-            shapes.run(model, example_input, training)
-        except Exception as error:
-            mode = "train" if training else "eval"
-            raise ValueError(f"example_input: the model cannot run on it in {mode} mode: {error}") from error
-
-
-def _unknown(one: Plan, layer: shapes.Producer | None, granularity: Granularity) -> bool:
-    needed = granularity == "neuron" or (granularity == "channel" and layer is None)
-    return needed and _pending(one).shape is None
-
-
-def _pending(one: Plan) -> PendingSite:
-    child = one.holder._modules[one.attribute]
-    assert isinstance(child, PendingSite)
-    return child
-
-
-def _producer(found: Survey, one: Plan) -> shapes.Producer | None:
-    for node in one.found.nodes.values():
-        made = shapes.producer(found, one.found.owner, activations.input_of(node))
-        if made is not None:
-            return made
-    return None
-
-
-def _d_relu(model: nn.Module, one: Plan, layer: shapes.Producer | None, granularity: Granularity, init: float) -> DReLU:
-    """The module of a site; its plan is told what was done."""
-    pending = _pending(one)
-    cap_shape, dim = _cap_shape(one, pending.shapes, layer, granularity)
-    like = planning.caps_like(one.found.owner, layer.module if layer else None, model)
-    start = init if one.found.activation.bound is None else one.found.activation.bound
+def _d_relu(model: nn.Module, init: float, one: Plan) -> DReLU:
+    """The module of a site; its plan notes what was done."""
+    like = planning.caps_like(one, model)
+    start = init if one.call.activation.bound is None else one.call.activation.bound
     validation.stored(f"init of {one.site.name!r}", start, like.dtype)
-    options: dict[str, Any] = {"inplace": one.found.activation.inplace, "device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"inplace": one.call.activation.inplace, "device": like.device, "dtype": like.dtype}
     module: DReLU
-    if one.sums:
-        in_place = next(iter(one.sums.values())).inplace
-        module = ResidualDReLU(cap_shape, start, dim, sum_inplace=in_place, **options)
+    if one.total is not None:
+        module = ResidualDReLU(one.shape, start, one.dim, sum_inplace=one.total.inplace, **options)
     else:
-        module = DReLU(cap_shape, start, dim, **options)
-    module.training = pending.training
-    one.site = replace(
-        one.site, shape=pending.shape, cap_shape=tuple(module.cap.shape), action="fused" if one.sums else "replaced"
-    )
+        module = DReLU(one.shape, start, one.dim, **options)
+    action = "fused" if one.total is not None else "replaced"
+    one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action=action)  # type: ignore[arg-type]
     return module
-
-
-def _cap_shape(
-    one: Plan, seen: list[tuple[int, ...]], layer: shapes.Producer | None, granularity: Granularity
-) -> tuple[tuple[int, ...], int]:
-    name = one.site.name
-    if granularity == "layer":
-        return (1,), 1
-    if granularity == "neuron":
-        if not seen:
-            raise ValueError(f"example_input: neuron caps need the shape of what comes into {name!r}; {_PASS}")
-        if len(seen[0]) < 2:
-            raise ValueError(f"granularity: {name!r} gets shape {seen[0]}; neuron caps need a batch dimension first")
-        found = {(shape[1:], 1) for shape in seen}
-    elif seen:
-        if min(map(len, seen)) < 2:
-            raise ValueError(f"granularity: {name!r} gets shape {seen[0]}, which has no channels; use 'layer'")
-        dims = [layer.dim if layer is not None and len(shape) > 2 else 1 for shape in seen]
-        found = {((shape[dim],), dim) for shape, dim in zip(seen, dims, strict=True)}
-    elif layer is None:
-        raise ValueError(
-            f"example_input: the layer before {name!r} does not tell how many channels it gets; {_PASS}, "
-            "or granularity='layer'"
-        )
-    else:
-        found = {((layer.channels,), layer.dim)}
-    if len(found) > 1:
-        raise ValueError(
-            f"granularity: {name!r} is called with the shapes {', '.join(map(str, seen))}, which cannot share "
-            f"{granularity} caps; use 'layer'"
-        )
-    return found.pop()
-
-
-_PASS = "pass example_input=, an input that reaches it"
-
-
-def _described(one: Plan) -> Site:
-    if one.shares is None:
-        return one.site
-    main = one.shares.site
-    return replace(one.site, name=main.name, shape=main.shape, cap_shape=main.cap_shape, action=main.action)

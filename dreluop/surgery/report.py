@@ -1,10 +1,11 @@
-"""What a surgery found and did."""
+"""What a surgery found and did, and what a run of the model saw of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from dreluop.tables import text_table
 
@@ -14,20 +15,22 @@ Action = Literal["replaced", "fused", "left"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place where a forward pass calls ReLU, ReLU6 or Hardtanh(0, c).
+    """One place in the code that calls ReLU, ReLU6 or Hardtanh(0, c), or where such a module hangs.
 
     Attributes:
-        name: dotted name of the D-ReLU that serves it, as in ``model.named_modules()``.
+        name: dotted name of its D-ReLU, as in ``model.named_modules()``.
         source: what stood there: ``module relu, call 2 of 3``, ``F.relu``, ``Tensor.relu_``.
-        owner: dotted name and class of the module whose forward makes the call.
+        owner: dotted name and class of the module whose code makes the call.
         bound: the fixed bound that was there: 6 for ReLU6, c for Hardtanh(0, c), None for ReLU.
         inplace: whether it wrote over its input.
-        modes: the modes in which it is reached: auxiliary heads in ``"train"`` only.
-        shape: of its input, as ``example_input`` gave it; None without one.
+        modes: the modes in which a run reached it, such as ``"train"`` for auxiliary heads; None without a run, or if
+            no run reached it.
+        shape: of its input in the run; None without one.
         cap_shape: of its caps; None where it was left.
         action: ``"fused"``: replaced together with the residual sum before it.
         reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); empty if there is nothing
             to say.
+        line: ``file.py:12``, the call; empty for a module that no readable code calls by name.
     """
 
     name: str
@@ -35,26 +38,48 @@ class Site:
     owner: str
     bound: float | None
     inplace: bool
-    modes: Modes
+    modes: Modes | None = None
     shape: tuple[int, ...] | None = None
     cap_shape: tuple[int, ...] | None = None
     action: Action = "left"
     reason: str = ""
+    line: str = ""
 
 
 @dataclass(frozen=True)
+class Remaining:
+    """A ReLU that no D-ReLU makes.
+
+    Attributes:
+        module: dotted name of the module whose forward calls it.
+        line: ``file.py:12``, the nearest line outside of torch.
+        what: the operator that a run saw (``aten.relu``), or what the source says.
+        calls: how often a run saw it in its modes; 0 if it is known from the source alone.
+        reason: why it was left, if that is known.
+    """
+
+    module: str
+    line: str
+    what: str
+    calls: int = 0
+    reason: str = ""
+
+
+@dataclass
 class Report:
-    """The sites of a model in the order in which its modules are called, and what could not be looked into.
+    """The sites of a model, and what a run of it saw.
 
     Attributes:
         sites: all that were found, those left too.
-        untraced: modules whose forward could not be written anew and may have kept a ReLU, by name, with the reason:
-            torch.fx cannot trace it, or it does more than a graph holds. Activation modules inside them were replaced
-            as modules; functional calls (``F.relu``) in their forward were left.
+        remaining: with a run, every ReLU that it saw and that no D-ReLU made; without one, those that the source shows.
+        verified: the modes in which a run checked this; empty: not verified.
+        not_run: the modes in which the model could not run on the example, with the reason.
     """
 
     sites: tuple[Site, ...]
-    untraced: Mapping[str, str] = field(default_factory=dict)
+    remaining: tuple[Remaining, ...] = ()
+    verified: tuple[str, ...] = ()
+    not_run: dict[str, str] = field(default_factory=dict)
 
     @property
     def replaced(self) -> tuple[Site, ...]:
@@ -68,6 +93,31 @@ class Report:
     def left(self) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.action == "left")
 
+    @property
+    def unreached(self) -> tuple[Site, ...]:
+        """The replaced sites that no run reached; empty without a run."""
+        return tuple(site for site in self.replaced if self.verified and site.modes is None)
+
+    def verify(self, model: nn.Module, *args: Any, **kwargs: Any) -> Report:
+        """Run the model and note which sites it reaches, and every ReLU that no D-ReLU makes.
+
+        It runs in eval and in train mode on a copy, on fake tensors where its control flow allows; the model is left
+        as it is.
+
+        Args:
+            model: the one that the surgery changed.
+            args, kwargs: what the model is called with.
+
+        Returns:
+            Report: this one, brought up to date.
+
+        Raises:
+            ValueError: the model is not the one of this report, or runs in neither mode.
+        """
+        from dreluop.surgery.verifying import verify  # noqa: PLC0415 (a circle otherwise)
+
+        return verify(self, model, args, kwargs)
+
     def __str__(self) -> str:
         header = ("site", "was", "in", "mode", "input", "caps", "done", "note")
         rows = [
@@ -75,7 +125,7 @@ class Report:
                 site.name,
                 site.source + (f", bound {site.bound:g}" if site.bound is not None else ""),
                 site.owner,
-                site.modes,
+                site.modes or ("not reached" if self.verified and site.action != "left" else "-"),
                 _shape(site.shape),
                 _shape(site.cap_shape),
                 site.action,
@@ -83,10 +133,23 @@ class Report:
             )
             for site in self.sites
         ]
-        counts = f"{len(self.replaced)} of {len(self.sites)} sites replaced, {len(self.fused)} of them fused with a sum"
         parts = [text_table(header, rows)] if rows else []
-        parts += [f"not traced: {name or '(model)'}: {reason}" for name, reason in self.untraced.items()]
-        return "\n".join([*parts, counts])
+        for one in self.remaining:
+            places = ", ".join(part for part in (one.module or "(model)", one.line) if part)
+            seen = f" ({one.calls} calls)" if one.calls else ""
+            parts.append(f"remaining: {one.what} in {places}{seen}: {one.reason}")
+        parts += [f"not run in {mode} mode: {reason}" for mode, reason in self.not_run.items()]
+        parts.append(
+            f"{len(self.replaced)} of {len(self.sites)} sites replaced, {len(self.fused)} of them fused with a sum"
+        )
+        if self.verified:
+            parts.append(
+                f"verified in {' and '.join(self.verified)} mode: {len(self.remaining)} places with a ReLU remain, "
+                f"{len(self.unreached)} sites were not reached"
+            )
+        else:
+            parts.append("not verified: pass example_input=, or call report.verify(model, input)")
+        return "\n".join(parts)
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

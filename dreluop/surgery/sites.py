@@ -1,4 +1,4 @@
-"""The modules that take an activation's place."""
+"""The modules that take an activation's place, and what changed code calls to reach them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dreluop.functional import capped_relu
 from dreluop.modules import DReLU
+from dreluop.surgery import kinds
 
 
 class ResidualDReLU(DReLU):
@@ -39,18 +40,29 @@ def _alike(x: Any, residual: Any) -> bool:
 
 
 class PendingSite(nn.Module):
-    """Stands where a D-ReLU will be, and notes the shapes of what comes in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return self.shapes[0] if self.shapes else None
+    """Stands where a D-ReLU will be while a run notes what comes in."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        total = x if residual is None else x + residual
-        if tuple(total.shape) not in self.shapes:
-            self.shapes.append(tuple(total.shape))
-        return total.relu()
+        return (x if residual is None else x + residual).relu()
+
+
+def is_relu(called: Any) -> bool:
+    """Whether an object is an activation that surgery replaces, or stands in the place of one."""
+    return isinstance(called, DReLU | PendingSite) or kinds.of_callable(called) is not None
+
+
+def call_site(site: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+    """One of several calls of an activation: its own D-ReLU, unless ``called`` has become something else since."""
+    return site(args[0] if args else kwargs["input"]) if is_relu(called) else called(*args, **kwargs)
+
+
+def call_site_of_sum(site: Any, called: Any, x: Any, residual: Any) -> Any:
+    """``call_site`` of ``x + residual``."""
+    if is_relu(called) and isinstance(site, ResidualDReLU | PendingSite):
+        return site(x, residual)
+    return call_site(site, called, x + residual)
+
+
+def isinstance_or_site(value: Any, classes: Any) -> bool:
+    """``isinstance(value, nn.ReLU)``, and also for what stands in the place of one."""
+    return isinstance(value, DReLU | PendingSite) or isinstance(value, classes)  # noqa: SIM101 (a user's classes)

@@ -17,25 +17,83 @@ from tests.surgery.helpers import open_caps
 from tests.surgery.models import Users
 
 
-class Apply(nn.Module):
-    """A function of three layers' outputs, then ReLU."""
+class Layers(nn.Module):
+    """Three layers and their outputs in every combination, then ReLU."""
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.one, self.many, self.linear = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 8, 1), nn.Linear(6, 4)
-        self.function = function
+
+
+class Product(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.many(x) * self.one(x))
+
+
+class Mask(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.one(x) * self.many(x))
+
+
+class Difference(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        many = self.many(x)
+        many -= many.mean(0)
+        return many.relu()
+
+
+class Gate(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        many = self.many(x)
+        return functional.relu(many * functional.adaptive_avg_pool2d(many, 1))
+
+
+class SumWithUnknown(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        many = self.many(x)
+        return functional.relu(many + many.flip(1))
+
+
+class Pooled(Layers):
+    """What a classifier of digits does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.function(self.one(x), self.many(x), self.linear(x)))
+        return functional.relu(functional.max_pool2d(self.many(x), 2))
+
+
+class Cat(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(torch.cat([self.one(x), self.many(x)], 1))
+
+
+class Unsqueezed(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.many(x).sum((2, 3)).unsqueeze(1).flatten(1))
+
+
+class MaskFirst(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.one(x) * self.many(x).flip(1))
+
+
+class MaskAdded(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.one(x) + self.many(x).flip(1))
+
+
+class PooledFeatures(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(functional.max_pool2d(self.linear(x), (1, 2)))
+
+
+class Permuted(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.many(x).permute(0, 2, 3, 1).contiguous())
 
 
 class Wider(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return torch.cat([super().forward(input), input], 1)
-
-
-def _unknown(x: Tensor) -> Tensor:
-    return x.flip(1)
 
 
 KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
@@ -45,22 +103,23 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "layer_norm": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.ReLU()), 4, -1),
     "layer_norm_of_images": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.LayerNorm([8, 6, 6]), nn.ReLU()), 8, 1),
     "instance_norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(5), nn.ReLU()), 8, 1),
-    "product": (lambda: Apply(lambda one, many, linear: many * one), 8, 1),
-    "mask": (lambda: Apply(lambda one, many, linear: one * many), 8, 1),
-    "difference": (lambda: Apply(lambda one, many, linear: many - many.mean(0)), 8, 1),
-    "gate": (lambda: Apply(lambda one, many, linear: many * functional.adaptive_avg_pool2d(many, 1)), 8, 1),
-    "sum_with_unknown": (lambda: Apply(lambda one, many, linear: many + _unknown(many)), 8, 1),
+    "product": (Product, 8, 1),
+    "mask": (Mask, 8, 1),
+    "difference": (Difference, 8, 1),
+    "gate": (Gate, 8, 1),
+    "sum_with_unknown": (SumWithUnknown, 8, 1),
+    "pooled": (Pooled, 8, 1),
 }  # fmt: skip
-UNKNOWN: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "flatten": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), nn.ReLU()), 180),
-    "shuffle": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.ReLU()), 2),
-    "cat": (lambda: Apply(lambda one, many, linear: torch.cat([one, many], 1)), 9),
-    "permuted": (lambda: Apply(lambda one, many, linear: many.permute(0, 2, 3, 1)), 6),
-    "unsqueezed": (lambda: Apply(lambda one, many, linear: many.unsqueeze(1)), 1),
-    "mask_first": (lambda: Apply(lambda one, many, linear: one * _unknown(many)), 8),
-    "mask_added": (lambda: Apply(lambda one, many, linear: one + _unknown(many)), 8),
-    "pooled_features": (lambda: Apply(lambda one, many, linear: functional.max_pool2d(linear, (1, 2))), 3),
-    "own_forward": (lambda: nn.Sequential(Wider(3, 5, 1), nn.ReLU()), 8),
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "flatten": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.Flatten(), nn.ReLU()), 180, 1),
+    "shuffle": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2), nn.ReLU()), 2, 1),
+    "cat": (Cat, 9, 1),
+    "permuted": (Permuted, 8, -1),
+    "unsqueezed": (Unsqueezed, 8, 1),
+    "mask_first": (MaskFirst, 8, 1),
+    "mask_added": (MaskAdded, 8, 1),
+    "pooled_features": (PooledFeatures, 2, -1),
+    "own_forward": (lambda: nn.Sequential(Wider(3, 5, 1), nn.ReLU()), 8, 1),
 }  # fmt: skip
 X = torch.randn(2, 3, 6, 6)
 
@@ -78,14 +137,15 @@ def test_counts_from_the_layers_before(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_counts_need_an_example(name: str) -> None:
-    make, channels = UNKNOWN[name]
+    make, channels, dim = UNKNOWN[name]
     model = make()
     before = repr(model)
-    with pytest.raises(ValueError, match=r"example_input: the layer before .* does not tell how many channels"):
+    with pytest.raises(ValueError, match=r"example_input: the layer before does not tell how many channels these"):
         replace_activations(model)
     assert repr(model) == before
     (site,) = replace_activations(model, example_input=X).replaced
     assert site.cap_shape == (channels,)
+    assert model.get_submodule(site.name).dim == dim
     assert model(X).min() >= 0
 
 
@@ -134,7 +194,7 @@ class Remembering(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.last, self.count = x, self.count + 1
         x = self.act(self.norm(self.linear(x)))
-        return self.unused(x) if x.sum() < 0 else x
+        return self.unused(x.flip(1)) if x.sum() < 0 else x
 
 
 @pytest.mark.parametrize("granularity", ["channel", "neuron"])
@@ -146,32 +206,69 @@ def test_the_run_leaves_nothing_behind_and_unreached_sites_as_they_are(granulari
     assert torch.equal(model.norm.running_mean, original.norm.running_mean)
     assert model.norm.num_batches_tracked == 0
     assert [(site.name, site.action) for site in report.sites] == [("act", "replaced"), ("unused", "left")]
-    assert "example_input does not reach it" in report.left[0].reason
+    assert "the example does not reach it" in report.left[0].reason
     assert type(model.unused) is nn.ReLU
     assert model.act.cap.shape == (4,)
 
 
 class TwoWidths(nn.Module):
-    """One activation for two numbers of channels, in a forward that cannot be traced."""
+    """One call of an activation that gets two numbers of channels, and another one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.act = nn.Linear(6, 4), nn.Linear(4, 3), nn.ReLU()
+        self.layers, self.act, self.last = nn.ModuleList([nn.Linear(6, 4), nn.Linear(4, 3)]), nn.ReLU(), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.first(x))
-        return self.act(self.second(x)) if x.sum() >= 0 else x
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return functional.relu(self.last(x))
 
 
-def test_calls_of_two_widths_cannot_share_channel_caps() -> None:
-    model = TwoWidths()
-    with pytest.raises(
-        ValueError, match=r"granularity: 'act' is called with the shapes \(2, 4\), \(2, 3\), which cannot"
-    ):
-        replace_activations(model, example_input=torch.randn(2, 6))
+def test_a_call_of_two_widths_is_left_and_told_and_the_others_are_done() -> None:
+    original = TwoWidths()
+    model = copy.deepcopy(original)
+    report = replace_activations(model, example_input=torch.randn(2, 6))
+    assert [(site.name, site.action) for site in report.sites] == [("act", "left"), ("relu", "replaced")]
+    (remaining,) = report.remaining
+    assert (remaining.calls, remaining.line) == (2, report.sites[0].line)
+    assert remaining.reason.startswith("it is called with the shapes (2, 4), (2, 3), which cannot share channel caps")
     assert type(model.act) is nn.ReLU
-    replace_activations(model, granularity="layer")
-    assert model(torch.randn(2, 6)).shape == (2, 3)
+    model = copy.deepcopy(original)
+    report = replace_activations(model, granularity="layer", example_input=torch.randn(2, 6))
+    assert report.sites[0].reason == "it is called 2 times in a forward pass, with the same caps"
+    assert not report.remaining
+
+
+class Tokens(nn.Module):
+    """(batch, tokens, features) behind a layer that is not known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(functional.relu(x @ self.weight) @ self.weight.T)
+
+
+def test_a_dimension_that_is_not_known_is_asked_for_at_all_sites_at_once() -> None:
+    x = torch.randn(2, 3, 6)
+    with pytest.raises(ValueError, match=r"may lie in any dimension, .*'relu' \(2, 3, 4\), 'relu_1' \(2, 3, 6\)"):
+        replace_activations(Tokens(), example_input=x)
+    for dim in (-1, lambda site: 2):
+        report = replace_activations(Tokens(), example_input=x, dim=dim)
+        assert [site.cap_shape for site in report.replaced] == [(4,), (6,)]
+    assert [site.cap_shape for site in replace_activations(Tokens(), example_input=x, dim=1).sites] == [(3,), (3,)]
+    with pytest.raises(ValueError, match=r"dim: got 3 for 'relu', which gets shape \(2, 3, 4\)"):
+        replace_activations(Tokens(), example_input=x, dim=3)
+
+
+def test_transformers_are_capped_by_features() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 10), 2))
+    report = replace_activations(model, example_input=torch.randn(5, 2, 4))
+    assert [(site.name, site.cap_shape) for site in report.replaced] == [
+        ("1.layers.0.activation", (10,)), ("1.layers.1.activation", (10,)),
+    ]  # fmt: skip
+    assert not report.remaining
 
 
 def test_lazy_modules_are_refused() -> None:

@@ -1,0 +1,288 @@
+"""Every call of an activation that the code of a model makes, and every place where an activation module hangs."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dreluop.surgery import kinds
+from dreluop.surgery.classes import can_be_changed, origin_of
+from dreluop.surgery.kinds import Activation
+from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of, names_in
+from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
+
+SlotKey = tuple[int, str]
+_COMPUTES_INSIDE = "it computes its ReLU inside"
+TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+
+
+@dataclass(eq=False)
+class Call:
+    """One place that calls an activation.
+
+    Attributes:
+        owner: the module whose code makes the call; the one that holds the slot if no code that can be read does.
+        slot: where the activation module hangs; None for a function.
+        node, x: the call in the source and the expression of its input; None if only the slot is known.
+        is_certain: nothing but this activation can be called here; else the code decides each time.
+        reason: why it must stay as it is.
+    """
+
+    owner: nn.Module
+    activation: Activation
+    source: str
+    slot: Slot | None = None
+    method: Method | None = None
+    node: ast.Call | None = None
+    x: ast.expr | None = None
+    is_certain: bool = False
+    reason: str = ""
+
+    @property
+    def slot_key(self) -> SlotKey | None:
+        return (id(self.slot[0]), self.slot[1]) if self.slot is not None else None
+
+    @property
+    def is_clamp(self) -> bool:
+        """Whether it is written as a clamp, which is an activation only after a layer."""
+        return self.source.rpartition(".")[2].startswith(("clamp", "clip"))
+
+    @property
+    def line(self) -> str:
+        return self.method.line(self.node) if self.method and self.node else ""
+
+
+@dataclass(eq=False)
+class Code:
+    """The methods of a module that can be read and changed.
+
+    Attributes:
+        methods: with the name that each has, or will have, in the module's class.
+        supers: calls of ``super().name(...)`` in them, by id of the node, and the method that each reaches.
+    """
+
+    module: nn.Module
+    methods: dict[Method, str] = field(default_factory=dict)
+    supers: dict[int, Method] = field(default_factory=dict)
+
+
+class Found:
+    """What the code of a model calls. The model is left as it is.
+
+    Attributes:
+        paths: the first name of each module, by id.
+        slots: where activation modules hang.
+        unread: modules that may call an activation in code that cannot be read or changed, with the reason.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.paths = {id(module): name for name, module in model.named_modules()}
+        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in _slots(self.modules)}
+        self.calls: list[Call] = []
+        self.code: dict[int, Code] = {}
+        self.unread: dict[str, str] = {}
+        self._homes: dict[int, Slot] = {}
+        for slot in self.slots.values():
+            self._homes.setdefault(id(held(slot)), slot)
+        parts = (part for holder, name in self.slots.values() for part in (*self.paths[id(holder)].split("."), name))
+        self._hints = kinds.NAMES.union(parts)
+        for module in self.modules:
+            self._read(module)
+            self.calls += [
+                Call(module, activation, f"module {name}", (holder, name))
+                for holder, name in self.slots.values()
+                if holder is module and (activation := kinds.of_callable(held((holder, name)))) is not None
+            ]
+        coded = {call.slot_key for call in self.calls if call.node}
+        self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
+
+    def _read(self, module: nn.Module) -> None:
+        """Add the calls that the methods of a module make."""
+        path = self.paths[id(module)]
+        reason = _cannot_be_read(module)
+        if reason:
+            if reason == _COMPUTES_INSIDE or _mentions_activation(module):
+                self.unread[path] = reason
+            return
+        if kinds.of_module(module) is not None:
+            return
+        definitions: dict[str, list[tuple[type, Any]]] = defaultdict(list)
+        for cls, name, value in methods_of(type(module)):
+            definitions[name].append((cls, value))
+        code = Code(module)
+        for name in sorted(definitions, key=lambda name: name != "forward"):
+            self._read_method(code, definitions, name, 0)
+        if code.methods:
+            self.code[id(module)] = code
+
+    def _read_method(
+        self, code: Code, definitions: dict[str, list[tuple[type, Any]]], name: str, depth: int
+    ) -> Method | None:
+        cls, value = definitions[name][depth]
+        function = function_of(value)
+        if function is None:
+            return None
+        used = _names_of(function)
+        if used.isdisjoint(self._hints.union(("isinstance", "super"))):
+            return None
+        try:
+            read = method(*origin_of(cls, name), function)
+            if read in code.methods:
+                return read
+            found = list(_calls_in(read, code.module, self._homes))
+            if found and not (read.receiver and can_be_changed(value, function)):
+                raise NoSourceError("it is decorated" if read.receiver else "it is a static or class method")
+        except NoSourceError as error:
+            if not used.isdisjoint(kinds.NAMES):
+                self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
+            return None
+        code.methods[read] = name if depth == 0 else f"_{cls.__name__.lstrip('_')}_{name}"
+        self.calls += found
+        order = type(code.module).__mro__.index
+        for node in _super_calls(read):
+            above = definitions.get(node.func.attr, ())  # type: ignore[attr-defined]
+            next_one = next((i for i, (base, _) in enumerate(above) if order(base) > order(read.cls)), None)
+            if next_one is not None:
+                reached = self._read_method(code, definitions, node.func.attr, next_one)  # type: ignore[attr-defined]
+                if reached is not None:
+                    code.supers[id(node)] = reached
+        return read
+
+
+def _slots(modules: list[nn.Module]) -> Iterator[Slot]:
+    for module in modules:
+        yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
+        # Torch's own code calls this attribute with the input alone.
+        if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
+            yield module, "activation"
+
+
+def held(slot: Slot) -> Any:
+    """What hangs in a slot."""
+    holder, name = slot
+    return holder._modules[name] if name in holder._modules else vars(holder).get(name)
+
+
+def _cannot_be_read(module: nn.Module) -> str:
+    name = f"{type(module).__module__}.{type(module).__name__}"
+    nonlinearity = getattr(module, "nonlinearity", "") or getattr(module, "mode", "")
+    is_relu_rnn = isinstance(module, nn.RNNBase | nn.RNNCellBase) and nonlinearity in ("relu", "RNN_RELU")
+    is_chain = isinstance(module, nn.Sequential)
+    reasons = {
+        "it is a TorchScript module, which has no Python code to change": isinstance(module, torch.jit.ScriptModule),
+        "it is a torch.fx graph; apply surgery to the module before it is traced": isinstance(module, fx.GraphModule),
+        "its class was made by torch.nn.utils.parametrize; apply surgery before": name.startswith(
+            "torch.nn.utils.parametrize."
+        ),
+        "its forward is set on the instance": "forward" in vars(module),
+        _COMPUTES_INSIDE: is_relu_rnn or (name.startswith(_QUANTIZED) and "relu" in name.lower() and not is_chain),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
+
+
+def _mentions_activation(module: nn.Module) -> bool:
+    """Whether code that cannot be changed calls an activation that is no module of its own."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return any(f"{name}(" in str(getattr(module, "code", "")) for name in kinds.NAMES)
+    if isinstance(module, fx.GraphModule):
+        called = (node.target for node in module.graph.nodes if node.op in ("call_function", "call_method"))
+        return any(one in kinds.NAMES or kinds.spelled(one) for one in called)
+    own = getattr(vars(module).get("forward"), "__func__", vars(module).get("forward"))
+    functions = [own, *(function_of(value) for _, _, value in methods_of(type(module)))]
+    names = (_names_of(one) - set(module._modules) for one in functions if hasattr(one, "__code__"))
+    return any(not one.isdisjoint(kinds.NAMES) for one in names)
+
+
+def _names_of(function: Any) -> frozenset[str]:
+    """The names that a function reads, and ``relu`` if one of them is an activation under another name."""
+    names = names_in(function.__code__)
+    values = (function.__globals__.get(name) for name in names)
+    renamed = any(callable(value) and kinds.of_callable(value) is not None for value in values)
+    return names | {"relu"} if renamed else names
+
+
+def _super_calls(read: Method) -> Iterator[ast.Call]:
+    for node in ast.walk(read.tree):
+        above = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+        if isinstance(above, ast.Call) and isinstance(above.func, ast.Name) and above.func.id == "super":
+            yield node  # type: ignore[misc]
+
+
+def _calls_in(read: Method, module: nn.Module, homes: dict[int, Slot]) -> Iterator[Call]:
+    scope = Scope(read, module)
+    nodes = (node for node in ast.walk(read.tree) if isinstance(node, ast.Call))
+    # In the order in which they run: what is inside comes first.
+    for node in sorted(nodes, key=lambda node: (node.end_lineno, node.end_col_offset)):
+        call = _activation_call(scope, node, homes)
+        if call is not None:
+            call.reason = call.reason or _why_not(call, scope)
+            yield call
+
+
+def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Call | None:
+    function, called = node.func, scope.resolve(node.func)
+    args = [_constant(scope, arg) for arg in node.args]
+    kwargs = {one.arg or "**": _constant(scope, one.value) for one in node.keywords}
+    x = node.args[0] if node.args else next((one.value for one in node.keywords if one.arg == "input"), None)
+    reason, slot, source, is_certain = "", None, ast.unparse(function), False
+    if isinstance(called, nn.Module):
+        activation = kinds.of_module(called)
+        slot = scope.slot(function) or homes.get(id(called))
+        source = f"module {slot[1]}" if slot else source
+    elif called is not UNKNOWN:
+        activation = kinds.of_call(called, args, kwargs) or kinds.of_partial(called)
+        if activation is None and kwargs.get("inplace") is UNKNOWN:
+            activation = kinds.of_call(called, args, {**kwargs, "inplace": False})
+            reason = "whether it is in place is decided when it runs"
+        is_certain, source = scope.is_global(function), kinds.spelled(called) or source
+    elif isinstance(function, ast.Call):
+        made = (
+            [scope.resolve(arg) for arg in function.args],
+            {one.arg: scope.resolve(one.value) for one in function.keywords},
+        )
+        activation, is_certain = kinds.made_by(scope.resolve(function.func), *made), True  # type: ignore[arg-type]
+    elif isinstance(function, ast.Attribute) and not isinstance(scope.resolve(function.value), nn.Module):
+        activation = kinds.of_method(function.attr, args, kwargs)
+        x, source, is_certain = function.value, f"Tensor.{function.attr}", True
+    else:
+        return None
+    if activation is None or x is None or any(isinstance(arg, ast.Starred) for arg in node.args):
+        return None
+    return Call(scope.module, activation, source, slot, scope.method, node, x, is_certain, reason)
+
+
+def _constant(scope: Scope, node: ast.expr) -> Any:
+    """A number or flag that is written in a call, or a flag of the module; never its mode."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        value = scope.resolve(node)
+        is_mode = isinstance(node, ast.Attribute) and node.attr == "training"
+        return value if isinstance(value, bool) and not is_mode else UNKNOWN
+
+
+def _why_not(call: Call, scope: Scope) -> str:
+    assert call.x is not None
+    assert call.method is not None
+    if scope.is_made_of_parameters(call.x):
+        return "its input is computed from parameters only"
+    if call.activation.bound == 6:
+        x = scope.alias(call.x) or call.x
+        shifted = isinstance(x, ast.BinOp) and isinstance(x.op, ast.Add) and 3 in (_number(x.left), _number(x.right))
+        above = call.method.parents.get(id(call.node))
+        divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
+        if shifted or divided:
+            return "it is part of a hard sigmoid or hard swish"
+    return ""
+
+
+def _number(node: ast.expr) -> Any:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None

@@ -1,0 +1,326 @@
+"""The layer that makes an activation's channels, read from the code without running it."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dreluop.modules import DReLU, SReLU
+from dreluop.surgery import kinds
+from dreluop.surgery.calls import TRANSFORMER_LAYERS, Call, Found
+from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of
+from dreluop.surgery.resolving import UNKNOWN, Scope
+
+
+@dataclass(frozen=True)
+class Producer:
+    """The layer that makes an activation's channels: their number, the dimension they lie in, the layer itself."""
+
+    channels: int
+    dim: int
+    module: nn.Module
+
+
+# Modules and functions whose output has the channels of their input.
+_PASSING = (
+    nn.Identity, nn.modules.dropout._DropoutNd, DReLU, SReLU,
+    nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
+)  # fmt: skip
+_PASSING_CALLS = (
+    *(getattr(functional, name) for name in ("dropout", "dropout2d", "relu", "relu6", "hardtanh", "silu", "gelu")),
+    torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
+)  # fmt: skip
+_PASSING_METHODS = ("relu", "relu_", "contiguous")
+# Those that keep dimension 1 but not the last one.
+_POOLING = (
+    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample,
+)  # fmt: skip
+_POOLING_CALLS = tuple(
+    getattr(functional, name) for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate")
+)
+_PAIR_CALLS = (torch.add, torch.mul, torch.sub, operator.add, operator.mul)
+_PAIR_OPERATORS = (ast.Add, ast.Sub, ast.Mult)
+_MAKERS: tuple[tuple[Any, Callable[[Any], int], int], ...] = (
+    (nn.modules.conv._ConvNd, lambda module: module.out_channels, 1),
+    (nn.modules.batchnorm._NormBase, lambda module: module.num_features, 1),
+    (nn.GroupNorm, lambda module: module.num_channels, 1),
+    (nn.Linear, lambda module: module.out_features, -1),
+    (nn.LayerNorm, lambda module: module.normalized_shape[-1], -1),
+)
+_Value = Producer | None
+
+
+def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
+    """The layer before each call, where it is plain."""
+    reader = _Reader(found)
+    reader.module(model, [])
+    # What the model's own forward does not show to be called: what comes in is not known.
+    for module in found.modules:
+        if isinstance(module, TRANSFORMER_LAYERS):
+            for call in reader.hanging(module):
+                reader.note(call, made_by(module.linear1))
+        elif any(call not in reader.producers for call in reader.hanging(module)):
+            reader.module(module, [])
+    for code in found.code.values():
+        for one in code.methods:
+            if (id(code.module), one) not in reader.read:
+                reader.method(one, code.module, [], {})
+    return {call: one for call, one in reader.producers.items() if one is not None}
+
+
+class _Reader:
+    def __init__(self, found: Found) -> None:
+        self._found = found
+        self._by_node = {(id(call.owner), id(call.node)): call for call in found.calls if call.node is not None}
+        self._by_slot = {(id(call.slot[0]), call.slot[1]): call for call in found.calls if call.slot and not call.node}
+        self._reading: set[tuple[int, Method]] = set()
+        self.read: set[tuple[int, Method]] = set()
+        self.producers: dict[Call, _Value] = {}
+
+    def hanging(self, module: nn.Module) -> list[Call]:
+        return [call for (holder, _), call in self._by_slot.items() if holder == id(module)]
+
+    def note(self, call: Call | None, value: _Value) -> None:
+        if call is not None:
+            self.producers[call] = _agreed([self.producers.get(call, value), value])
+
+    def module(self, module: nn.Module, args: Sequence[_Value]) -> _Value:
+        """What a call of a module gives; the calls in it are noted."""
+        made = made_by(module)
+        if made is not None:
+            return made
+        value = args[0] if args else None
+        forward = kinds.forward_of(module)
+        if forward in (nn.Sequential.forward, nn.DataParallel.forward):
+            names = list(module._modules) if forward is nn.Sequential.forward else ["module"]
+            for name in names:
+                self.note(self._by_slot.get((id(module), name)), value)
+                value = self.module(module._modules[name], [value])  # type: ignore[arg-type]
+            return value
+        if _is_of_torch(module, _POOLING):
+            return _in_dim_1(value)
+        if _keeps(module) or _is_of_torch(module, _PASSING) or kinds.of_module(module) is not None:
+            return value
+        read = self.method_named(module, "forward")
+        return self.method(read, module, args, {}) if read is not None else None
+
+    def method_named(self, module: nn.Module, name: str) -> Method | None:
+        """A method that code calls by this name, if its source can be read."""
+        code = self._found.code.get(id(module))
+        for one, new_name in code.methods.items() if code is not None else ():
+            if new_name == name:
+                return one
+        for cls, other, value in methods_of(type(module)) if name not in vars(module) else ():
+            function = function_of(value) if other == name else None
+            if function is not None:
+                try:
+                    return method(cls, name, function)
+                except NoSourceError:
+                    return None
+        return None
+
+    def method(self, read: Method, module: nn.Module, args: Sequence[_Value], kwargs: dict[str, _Value]) -> _Value:
+        if (id(module), read) in self._reading:
+            return None
+        self._reading.add((id(module), read))
+        self.read.add((id(module), read))
+        names = [arg.arg for arg in (*read.tree.args.posonlyargs, *read.tree.args.args)][1:]
+        flow = _Flow(self, Scope(read, module), {**dict(zip(names, args, strict=False)), **kwargs})
+        flow.block(read.tree.body)
+        self._reading.discard((id(module), read))
+        return _agreed(flow.returned) if flow.returned else None
+
+    def call_at(self, module: nn.Module, node: ast.Call) -> Call | None:
+        return self._by_node.get((id(module), id(node)))
+
+
+class _Flow:
+    """One pass through the statements of a method, with the layer that made the value of each local name."""
+
+    def __init__(self, reader: _Reader, scope: Scope, names: dict[str, _Value]) -> None:
+        self._reader, self._scope = reader, scope
+        self._names = names
+        self.returned: list[_Value] = []
+
+    def block(self, statements: Iterable[ast.stmt]) -> None:
+        for statement in statements:
+            self._statement(statement)
+
+    def _statement(self, node: ast.stmt) -> None:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            value = self._value(node.value) if node.value is not None else None
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                self._forget([target])
+                if isinstance(target, ast.Name):
+                    self._names[target.id] = value
+        elif isinstance(node, ast.AugAssign):
+            # As the expression that it stands for.
+            value = self._value(ast.BinOp(_loaded(node.target), node.op, node.value))
+            self._forget([node.target])
+            if isinstance(node.target, ast.Name):
+                self._names[node.target.id] = value
+        elif isinstance(node, ast.Return):
+            self.returned.append(self._value(node.value) if node.value is not None else None)
+        elif isinstance(node, ast.If):
+            self._value(node.test)
+            self._either(_known(self._scope, node.test), node.body, node.orelse)
+        elif isinstance(node, ast.For):
+            self._loop(node)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self._other(node)
+
+    def _other(self, node: ast.stmt) -> None:
+        """``with``, ``while``, ``try`` and the like: what they bind is not known after them."""
+        for part in ast.iter_child_nodes(node):
+            value = part.context_expr if isinstance(part, ast.withitem) else part
+            if isinstance(value, ast.expr):
+                self._value(value)
+        blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
+        for block in (*blocks, *(handler.body for handler in getattr(node, "handlers", []))):
+            if not isinstance(node, ast.With):
+                self._forget(block)
+            self.block(block)
+
+    def _either(self, known: bool | None, *branches: list[ast.stmt]) -> None:
+        before, ends = dict(self._names), []
+        for branch, taken in zip(branches, (True, False), strict=True):
+            self._names = dict(before)
+            self.block(branch)
+            leaves = bool(branch) and isinstance(branch[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
+            if not leaves and known in (None, taken):
+                ends.append(self._names)
+        names = {name for end in ends for name in end}
+        self._names = {name: _agreed([end.get(name) for end in ends]) for name in names}
+
+    def _loop(self, node: ast.For) -> None:
+        self._value(node.iter)
+        modules = self._scope.resolve(node.iter)
+        self._forget(node.body)
+        if isinstance(node.target, ast.Name) and isinstance(modules, nn.Sequential | nn.ModuleList | list | tuple):
+            for module in modules:
+                self._scope.bound[node.target.id] = module
+                self.block(node.body)
+            self._scope.bound.pop(node.target.id, None)
+        else:
+            self.block(node.body)
+        self.block(node.orelse)
+
+    def _forget(self, nodes: Iterable[ast.AST]) -> None:
+        for node in (part for one in nodes for part in ast.walk(one)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self._names.pop(node.id, None)
+
+    def _value(self, node: ast.expr) -> _Value:
+        if isinstance(node, ast.Name):
+            return self._names.get(node.id)
+        if isinstance(node, ast.Call):
+            return self._call(node)
+        if isinstance(node, ast.BinOp):
+            parts = [self._value(node.left), self._value(node.right)]
+            return _pair(parts) if isinstance(node.op, _PAIR_OPERATORS) else None
+        if isinstance(node, ast.IfExp):
+            self._value(node.test)
+            return _agreed([self._value(node.body), self._value(node.orelse)])
+        if isinstance(node, ast.NamedExpr):
+            self._names[node.target.id] = self._value(node.value)
+            return self._names[node.target.id]
+        if not isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp):
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self._value(child)
+        return None
+
+    def _call(self, node: ast.Call) -> _Value:
+        args = [self._value(arg) for arg in node.args]
+        kwargs = {one.arg or "**": self._value(one.value) for one in node.keywords}
+        receiver = self._value(node.func.value) if isinstance(node.func, ast.Attribute) else None
+        first = args[0] if args else kwargs.get("input")
+        called = self._scope.resolve(node.func)
+        holder = self._scope.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else UNKNOWN
+        site = self._reader.call_at(self._scope.module, node)
+        value: _Value = None
+        if site is not None:
+            value = receiver if site.source.startswith("Tensor.") else first
+            self._reader.note(site, value)
+        elif isinstance(called, nn.Module):
+            value = self._reader.module(called, args)
+        elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
+            read = self._reader.method_named(holder, node.func.attr)
+            value = self._reader.method(read, holder, args, kwargs) if read is not None else None
+        elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr in _PASSING_METHODS:
+            value = receiver
+        elif _is_in(called, _PAIR_CALLS):
+            value = _pair(args)
+        elif _is_in(called, _POOLING_CALLS):
+            value = _in_dim_1(first)
+        elif _is_in(called, _PASSING_CALLS):
+            value = first
+        return value
+
+
+def _loaded(node: ast.expr) -> ast.expr:
+    return ast.Name(node.id, ast.Load()) if isinstance(node, ast.Name) else node
+
+
+def _known(scope: Scope, test: ast.expr) -> bool | None:
+    """Whether ``self.part is None`` or ``is not None``; None for any other question."""
+    if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Is | ast.IsNot) and len(test.ops) == 1):
+        return None
+    value, other = scope.resolve(test.left), scope.resolve(test.comparators[0])
+    if value is UNKNOWN or other is not None:
+        return None
+    return (value is None) == isinstance(test.ops[0], ast.Is)
+
+
+def _is_in(called: Any, functions: Iterable[Any]) -> bool:
+    return any(called is one for one in functions)
+
+
+def _pair(parts: Sequence[_Value]) -> _Value:
+    known = [one for one in parts if one is not None]
+    # One channel is spread over those of the other, which may be more where they are not known.
+    wide = _agreed([one for one in known if one.channels > 1])
+    if wide is not None:
+        return wide if all(one.dim == wide.dim for one in known) else None
+    return None if None in parts else _agreed(known)
+
+
+def _agreed(found: Sequence[_Value]) -> _Value:
+    """The one that all give; None where one is not known, or two differ."""
+    facts = {(part.channels, part.dim) if part is not None else None for part in found}
+    return found[0] if len(facts) == 1 else None
+
+
+def _in_dim_1(found: _Value) -> _Value:
+    return found if found is not None and found.dim == 1 else None
+
+
+def _is_of_torch(module: nn.Module, kind: Any) -> bool:
+    """Whether a module computes what torch's class computes: a subclass may have a forward of its own."""
+    forward = kinds.forward_of(module)
+    return isinstance(module, kind) and forward is not None and forward.__module__.startswith(("torch.", "dreluop."))
+
+
+def _keeps(module: nn.Module) -> bool:
+    """Whether it is a normalization that takes any number of channels, or one over more than the last dimension."""
+    if _is_of_torch(module, nn.modules.batchnorm._NormBase):
+        return module.weight is None and module.running_mean is None
+    return _is_of_torch(module, nn.LayerNorm) and len(module.normalized_shape) > 1  # type: ignore[arg-type]
+
+
+def made_by(module: nn.Module) -> Producer | None:
+    """The channels that one of torch's layers makes, and where: after a Linear or LayerNorm they come last."""
+    if _keeps(module):
+        return None
+    for kind, number, dim in _MAKERS:
+        if _is_of_torch(module, kind):
+            return Producer(number(module), dim, module)
+    return None

@@ -1,0 +1,136 @@
+"""A subclass made for one module, of the same name, with methods whose source surgery has changed."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dreluop.surgery import sites
+from dreluop.surgery.compiling import new_function
+from dreluop.surgery.methods import function_of
+
+# What changed source may name besides the author's own names.
+NAMES = {one.__name__: one for one in (sites.call_site, sites.call_site_of_sum, sites.isinstance_or_site)}
+
+
+@dataclass(frozen=True)
+class NewMethod:
+    """The changed source of a method.
+
+    Attributes:
+        cls, name: the class that defines the original, and its name there.
+        new_name: its name in the new class: another one where ``super()`` reaches it.
+        lines: where each line comes from.
+    """
+
+    cls: type
+    name: str
+    new_name: str
+    source: str
+    lines: Mapping[int, str] = field(compare=False, default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NewMethod, (self.cls, self.name, self.new_name, self.source)
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The author's class and the methods that are changed; modules with the same changes have one class."""
+
+    base: type[nn.Module]
+    methods: tuple[NewMethod, ...]
+
+    def __deepcopy__(self, memo: Any) -> Rewritten:
+        return self
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether surgery made the class of a module."""
+    return vars(type(module)).get("rewritten") is not None
+
+
+def rewritten(module: nn.Module) -> Rewritten | None:
+    """What surgery has changed in a module's class, or None."""
+    found = vars(type(module)).get("rewritten")
+    return found if isinstance(found, Rewritten) else None
+
+
+def origin_of(cls: type, name: str) -> tuple[type, str]:
+    """The class of the author's that a method comes from, and its name there."""
+    changes = vars(cls).get("rewritten")
+    found = [one for one in changes.methods if one.new_name == name] if isinstance(changes, Rewritten) else []
+    return (found[0].cls, found[0].name) if found else (cls, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def class_of(changes: Rewritten) -> type[nn.Module]:
+    """The subclass that has the changed methods."""
+    base = changes.base
+    members: dict[str, Any] = {
+        "rewritten": changes,
+        "__init__": _init,
+        "__reduce_ex__": _reduce,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    for one in changes.methods:
+        around = vars(one.cls)[one.name]
+        old = function_of(around)
+        assert old is not None
+        new = new_function(one.source, old, one.cls.__name__, NAMES, one.lines)
+        members[one.new_name] = _with(around, old, new)
+    made: type[nn.Module] = types.new_class(base.__name__, (base,), exec_body=lambda names: names.update(members))
+    return made
+
+
+def _with(around: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
+    """A method with the same decorators around another function."""
+    if around is old:
+        return new
+    if isinstance(around, property):
+        return property(_with(around.fget, old, new), around.fset, around.fdel, around.__doc__)
+    values = [cell.cell_contents for cell in around.__closure__]
+    cells = tuple(types.CellType(_with(one, old, new) if _is_around(one, old) else one) for one in values)
+    copied = types.FunctionType(around.__code__, around.__globals__, around.__name__, around.__defaults__, cells)
+    copied.__kwdefaults__ = around.__kwdefaults__
+    return functools.update_wrapper(copied, new)
+
+
+def _is_around(value: Any, old: types.FunctionType) -> bool:
+    return isinstance(value, types.FunctionType) and function_of(value) is old
+
+
+def can_be_changed(around: Any, old: types.FunctionType) -> bool:
+    """Whether the decorators around a function hold it in a way that another can take its place."""
+    if around is old:
+        return True
+    if isinstance(around, property):
+        return can_be_changed(around.fget, old)
+    cells = getattr(around, "__closure__", None) or ()
+    inner = [cell.cell_contents for cell in cells if _is_around(cell.cell_contents, old)]
+    return isinstance(around, types.FunctionType) and len(inner) == 1 and can_be_changed(inner[0], old)
+
+
+def _init(self: Any, *args: Any, **kwargs: Any) -> None:
+    # Code that makes another module of this one's type gets the author's, with activations of its own.
+    object.__setattr__(self, "__class__", type(self).rewritten.base)
+    self.__init__(*args, **kwargs)
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    reduced = super(type(self), self).__reduce_ex__(protocol)
+    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+        return (_new, (type(self).rewritten, *reduced[1][1:]), *reduced[2:])
+    return reduced
+
+
+def _new(changes: Rewritten, *args: Any) -> Any:
+    cls = class_of(changes)
+    return cls.__new__(cls, *args)

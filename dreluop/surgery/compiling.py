@@ -1,0 +1,67 @@
+"""Functions compiled from source as if they stood where the original stands: same names, closure and ``super()``."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import itertools
+import linecache
+import textwrap
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_SCOPE = "names_of_the_method"
+_FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+_HEADER_LINES = 2
+_numbers = itertools.count()
+# For the files that are made here: the line of the author's file that each line comes from.
+_originals: dict[str, Mapping[int, str]] = {}
+
+
+def source_of(tree: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The source of a function without its decorators, which stay around the function as they were."""
+    bare = type(tree)(**{**dict(ast.iter_fields(tree)), "decorator_list": []})
+    return ast.unparse(ast.copy_location(bare, tree))
+
+
+def code_of(
+    source: str, old: types.CodeType, class_name: str, file: str, names: Mapping[str, Any] | None = None
+) -> types.CodeType:
+    """The code of a function that is compiled inside a class and a scope with the names that it is closed over."""
+    free = ", ".join(dict.fromkeys([*(name for name in old.co_freevars if name != "__class__"), *(names or ())]))
+    text = f"def {_SCOPE}({free}):\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
+    # With its lines in linecache the code shows in tracebacks and inspect.getsource, and TorchDynamo finds it.
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    code: types.CodeType = compile(text, file, "exec", flags=old.co_flags & _FUTURES, dont_inherit=True)
+    for name in (_SCOPE, class_name, old.co_name):
+        code = next(one for one in code.co_consts if isinstance(one, types.CodeType) and one.co_name == name)
+    return code
+
+
+def new_function(
+    source: str, old: types.FunctionType, class_name: str, names: Mapping[str, Any], lines: Mapping[int, str]
+) -> types.FunctionType:
+    """A function of new source with the globals, closure and defaults of an old one.
+
+    Args:
+        names: what the source may name besides.
+        lines: where the lines of the source come from, counted from 1.
+    """
+    file = f"<dreluop.surgery {old.__qualname__} {next(_numbers)}>"
+    _originals[file] = {line + _HEADER_LINES: place for line, place in lines.items()}
+    code = code_of(source, old.__code__, class_name, file, names)
+    cells = dict(zip(old.__code__.co_freevars, old.__closure__ or (), strict=True))
+    more = {name: types.CellType(value) for name, value in names.items()}
+    closure = tuple({**cells, **more}[name] for name in code.co_freevars)
+    new = types.FunctionType(code, old.__globals__, old.__name__, old.__defaults__, closure)
+    new.__kwdefaults__, new.__annotations__ = old.__kwdefaults__, old.__annotations__
+    new.__qualname__, new.__module__, new.__doc__ = old.__qualname__, old.__module__, old.__doc__
+    vars(new).update(vars(old))
+    return new
+
+
+def original_line(file: str, line: int) -> str:
+    """``file.py:12``: the author's line, also of code that surgery wrote."""
+    return _originals.get(file, {}).get(line, f"{Path(file).name}:{line}")

@@ -1,0 +1,148 @@
+"""The source of a method with its calls of activations directed to D-ReLUs."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dreluop.surgery import sites
+from dreluop.surgery.calls import Call
+from dreluop.surgery.classes import NewMethod
+from dreluop.surgery.compiling import source_of
+from dreluop.surgery.methods import Method, names_in
+from dreluop.surgery.resolving import Scope
+from dreluop.surgery.sums import Sum, addends
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What becomes of one call.
+
+    Attributes:
+        name: the attribute of the module that holds the call's D-ReLU.
+        is_first: the D-ReLU hangs where the activation hung, so the call reaches it as it is written.
+        total: the sum that is fused.
+    """
+
+    call: Call
+    name: str
+    is_first: bool
+    total: Sum | None
+
+    @property
+    def key(self) -> tuple[int, str, bool, bool, bool]:
+        """What the new source depends on."""
+        return id(self.call.node), self.name, self.is_first, self.total is not None, self.call.is_certain
+
+
+def questions(method: Method, scope: Scope) -> list[int]:
+    """The calls of ``isinstance(..., nn.ReLU)``, by id of the node."""
+    if "isinstance" not in names_in(method.function.__code__):
+        return []
+    return [id(node) for node in ast.walk(method.tree) if isinstance(node, ast.Call) and _asks_for_relu(node, scope)]
+
+
+def changed(
+    method: Method, new_name: str, edits: Iterable[Edit], supers: Mapping[int, str], asked: Iterable[int]
+) -> NewMethod | None:
+    """The new source of a method; None if nothing in it changes.
+
+    Args:
+        supers: new names of the methods that calls of ``super()`` reach, by id of the call.
+        asked: what ``questions`` gives.
+    """
+    tree = copy.deepcopy(method.tree)
+    tree.decorator_list = []
+    bare = copy.copy(method.tree)
+    bare.decorator_list = []
+    copies = {id(old): id(new) for old, new in zip(ast.walk(bare), ast.walk(tree), strict=True)}
+    editor = _Editor(method.receiver)
+    for edit in edits:
+        if not edit.is_first or edit.total is not None:
+            editor.calls[copies[id(edit.call.node)]] = edit
+        if edit.total is not None and edit.total.statement is not None:
+            editor.removed.add(copies[id(edit.total.statement)])
+    editor.supers = {copies[key]: name for key, name in supers.items() if key in copies}
+    editor.questions = {copies[key] for key in asked}
+    if not (editor.calls or editor.supers or editor.questions):
+        return None
+    new = ast.fix_missing_locations(editor.visit(tree))
+    source = source_of(new)
+    pairs = zip(ast.walk(ast.parse(source).body[0]), ast.walk(new), strict=False)
+    lines = {one.lineno: method.line(two) for one, two in pairs if hasattr(one, "lineno") and hasattr(two, "lineno")}
+    return NewMethod(method.cls, method.name, new_name, source, lines)
+
+
+def _asks_for_relu(node: ast.Call, scope: Scope) -> bool:
+    if len(node.args) != 2 or scope.resolve(node.func) is not isinstance:
+        return False
+    classes = scope.resolve(node.args[1])
+    return nn.ReLU in (classes if isinstance(classes, tuple) else (classes,))
+
+
+class _Editor(ast.NodeTransformer):
+    def __init__(self, receiver: str) -> None:
+        self._receiver = receiver
+        self._last_sum: ast.AST | None = None
+        self.calls: dict[int, Edit] = {}
+        self.supers: Mapping[int, str] = {}
+        self.questions: set[int] = set()
+        self.removed: set[int] = set()
+
+    def visit(self, node: ast.AST) -> Any:
+        key = id(node)
+        node = super().visit(node)
+        if key in self.removed:
+            # The statement after it has the call that takes the sum.
+            self._last_sum = node
+            return None
+        if not isinstance(node, ast.Call):
+            return node
+        if key in self.supers:
+            node.func = self._own(self.supers[key])
+        elif key in self.questions:
+            node.func = _name(sites.isinstance_or_site.__name__)
+        elif key in self.calls:
+            return ast.copy_location(self._directed(node, self.calls[key]), node)
+        return node
+
+    def _own(self, name: str) -> ast.expr:
+        return ast.Attribute(_name(self._receiver), name, ast.Load())
+
+    def _directed(self, node: ast.Call, edit: Edit) -> ast.Call:
+        site = copy.deepcopy(node.func) if edit.is_first else self._own(edit.name)
+        if edit.total is not None:
+            parts = self._addends(edit.total, _input(node, edit.call))
+            if edit.call.is_certain:
+                return ast.Call(site, parts, [])
+            return ast.Call(_name(sites.call_site_of_sum.__name__), [site, node.func, *parts], [])
+        if edit.call.is_certain:
+            return ast.Call(site, [_input(node, edit.call)], [])
+        return ast.Call(_name(sites.call_site.__name__), [site, node.func, *node.args], node.keywords)
+
+    def _addends(self, total: Sum, x: ast.expr) -> list[ast.expr]:
+        if total.statement is None:
+            return list(addends(x))
+        statement = self._last_sum
+        if isinstance(statement, ast.AugAssign):
+            assert isinstance(statement.target, ast.Name)
+            return [_name(statement.target.id), statement.value]
+        assert isinstance(statement, ast.Assign)
+        return list(addends(statement.value))
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def _input(node: ast.Call, call: Call) -> ast.expr:
+    assert call.node is not None
+    if isinstance(call.node.func, ast.Attribute) and call.node.func.value is call.x:
+        assert isinstance(node.func, ast.Attribute)
+        return node.func.value
+    return node.args[0] if node.args else next(one.value for one in node.keywords if one.arg == "input")

@@ -1,0 +1,145 @@
+"""Which modules, functions and methods are a ReLU or a ReLU with a fixed bound."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``max(0, min(x, bound))``; ``bound`` is None for a plain ReLU."""
+
+    bound: float | None
+    inplace: bool
+
+
+_BY_NAME = {
+    "relu": ("input", "inplace"),
+    "relu6": ("input", "inplace"),
+    "hardtanh": ("input", "min_val", "max_val", "inplace"),
+    "threshold": ("input", "threshold", "value", "inplace"),
+    "clamp": ("input", "min", "max"),
+    "clip": ("input", "min", "max"),
+    "clamp_min": ("input", "min"),
+}
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("threshold", "value", "min", "max")), "min_val": -1.0, "max_val": 1.0, "inplace": False,
+}  # fmt: skip
+
+
+def _known_functions() -> dict[Any, str]:
+    found = {}
+    for name in _BY_NAME:
+        for spelled in (name, f"{name}_"):
+            for place in (functional, torch, Tensor):
+                function = getattr(place, spelled, None)
+                if function is not None:
+                    found[function] = spelled
+    return found
+
+
+_FUNCTIONS = _known_functions()
+# Names of Tensor's methods, and of functions, that may be a ReLU.
+NAMES = frozenset([*_BY_NAME, *(f"{name}_" for name in _BY_NAME)])
+_CLASSES = (nn.ReLU, nn.Hardtanh, nn.Threshold)
+
+
+def forward_of(module: nn.Module) -> Any:
+    """The forward of a module's class; None for TorchScript, which has none to ask, and for one set on the instance."""
+    frozen = isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module)
+    return None if frozen else type(module).forward
+
+
+def of_module(module: nn.Module) -> Activation | None:
+    """What a module computes, if it is ReLU, ReLU6, Hardtanh(0, c) or Threshold(0, 0), with that class's forward."""
+    forward = forward_of(module)
+    if isinstance(module, nn.ReLU) and forward is nn.ReLU.forward:
+        return Activation(None, module.inplace)
+    if isinstance(module, nn.Hardtanh) and forward is nn.Hardtanh.forward:
+        return _bounded(module.min_val, module.max_val, module.inplace)
+    if isinstance(module, nn.Threshold) and forward is nn.Threshold.forward:
+        return Activation(None, module.inplace) if (module.threshold, module.value) == (0, 0) else None
+    return None
+
+
+def of_callable(called: Any) -> Activation | None:
+    """What an object computes that is called with one tensor: an activation module or function, or a partial of one."""
+    if isinstance(called, nn.Module):
+        return of_module(called)
+    return of_partial(called) or of_call(called, (None,), {})
+
+
+def of_partial(called: Any) -> Activation | None:
+    """What ``functools.partial`` of an activation function computes."""
+    is_partial = isinstance(called, functools.partial) and not called.args
+    return of_call(called.func, (None,), called.keywords) if is_partial else None
+
+
+def of_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a method of Tensor computes; ``x.relu(y)`` is none."""
+    if name not in NAMES or not hasattr(Tensor, name) or (name.startswith("relu") and (args or kwargs)):
+        return None
+    return of_call(getattr(Tensor, name), (None, *args), kwargs)
+
+
+def spelled(function: Any) -> str:
+    """``F.relu``, ``torch.relu``; empty for another object."""
+    name = _named(function)
+    return f"{'F' if getattr(functional, name, None) is function else 'torch'}.{name}" if name else ""
+
+
+def of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a call of a function of torch computes; ``args[0]`` stands for the tensor."""
+    spelling = _named(function)
+    name, inplace = spelling.rstrip("_"), spelling.endswith("_")
+    parameters = _BY_NAME.get(name, ())
+    if len(args) > len(parameters) or not set(kwargs) <= set(parameters):
+        return None
+    given = {**_DEFAULTS, **dict(zip(parameters, args, strict=False)), **kwargs}
+    if not isinstance(given["inplace"], bool):
+        return None
+    bounds = {
+        "relu": (0, None),
+        "relu6": (0, 6),
+        "hardtanh": (given["min_val"], given["max_val"]),
+        "threshold": (0 if (given["threshold"], given["value"]) == (0, 0) else None, None),
+    }
+    low, high = bounds.get(name, (given["min"], given["max"]))
+    return _bounded(low, high, inplace or given["inplace"]) if name else None
+
+
+def _named(function: Any) -> str:
+    try:
+        return _FUNCTIONS.get(function, "")
+    except TypeError:  # not hashable
+        return ""
+
+
+def made_by(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What ``cls(*args, **kwargs)`` computes, if it is one of torch's activation classes."""
+    if not (isinstance(cls, type) and issubclass(cls, _CLASSES)):
+        return None
+    try:
+        return of_module(cls(*args, **kwargs))
+    except (TypeError, ValueError, AssertionError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bounded(low: Any, high: Any, inplace: bool) -> Activation | None:
+    if not _is_number(low) or low != 0:
+        return None
+    if high is None:
+        return Activation(None, inplace)
+    return Activation(float(high), inplace) if _is_number(high) and 0 < high < math.inf else None

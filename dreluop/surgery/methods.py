@@ -1,0 +1,177 @@
+"""The source of a module's methods: read, changed, and made a class again."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import linecache
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreluop.surgery.compiling import code_of, original_line, source_of
+
+_FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class NoSourceError(Exception):
+    """The source of a method cannot be read, or is not what runs."""
+
+
+@dataclass(eq=False)
+class Method:
+    """A function that a class defines, and its source.
+
+    Attributes:
+        cls, name: the class that defines it, and its name there.
+        function: the function itself, inside the decorators that are around it.
+        tree: its definition; not to be changed.
+        receiver: the name of its first parameter, usually ``self``; empty if it has none.
+        bindings: for every name that is bound in it, what is bound: an expression, ``"module:name"`` for an import, and
+            None for anything else (a parameter, the variable of a loop).
+    """
+
+    cls: type
+    name: str
+    function: types.FunctionType
+    tree: _FunctionNode
+    receiver: str = field(init=False)
+    bindings: Mapping[str, list[ast.expr | str | None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = [*self.tree.args.posonlyargs, *self.tree.args.args]
+        self.bindings = _bindings(self.tree)
+        first = parameters[0].arg if parameters else ""
+        self.receiver = first if self.bindings.get(first) == [None] else ""
+        if self.receiver:
+            del self.bindings[first]
+
+    @functools.cached_property
+    def parents(self) -> dict[int, ast.AST]:
+        """The node around each node, by id."""
+        return {id(child): node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
+
+    @property
+    def place(self) -> str:
+        return f"{self.cls.__name__}.{self.name}"
+
+    def line(self, node: ast.AST) -> str:
+        """``file.py:12``."""
+        return original_line(self.function.__code__.co_filename, node.lineno)  # type: ignore[attr-defined]
+
+    def attribute_name(self, written: str) -> str:
+        """The attribute that a name in the source means: ``self.__x`` is private to the class."""
+        is_private = written.startswith("__") and not written.endswith("__")
+        return f"_{self.cls.__name__.lstrip('_')}{written}" if is_private else written
+
+    def outer(self, name: str, default: Any) -> Any:
+        """The value of a name that the method does not bind."""
+        code, closure = self.function.__code__, self.function.__closure__ or ()
+        if name in code.co_freevars:
+            try:
+                return closure[code.co_freevars.index(name)].cell_contents
+            except ValueError:  # an empty cell
+                return default
+        names = self.function.__globals__
+        return names[name] if name in names else vars(builtins).get(name, default)
+
+
+def methods_of(cls: type) -> Iterator[tuple[type, str, Any]]:
+    """What the classes of a module define as methods, nearest first; torch's own classes are left out."""
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] == "torch" or base is object:
+            continue
+        for name, value in vars(base).items():
+            special = name.startswith("__") and name != "__call__"
+            if not special and isinstance(value, types.FunctionType | property | staticmethod | classmethod):
+                yield base, name, value
+
+
+def function_of(value: Any) -> types.FunctionType | None:
+    """The function inside a method's decorators."""
+    outer = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    inner = inspect.unwrap(outer) if callable(outer) else None
+    return inner if isinstance(inner, types.FunctionType) else None
+
+
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The global names and attributes that a function reads, and those of functions inside it."""
+    inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
+
+
+@functools.lru_cache(maxsize=4096)
+def method(cls: type, name: str, function: types.FunctionType) -> Method:
+    """The method with its source.
+
+    Raises:
+        NoSourceError: there is none, or it is not what runs.
+    """
+    code = function.__code__
+    for tree in _definitions(code.co_filename, "".join(_lines(function))).get(code.co_firstlineno, ()):
+        if tree.name == code.co_name:
+            _check_unchanged(code, tree, cls.__name__)
+            return Method(cls, name, function, tree)
+    raise NoSourceError("its source cannot be read")
+
+
+def _lines(function: types.FunctionType) -> list[str]:
+    file = function.__code__.co_filename
+    linecache.checkcache(file)
+    return linecache.getlines(file, function.__globals__)
+
+
+@functools.lru_cache(maxsize=64)
+def _definitions(file: str, source: str) -> dict[int, list[_FunctionNode]]:
+    """The functions of a file by the line on which they begin, decorators included."""
+    found: dict[int, list[_FunctionNode]] = {}
+    try:
+        tree = ast.parse(source, file)
+    except SyntaxError as error:
+        raise NoSourceError("its source cannot be read") from error
+    for node in ast.walk(tree):
+        if isinstance(node, _FunctionNode):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            found.setdefault(first, []).append(node)
+    return found
+
+
+def _check_unchanged(code: types.CodeType, tree: _FunctionNode, class_name: str) -> None:
+    compiled = code_of(source_of(tree), code, class_name, "<check>")
+    arguments = compiled.co_varnames[: compiled.co_argcount + compiled.co_kwonlyargcount]
+    # A subset, as pytest and coverage tools add names.
+    if not names_in(compiled) <= names_in(code) or arguments != code.co_varnames[: len(arguments)]:
+        raise NoSourceError("its source has changed since it was imported")
+
+
+def _bindings(tree: _FunctionNode) -> dict[str, list[ast.expr | str | None]]:
+    found: dict[str, list[ast.expr | str | None]] = {}
+
+    def bind(name: str, value: ast.expr | str | None) -> None:
+        found.setdefault(name, []).append(value)
+
+    simple: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if len(targets) == 1 and isinstance(targets[0], ast.Name) and node.value is not None:
+                bind(targets[0].id, node.value)
+                simple.add(id(targets[0]))
+        elif isinstance(node, ast.Import):
+            for one in node.names:
+                bind(one.asname or one.name.partition(".")[0], one.name if one.asname else one.name.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            for one in node.names:
+                bind(one.asname or one.name, None if node.level else f"{node.module}:{one.name}")
+        elif isinstance(node, ast.arg):
+            bind(node.arg, None)
+        elif (isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name) or (
+            isinstance(node, _FunctionNode | ast.ClassDef) and node is not tree
+        ):
+            bind(str(node.name), None)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and id(node) not in simple:
+            bind(node.id, None)
+    return found

@@ -1,0 +1,187 @@
+"""What an expression in a method means for one module, without running it; UNKNOWN wherever that depends on a call."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from dreluop.surgery.methods import Method
+
+UNKNOWN: Any = object()
+# An attribute of a module that holds a module: the module, and the name.
+Slot = tuple[nn.Module, str]
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Scope:
+    """The names of a method as it runs on one module.
+
+    Attributes:
+        bound: values of local names that the reader of the code knows, such as the variable of a loop over modules.
+    """
+
+    def __init__(self, method: Method, module: nn.Module) -> None:
+        self.method, self.module = method, module
+        self.bound: dict[str, Any] = {}
+        self._resolving: set[str] = set()
+
+    def resolve(self, node: ast.expr | None) -> Any:  # noqa: PLR0911 (a case per expression)
+        """The object that an expression gives, or UNKNOWN."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return self._name(node.id)
+        if isinstance(node, ast.Attribute):
+            return attribute(self.resolve(node.value), self.method.attribute_name(node.attr))
+        if isinstance(node, ast.Subscript):
+            return _item(self.resolve(node.value), _index(node))
+        if isinstance(node, ast.Call):
+            return self._call(node)
+        if isinstance(node, ast.Tuple | ast.List):
+            parts = [self.resolve(part) for part in node.elts]
+            return UNKNOWN if any(part is UNKNOWN for part in parts) else tuple(parts)
+        return UNKNOWN
+
+    def slot(self, node: ast.expr) -> Slot | None:
+        """Where the module that an expression gives is registered, by the names that the expression reads."""
+        if isinstance(node, ast.Name):
+            alias = self.alias(node)
+            return self.slot(alias) if alias is not None else None
+        if isinstance(node, ast.Attribute):
+            return _registered(self.resolve(node.value), self.method.attribute_name(node.attr))
+        if isinstance(node, ast.Subscript):
+            holder, index = self.resolve(node.value), _index(node)
+            if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(index, int):
+                index = str(range(len(holder))[index]) if -len(holder) <= index < len(holder) else ""
+            return _registered(holder, index) if isinstance(holder, _CONTAINERS) else None
+        if isinstance(node, ast.Call) and self.resolve(node.func) is getattr and len(node.args) >= 2:
+            return _registered(self.resolve(node.args[0]), self.resolve(node.args[1]))
+        return None
+
+    def alias(self, node: ast.expr) -> ast.expr | None:
+        """The one expression that a local name stands for."""
+        if not isinstance(node, ast.Name) or node.id in self.bound:
+            return None
+        values = self.method.bindings.get(node.id, ())
+        return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else None
+
+    def is_made_of_parameters(self, node: ast.expr) -> bool:
+        """Whether an expression computes with parameters and buffers of the module, and with nothing that comes in."""
+        node = self.alias(node) or node
+        values = [self.resolve(part) for part in _values_read(node)]
+        return any(isinstance(value, Tensor) for value in values) and not any(value is UNKNOWN for value in values)
+
+    def is_global(self, node: ast.expr) -> bool:
+        """Whether a name, or the module before the dots, is one of the Python module, and not of the method."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id == self.method.receiver:
+            return False
+        return all(isinstance(value, str) for value in self.method.bindings.get(node.id, ()))
+
+    def _name(self, name: str) -> Any:
+        if name in self.bound:
+            return self.bound[name]
+        if name == self.method.receiver:
+            return self.module
+        if name in self.method.bindings:
+            return self._local(name)
+        return self.method.outer(name, UNKNOWN)
+
+    def _local(self, name: str) -> Any:
+        values = self.method.bindings[name]
+        if len(values) != 1 or name in self._resolving:
+            return UNKNOWN
+        (value,) = values
+        if isinstance(value, str):  # imported
+            return _imported(value)
+        if value is None:
+            return UNKNOWN
+        self._resolving.add(name)
+        try:
+            return self.resolve(value)
+        finally:
+            self._resolving.discard(name)
+
+    def _call(self, node: ast.Call) -> Any:
+        function = self.resolve(node.func)
+        args = [self.resolve(arg) for arg in node.args]
+        kwargs = {one.arg: self.resolve(one.value) for one in node.keywords}
+        known = not any(value is UNKNOWN for value in (*args, *kwargs.values()))
+        if not known or None in kwargs:
+            return UNKNOWN
+        if function is functools.partial and args and callable(args[0]):
+            return functools.partial(args[0], *args[1:], **{str(name): value for name, value in kwargs.items()})
+        if function is getattr and len(args) == 2 and isinstance(args[1], str):
+            return attribute(args[0], args[1])
+        return UNKNOWN
+
+
+def attribute(holder: Any, name: str) -> Any:
+    """An attribute as it is stored, without running a property; UNKNOWN if it is computed or not there."""
+    if holder is UNKNOWN:
+        return UNKNOWN
+    if isinstance(holder, nn.Module):
+        for stored in (holder._modules, holder._parameters, holder._buffers):
+            if name in stored:
+                return stored[name]
+    if isinstance(holder, types.ModuleType):
+        return vars(holder).get(name, UNKNOWN)
+    if isinstance(holder, Tensor):
+        return UNKNOWN
+    value = inspect.getattr_static(holder, name, UNKNOWN)
+    if isinstance(value, staticmethod):
+        return value.__func__
+    computed = hasattr(type(value), "__get__") and not isinstance(value, types.FunctionType | types.BuiltinFunctionType)
+    return UNKNOWN if computed and not isinstance(holder, type) else value
+
+
+def _item(holder: Any, index: Any) -> Any:
+    if not isinstance(holder, (list, tuple, dict, *_CONTAINERS)) or not isinstance(index, int | str):
+        return UNKNOWN
+    try:
+        return holder[index]  # type: ignore[index]
+    except (KeyError, IndexError, TypeError):
+        return UNKNOWN
+
+
+def _index(node: ast.Subscript) -> Any:
+    try:
+        return ast.literal_eval(node.slice)
+    except ValueError:
+        return UNKNOWN
+
+
+def _registered(holder: Any, name: Any) -> Slot | None:
+    return (holder, name) if isinstance(holder, nn.Module) and holder._modules.get(name) is not None else None
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return UNKNOWN
+    return vars(found).get(name, UNKNOWN) if name else found
+
+
+def _values_read(node: ast.expr) -> Iterator[ast.expr]:
+    """The names and chains of attributes that an expression reads, without the functions and methods that it calls."""
+    if isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Constant):
+        yield node
+    elif isinstance(node, ast.Call):
+        # A method's value is computed from its object.
+        if isinstance(node.func, ast.Attribute):
+            yield node.func.value
+        yield from (part for arg in (*node.args, *(one.value for one in node.keywords)) for part in _values_read(arg))
+    else:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                yield from _values_read(child)

@@ -1,0 +1,241 @@
+"""A run of a model that notes what comes into its sites, and every ReLU that no D-ReLU makes."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dreluop.modules import DReLU, SReLU
+from dreluop.surgery.compiling import original_line
+from dreluop.surgery.copies import copied
+from dreluop.surgery.sites import PendingSite
+
+_aten = torch.ops.aten
+_RELUS = (_aten.relu, _aten.relu_, _aten.relu6, _aten.relu6_)
+_BOUNDED = (_aten.hardtanh, _aten.hardtanh_, _aten.clamp, _aten.clamp_)
+_FROM_ZERO = (_aten.clamp_min, _aten.clamp_min_, _aten.threshold, _aten.threshold_)
+_SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+# The attribute of a tensor that tells the dimension of its channels.
+_DIM = "_dreluop_channel_dim"
+_IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
+_FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
+_MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "getitem")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came into a site in one call: the shape, and the dimension of its channels where the layers tell it."""
+
+    shape: tuple[int, ...]
+    dim: int | None
+
+
+@dataclass
+class Observed:
+    """What runs of a model saw.
+
+    Attributes:
+        inputs: what came into each site, by its name, per mode.
+        relus: calls of a ReLU that no D-ReLU made, by module, line and operator, in the mode with more.
+        ran: the modes that ran.
+        failed: those in which the model could not run, with the reason.
+    """
+
+    inputs: dict[str, dict[str, list[Seen]]] = field(default_factory=dict)
+    relus: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    ran: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def modes(self, name: str) -> Literal["both", "train", "eval"] | None:
+        """The modes that reach a site."""
+        reached = [mode for mode, found in self.inputs.get(name, {}).items() if found]
+        return "both" if len(reached) == 2 else reached[0] if reached else None  # type: ignore[return-value]
+
+    def calls(self, name: str) -> int:
+        """How often a site is called in a forward pass, in the mode with more calls."""
+        return max((len(found) for found in self.inputs.get(name, {}).values()), default=0)
+
+    def seen(self, name: str) -> list[Seen]:
+        """All different inputs of a site."""
+        return list(dict.fromkeys(one for found in self.inputs.get(name, {}).values() for one in found))
+
+
+def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Observed:
+    """Run a copy of the model in eval and in train mode, and note what the sites and the operators see.
+
+    A mode in which it cannot run is noted as failed.
+
+    Args:
+        names: of the sites.
+
+    Raises:
+        ValueError: the model cannot be copied.
+    """
+    observed, model = Observed(), copied(model, shared=model.parameters())
+    for mode in ("eval", "train"):
+        inputs: dict[str, list[Seen]] = {name: [] for name in names}
+        counter = _Counter(model)
+        try:
+            with ExitStack() as stack:
+                for name, seen in inputs.items():
+                    stack.enter_context(_noting(model.get_submodule(name), seen))
+                stack.enter_context(torch.random.fork_rng())
+                for context in (torch.no_grad(), _Channels(), counter):
+                    stack.enter_context(context)
+                given = _mapped(arguments, _of_two if mode == "train" else Tensor.clone)
+                model.train(mode == "train")(*given.args, **given.kwargs)
+        except Exception as error:  # a user's forward may fail in any way
+            lines = str(error).strip().splitlines()
+            observed.failed[mode] = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            continue
+        observed.ran.append(mode)
+        observed.relus |= counter.found
+        for name, seen in inputs.items():
+            observed.inputs.setdefault(name, {})[mode] = seen
+    return observed
+
+
+@contextmanager
+def _noting(site: nn.Module, seen: list[Seen]) -> Iterator[None]:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if given:
+            shape = torch.broadcast_shapes(*(value.shape for value in given[:2]))
+            dims = {getattr(value, _DIM, None) for value in given[:2]} - {None}
+            seen.append(Seen(tuple(shape), dims.pop() if len(dims) == 1 else None))
+
+    handle = site.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _of_two(value: Tensor) -> Tensor:
+    """Batch norm in training needs more than one value per channel."""
+    return torch.cat([value, value]) if value.shape[:1] == (1,) else value.clone()
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Arguments):
+        return Arguments(_mapped(value.args, function), _mapped(value.kwargs, function))
+    if isinstance(value, Mapping):
+        return {key: _mapped(part, function) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(part, function) for part in value))
+    return type(value)(_mapped(part, function) for part in value) if isinstance(value, tuple | list) else value
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a model is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_arguments(example: Any) -> Arguments:
+    """A tensor, a tuple or list of arguments, or a dictionary of keywords."""
+    if isinstance(example, Arguments):
+        return example
+    if isinstance(example, Mapping):
+        return Arguments((), dict(example))
+    return Arguments(tuple(example) if isinstance(example, tuple | list) else (example,), {})
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the ReLUs that run outside of a D-ReLU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self.found: Counter[tuple[str, str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _is_relu(func, args, kwargs or {}):
+            place = self._place()
+            if place is not None:
+                self.found[(*place, str(func.overloadpacket))] += 1
+        return func(*args, **(kwargs or {}))
+
+    def _place(self) -> tuple[str, str] | None:
+        """The module that is running, and the nearest line outside of torch; None inside a D-ReLU."""
+        module, line, nearest = None, "", ""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and (module is None or not line):
+            code = frame.f_code
+            if code in _SITE_CODE:
+                return None
+            place = original_line(code.co_filename, frame.f_lineno)
+            if not code.co_filename.startswith(_HERE):
+                running = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                if module is None and id(running) in self._names:
+                    module, nearest = self._names[id(running)], place
+                line = line or ("" if code.co_filename.startswith((_TORCH, "<frozen")) else place)
+            frame = frame.f_back
+        return module or "", line or nearest
+
+
+def _is_relu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    packet = func.overloadpacket
+    if packet is _aten._transformer_encoder_layer_fwd:
+        # (src, embed_dim, num_heads, 4 of attention, use_gelu, ...)
+        return args[7] is False
+    numbers = [*args[1:], *kwargs.values()]
+    if packet in _BOUNDED:
+        low = numbers[0] if numbers else None
+        floating = not isinstance(args[0], Tensor) or args[0].is_floating_point()
+        return floating and _is_zero(low) and all(one is None or isinstance(one, int | float) for one in numbers)
+    return packet in _RELUS or (packet in _FROM_ZERO and bool(numbers) and all(map(_is_zero, numbers)))
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+class _Channels(TorchFunctionMode):
+    """Notes on each tensor in which dimension its channels lie, as the layer that made them tells it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        for one in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(one, Tensor):
+                dim = _dim_of(name, one, args, kwargs or {})
+                if dim is not None or hasattr(one, _DIM):
+                    setattr(one, _DIM, dim)
+        return result
+
+
+def _dim_of(name: str, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    if name.startswith(_IMAGES) and result.ndim > 1:
+        return 1
+    if name.startswith(_FEATURES):
+        return -1 if result.ndim else None
+    flat = [part for one in args for part in (one if isinstance(one, tuple | list) else (one,))]
+    sources = [one for one in (*flat, *kwargs.values()) if isinstance(one, Tensor) and one.ndim == result.ndim]
+    dims = {getattr(one, _DIM) % result.ndim for one in sources if getattr(one, _DIM, None) is not None}
+    if len(dims) != 1 or name in _MOVED:
+        return None
+    (dim,) = dims
+    numbers = [one % result.ndim for one in flat if isinstance(one, int)]
+    if name == "transpose" and len(numbers) == 2 and dim in numbers:
+        dim = sum(numbers) - dim
+    elif name == "permute":
+        dim = numbers.index(dim)
+    return -1 if dim == result.ndim - 1 else dim

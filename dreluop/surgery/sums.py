@@ -1,0 +1,139 @@
+"""The residual sum before an activation, where both can become one pass."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dreluop.surgery import kinds
+from dreluop.surgery.calls import Call
+from dreluop.surgery.resolving import UNKNOWN, Scope
+
+# The outputs of these are fresh memory: nobody else holds what an in-place sum writes over.
+_FRESH = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+_ANOTHER_USER = "the sum has another user"
+_SEEN_ELSEWHERE = "the sum is written over a tensor that may be seen elsewhere"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``x + residual`` that feeds one activation only.
+
+    Attributes:
+        inplace: the sum was written over x.
+        statement: the statement that makes the sum, if it is not in the call itself.
+    """
+
+    x: ast.expr
+    residual: ast.expr
+    inplace: bool = False
+    statement: ast.stmt | None = None
+
+
+def before(call: Call) -> Sum | str | None:
+    """The sum that an activation takes; None where its input is no sum of two tensors, else why it cannot be fused."""
+    if call.method is None or call.x is None:
+        return None
+    scope = Scope(call.method, call.owner)
+    if _is_sum(scope, call.x):
+        total: Sum | str | None = Sum(*addends(call.x))
+    else:
+        total = _sum_by_name(call, scope, call.x.id) if isinstance(call.x, ast.Name) else None
+    if not isinstance(total, Sum):
+        return total
+    values = [scope.resolve(part) for part in (total.x, total.residual)]
+    if any(isinstance(value, bool | int | float) for value in values):
+        return None
+    return "an addend is a parameter or buffer" if any(isinstance(value, Tensor) for value in values) else total
+
+
+def addends(node: ast.expr) -> tuple[ast.expr, ast.expr]:
+    """The two sides of ``a + b``, ``torch.add(a, b)`` or ``a.add(b)``."""
+    if isinstance(node, ast.BinOp):
+        return node.left, node.right
+    assert isinstance(node, ast.Call)
+    return (node.func.value, *node.args)[-2:] if isinstance(node.func, ast.Attribute) else tuple(node.args)  # type: ignore[return-value]
+
+
+def _is_sum(scope: Scope, node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add)
+    if not isinstance(node, ast.Call) or node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
+        return False
+    if len(node.args) == 2:
+        return scope.resolve(node.func) is torch.add
+    is_method = isinstance(node.func, ast.Attribute) and node.func.attr == "add" and len(node.args) == 1
+    return is_method and scope.resolve(node.func.value) is UNKNOWN  # type: ignore[attr-defined]
+
+
+def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
+    """``name = x + y`` or ``name += y`` in a statement before the one with the call."""
+    block, index = _block_of(call)
+    made = next((i for i in reversed(range(index)) if _count(block[i], name)), None)
+    if made is None:
+        return None
+    statement = block[made]
+    if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is_name(statement.target, name):
+        total = Sum(ast.Name(name, ast.Load()), statement.value, True, statement)
+    elif _assigns(statement, name) and _is_sum(scope, statement.value):  # type: ignore[attr-defined]
+        total = Sum(*addends(statement.value), False, statement)  # type: ignore[attr-defined]
+    else:
+        return None
+    reasons = {
+        "other operations run between the sum and the activation": made != index - 1,
+        _ANOTHER_USER: not _is_last_use(call, block[index], name),
+        _SEEN_ELSEWHERE: total.inplace and (_count(total.residual, name) or not _is_fresh(scope, block[:made], name)),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), total)
+
+
+def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
+    """The statements among which the one with the call stands, and its index; none in a condition."""
+    assert call.method is not None
+    node: ast.AST = call.node  # type: ignore[assignment]
+    while not isinstance(node, ast.stmt):
+        if isinstance(node, ast.Lambda | ast.comprehension | ast.GeneratorExp | ast.ListComp | ast.IfExp | ast.BoolOp):
+            return [], 0
+        node = call.method.parents[id(node)]
+    for _, block in ast.iter_fields(call.method.parents[id(node)]):
+        if isinstance(block, list) and any(part is node for part in block):
+            return block, next(i for i, part in enumerate(block) if part is node)
+    return [], 0
+
+
+def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
+    """Whether nothing reads the sum but the call: the statement reads it once, and returns or gives the name away."""
+    assert call.method is not None
+    rebound = _assigns(statement, name)
+    reads_once = _count(statement, name) == 1 + rebound
+    is_shared = name in call.method.function.__code__.co_cellvars
+    return reads_once and not is_shared and (rebound or isinstance(statement, ast.Return))
+
+
+def _is_fresh(scope: Scope, before_sum: list[ast.stmt], name: str) -> bool:
+    last = next((one for one in reversed(before_sum) if _count(one, name)), None)
+    if last is None or not _assigns(last, name) or not isinstance(last.value, ast.Call):  # type: ignore[attr-defined]
+        return False
+    called = scope.resolve(last.value.func)  # type: ignore[attr-defined]
+    return isinstance(called, nn.Module) and _makes_fresh_memory(called)
+
+
+def _makes_fresh_memory(module: nn.Module) -> bool:
+    if kinds.forward_of(module) is nn.Sequential.forward:
+        return len(module) > 0 and _makes_fresh_memory(module[-1])  # type: ignore[arg-type, index]
+    return isinstance(module, _FRESH)
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_name(node.targets[0], name)
+
+
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _count(node: ast.AST, name: str) -> int:
+    return sum(_is_name(part, name) for part in ast.walk(node))
