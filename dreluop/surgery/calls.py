@@ -14,11 +14,23 @@ from torch import fx, nn
 from dreluop.surgery import kinds
 from dreluop.surgery.classes import can_be_changed, origin_of
 from dreluop.surgery.kinds import Activation
-from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of, names_in
+from dreluop.surgery.methods import (
+    Method,
+    NoSourceError,
+    classes_of,
+    function_of,
+    method,
+    methods_of,
+    names_in,
+    outer,
+    words_in,
+)  # fmt: skip
 from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
 
 SlotKey = tuple[int, str]
 _COMPUTES_INSIDE = "it computes its ReLU inside"
+# The dictionaries of nn.Module itself.
+_STATE = frozenset(vars(nn.Module()))
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 
@@ -30,7 +42,8 @@ class Call:
     Attributes:
         owner: the module whose code makes the call; the one that holds the slot if no code that can be read does.
         slot: where the activation module hangs; None for a function.
-        node, x: the call in the source and the expression of its input; None if only the slot is known.
+        node, x: the call in the source and the expression of its input; None if only the slot is known, x also if the
+            arguments are packed with ``*`` or ``**``.
         is_certain: nothing but this activation can be called here; else the code decides each time.
         reason: why it must stay as it is.
     """
@@ -93,7 +106,7 @@ class Found:
         for slot in self.slots.values():
             self._homes.setdefault(id(held(slot)), slot)
         parts = (part for holder, name in self.slots.values() for part in (*self.paths[id(holder)].split("."), name))
-        self._hints = kinds.NAMES.union(parts)
+        self._hints = kinds.NAMES.union(kinds.CLASS_NAMES, _names_of_activations(self.modules), parts)
         for module in self.modules:
             self._read(module)
             self.calls += [
@@ -128,10 +141,10 @@ class Found:
     ) -> Method | None:
         cls, value = definitions[name][depth]
         function = function_of(value)
-        if function is None:
+        if function is None or kinds.of_callable(function) is not None:
             return None
         used = _names_of(function)
-        if used.isdisjoint(self._hints.union(("isinstance", "super"))):
+        if used.union(words_in(function.__code__)).isdisjoint(self._hints.union(("isinstance", "type", "super"))):
             return None
         try:
             read = method(*origin_of(cls, name), function)
@@ -148,13 +161,22 @@ class Found:
         self.calls += found
         order = type(code.module).__mro__.index
         for node in _super_calls(read):
-            above = definitions.get(node.func.attr, ())  # type: ignore[attr-defined]
+            target = read.mangled(node.func.attr)  # type: ignore[attr-defined]
+            above = definitions.get(target, ())
             next_one = next((i for i, (base, _) in enumerate(above) if order(base) > order(read.cls)), None)
             if next_one is not None:
-                reached = self._read_method(code, definitions, node.func.attr, next_one)  # type: ignore[attr-defined]
+                reached = self._read_method(code, definitions, target, next_one)
                 if reached is not None:
                     code.supers[id(node)] = reached
         return read
+
+
+def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
+    """The attributes, of modules and of their classes, in which a call may find an activation."""
+    for module in modules:
+        yield from (name for name, value in vars(module).items() if name not in _STATE and kinds.is_held_in(value))
+    for cls in {cls for module in modules for cls in classes_of(type(module))}:
+        yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
 
 
 def _slots(modules: list[nn.Module]) -> Iterator[Slot]:
@@ -175,7 +197,7 @@ def _cannot_be_read(module: nn.Module) -> str:
     name = f"{type(module).__module__}.{type(module).__name__}"
     nonlinearity = getattr(module, "nonlinearity", "") or getattr(module, "mode", "")
     is_relu_rnn = isinstance(module, nn.RNNBase | nn.RNNCellBase) and nonlinearity in ("relu", "RNN_RELU")
-    is_chain = isinstance(module, nn.Sequential)
+    is_chain = kinds.forward_of(module) is nn.Sequential.forward
     reasons = {
         "it is a TorchScript module, which has no Python code to change": isinstance(module, torch.jit.ScriptModule),
         "it is a torch.fx graph; apply surgery to the module before it is traced": isinstance(module, fx.GraphModule),
@@ -204,9 +226,7 @@ def _mentions_activation(module: nn.Module) -> bool:
 def _names_of(function: Any) -> frozenset[str]:
     """The names that a function reads, and ``relu`` if one of them is an activation under another name."""
     names = names_in(function.__code__)
-    values = (function.__globals__.get(name) for name in names)
-    renamed = any(callable(value) and kinds.of_callable(value) is not None for value in values)
-    return names | {"relu"} if renamed else names
+    return names | {"relu"} if any(kinds.is_held_in(outer(function, name, None)) for name in names) else names
 
 
 def _super_calls(read: Method) -> Iterator[ast.Call]:
@@ -231,7 +251,7 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
     function, called = node.func, scope.resolve(node.func)
     args = [_constant(scope, arg) for arg in node.args]
     kwargs = {one.arg or "**": _constant(scope, one.value) for one in node.keywords}
-    x = node.args[0] if node.args else next((one.value for one in node.keywords if one.arg == "input"), None)
+    x = _only_argument(node)
     reason, slot, source, is_certain = "", None, ast.unparse(function), False
     if isinstance(called, nn.Module):
         activation = kinds.of_module(called)
@@ -243,20 +263,29 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
             activation = kinds.of_call(called, args, {**kwargs, "inplace": False})
             reason = "whether it is in place is decided when it runs"
         is_certain, source = scope.is_global(function), kinds.spelled(called) or source
-    elif isinstance(function, ast.Call):
+    elif isinstance(maker := scope.alias(function) or function, ast.Call):
         made = (
-            [scope.resolve(arg) for arg in function.args],
-            {one.arg: scope.resolve(one.value) for one in function.keywords},
+            [scope.resolve(arg) for arg in maker.args],
+            {one.arg: scope.resolve(one.value) for one in maker.keywords},
         )
-        activation, is_certain = kinds.made_by(scope.resolve(function.func), *made), True  # type: ignore[arg-type]
+        activation, is_certain = kinds.made_by(scope.resolve(maker.func), *made), True  # type: ignore[arg-type]
     elif isinstance(function, ast.Attribute) and not isinstance(scope.resolve(function.value), nn.Module):
         activation = kinds.of_method(function.attr, args, kwargs)
         x, source, is_certain = function.value, f"Tensor.{function.attr}", True
     else:
         return None
-    if activation is None or x is None or any(isinstance(arg, ast.Starred) for arg in node.args):
+    if activation is None:
         return None
+    if x is None and not isinstance(called, nn.Module):
+        reason = "its arguments are packed with * or **"
     return Call(scope.module, activation, source, slot, scope.method, node, x, is_certain, reason)
+
+
+def _only_argument(node: ast.Call) -> ast.expr | None:
+    """The expression of an activation's input; None if it is packed with ``*`` or ``**``."""
+    if node.args:
+        return None if any(isinstance(arg, ast.Starred) for arg in node.args) else node.args[0]
+    return next((one.value for one in node.keywords if one.arg == "input"), None)
 
 
 def _constant(scope: Scope, node: ast.expr) -> Any:
@@ -270,18 +299,24 @@ def _constant(scope: Scope, node: ast.expr) -> Any:
 
 
 def _why_not(call: Call, scope: Scope) -> str:
-    assert call.x is not None
     assert call.method is not None
+    if call.x is None:
+        return ""
     if scope.is_made_of_parameters(call.x):
         return "its input is computed from parameters only"
-    if call.activation.bound == 6:
-        x = scope.alias(call.x) or call.x
-        shifted = isinstance(x, ast.BinOp) and isinstance(x.op, ast.Add) and 3 in (_number(x.left), _number(x.right))
-        above = call.method.parents.get(id(call.node))
-        divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
-        if shifted or divided:
-            return "it is part of a hard sigmoid or hard swish"
+    above = call.method.parents.get(id(call.node))
+    divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
+    if call.activation.bound == 6 and (divided or _is_shifted(scope.alias(call.x) or call.x)):
+        return "it is part of a hard sigmoid or hard swish"
     return ""
+
+
+def _is_shifted(x: ast.expr) -> bool:
+    """Whether an expression is ``x + 3``, ``x.add(3)``, ``x.add_(3)`` or ``torch.add(x, 3)``."""
+    if isinstance(x, ast.BinOp):
+        return isinstance(x.op, ast.Add) and 3 in (_number(x.left), _number(x.right))
+    is_sum = isinstance(x, ast.Call) and isinstance(x.func, ast.Attribute) and x.func.attr in ("add", "add_")
+    return is_sum and 3 in map(_number, x.args)  # type: ignore[attr-defined]
 
 
 def _number(node: ast.expr) -> Any:

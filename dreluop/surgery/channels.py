@@ -253,7 +253,7 @@ class _Flow:
         elif isinstance(called, nn.Module):
             value = self._reader.module(called, args)
         elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
-            read = self._reader.method_named(holder, node.func.attr)
+            read = self._reader.method_named(holder, self._scope.method.mangled(node.func.attr))
             value = self._reader.method(read, holder, args, kwargs) if read is not None else None
         elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr in _PASSING_METHODS:
             value = receiver

@@ -16,7 +16,9 @@ from dreluop.surgery.compiling import new_function
 from dreluop.surgery.methods import function_of
 
 # What changed source may name besides the author's own names.
-NAMES = {one.__name__: one for one in (sites.call_site, sites.call_site_of_sum, sites.isinstance_or_site)}
+NAMES = {
+    one.__name__: one for one in (sites.call_site, sites.call_site_of_sum, sites.type_before, sites.is_instance_before)
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 _SCOPE = "names_of_the_method"
 _FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
-_HEADER_LINES = 2
+_HEADER_LINES = 3
 _numbers = itertools.count()
 # For the files that are made here: the line of the author's file that each line comes from.
 _originals: dict[str, Mapping[int, str]] = {}
@@ -31,7 +31,9 @@ def code_of(
 ) -> types.CodeType:
     """The code of a function that is compiled inside a class and a scope with the names that it is closed over."""
     free = ", ".join(dict.fromkeys([*(name for name in old.co_freevars if name != "__class__"), *(names or ())]))
-    text = f"def {_SCOPE}({free}):\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
+    # The method may name its own class, which must not mean the one that stands here.
+    outside = "pass" if class_name in old.co_freevars else f"global {class_name}"
+    text = f"def {_SCOPE}({free}):\n    {outside}\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
     # With its lines in linecache the code shows in tracebacks and inspect.getsource, and TorchDynamo finds it.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     code: types.CodeType = compile(text, file, "exec", flags=old.co_flags & _FUTURES, dont_inherit=True)

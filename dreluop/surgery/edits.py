@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from dreluop.surgery import sites
+from dreluop.surgery import kinds, sites
 from dreluop.surgery.calls import Call
 from dreluop.surgery.classes import NewMethod
 from dreluop.surgery.compiling import source_of
@@ -41,10 +39,16 @@ class Edit:
 
 
 def questions(method: Method, scope: Scope) -> list[int]:
-    """The calls of ``isinstance(..., nn.ReLU)``, by id of the node."""
-    if "isinstance" not in names_in(method.function.__code__):
+    """The calls of ``isinstance`` and ``type`` that ask for an activation class, by id of the node."""
+    if names_in(method.function.__code__).isdisjoint(["isinstance", "type"]):
         return []
-    return [id(node) for node in ast.walk(method.tree) if isinstance(node, ast.Call) and _asks_for_relu(node, scope)]
+    calls = [node for node in ast.walk(method.tree) if isinstance(node, ast.Call)]
+    asked = [
+        node
+        for node in calls
+        if len(node.args) in (1, 2) and _names_activation((method.tree, node.args[-1])[len(node.args) - 1], scope)
+    ]
+    return [id(node) for node in asked if scope.resolve(node.func) is (type, isinstance)[len(node.args) - 1]]
 
 
 def changed(
@@ -63,7 +67,7 @@ def changed(
     copies = {id(old): id(new) for old, new in zip(ast.walk(bare), ast.walk(tree), strict=True)}
     editor = _Editor(method.receiver)
     for edit in edits:
-        if not edit.is_first or edit.total is not None:
+        if not edit.is_first or edit.total is not None or not _takes_one(edit.call.node):
             editor.calls[copies[id(edit.call.node)]] = edit
         if edit.total is not None and edit.total.statement is not None:
             editor.removed.add(copies[id(edit.total.statement)])
@@ -78,11 +82,15 @@ def changed(
     return NewMethod(method.cls, method.name, new_name, source, lines)
 
 
-def _asks_for_relu(node: ast.Call, scope: Scope) -> bool:
-    if len(node.args) != 2 or scope.resolve(node.func) is not isinstance:
-        return False
-    classes = scope.resolve(node.args[1])
-    return nn.ReLU in (classes if isinstance(classes, tuple) else (classes,))
+def _takes_one(node: ast.Call | None) -> bool:
+    """Whether a call of a module is one that a D-ReLU takes too, whose input has another name."""
+    return node is not None and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
+
+
+def _names_activation(tree: ast.AST, scope: Scope) -> bool:
+    named = (scope.resolve(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
+    parts = (part for one in named for part in (one if isinstance(one, tuple | list) else (one,)))
+    return any(kinds.is_activation_class(part) for part in parts)
 
 
 class _Editor(ast.NodeTransformer):
@@ -106,7 +114,8 @@ class _Editor(ast.NodeTransformer):
         if key in self.supers:
             node.func = self._own(self.supers[key])
         elif key in self.questions:
-            node.func = _name(sites.isinstance_or_site.__name__)
+            asks = sites.is_instance_before if len(node.args) == 2 else sites.type_before
+            node.func = _name(asks.__name__)
         elif key in self.calls:
             return ast.copy_location(self._directed(node, self.calls[key]), node)
         return node

@@ -50,6 +50,7 @@ _FUNCTIONS = _known_functions()
 # Names of Tensor's methods, and of functions, that may be a ReLU.
 NAMES = frozenset([*_BY_NAME, *(f"{name}_" for name in _BY_NAME)])
 _CLASSES = (nn.ReLU, nn.Hardtanh, nn.Threshold)
+CLASS_NAMES = frozenset(["ReLU6", *(cls.__name__ for cls in _CLASSES)])
 
 
 def forward_of(module: nn.Module) -> Any:
@@ -125,12 +126,27 @@ def _named(function: Any) -> str:
 
 def made_by(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What ``cls(*args, **kwargs)`` computes, if it is one of torch's activation classes."""
-    if not (isinstance(cls, type) and issubclass(cls, _CLASSES)):
+    if not is_activation_class(cls):
         return None
     try:
         return of_module(cls(*args, **kwargs))
     except (TypeError, ValueError, AssertionError):
         return None
+
+
+def is_activation_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, _CLASSES)
+
+
+def is_held_in(value: Any) -> bool:
+    """Whether an object is an activation, makes or names one, or is a list, dictionary or partial with one."""
+    if isinstance(value, list | tuple | dict):
+        return any(is_held_in(part) for part in (value.values() if isinstance(value, dict) else value))
+    if isinstance(value, functools.partial):
+        return is_held_in((value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, str):
+        return value in NAMES or value in CLASS_NAMES
+    return is_activation_class(value) or (callable(value) and of_callable(value) is not None)
 
 
 def _is_number(value: Any) -> bool:

@@ -58,32 +58,41 @@ class Method:
     def place(self) -> str:
         return f"{self.cls.__name__}.{self.name}"
 
+    def mangled(self, name: str) -> str:
+        """``_Net__act`` for ``__act``."""
+        is_private = name.startswith("__") and not name.endswith("__")
+        owner = self.cls.__name__.lstrip("_")
+        return f"_{owner}{name}" if is_private and owner else name
+
     def line(self, node: ast.AST) -> str:
         """``file.py:12``."""
         return original_line(self.function.__code__.co_filename, node.lineno)  # type: ignore[attr-defined]
 
-    def attribute_name(self, written: str) -> str:
-        """The attribute that a name in the source means: ``self.__x`` is private to the class."""
-        is_private = written.startswith("__") and not written.endswith("__")
-        return f"_{self.cls.__name__.lstrip('_')}{written}" if is_private else written
-
     def outer(self, name: str, default: Any) -> Any:
         """The value of a name that the method does not bind."""
-        code, closure = self.function.__code__, self.function.__closure__ or ()
-        if name in code.co_freevars:
-            try:
-                return closure[code.co_freevars.index(name)].cell_contents
-            except ValueError:  # an empty cell
-                return default
-        names = self.function.__globals__
-        return names[name] if name in names else vars(builtins).get(name, default)
+        return outer(self.function, name, default)
+
+
+def outer(function: types.FunctionType, name: str, default: Any) -> Any:
+    """The value of a name that a function does not bind."""
+    code, closure = function.__code__, function.__closure__ or ()
+    if name in code.co_freevars:
+        try:
+            return closure[code.co_freevars.index(name)].cell_contents
+        except ValueError:  # an empty cell
+            return default
+    names = function.__globals__
+    return names[name] if name in names else vars(builtins).get(name, default)
+
+
+def classes_of(cls: type) -> Iterator[type]:
+    """A class and those that it is derived from, nearest first, without torch's own."""
+    return (base for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch" and base is not object)
 
 
 def methods_of(cls: type) -> Iterator[tuple[type, str, Any]]:
     """What the classes of a module define as methods, nearest first; torch's own classes are left out."""
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] == "torch" or base is object:
-            continue
+    for base in classes_of(cls):
         for name, value in vars(base).items():
             special = name.startswith("__") and name != "__call__"
             if not special and isinstance(value, types.FunctionType | property | staticmethod | classmethod):
@@ -101,6 +110,13 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """The global names and attributes that a function reads, and those of functions inside it."""
     inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
     return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
+
+
+def words_in(code: types.CodeType) -> frozenset[str]:
+    """``names_in``, and the strings, which ``getattr`` may look up."""
+    strings = (const for const in code.co_consts if isinstance(const, str))
+    inner = (words_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return names_in(code).union(strings, *inner)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -24,7 +24,7 @@ from dreluop.surgery.planning import Dim, Plan
 from dreluop.surgery.report import Report, Site
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
-from dreluop.surgery.sites import PendingSite, ResidualDReLU
+from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
 from dreluop.surgery.verifying import known_to_remain, seen_to_remain
 
 Select = Callable[[Site], bool] | str | Iterable[str]
@@ -123,6 +123,8 @@ def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[
             hooked = calls.held(one.call.slot) if one.call.slot is not None else None
             new = make(one)
             new.training = one.call.owner.training
+            if isinstance(hooked, nn.Module):
+                setattr(new, WAS, type_before(hooked))
             _take_hooks(hooked, new, one.is_first and id(hooked) not in replaced)
             changes.set_child(one.holder, one.attribute, new)
             if old is not None:
@@ -130,6 +132,9 @@ def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[
             if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
                 # Its fast path in eval mode computes a ReLU inside.
                 changes.set_attribute(one.holder, "activation_relu_or_gelu", 0)
+            if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
+                # Its __setstate__ takes one that is not among its attributes for lost, and puts F.relu before it.
+                vars(one.holder)[one.attribute] = new
     if replaced:
         for module in found.modules:
             changes.substitute(module, replaced)
@@ -268,9 +273,11 @@ class _Changes:
             parts = tuple(self._substituted(part, replaced) for part in value)
             return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
         elif isinstance(value, functools.partial):
-            args, keywords = self._substituted(value.args, replaced), self._substituted(dict(value.keywords), replaced)
-            if args is not value.args or any(keywords[key] is not part for key, part in value.keywords.items()):
-                return functools.partial(value.func, *args, **keywords)
+            function, args = self._substituted(value.func, replaced), self._substituted(value.args, replaced)
+            keywords = {key: self._substituted(part, replaced) for key, part in value.keywords.items()}
+            old = (value.func, value.args, *value.keywords.values())
+            if any(new is not part for new, part in zip((function, args, *keywords.values()), old, strict=True)):
+                return functools.partial(function, *args, **keywords)
         return value
 
     def set_class(self, module: nn.Module, new: type[nn.Module]) -> None:

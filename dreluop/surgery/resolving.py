@@ -18,6 +18,7 @@ UNKNOWN: Any = object()
 # An attribute of a module that holds a module: the module, and the name.
 Slot = tuple[nn.Module, str]
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_HOLDERS = (list, tuple, dict, nn.ParameterList, nn.ParameterDict, *_CONTAINERS)
 
 
 class Scope:
@@ -39,7 +40,7 @@ class Scope:
         if isinstance(node, ast.Name):
             return self._name(node.id)
         if isinstance(node, ast.Attribute):
-            return attribute(self.resolve(node.value), self.method.attribute_name(node.attr))
+            return attribute(self.resolve(node.value), self.method.mangled(node.attr))
         if isinstance(node, ast.Subscript):
             return _item(self.resolve(node.value), _index(node))
         if isinstance(node, ast.Call):
@@ -55,7 +56,7 @@ class Scope:
             alias = self.alias(node)
             return self.slot(alias) if alias is not None else None
         if isinstance(node, ast.Attribute):
-            return _registered(self.resolve(node.value), self.method.attribute_name(node.attr))
+            return _registered(self.resolve(node.value), self.method.mangled(node.attr))
         if isinstance(node, ast.Subscript):
             holder, index = self.resolve(node.value), _index(node)
             if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(index, int):
@@ -74,9 +75,20 @@ class Scope:
 
     def is_made_of_parameters(self, node: ast.expr) -> bool:
         """Whether an expression computes with parameters and buffers of the module, and with nothing that comes in."""
-        node = self.alias(node) or node
-        values = [self.resolve(part) for part in _values_read(node)]
+        values = list(self._sources(node, set()))
         return any(isinstance(value, Tensor) for value in values) and not any(value is UNKNOWN for value in values)
+
+    def _sources(self, node: ast.expr, read: set[str]) -> Iterator[Any]:
+        """What an expression reads, through all that is assigned to the local names in it."""
+        for part in _values_read(node):
+            name = part.id if isinstance(part, ast.Name) else ""
+            assigned = self.method.bindings.get(name)
+            if assigned is None or name in self.bound or not all(isinstance(one, ast.expr) for one in assigned):
+                yield self.resolve(part)
+            elif name not in read:
+                read.add(name)
+                for one in assigned:
+                    yield from self._sources(one, read)  # type: ignore[arg-type]
 
     def is_global(self, node: ast.expr) -> bool:
         """Whether a name, or the module before the dots, is one of the Python module, and not of the method."""
@@ -144,7 +156,7 @@ def attribute(holder: Any, name: str) -> Any:
 
 
 def _item(holder: Any, index: Any) -> Any:
-    if not isinstance(holder, (list, tuple, dict, *_CONTAINERS)) or not isinstance(index, int | str):
+    if not isinstance(holder, _HOLDERS) or not isinstance(index, int | str):
         return UNKNOWN
     try:
         return holder[index]  # type: ignore[index]

@@ -110,18 +110,20 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
 
 @contextmanager
 def _noting(site: nn.Module, seen: list[Seen]) -> Iterator[None]:
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if given:
             shape = torch.broadcast_shapes(*(value.shape for value in given[:2]))
             dims = {getattr(value, _DIM, None) for value in given[:2]} - {None}
             seen.append(Seen(tuple(shape), dims.pop() if len(dims) == 1 else None))
+        return type(site).forward(site, *args, **kwargs)
 
-    handle = site.register_forward_pre_hook(note, with_kwargs=True)
+    # A hook would miss code that calls forward itself.
+    vars(site)["forward"] = forward
     try:
         yield
     finally:
-        handle.remove()
+        del vars(site)["forward"]
 
 
 def _of_two(value: Tensor) -> Tensor:

@@ -46,9 +46,24 @@ class PendingSite(nn.Module):
         return (x if residual is None else x + residual).relu()
 
 
+SITE_CLASSES = (DReLU, PendingSite)
+# The attribute of a module at a site that tells the class of the activation that was there.
+WAS = "_dreluop_was"
+
+
+def type_before(value: Any) -> type:
+    """``type(value)`` as it was before surgery."""
+    return getattr(value, WAS, nn.ReLU) if isinstance(value, SITE_CLASSES) else type(value)
+
+
+def is_instance_before(value: Any, classes: Any) -> bool:
+    """``isinstance`` as it was before surgery, which is true of a D-ReLU too."""
+    return isinstance(value, classes) or issubclass(type_before(value), classes)
+
+
 def is_relu(called: Any) -> bool:
     """Whether an object is an activation that surgery replaces, or stands in the place of one."""
-    return isinstance(called, DReLU | PendingSite) or kinds.of_callable(called) is not None
+    return isinstance(called, SITE_CLASSES) or kinds.of_callable(called) is not None
 
 
 def call_site(site: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,8 +76,3 @@ def call_site_of_sum(site: Any, called: Any, x: Any, residual: Any) -> Any:
     if is_relu(called) and isinstance(site, ResidualDReLU | PendingSite):
         return site(x, residual)
     return call_site(site, called, x + residual)
-
-
-def isinstance_or_site(value: Any, classes: Any) -> bool:
-    """``isinstance(value, nn.ReLU)``, and also for what stands in the place of one."""
-    return isinstance(value, DReLU | PendingSite) or isinstance(value, classes)  # noqa: SIM101 (a user's classes)
