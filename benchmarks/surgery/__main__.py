@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,22 +15,31 @@ from tqdm import tqdm
 
 from benchmarks.entry import exit_with
 from benchmarks.kernels import results
-from benchmarks.surgery import monitor, sweep
+from benchmarks.surgery import monitor, sweep, zoo
+from benchmarks.surgery.zoo.apart import check_apart
+from benchmarks.surgery.zoo.row import Row
 from dreluop.tables import text_table
 
 SCHEMA = 1
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 EVERY = 20  # the monitor's default
+_ZOO = (
+    "calls", "sites", "replaced", "fused", "left", "remaining", "remaining_independent", "equal", "gradients",
+    "seconds",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.surgery", description=sweep.__doc__)
     parser.add_argument(
         "what",
-        choices=("sweep", "monitor", "pictures"),
-        help="all of torchvision; what the monitor costs; the pictures of docs/surgery.md",
+        choices=("sweep", "zoo", "monitor", "pictures"),
+        help="torchvision's classifiers; timm, transformers and others (the extra zoo); what the monitor costs; the "
+        "pictures of docs/surgery.md",
     )
-    parser.add_argument("--models", default="*", help="sweep: a pattern for names, such as 'resnet*'; default all")
+    parser.add_argument(
+        "--models", "--only", default="*", help="sweep, zoo: a pattern for names, such as 'timm/resnet*'; default all"
+    )
     parser.add_argument("--rounds", type=int, default=60, help="monitor: steps of each kind (default: 60)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/<device>/surgery-<what>.json")
     options = parser.parse_args(arguments)
@@ -43,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA, "complete": False, "date": results.now(), "device": device, "versions": results.versions(),
         "commit": results.commit(), "rows": [],
     }  # fmt: skip
-    run = _sweep if options.what == "sweep" else _monitor
-    return run(options, document, output, parser)
+    return {"sweep": _sweep, "zoo": _zoo, "monitor": _monitor}[options.what](options, document, output, parser)
 
 
 def _pictures(folder: Path) -> int:
@@ -86,6 +95,34 @@ def _sweep(options: argparse.Namespace, document: dict[str, Any], output: Path, 
     print(text_table(header, [_cells(row) for row in rows]))
     print(f"written: {output}")
     return int(any(row.failure for row in rows))
+
+
+def _zoo(options: argparse.Namespace, document: dict[str, Any], output: Path, parser: argparse.ArgumentParser) -> int:
+    known = zoo.cases()
+    chosen = [case for case in known if fnmatch.fnmatchcase(case.name, options.models)]
+    if not chosen:
+        parser.error(f"--only: {options.models!r} matches none of {len(known)} networks, such as {known[0].name!r}")
+    try:
+        # Imported once here, they need not be in every fork.
+        for library in {case.library for case in chosen}:
+            document["versions"][library] = importlib.import_module(library).__version__
+    except ImportError as error:
+        parser.error(f"zoo: {error}; install the extra zoo")
+    rows = []
+    for case in tqdm(chosen, unit="model"):
+        rows.append(check_apart(case))
+        document["rows"].append({**asdict(rows[-1]), "failure": rows[-1].failure})
+        document["complete"] = len(rows) == len(known)
+        results.save(document, output)
+    header = ("model", *_ZOO, "failure")
+    print(text_table(header, [_zoo_cells(row) for row in rows]))
+    print(f"written: {output}")
+    return int(any(row.failure for row in rows))
+
+
+def _zoo_cells(row: Row) -> tuple[str, ...]:
+    cells = ["-" if (value := getattr(row, name)) is None else str(value) for name in _ZOO]
+    return row.name, *cells, row.failure[:80]
 
 
 def _cells(row: sweep.Row) -> tuple[str, ...]:

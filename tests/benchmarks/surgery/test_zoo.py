@@ -1,0 +1,129 @@
+"""python -m benchmarks.surgery zoo: what a row says of a small network, and what its counter counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import dreluop
+from benchmarks.surgery import __main__ as command
+from benchmarks.surgery import zoo
+from benchmarks.surgery.zoo.apart import check_apart
+from benchmarks.surgery.zoo.case import Case
+from benchmarks.surgery.zoo.counting import ReluCounter
+from benchmarks.surgery.zoo.row import Row, build, check, run
+
+GOOD = Row("net", 10, 3, 3, 2, 1, 1, 0, 1, 1, equal=True, gradients=True)
+
+
+class Small(nn.Module):
+    """A hard sigmoid, which stays, beside ReLUs of a module, of a function and after a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU()
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.act(self.first(x))
+        gate = functional.relu6(x + 3) / 6
+        return {"features": self.act(self.second(x) + x), "gated": functional.relu(gate - 0.6)}
+
+
+CASE = Case("torch/small", Small, lambda: (torch.randn(2, 3, 5, 5),))
+
+
+def test_a_row() -> None:
+    row = check(CASE)
+    assert row.error == ""
+    assert (row.calls, row.replaced, row.fused) == (4, 3, 1)
+    assert (row.remaining, row.remaining_independent) == (1, 1)
+    (place,) = row.remaining_at
+    assert place.startswith("hardtanh in Small, test_zoo.py:")
+    assert (row.equal, row.gradients, row.failure) == (True, True, "")
+
+
+def test_failures_are_named() -> None:
+    assert GOOD.failure == ""
+    assert replace(GOOD, equal=False).failure == "outputs differ"
+    assert replace(GOOD, gradients=False).failure == "gradients differ"
+    assert replace(GOOD, remaining=0).failure == "ReLUs are missed in silence"
+    assert replace(GOOD, error="TypeError: no").failure == "TypeError: no"
+
+
+@pytest.mark.parametrize(
+    ("function", "counted"),
+    [
+        (functional.relu, True),
+        (functional.relu_, True),
+        (functional.relu6, True),
+        (lambda x: functional.hardtanh(x, 0, 4), True),
+        (functional.hardtanh, False),
+        (lambda x: x.clamp(min=0), True),
+        (lambda x: x.clamp_min_(0), True),
+        (lambda x: x.clamp(0, 1), False),
+        (lambda x: x.clamp(min=-1), False),
+        (lambda x: functional.threshold(x, 0, 0), True),
+        (lambda x: functional.threshold(x, 0.1, 0), False),
+        (lambda x: x.int().clamp(min=0), False),
+        (functional.hardsigmoid, False),
+        (dreluop.DReLU(), False),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval(), True),
+        (nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", batch_first=True).eval(), False),
+    ],
+)
+def test_what_is_counted(function: Callable[[Tensor], Any], counted: bool) -> None:
+    with torch.no_grad(), ReluCounter() as counter:
+        function(torch.randn(1, 3, 4))
+    assert counter.calls.total() == counted
+
+
+def test_a_relu_inside_of_a_d_relu_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dreluop.DReLU, "forward", lambda self, x: x.relu())
+    with ReluCounter() as counter:
+        dreluop.DReLU()(torch.randn(3))
+    assert not counter.calls
+
+
+def test_weights_that_start_at_zero_do_not_hide_what_is_before_them() -> None:
+    gradients = run(build(CASE), CASE).gradients
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+
+
+def test_an_error_and_a_crash_are_rows() -> None:
+    def fail() -> nn.Module:
+        raise ValueError("no weights")
+
+    assert check_apart(replace(CASE, build=fail)).failure == "ValueError: no weights"
+    assert check_apart(replace(CASE, build=lambda: os._exit(3))).failure == "the process ended with exit code 3"
+
+
+def test_the_command_writes_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zoo, "cases", lambda: [CASE, replace(CASE, name="torch/other")])
+    path = tmp_path / "zoo.json"
+    assert command.main(["zoo", "--only", "torch/s*", "--output", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert [(row["name"], row["failure"]) for row in document["rows"]] == [("torch/small", "")]
+    assert document["complete"] is False
+    with pytest.raises(SystemExit):
+        command.main(["zoo", "--only", "nothing*", "--output", str(path)])
+    assert "matches none of 2 networks, such as 'torch/small'" in capsys.readouterr().err
+
+
+def test_the_names_of_the_zoo() -> None:
+    names = [case.name for case in zoo.cases()]
+    assert len(set(names)) == len(names)
+    assert {case.library for case in zoo.cases()} == {
+        "segmentation_models_pytorch", "timm", "torchvision", "transformers"
+    }  # fmt: skip
