@@ -107,7 +107,7 @@ def _zoo(options: argparse.Namespace, document: dict[str, Any], output: Path, pa
         for library in {case.library for case in chosen}:
             document["versions"][library] = importlib.import_module(library).__version__
     except ImportError as error:
-        parser.error(f"zoo: {error}; install the extra zoo")
+        parser.error(f"zoo: {error}; pip install -e '.[zoo]'")
     rows = []
     for case in tqdm(chosen, unit="model"):
         rows.append(check_apart(case))

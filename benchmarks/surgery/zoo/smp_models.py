@@ -22,7 +22,11 @@ def cases() -> Sequence[Case]:
     pairs = [("Unet", encoder) for encoder in _ENCODERS.split()]
     pairs += [(decoder, encoder) for decoder in _DECODERS.split() for encoder in ("resnet18", "dpn68")]
     return [
-        Case(f"segmentation_models_pytorch/{decoder}-{encoder}", partial(_build, decoder, encoder), _inputs)
+        Case(
+            f"segmentation_models_pytorch/{decoder}-{encoder}",
+            partial(_build, decoder, encoder),
+            partial(_inputs, decoder),
+        )
         for decoder, encoder in pairs
     ]
 
@@ -34,5 +38,6 @@ def _build(decoder: str, encoder: str) -> nn.Module:
     return model
 
 
-def _inputs() -> tuple[Tensor]:
-    return (torch.randn(2, 3, 64, 64),)
+def _inputs(decoder: str) -> tuple[Tensor]:
+    size = 128 if decoder == "PAN" else 64
+    return (torch.randn(2, 3, size, size),)

@@ -21,7 +21,7 @@ efficientformer_l3 efficientformerv2_s0 efficientnet_b0 efficientnet_es efficien
 efficientvit_b0 efficientvit_b1 efficientvit_m0 ese_vovnet19b_dw ese_vovnet39b eva02_tiny_patch14_224 fasternet_t0
 fasternet_t2 fastvit_mci0 fastvit_sa12 fastvit_t8 fbnetc_100 fbnetv3_b focalnet_tiny_srf gcresnet33ts gcresnet50t
 gcresnext26ts gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 ghostnetv3_050 gmlp_ti16_224 halonet26t halonet_h1
-haloregnetz_b hardcorenas_a hardcorenas_f hgnet_tiny hgnetv2_b0 hgnetv2_b4 hiera_tiny_224 hieradet_small
+hardcorenas_a hardcorenas_f hgnet_tiny hgnetv2_b0 hgnetv2_b4 hiera_tiny_224 hieradet_small
 hrnet_w18_small hrnet_w18_ssld iformer_t inception_next_atto inception_resnet_v2 inception_v3 inception_v4
 lambda_resnet26t lcnet_035 lcnetv2_small legacy_seresnet18 legacy_seresnet50 legacy_seresnext26_32x4d legacy_xception
 levit_128s levit_conv_128s lowformer_b0 mambaout_femto maxvit_rmlp_pico_rw_256 mixer_s32_224 mixnet_s mnasnet_050
@@ -42,7 +42,15 @@ tf_mobilenetv3_small_minimal_100 tiny_vit_5m_224 tinynet_e tnt_s_legacy_patch16_
 visformer_tiny vit_relpos_small_patch16_224 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
 vovnet39a xception41 xception41p xcit_nano_12_p16_224
 """
-_SIZES = {"bat_resnext26ts": 256}
+_SIZES = {
+    "bat_resnext26ts": 256,
+    "halonet26t": 256,
+    "halonet_h1": 256,
+    "inception_resnet_v2": 96,
+    "inception_v3": 96,
+    "inception_v4": 96,
+    "sehalonet33ts": 256,
+}
 
 
 def cases() -> Sequence[Case]:
