@@ -22,7 +22,6 @@ BitModel ConditionalDetrForObjectDetection DPTForDepthEstimation DeformableDetrF
 DetrForObjectDetection GLPNForDepthEstimation MobileNetV1Model MobileNetV2Model
 RTDetrForObjectDetection RegNetModel ResNetForImageClassification SegformerForSemanticSegmentation
 SuperPointForKeypointDetection TableTransformerForObjectDetection UperNetForSemanticSegmentation ViTModel
-VitMatteForImageMatting
 """
 # Sizes and activations, by the names that configurations have for them.
 _TINY = {
