@@ -20,7 +20,7 @@ from benchmarks.surgery import zoo
 from benchmarks.surgery.zoo.apart import check_apart
 from benchmarks.surgery.zoo.case import Case
 from benchmarks.surgery.zoo.counting import ReluCounter
-from benchmarks.surgery.zoo.row import Row, build, check, run
+from benchmarks.surgery.zoo.row import Row, build, check
 
 GOOD = Row("net", 10, 3, 3, 2, 1, 1, 0, 1, 1, equal=True, gradients=True)
 
@@ -46,7 +46,7 @@ def test_a_row() -> None:
     row = check(CASE)
     assert row.error == ""
     assert (row.calls, row.replaced, row.fused) == (4, 3, 1)
-    assert (row.remaining, row.remaining_independent) == (1, 1)
+    assert row.remaining_independent == 1
     (place,) = row.remaining_at
     assert place.startswith("hardtanh in Small, test_zoo.py:")
     assert (row.equal, row.gradients, row.failure) == (True, True, "")
@@ -94,9 +94,8 @@ def test_a_relu_inside_of_a_d_relu_is_not_counted(monkeypatch: pytest.MonkeyPatc
     assert not counter.calls
 
 
-def test_weights_that_start_at_zero_do_not_hide_what_is_before_them() -> None:
-    gradients = run(build(CASE), CASE).gradients
-    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+def test_no_weight_is_zero() -> None:
+    assert all(bool((parameter != 0).all()) for parameter in build(CASE).parameters())
 
 
 def test_an_error_and_a_crash_are_rows() -> None:
