@@ -291,13 +291,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.norm(self.conv(x)))
-        out = self.conv(out)
-        if self.inplace:
-            out += x
-        else:
-            out = out + x
         # The block's input is needed again: a stand-in that wrote over it would show.
-        return self.relu(out) + x
+        if self.inplace:
+            out = self.conv(out)
+            out += x
+            return self.relu(out) + x
+        return self.relu(self.conv(out) + x) + x
 
 
 class Broadcast(nn.Module):

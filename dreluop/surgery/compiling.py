@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _SCOPE = "names_of_the_method"
-_FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
+FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _HEADER_LINES = 3
 _numbers = itertools.count()
 # For the files that are made here: the line of the author's file that each line comes from.
@@ -36,7 +36,7 @@ def code_of(
     text = f"def {_SCOPE}({free}):\n    {outside}\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
     # With its lines in linecache the code shows in tracebacks and inspect.getsource, and TorchDynamo finds it.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    code: types.CodeType = compile(text, file, "exec", flags=old.co_flags & _FUTURES, dont_inherit=True)
+    code: types.CodeType = compile(text, file, "exec", flags=old.co_flags & FUTURES, dont_inherit=True)
     for name in (_SCOPE, class_name, old.co_name):
         code = next(one for one in code.co_consts if isinstance(one, types.CodeType) and one.co_name == name)
     return code

@@ -138,6 +138,14 @@ def is_activation_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, _CLASSES)
 
 
+def plain(activation: Activation) -> nn.Module:
+    """A module of torch that computes an activation."""
+    if activation.bound is None:
+        return nn.ReLU(activation.inplace)
+    bound, inplace = activation.bound, activation.inplace
+    return nn.ReLU6(inplace) if bound == 6 else nn.Hardtanh(0.0, bound, inplace)
+
+
 def is_held_in(value: Any) -> bool:
     """Whether an object is an activation, makes or names one, or is a list, dictionary or partial with one."""
     if isinstance(value, list | tuple | dict):

@@ -135,12 +135,17 @@ def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[
             if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
                 # Its __setstate__ takes one that is not among its attributes for lost, and puts F.relu before it.
                 vars(one.holder)[one.attribute] = new
+    # A call that is left must not reach the D-ReLU of another one.
+    taken = {one.call.slot_key for one in plans if one.selected and one.is_first and one.call.slot is not None}
+    kept = [one for one in plans if not one.selected and one.call.slot_key in taken]
+    for one in kept:
+        changes.set_child(one.holder, one.attribute, kinds.plain(one.call.activation))
     if replaced:
         for module in found.modules:
             changes.substitute(module, replaced)
     by_owner: dict[int, list[Plan]] = defaultdict(list)
     for one in plans:
-        if one.selected and one.call.node is not None:
+        if (one.selected or one in kept) and one.call.node is not None:
             by_owner[id(one.call.owner)].append(one)
     made: dict[Any, Any] = {}
     for code in found.code.values() if any(one.selected for one in plans) else ():
@@ -243,7 +248,7 @@ class _Changes:
             self._undo.append(lambda: vars(holder).__setitem__(name, function))
             self._undo.append(lambda: delattr(holder, name))
         else:
-            self._undo.append(lambda: delattr(holder, name))
+            self._undo.append(lambda: holder._modules.pop(name, None))
         setattr(holder, name, child)
 
     def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:

@@ -67,8 +67,10 @@ def is_relu(called: Any) -> bool:
 
 
 def call_site(site: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
-    """One of several calls of an activation: its own D-ReLU, unless ``called`` has become something else since."""
-    return site(args[0] if args else kwargs["input"]) if is_relu(called) else called(*args, **kwargs)
+    """One of several calls of an activation: its own D-ReLU, unless ``called`` alone has become something else."""
+    if is_relu(called) or not isinstance(site, SITE_CLASSES):
+        return site(args[0] if args else kwargs["input"])
+    return called(*args, **kwargs)
 
 
 def call_site_of_sum(site: Any, called: Any, x: Any, residual: Any) -> Any:

@@ -105,12 +105,17 @@ def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
 
 
 def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
-    """Whether nothing reads the sum but the call: the statement reads it once, and returns or gives the name away."""
+    """Whether nothing reads the sum but the call: the statement reads it once, and rebinds it or is the last."""
     assert call.method is not None
     rebound = _assigns(statement, name)
-    reads_once = _count(statement, name) == 1 + rebound
-    is_shared = name in call.method.function.__code__.co_cellvars
-    return reads_once and not is_shared and (rebound or isinstance(statement, ast.Return))
+    if _count(statement, name) != 1 + rebound or name in call.method.function.__code__.co_cellvars:
+        return False
+    end = statement.end_lineno or 0
+    later = any(_is_name(node, name) and node.lineno > end for node in ast.walk(call.method.tree))  # type: ignore[attr-defined]
+    above: ast.AST | None = statement
+    while above is not None and not isinstance(above, ast.For | ast.While):
+        above = call.method.parents.get(id(above))
+    return rebound or isinstance(statement, ast.Return) or (above is None and not later)
 
 
 def _is_fresh(scope: Scope, before_sum: list[ast.stmt], name: str) -> bool:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dreluop
 from dreluop import DReLU
 from dreluop.surgery import Report, replace_activations
 from tests.surgery.helpers import open_caps
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH, _DRELUOP = (str(Path(one.__file__).parent) for one in (torch, dreluop))
 
 
 class PlainReLUs(TorchDispatchMode):
@@ -40,7 +41,7 @@ class PlainReLUs(TorchDispatchMode):
                 return
             file = frame.f_code.co_filename
             if line is None and not file.startswith(_TORCH):
-                line = "" if file.startswith("<dreluop") else f"{Path(file).name}:{frame.f_lineno}"
+                line = "" if file.startswith(("<dreluop", _DRELUOP)) else f"{Path(file).name}:{frame.f_lineno}"
             frame = frame.f_back
         self.lines.append(line or "")
 

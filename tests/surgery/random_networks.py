@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-HEADER = '''\
+HEADER = """\
 import functools
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,7 @@ def helper(x):
 def applied(function, x):
     return function(x)
 
-'''
+"""
 
 # Expressions of a tensor {x}.
 VALUES = (
@@ -64,7 +63,7 @@ ACTIVATIONS = (
     "getattr(F, 'relu')({x})",
     "self.function({x})",
     "self.partial({x})",
-    "self.__hidden({x})",
+    "self._hidden({x})",
     'TABLE["relu"]({x})',
     "helper({x})",
     "applied(self.act, {x})",
@@ -112,7 +111,7 @@ STATEMENTS = (
     "match x.dim():\n    case 2:\n        {body}\n    case _:\n        x = torch.relu(x)",
     "x = x + 0 * {activation}",
 )
-INIT = '''\
+INIT = """\
     def __init__(self):
         super().__init__()
         self.lin, self.lin2, self.drop = nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.3)
@@ -125,17 +124,9 @@ INIT = '''\
         self.lins = nn.ModuleList([nn.Linear(4, 4) for _ in self.acts])
         self.table = {{"a": {kind}(), "b": {shared}}}
         self.partial = functools.partial({partial})
-        self.__hidden = nn.ReLU()
+        self._hidden = nn.ReLU()
         self.block = {block}
-'''
-
-
-@dataclass
-class _Class:
-    name: str
-    base: str
-    body: str
-    methods: list[str] = field(default_factory=list)
+"""
 
 
 @st.composite
@@ -182,12 +173,12 @@ def sources(draw: st.DrawFn) -> str:
     def one_class(name: str, base: str, block: str, forward: str) -> str:
         no_block = simple.filter(lambda text: "block" not in text)
         inner = no_block if block == "nn.Identity()" else simple
-        decorator = draw(st.sampled_from(["", "", "@functools.wraps(helper)", "@torch.no_grad()"]))
+        decorator = draw(st.sampled_from(["", "@torch.no_grad()", "@torch.compiler.disable"]))
         text = f"class {name}({base}):\n"
         if base == "nn.Module":
             text += INIT.format(shared=shared, kind=draw(kinds), partial=partial, block=block) + "\n"
             text += _method("method(self, x)", f"x = {draw(inner).format(x='x')}")
-            text += _method("computed(self, x)", "x = F.relu(self.lin2(x))", before=decorator.replace("wraps(helper)", "lru_cache(None)") if "no_grad" in decorator else "")
+            text += _method("computed(self, x)", "x = F.relu(self.lin2(x))", before=decorator)
             text += _method("of_class(cls, x)", "x = F.relu(x)", before="@classmethod")
         return text + _method("forward(self, x)", forward)
 

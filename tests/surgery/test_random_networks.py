@@ -50,7 +50,7 @@ def same(model: nn.Module, other: nn.Module, x: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("run", [True, False], ids=["example", "no_example"])
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(source=sources())
 def test_random_networks(tmp_path: Path, source: str, run: bool) -> None:
     torch.manual_seed(0)
@@ -63,8 +63,10 @@ def test_random_networks(tmp_path: Path, source: str, run: bool) -> None:
             assert same(other, model, x)
         state = {name: value.clone() for name, value in model.state_dict().items()}
         again = replace_activations(model, example_input=x if run else None, **options)
-        assert not again.replaced, f"{report}\n{again}"
-        assert all(torch.equal(value, state.pop(name)) for name, value in model.state_dict().items()) and not state
+        # What was left for want of a layer before it may have one now.
+        assert {site.line for site in again.replaced} <= {site.line for site in report.left}, f"{report}\n{again}"
+        now = model.state_dict()
+        assert all(torch.equal(now[name], value) for name, value in state.items())
         assert {cls: dict(vars(cls)) for cls in before} == before
 
 

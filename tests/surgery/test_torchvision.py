@@ -33,11 +33,8 @@ WITHOUT_RELU = ("efficientnet_b0", "convnext_tiny")
 def test_counts_of_the_issue(name: str) -> None:
     model = sweep.make(name)
     assert (sweep.calls(model, True), sweep.calls(model, False)) == COUNTS[name]
-    report = replace_activations(model)
-    reached = [sum(site.modes in ("both", mode) for site in report.replaced) for mode in ("train", "eval")]
-    # The auxiliary heads are modules of their own: their sites are there in either mode, called in training only.
-    assert reached == [COUNTS[name][0], COUNTS[name][0]]
-    assert len(report.replaced) == COUNTS[name][0]
+    # The auxiliary heads are modules of their own: their sites are there in either mode.
+    assert len(replace_activations(model).replaced) == COUNTS[name][0]
 
 
 @pytest.mark.parametrize("name", RUN)
