@@ -152,7 +152,7 @@ class Found:
                 return read
             found = list(_calls_in(read, code.module, self._homes))
             if found and not (read.receiver and can_be_changed(value, function)):
-                raise NoSourceError("it is decorated" if read.receiver else "it is a static or class method")
+                raise NoSourceError(_why_not_changed(value, read))
         except NoSourceError as error:
             if not used.isdisjoint(kinds.NAMES):
                 self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
@@ -177,6 +177,12 @@ def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
         yield from (name for name, value in vars(module).items() if name not in _STATE and kinds.is_held_in(value))
     for cls in {cls for module in modules for cls in classes_of(type(module))}:
         yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
+
+
+def _why_not_changed(value: Any, read: Method) -> str:
+    if isinstance(value, staticmethod | classmethod):
+        return "it is a static or class method"
+    return "its decorator hides the function" if read.receiver else "it has no parameter self"
 
 
 def _slots(modules: list[nn.Module]) -> Iterator[Slot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -92,8 +93,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
             with ExitStack() as stack:
                 for name, seen in inputs.items():
                     stack.enter_context(_noting(model.get_submodule(name), seen))
-                stack.enter_context(torch.random.fork_rng())
-                for context in (torch.no_grad(), _Channels(), counter):
+                for context in (_random_states(model), torch.no_grad(), _Channels(), counter):
                     stack.enter_context(context)
                 given = _mapped(arguments, _of_two if mode == "train" else Tensor.clone)
                 model.train(mode == "train")(*given.args, **given.kwargs)
@@ -106,6 +106,20 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
         for name, seen in inputs.items():
             observed.inputs.setdefault(name, {})[mode] = seen
     return observed
+
+
+@contextmanager
+def _random_states(model: nn.Module) -> Iterator[None]:
+    """Put back what draws of torch, Python and numpy change."""
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng({one.device for one in model.parameters() if one.is_cuda}):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,11 @@ def python_random(self: Any, x: Tensor) -> Tensor:
 
 
 @effect
+def numpy_random(self: Any, x: Tensor) -> Tensor:
+    return functional.relu(self.linear(x)) if np.random.rand() < 2 else x
+
+
+@effect
 def stochastic_depth(self: Any, x: Tensor) -> Tensor:
     if self.training and torch.rand(1).item() < self.probability:
         return x
@@ -305,11 +311,12 @@ def test_a_run_on_an_example_leaves_the_model_as_it_is(name: str) -> None:
     before = facts(model)
     before.pop("seen")
     x = torch.randn(3, 4).abs()
-    states = torch.get_rng_state()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     report = replace_activations(model, example_input=x)
     after = facts(model)
     assert str({key: after[key] for key in before}) == str(before)
-    assert (torch.get_rng_state() == states).all()
+    assert (torch.get_rng_state() == states[0]).all()
+    assert (random.getstate(), str(np.random.get_state())) == (states[1], str(states[2]))
     assert torch.is_grad_enabled()
     assert report.verified == ("eval", "train")
 

@@ -260,6 +260,8 @@ def test_a_dimension_that_is_not_known_is_asked_for_at_all_sites_at_once() -> No
     assert [site.cap_shape for site in replace_activations(Tokens(), example_input=x, dim=1).sites] == [(3,), (3,)]
     with pytest.raises(ValueError, match=r"dim: got 3 for 'relu', which gets shape \(2, 3, 4\)"):
         replace_activations(Tokens(), example_input=x, dim=3)
+    with pytest.raises(TypeError, match="dim of 'relu': got str; expected an int"):
+        replace_activations(Tokens(), example_input=x, dim=lambda site: "last")  # type: ignore[arg-type, return-value]
 
 
 def test_transformers_are_capped_by_features() -> None:
