@@ -32,6 +32,7 @@ from benchmarks.robustness.statistics import tables as statistics_tables
 from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
+from benchmarks.surgery import tables as surgery_tables
 from benchmarks.tables import Table, markdown
 from benchmarks.wheels import document as wheels_document
 from benchmarks.wheels import tables as wheels_tables
@@ -171,6 +172,15 @@ def statistics(folder: Path) -> str:
     return statistics_tables.report(results.load(path)) if path.exists() else NOTHING
 
 
+def surgery(folder: Path) -> str:
+    """The sweeps of surgery over whole libraries of networks."""
+    documents = [results.load(path) for name in surgery_tables.FILE_NAMES for path in sorted(folder.glob(f"*/{name}"))]
+    if not documents:
+        return NOTHING
+    facts, table = surgery_tables.headline(documents), surgery_tables.table(documents)
+    return f"{facts}.\n\n{markdown(table)}\n\n{surgery_tables.LEGEND}"
+
+
 REPORTS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "wheels": wheels,
@@ -183,6 +193,7 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "traced": traced,
     "pictures": gallery.markdown,
     "statistics": statistics,
+    "surgery": surgery,
     **studies.REPORTS,
 }
 

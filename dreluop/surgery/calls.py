@@ -46,6 +46,7 @@ class Call:
             arguments are packed with ``*`` or ``**``.
         is_certain: nothing but this activation can be called here; else the code decides each time.
         reason: why it must stay as it is.
+        is_reached: whether the forward of the module gets to the method, by the names that its methods read.
     """
 
     owner: nn.Module
@@ -57,6 +58,7 @@ class Call:
     x: ast.expr | None = None
     is_certain: bool = False
     reason: str = ""
+    is_reached: bool = True
 
     @property
     def slot_key(self) -> SlotKey | None:
@@ -130,9 +132,12 @@ class Found:
         definitions: dict[str, list[tuple[type, Any]]] = defaultdict(list)
         for cls, name, value in methods_of(type(module)):
             definitions[name].append((cls, value))
-        code = Code(module)
+        code, reached = Code(module), _reached(definitions)
         for name in sorted(definitions, key=lambda name: name != "forward"):
+            known = len(self.calls)
             self._read_method(code, definitions, name, 0)
+            for call in self.calls[known:]:
+                call.is_reached = name in reached
         if code.methods:
             self.code[id(module)] = code
 
@@ -177,6 +182,19 @@ def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
         yield from (name for name, value in vars(module).items() if name not in _STATE and kinds.is_held_in(value))
     for cls in {cls for module in modules for cls in classes_of(type(module))}:
         yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
+
+
+def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
+    """The methods that forward gets to, by the names that they read; all of them without a forward of their own."""
+    if "forward" not in definitions:
+        return set(definitions)
+    found, new = set[str](), {"forward"}
+    while new:
+        found |= new
+        functions = (function_of(value) for name in new for _, value in definitions[name])
+        read = set[str]().union(*(names_in(one.__code__) for one in functions if one is not None))
+        new = (read & definitions.keys()) - found
+    return found
 
 
 def _why_not_changed(value: Any, read: Method) -> str:
@@ -236,17 +254,15 @@ def _names_of(function: Any) -> frozenset[str]:
 
 
 def _super_calls(read: Method) -> Iterator[ast.Call]:
-    for node in ast.walk(read.tree):
-        above = node.func.value if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else None
+    for node in read.calls:
+        above = node.func.value if isinstance(node.func, ast.Attribute) else None
         if isinstance(above, ast.Call) and isinstance(above.func, ast.Name) and above.func.id == "super":
-            yield node  # type: ignore[misc]
+            yield node
 
 
 def _calls_in(read: Method, module: nn.Module, homes: dict[int, Slot]) -> Iterator[Call]:
     scope = Scope(read, module)
-    nodes = (node for node in ast.walk(read.tree) if isinstance(node, ast.Call))
-    # In the order in which they run: what is inside comes first.
-    for node in sorted(nodes, key=lambda node: (node.end_lineno, node.end_col_offset)):
+    for node in read.calls:
         call = _activation_call(scope, node, homes)
         if call is not None:
             call.reason = call.reason or _why_not(call, scope)

@@ -42,13 +42,14 @@ def questions(method: Method, scope: Scope) -> list[int]:
     """The calls of ``isinstance`` and ``type`` that ask for an activation class, by id of the node."""
     if names_in(method.function.__code__).isdisjoint(["isinstance", "type"]):
         return []
-    calls = [node for node in ast.walk(method.tree) if isinstance(node, ast.Call)]
-    asked = [
-        node
-        for node in calls
-        if len(node.args) in (1, 2) and _names_activation((method.tree, node.args[-1])[len(node.args) - 1], scope)
-    ]
-    return [id(node) for node in asked if scope.resolve(node.func) is (type, isinstance)[len(node.args) - 1]]
+    found = []
+    for node in method.calls:
+        asks = {1: type, 2: isinstance}.get(len(node.args))
+        if asks is not None and scope.resolve(node.func) is asks:
+            # What type() is compared with may stand anywhere in the method.
+            named = ast.walk(node.args[1]) if asks is isinstance else method.names
+            found += [id(node)] if _names_activation(named, scope) else []
+    return found
 
 
 def changed(
@@ -87,8 +88,8 @@ def _takes_one(node: ast.Call | None) -> bool:
     return node is not None and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
 
 
-def _names_activation(tree: ast.AST, scope: Scope) -> bool:
-    named = (scope.resolve(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
+def _names_activation(nodes: Iterable[ast.AST], scope: Scope) -> bool:
+    named = (scope.resolve(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
     parts = (part for one in named for part in (one if isinstance(one, tuple | list) else (one,)))
     return any(kinds.is_activation_class(part) for part in parts)
 

@@ -54,6 +54,17 @@ class Method:
         """The node around each node, by id."""
         return {id(child): node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
 
+    @functools.cached_property
+    def calls(self) -> list[ast.Call]:
+        """The calls in it, in the order in which they run: what is inside comes first."""
+        found = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        return sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset))
+
+    @functools.cached_property
+    def names(self) -> list[ast.Name | ast.Attribute]:
+        """The names and attributes in it."""
+        return [node for node in ast.walk(self.tree) if isinstance(node, ast.Name | ast.Attribute)]
+
     @property
     def place(self) -> str:
         return f"{self.cls.__name__}.{self.name}"

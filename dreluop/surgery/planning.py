@@ -31,6 +31,7 @@ class Plan:
         holder, attribute: where its D-ReLU hangs.
         is_first: that is where the activation hung.
         total: the residual sum that is fused.
+        shares: another call of the same slot, whose D-ReLU it calls.
         shape: of the caps.
         dim: of the channels.
     """
@@ -43,6 +44,7 @@ class Plan:
     producer: Producer | None
     selected: bool = True
     total: Sum | None = None
+    shares: Plan | None = None
     shape: tuple[int, ...] = (1,)
     dim: int = 1
 
@@ -58,7 +60,11 @@ class Plan:
 def plan(found: Found, producers: dict[Call, Producer], select: Callable[[Site], bool], fuse: bool) -> list[Plan]:
     """A plan per call."""
     plans = _named(found, producers)
+    for group in _by_slot(plans):
+        _share(group, [one for one in group if one.call.is_reached], "forward does not get to its method")
     for one in plans:
+        if one.shares is not None:
+            continue
         if one.call.reason:
             one.leave(one.call.reason)
         elif not select(one.site):
@@ -100,6 +106,32 @@ def _named(found: Found, producers: dict[Call, Producer]) -> list[Plan]:
     return plans
 
 
+def _by_slot(plans: list[Plan]) -> list[list[Plan]]:
+    found: dict[Any, list[Plan]] = {}
+    for one in plans:
+        if one.call.slot_key is not None:
+            found.setdefault(one.call.slot_key, []).append(one)
+    return list(found.values())
+
+
+def _share(group: list[Plan], reached: list[Plan], why: str) -> None:
+    """Let the calls of a slot that are not reached call what hangs there, for the first that is reached."""
+    first = next((one for one in group if one.is_first), None)
+    if first is None or not reached or len(reached) == len(group):
+        return
+    main = reached[0]
+    if main is not first:
+        names = main.site.name, first.site.name
+        main.site, first.site = replace(main.site, name=names[1]), replace(first.site, name=names[0])
+        places = main.holder, main.attribute
+        (main.holder, main.attribute), (first.holder, first.attribute) = (first.holder, first.attribute), places
+        main.is_first, first.is_first = True, False
+    for one in group:
+        if one not in reached:
+            one.shares, one.total, one.selected = main, None, True
+            one.site = replace(one.site, reason=f"calls the D-ReLU of another call: {why}")
+
+
 def _base_name(call: Call) -> str:
     name = call.slot[1] if call.slot is not None else ""
     if name.isidentifier():
@@ -139,18 +171,20 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
     """
     unknown: list[str] = []
     ambiguous: list[str] = []
+    if observed is not None:
+        _share_by_run(plans, observed)
     for one in plans:
-        if not one.selected:
+        if not one.selected or one.shares is not None:
             continue
-        seen = observed.seen(one.site.name) if observed is not None else []
-        if seen:
-            one.site = replace(one.site, shape=seen[0].shape)
-        if one.call.is_clamp and one.producer is None and not (seen and all(part.dim is not None for part in seen)):
+        inputs = observed.seen(one.site.name) if observed is not None else []
+        if inputs:
+            one.site = replace(one.site, shape=inputs[0].shape)
+        if one.call.is_clamp and one.producer is None and not (inputs and all(part.dim is not None for part in inputs)):
             one.leave(_NO_LAYER)
         elif granularity == "layer":
             one.shape, one.dim = (1,), 1
-        elif seen:
-            _from_run(one, seen, granularity, dim, ambiguous)
+        elif inputs:
+            _from_run(one, inputs, granularity, dim, ambiguous)
         elif granularity == "channel" and one.producer is not None:
             one.shape, one.dim = (one.producer.channels,), one.producer.dim
         elif observed is not None:
@@ -170,6 +204,16 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
             "dim: the channels of these sites may lie in any dimension, as no layer before tells which: "
             f"{', '.join(ambiguous)}; pass dim=1 (images), dim=-1 (features last), or a function of a Site"
         )
+
+
+def _share_by_run(plans: list[Plan], observed: Observed) -> None:
+    for group in _by_slot(plans):
+        able = [one for one in group if one.selected and one.shares is None]
+        before = [one.site.name for one in able]
+        _share(able, [one for one in able if observed.calls(one.site.name)], "the example does not reach this one")
+        # What a name saw stays with its call.
+        seen = [observed.inputs.pop(name, {}) for name in before]
+        observed.inputs.update({one.site.name: inputs for one, inputs in zip(able, seen, strict=True)})
 
 
 def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, ambiguous: list[str]) -> None:
@@ -209,6 +253,14 @@ def _note_calls(one: Plan, observed: Observed) -> None:
     if often > 1 and one.selected:
         one.note(f"it is called {often} times in a forward pass, with the same caps")
     one.site = replace(one.site, modes=observed.modes(one.site.name))
+
+
+def described(one: Plan) -> Site:
+    """The site of a plan, with what was done."""
+    main = one
+    while main.shares is not None:
+        main = main.shares
+    return replace(one.site, name=main.site.name, cap_shape=main.site.cap_shape, action=main.site.action)
 
 
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:

@@ -95,7 +95,7 @@ def replace_activations(
     except BaseException:
         changes.undo()
         raise
-    done = tuple(one.site for one in plans)
+    done = tuple(map(planning.described, plans))
     if observed is None:
         return Report(done, known_to_remain(done, found.unread))
     return Report(done, seen_to_remain(done, found.unread, observed), tuple(observed.ran), observed.failed)
@@ -106,7 +106,9 @@ def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input:
     changes, arguments = _Changes(), running.as_arguments(example_input)
     try:
         _install(changes, found, plans, lambda one: PendingSite())
-        observed = running.observe(model, [one.site.name for one in plans if one.selected], arguments)
+        observed = running.observe(
+            model, [one.site.name for one in plans if one.selected and one.shares is None], arguments
+        )
     finally:
         changes.undo()
     if not observed.ran:
@@ -117,6 +119,7 @@ def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input:
 def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module]) -> None:
     """Hang the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
+    plans = [one for one in plans if one.shares is None]
     for one in plans:
         if one.selected:
             old = one.holder._modules.get(one.attribute) if one.is_first else None

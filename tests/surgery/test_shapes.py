@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dreluop import DReLU
-from dreluop.surgery import replace_activations
+from dreluop.surgery import replace_activations, set_caps
 from tests.surgery.helpers import open_caps
 from tests.surgery.models import Users
 
@@ -297,3 +297,35 @@ def test_a_fused_sum_may_be_one_with_a_number() -> None:
     x = torch.randn(5, 6)
     for shift in (0.5, 2, torch.ones(4), torch.ones(5, 4)):
         assert torch.equal(model(x, shift), original(x, shift)), site
+
+
+class Foldable(nn.Module):
+    """Two branches that call one activation, as networks have that can be folded; a method that calls it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.act = nn.Linear(6, 4), nn.Linear(6, 4), nn.ReLU()
+        self.folded: nn.Module | None = None
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.act(self.one(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folded is not None:
+            return self.act(self.folded(x).mul(1))
+        return self.act(self.one(x) * self.two(x))
+
+
+@pytest.mark.parametrize("example", [True, False], ids=["example", "no_example"])
+def test_calls_that_are_not_reached_keep_to_the_activation_of_those_that_are(example: bool) -> None:
+    model, x = Foldable(), torch.randn(3, 6)
+    report = replace_activations(model, init=0.1, granularity="layer", example_input=x if example else None)
+    names = ["act", "act" if example else "act_1", "act"]
+    assert [(site.name, site.action) for site in report.sites] == [(name, "replaced") for name in names]
+    assert "calls the D-ReLU of another call" in report.sites[2].reason
+    assert model(x).max() <= 0.1 and model.features(x).max() <= 0.1
+    model.folded = model.one
+    assert model(x).max() <= 0.1
+    set_caps(model, {"act": 0.01})
+    assert model.features(x).max() <= 0.01
+    assert model(x).max() <= 0.01

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreluop import DReLU, SReLU
+from dreluop.surgery.compiling import original_line
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -66,6 +67,6 @@ class ReluCounter(TorchDispatchMode):
             if isinstance(caller, nn.Module) and not module:
                 module = type(caller).__name__
             if not line and not frame.f_code.co_filename.startswith(_TORCH):
-                line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                line = original_line(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
         self.calls[f"{name} in {module}, {line}"] += 1

@@ -55,7 +55,8 @@ _SIZES = {
 
 def cases() -> Sequence[Case]:
     dims = {"efficientvit_m0": 1}  # Its attention cuts images into windows, so that no layer tells.
-    return [Case(f"timm/{name}", partial(_build, name), partial(_inputs, name), dims.get(name)) for name in _NAMES.split()]
+    names = _NAMES.split()
+    return [Case(f"timm/{name}", partial(_build, name), partial(_inputs, name), dims.get(name)) for name in names]
 
 
 def _build(name: str) -> nn.Module:
