@@ -193,6 +193,10 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
             unknown.append(repr(one.site.name))
         if observed is not None:
             _note_calls(one, observed)
+    _check_known(unknown, ambiguous, granularity)
+
+
+def _check_known(unknown: list[str], ambiguous: list[str], granularity: Granularity) -> None:
     if unknown:
         what = "channels" if granularity == "channel" else "neurons"
         raise ValueError(

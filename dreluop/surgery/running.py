@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -31,6 +31,8 @@ _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
 # The attribute of a tensor that tells the dimension of its channels.
 _DIM = "_dreluop_channel_dim"
+# The attribute of what a site gives that tells where its input is noted.
+_NOTED = "_dreluop_noted"
 _IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
 _FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
 _MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "getitem")
@@ -130,7 +132,9 @@ def _noting(site: nn.Module, seen: list[Seen]) -> Iterator[None]:
             shape = torch.broadcast_shapes(*(value.shape for value in given[:2]))
             dims = {getattr(value, _DIM, None) for value in given[:2]} - {None}
             seen.append(Seen(tuple(shape), dims.pop() if len(dims) == 1 else None))
-        return type(site).forward(site, *args, **kwargs)
+        result = type(site).forward(site, *args, **kwargs)
+        setattr(result, _NOTED, (seen, len(seen) - 1))
+        return result
 
     # A hook would miss code that calls forward itself.
     vars(site)["forward"] = forward
@@ -225,11 +229,14 @@ def _is_zero(value: Any) -> bool:
 
 
 class _Channels(TorchFunctionMode):
-    """Notes on each tensor in which dimension its channels lie, as the layer that made them tells it."""
+    """Notes in which dimension channels lie: on tensors as the layer that made them tells, or the next one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        seen, index = getattr(args[0], _NOTED, (None, 0)) if args else (None, 0)
+        if seen is not None and seen[index].dim is None and name.startswith(_IMAGES + _FEATURES):
+            seen[index] = replace(seen[index], dim=1 if name.startswith(_IMAGES) else -1)
         for one in result if isinstance(result, tuple | list) else (result,):
             if isinstance(one, Tensor):
                 dim = _dim_of(name, one, args, kwargs or {})

@@ -264,6 +264,25 @@ def test_a_dimension_that_is_not_known_is_asked_for_at_all_sites_at_once() -> No
         replace_activations(Tokens(), example_input=x, dim=lambda site: "last")  # type: ignore[arg-type, return-value]
 
 
+class Viewed(nn.Module):
+    """A view that hides which dimension a layer made, before a layer that tells which one it takes."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__()
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.after(functional.relu(x.view(2, 3, 4, 5)))
+        return result
+
+
+@pytest.mark.parametrize(("after", "channels", "dim"), [(nn.Conv2d(3, 2, 1), 3, 1), (nn.Linear(5, 2), 5, -1)])
+def test_the_layer_after_tells_the_dimension_too(after: nn.Module, channels: int, dim: int) -> None:
+    model = Viewed(after)
+    (site,) = replace_activations(model, example_input=torch.randn(2, 60)).replaced
+    assert (site.cap_shape, model.relu.dim) == ((channels,), dim)
+
+
 def test_transformers_are_capped_by_features() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 10), 2))
     report = replace_activations(model, example_input=torch.randn(5, 2, 4))

@@ -54,9 +54,7 @@ _SIZES = {
 
 
 def cases() -> Sequence[Case]:
-    dims = {"efficientvit_m0": 1}  # Its attention cuts images into windows, so that no layer tells.
-    names = _NAMES.split()
-    return [Case(f"timm/{name}", partial(_build, name), partial(_inputs, name), dims.get(name)) for name in names]
+    return [Case(f"timm/{name}", partial(_build, name), partial(_inputs, name)) for name in _NAMES.split()]
 
 
 def _build(name: str) -> nn.Module:
