@@ -82,8 +82,9 @@ def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
         total = Sum(*addends(statement.value), False, statement)  # type: ignore[attr-defined]
     else:
         return None
+    between = made != index - 1 or _runs_before(call, block[index])
     reasons = {
-        "other operations run between the sum and the activation": made != index - 1,
+        "other operations run between the sum and the activation": between,
         _ANOTHER_USER: not _is_last_use(call, block[index], name),
         _SEEN_ELSEWHERE: total.inplace and (_count(total.residual, name) or not _is_fresh(scope, block[:made], name)),
     }
@@ -108,14 +109,36 @@ def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
     """Whether nothing reads the sum but the call: the statement reads it once, and rebinds it or is the last."""
     assert call.method is not None
     rebound = _assigns(statement, name)
+    tree = call.method.tree
     if _count(statement, name) != 1 + rebound or name in call.method.function.__code__.co_cellvars:
         return False
-    end = statement.end_lineno or 0
-    later = any(_is_name(node, name) and node.lineno > end for node in ast.walk(call.method.tree))  # type: ignore[attr-defined]
+    # Two statements may stand on one line.
+    end = _end(statement)
+    later = any(_is_name(node, name) and _start(node) >= end for node in ast.walk(tree))
     above: ast.AST | None = statement
-    while above is not None and not isinstance(above, ast.For | ast.While):
+    in_loop = read_finally = False
+    while above is not None:
+        in_loop |= isinstance(above, ast.For | ast.While)
+        read_finally |= any(_count(part, name) for part in getattr(above, "finalbody", ()))
         above = call.method.parents.get(id(above))
-    return rebound or isinstance(statement, ast.Return) or (above is None and not later)
+    if _count(tree, "locals"):
+        return False
+    return rebound or (isinstance(statement, ast.Return) and not read_finally) or not (in_loop or later)
+
+
+def _runs_before(call: Call, statement: ast.stmt) -> bool:
+    """Whether the statement computes something before the call that may change an addend, or draw random numbers."""
+    start = _start(call.node)  # type: ignore[arg-type]
+    parts = (part for part in ast.walk(statement) if isinstance(part, ast.Call | ast.NamedExpr | ast.Await | ast.Yield))
+    return any(_end(part) <= start for part in parts)
+
+
+def _start(node: ast.AST) -> tuple[int, int]:
+    return node.lineno, node.col_offset  # type: ignore[attr-defined]
+
+
+def _end(node: ast.AST) -> tuple[int, int]:
+    return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
 
 
 def _is_fresh(scope: Scope, before_sum: list[ast.stmt], name: str) -> bool:

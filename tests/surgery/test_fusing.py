@@ -134,3 +134,55 @@ def test_autocast_where_the_two_addends_differ() -> None:
     replace_activations(model, init=0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert model(torch.randn(2, 6, 5, 5)).max() <= 0.5
+
+
+class SumsUsed(nn.Module):
+    """Sums that have another user, or whose addends change before the activation runs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.a, self.drop, self.other = nn.Linear(4, 4), nn.Dropout(), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, self.kind)(self.drop(self.a(x)), x)  # type: ignore[no-any-return]
+
+    def on_one_line(self, a: Tensor, x: Tensor) -> Tensor:
+        total = a + x; y = functional.relu(total); return y + total  # fmt: skip # noqa: E702 (the case)
+
+    def in_finally(self, a: Tensor, x: Tensor) -> Tensor:
+        try:
+            total = a + x
+            return functional.relu(total)
+        finally:
+            a.copy_(total)
+
+    def by_locals(self, a: Tensor, x: Tensor) -> Tensor:
+        total = a + x
+        y = functional.relu(total)
+        return y + locals()["total"]  # type: ignore[no-any-return]
+
+    def changed_before(self, a: Tensor, x: Tensor) -> Tensor:
+        total = a + x
+        return torch.cat([a.mul_(2), functional.relu(total)], 1)
+
+    def bound_before(self, a: Tensor, x: Tensor) -> Tensor:
+        total = a + x
+        return (a := a * 3) + functional.relu(total)
+
+    def drawn_before(self, a: Tensor, x: Tensor) -> Tensor:
+        total = self.drop(a) + x
+        return self.other(x) * functional.relu(total)
+
+
+@pytest.mark.parametrize("kind", [name for name in vars(SumsUsed) if not name.startswith("_") and name != "forward"])
+def test_a_sum_that_something_else_sees_is_not_fused(kind: str) -> None:
+    original = SumsUsed(kind)
+    model = copy.deepcopy(original)
+    report = replace_activations(model, granularity="layer")
+    open_caps(model, report)
+    outputs = []
+    for one in (original, model):
+        torch.manual_seed(1)
+        outputs.append(one(torch.linspace(-1, 1, 12).view(3, 4)))
+    assert torch.equal(*outputs)
