@@ -128,9 +128,9 @@ class _Editor(ast.NodeTransformer):
         site = copy.deepcopy(node.func) if edit.is_first else self._own(edit.name)
         if edit.total is not None:
             parts = self._addends(edit.total, _input(node, edit.call))
-            if edit.call.is_certain:
-                return ast.Call(site, parts, [])
-            return ast.Call(_name(sites.call_site_of_sum.__name__), [site, node.func, *parts], [])
+            # What is set in the D-ReLU's place later may take one input only.
+            called = copy.deepcopy(site) if edit.call.is_certain else node.func
+            return ast.Call(_name(sites.call_site_of_sum.__name__), [site, called, *parts], [])
         if edit.call.is_certain:
             return ast.Call(site, [_input(node, edit.call)], [])
         return ast.Call(_name(sites.call_site.__name__), [site, node.func, *node.args], node.keywords)

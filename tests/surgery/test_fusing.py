@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dreluop import DReLU
 from dreluop.surgery import ResidualDReLU, replace_activations
 from tests.surgery.helpers import d_relus, open_caps
 from tests.surgery.models import (
@@ -186,3 +187,21 @@ def test_a_sum_that_something_else_sees_is_not_fused(kind: str) -> None:
         torch.manual_seed(1)
         outputs.append(one(torch.linspace(-1, 1, 12).view(3, 4)))
     assert torch.equal(*outputs)
+
+
+class FunctionOfSum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.a(x) + x)
+
+
+@pytest.mark.parametrize("new", [nn.GELU(), nn.Identity(), DReLU(4, init=0.1)])
+def test_what_is_set_in_place_of_a_fused_function_gets_the_sum(new: nn.Module) -> None:
+    model = FunctionOfSum()
+    assert replace_activations(model).fused
+    model.relu = new
+    x = torch.randn(3, 4)
+    assert torch.equal(model(x), new(model.a(x) + x))
