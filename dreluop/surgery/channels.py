@@ -132,7 +132,8 @@ class _Reader:
             return None
         self._reading.add((id(module), read))
         self.read.add((id(module), read))
-        names = [arg.arg for arg in (*read.tree.args.posonlyargs, *read.tree.args.args)][1:]
+        is_static = isinstance(vars(read.cls).get(read.name), staticmethod)
+        names = [arg.arg for arg in (*read.tree.args.posonlyargs, *read.tree.args.args)][not is_static :]
         flow = _Flow(self, Scope(read, module), {**dict(zip(names, args, strict=False)), **kwargs})
         flow.block(read.tree.body)
         self._reading.discard((id(module), read))
@@ -183,11 +184,13 @@ class _Flow:
             value = part.context_expr if isinstance(part, ast.withitem) else part
             if isinstance(value, ast.expr):
                 self._value(value)
+        self._forget(getattr(node, "items", [node]))
         blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
-        for block in (*blocks, *(handler.body for handler in getattr(node, "handlers", []))):
-            if not isinstance(node, ast.With):
-                self._forget(block)
+        parts = (*getattr(node, "handlers", []), *getattr(node, "cases", []))
+        for block in (*blocks, *(part.body for part in parts)):
             self.block(block)
+            if not isinstance(node, ast.With | ast.AsyncWith):
+                self._forget([node])
 
     def _either(self, known: bool | None, *branches: list[ast.stmt]) -> None:
         before, ends = dict(self._names), []
@@ -203,7 +206,8 @@ class _Flow:
     def _loop(self, node: ast.For) -> None:
         self._value(node.iter)
         modules = self._scope.resolve(node.iter)
-        self._forget(node.body)
+        before = dict(self._names)
+        self._forget([node.target, *node.body])
         if isinstance(node.target, ast.Name) and isinstance(modules, nn.Sequential | nn.ModuleList | list | tuple):
             for module in modules:
                 self._scope.bound[node.target.id] = module
@@ -211,12 +215,21 @@ class _Flow:
             self._scope.bound.pop(node.target.id, None)
         else:
             self.block(node.body)
+            # It may run no time.
+            self._names = {name: _agreed([before.get(name), value]) for name, value in self._names.items()}
+        leaves = any(isinstance(part, ast.Break | ast.Continue) for part in ast.walk(node))
+        if leaves:
+            self._forget([node])
         self.block(node.orelse)
+        if leaves:
+            self._forget(node.orelse)
 
     def _forget(self, nodes: Iterable[ast.AST]) -> None:
         for node in (part for one in nodes for part in ast.walk(one)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 self._names.pop(node.id, None)
+            elif isinstance(node, ast.MatchAs | ast.MatchStar | ast.ExceptHandler) and node.name:
+                self._names.pop(node.name, None)
 
     def _value(self, node: ast.expr) -> _Value:
         if isinstance(node, ast.Name):
@@ -232,10 +245,12 @@ class _Flow:
         if isinstance(node, ast.NamedExpr):
             self._names[node.target.id] = self._value(node.value)
             return self._names[node.target.id]
-        if not isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp):
-            for child in ast.iter_child_nodes(node):
-                if isinstance(child, ast.expr):
-                    self._value(child)
+        is_inner = isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp)
+        if is_inner:
+            self._forget([node])
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr) and not is_inner:
+                self._value(child)
         return None
 
     def _call(self, node: ast.Call) -> _Value:
@@ -243,6 +258,9 @@ class _Flow:
         kwargs = {one.arg or "**": self._value(one.value) for one in node.keywords}
         receiver = self._value(node.func.value) if isinstance(node.func, ast.Attribute) else None
         first = args[0] if args else kwargs.get("input")
+        # Which parameters those after a starred one go to is not known.
+        starred = (i for i, arg in enumerate(node.args) if isinstance(arg, ast.Starred))
+        args = args[: next(starred, len(args))]
         called = self._scope.resolve(node.func)
         holder = self._scope.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else UNKNOWN
         site = self._reader.call_at(self._scope.module, node)
