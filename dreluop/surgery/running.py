@@ -87,7 +87,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
     Raises:
         ValueError: the model cannot be copied.
     """
-    observed, model = Observed(), copied(model, shared=model.parameters())
+    observed, model = Observed(), copied(model)
     for mode in ("eval", "train"):
         inputs: dict[str, list[Seen]] = {name: [] for name in names}
         counter = _Counter(model)
