@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections import Counter
@@ -27,8 +28,9 @@ _RELUS = (_aten.relu, _aten.relu_, _aten.relu6, _aten.relu6_)
 _BOUNDED = (_aten.hardtanh, _aten.hardtanh_, _aten.clamp, _aten.clamp_)
 _FROM_ZERO = (_aten.clamp_min, _aten.clamp_min_, _aten.threshold, _aten.threshold_)
 _SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+# With the separator, as other packages' names begin like torch's.
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
 # The attribute of a tensor that tells the dimension of its channels.
 _DIM = "_dreluop_channel_dim"
 # The attribute of what a site gives that tells where its input is noted.

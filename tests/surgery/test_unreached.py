@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import Tensor
 
 from dreluop.surgery import replace_activations
@@ -24,3 +25,14 @@ def test_a_run_does_not_change_weights() -> None:
     report = replace_activations(model, example_input=torch.randn(3, 4))
     report.verify(model, torch.randn(3, 4))
     assert all(map(torch.equal, before, model.parameters()))
+
+
+class Clipping(OneCall):
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = torchvision.ops.clip_boxes_to_image(self.linear(x), (2, 2))
+        return self.act(boxes)
+
+
+def test_the_line_of_a_package_whose_name_begins_like_torchs() -> None:
+    report = replace_activations(Clipping(), example_input=torch.randn(3, 4))
+    assert {one.line.split(":")[0] for one in report.remaining} == {"boxes.py"}
