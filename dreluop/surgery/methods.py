@@ -106,8 +106,15 @@ def methods_of(cls: type) -> Iterator[tuple[type, str, Any]]:
     for base in classes_of(cls):
         for name, value in vars(base).items():
             special = name.startswith("__") and name != "__call__"
-            if not special and isinstance(value, types.FunctionType | property | staticmethod | classmethod):
+            is_method = isinstance(value, types.FunctionType | property | staticmethod | classmethod)
+            # functools.lru_cache and the like make an object of a method.
+            if not special and (is_method or isinstance(vars_of(value).get("__wrapped__"), types.FunctionType)):
                 yield base, name, value
+
+
+def vars_of(value: Any) -> Mapping[str, Any]:
+    """The attributes that an object itself has."""
+    return getattr(value, "__dict__", {})
 
 
 def function_of(value: Any) -> types.FunctionType | None:

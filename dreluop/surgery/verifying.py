@@ -42,7 +42,7 @@ def _reached(site: Site, observed: Observed) -> Site:
 def known_to_remain(sites: Iterable[Site], unread: Mapping[str, str]) -> tuple[Remaining, ...]:
     """What the source alone shows."""
     left = [_remaining(site, 0) for site in sites if site.action == "left"]
-    return (*left, *(Remaining(name, "", "code that may call a ReLU", 0, reason) for name, reason in unread.items()))
+    return (*left, *(_unread(name, reason) for name, reason in unread.items()))
 
 
 def seen_to_remain(sites: Iterable[Site], unread: Mapping[str, str], observed: Observed) -> tuple[Remaining, ...]:
@@ -55,7 +55,17 @@ def seen_to_remain(sites: Iterable[Site], unread: Mapping[str, str], observed: O
     ]
     # Those that a placeholder stood for in the run, and calls in code that it did not reach.
     stood_for = [site for site in left if observed.calls(site.name) or (site.line and site.line not in counted)]
-    return (*found, *(_remaining(site, observed.calls(site.name)) for site in stood_for))
+    # Code that cannot be read and in which the run saw none: it may have one that the run did not reach.
+    unseen = set(unread).difference(module for module, _, _ in observed.relus)
+    return (
+        *found,
+        *(_remaining(site, observed.calls(site.name)) for site in stood_for),
+        *(_unread(name, unread[name]) for name in unread if name in unseen),
+    )
+
+
+def _unread(module: str, reason: str) -> Remaining:
+    return Remaining(module, "", "code that may call a ReLU", 0, reason)
 
 
 def _remaining(site: Site, calls: int) -> Remaining:

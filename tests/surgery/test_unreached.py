@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
+import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional
 
 from dreluop.surgery import replace_activations
 from tests.surgery.models import OneCall
+
+
+class Decoding(OneCall):
+    """Methods that cannot be changed and that forward does not call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.linear(x))
+
+
+class Cached(Decoding):
+    @functools.lru_cache  # noqa: B019 (the case)
+    def decode(self, x: Tensor) -> Tensor:
+        return functional.relu(x)
+
+
+class Static(Decoding):
+    @staticmethod
+    def decode(x: Tensor) -> Tensor:
+        return functional.relu(x)
+
+
+@pytest.mark.parametrize("kind", [Cached, Static])
+def test_code_that_cannot_be_changed_is_named_though_the_run_does_not_reach_it(kind: Any) -> None:
+    x = torch.randn(3, 4)
+    with_example = kind()
+    report = replace_activations(with_example, example_input=x)
+    assert ["decode" in one.reason for one in report.remaining] == [True]
+    report.verify(with_example, x)
+    assert ["decode" in one.reason for one in report.remaining] == [True]
+    assert ["decode" in one.reason for one in replace_activations(kind()).remaining] == [True]
 
 
 class Renormalized(OneCall):
