@@ -84,11 +84,21 @@ class Scope:
             name = part.id if isinstance(part, ast.Name) else ""
             assigned = self.method.bindings.get(name)
             if assigned is None or name in self.bound or not all(isinstance(one, ast.expr) for one in assigned):
-                yield self.resolve(part)
+                yield UNKNOWN if self._is_set_by_code(part) else self.resolve(part)
             elif name not in read:
                 read.add(name)
                 for one in assigned:
                     yield from self._sources(one, read)  # type: ignore[arg-type]
+
+    def _is_set_by_code(self, node: ast.expr) -> bool:
+        """Whether it is an attribute of a module that holds what code put there: a result kept, or a state."""
+        holder = self.resolve(node.value) if isinstance(node, ast.Attribute) else None
+        if not isinstance(node, ast.Attribute) or not isinstance(holder, nn.Module):
+            return False
+        if node.attr not in holder._buffers:
+            return isinstance(vars(holder).get(node.attr), Tensor)
+        stored = (part for part in ast.walk(self.method.tree) if isinstance(part, ast.Attribute))
+        return any(part.attr == node.attr and isinstance(part.ctx, ast.Store) for part in stored)
 
     def is_global(self, node: ast.expr) -> bool:
         """Whether a name, or the module before the dots, is one of the Python module, and not of the method."""

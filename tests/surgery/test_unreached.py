@@ -71,3 +71,23 @@ class Clipping(OneCall):
 def test_the_line_of_a_package_whose_name_begins_like_torchs() -> None:
     report = replace_activations(Clipping(), example_input=torch.randn(3, 4))
     assert {one.line.split(":")[0] for one in report.remaining} == {"boxes.py"}
+
+
+class State(OneCall):
+    """A result kept as an attribute or buffer is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state", torch.zeros(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.linear(x)
+        self.result = self.state + 1
+        return functional.relu(self.state) + functional.relu(self.result)
+
+
+def test_results_that_a_module_keeps_are_no_parameters() -> None:
+    model = State()
+    with torch.no_grad():
+        model(torch.randn(3, 4))
+    assert len(replace_activations(model, granularity="layer").replaced) == 2
