@@ -97,7 +97,8 @@ class Found:
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.paths = {id(module): name for name, module in model.named_modules()}
-        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in _slots(self.modules)}
+        slots = (slot for module in self.modules for slot in _slots(module))
+        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in slots}
         self.calls: list[Call] = []
         self.code: dict[int, Code] = {}
         self.unread: dict[str, str] = {}
@@ -110,8 +111,8 @@ class Found:
             self._read(module)
             self.calls += [
                 Call(module, activation, f"module {name}", (holder, name))
-                for holder, name in self.slots.values()
-                if holder is module and (activation := kinds.of_callable(held((holder, name)))) is not None
+                for holder, name in _slots(module)
+                if (activation := kinds.of_callable(held((holder, name)))) is not None
             ]
         coded = {call.slot_key for call in self.calls if call.node}
         self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
@@ -185,12 +186,11 @@ def _why_not_changed(value: Any, read: Method) -> str:
     return "its decorator hides the function" if read.receiver else "it has no parameter self"
 
 
-def _slots(modules: list[nn.Module]) -> Iterator[Slot]:
-    for module in modules:
-        yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
-        # Torch's own code calls this attribute with the input alone.
-        if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
-            yield module, "activation"
+def _slots(module: nn.Module) -> Iterator[Slot]:
+    yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
+    # Torch's own code calls this attribute with the input alone.
+    if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
+        yield module, "activation"
 
 
 def held(slot: Slot | None) -> Any:
