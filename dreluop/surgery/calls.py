@@ -1,4 +1,4 @@
-"""Every call of an activation that the code of a model makes, and every place where an activation module hangs."""
+"""Finds every call of an activation in the code of a model, and every attribute that holds an activation module."""
 
 from __future__ import annotations
 
@@ -23,29 +23,28 @@ from dreluop.surgery.methods import (
     methods_of,
     names_in,
     outer,
-    words_in,
 )  # fmt: skip
 from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
 
 SlotKey = tuple[int, str]
 _COMPUTES_INSIDE = "it computes its ReLU inside"
 # The dictionaries of nn.Module itself.
-_STATE = frozenset(vars(nn.Module()))
+STATE = frozenset(vars(nn.Module()))
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 
 
 @dataclass(eq=False)
 class Call:
-    """One place that calls an activation.
+    """One call of an activation.
 
     Attributes:
-        owner: the module whose code makes the call; the one that holds the slot if no code that can be read does.
-        slot: where the activation module hangs; None for a function.
+        owner: the module whose code makes the call; the holder of the slot if no readable code calls it.
+        slot: the attribute that holds the activation module; None for a function.
         node, x: the call in the source and the expression of its input; None if only the slot is known, x also if the
             arguments are packed with ``*`` or ``**``.
-        is_certain: nothing but this activation can be called here; else the code decides each time.
-        reason: why it must stay as it is.
+        is_certain: the call always reaches this activation; else it must be checked each time.
+        reason: why surgery must leave the call as it is; empty if it need not.
         is_reached: whether the forward of the module gets to the method, by the names that its methods read.
     """
 
@@ -66,7 +65,7 @@ class Call:
 
     @property
     def is_clamp(self) -> bool:
-        """Whether it is written as a clamp, which is an activation only after a layer."""
+        """Whether the source is a clamp, which is an activation only after a layer."""
         return self.source.rpartition(".")[2].startswith(("clamp", "clip"))
 
     @property
@@ -79,7 +78,7 @@ class Code:
     """The methods of a module that can be read and changed.
 
     Attributes:
-        methods: with the name that each has, or will have, in the module's class.
+        methods: the name of each in the class that surgery makes.
         supers: calls of ``super().name(...)`` in them, by id of the node, and the method that each reaches.
     """
 
@@ -89,18 +88,19 @@ class Code:
 
 
 class Found:
-    """What the code of a model calls. The model is left as it is.
+    """The activations that the code of a model calls. The model is not changed.
 
     Attributes:
         paths: the first name of each module, by id.
-        slots: where activation modules hang.
+        slots: the attributes that hold activation modules.
         unread: modules that may call an activation in code that cannot be read or changed, with the reason.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.paths = {id(module): name for name, module in model.named_modules()}
-        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in _slots(self.modules)}
+        slots = (slot for module in self.modules for slot in _slots(module))
+        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in slots}
         self.calls: list[Call] = []
         self.code: dict[int, Code] = {}
         self.unread: dict[str, str] = {}
@@ -113,8 +113,8 @@ class Found:
             self._read(module)
             self.calls += [
                 Call(module, activation, f"module {name}", (holder, name))
-                for holder, name in self.slots.values()
-                if holder is module and (activation := kinds.of_callable(held((holder, name)))) is not None
+                for holder, name in _slots(module)
+                if (activation := kinds.of_callable(held((holder, name)))) is not None
             ]
         coded = {call.slot_key for call in self.calls if call.node}
         self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
@@ -149,7 +149,8 @@ class Found:
         if function is None or kinds.of_callable(function) is not None:
             return None
         used = _names_of(function)
-        if used.union(words_in(function.__code__)).isdisjoint(self._hints.union(("isinstance", "type", "super"))):
+        words = names_in(function.__code__, strings=True) | used
+        if words.isdisjoint(self._hints.union(("isinstance", "type", "super"))):
             return None
         try:
             read = method(*origin_of(cls, name), function)
@@ -179,7 +180,7 @@ class Found:
 def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
     """The attributes, of modules and of their classes, in which a call may find an activation."""
     for module in modules:
-        yield from (name for name, value in vars(module).items() if name not in _STATE and kinds.is_held_in(value))
+        yield from (name for name, value in vars(module).items() if name not in STATE and kinds.is_held_in(value))
     for cls in {cls for module in modules for cls in classes_of(type(module))}:
         yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
 
@@ -203,16 +204,17 @@ def _why_not_changed(value: Any, read: Method) -> str:
     return "its decorator hides the function" if read.receiver else "it has no parameter self"
 
 
-def _slots(modules: list[nn.Module]) -> Iterator[Slot]:
-    for module in modules:
-        yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
-        # Torch's own code calls this attribute with the input alone.
-        if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
-            yield module, "activation"
+def _slots(module: nn.Module) -> Iterator[Slot]:
+    yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
+    # Torch's own code calls this attribute with the input alone.
+    if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
+        yield module, "activation"
 
 
-def held(slot: Slot) -> Any:
-    """What hangs in a slot."""
+def held(slot: Slot | None) -> Any:
+    """The activation in a slot; None for a call of a function, which has no slot."""
+    if slot is None:
+        return None
     holder, name = slot
     return holder._modules[name] if name in holder._modules else vars(holder).get(name)
 

@@ -1,4 +1,4 @@
-"""The layer that makes an activation's channels, read from the code without running it."""
+"""Finds the layer before each activation from the code, without running it: it gives the number of channels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from torch.nn import functional
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.calls import TRANSFORMER_LAYERS, Call, Found
+from dreluop.surgery.classes import origin_of
 from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of
 from dreluop.surgery.resolving import UNKNOWN, Scope
 
 
 @dataclass(frozen=True)
 class Producer:
-    """The layer that makes an activation's channels: their number, the dimension they lie in, the layer itself."""
+    """The layer before an activation, the number of its output channels and their dimension."""
 
     channels: int
     dim: int
@@ -34,10 +35,9 @@ _PASSING = (
     nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
 )  # fmt: skip
 _PASSING_CALLS = (
-    *(getattr(functional, name) for name in ("dropout", "dropout2d", "relu", "relu6", "hardtanh", "silu", "gelu")),
-    torch.relu, torch.relu_, torch.sigmoid, torch.tanh,
+    *(getattr(functional, name) for name in ("dropout", "dropout2d", "hardtanh", "silu", "gelu")),
+    torch.sigmoid, torch.tanh,
 )  # fmt: skip
-_PASSING_METHODS = ("relu", "relu_", "contiguous")
 # Those that keep dimension 1 but not the last one.
 _POOLING = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -59,10 +59,10 @@ _Value = Producer | None
 
 
 def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
-    """The layer before each call, where it is plain."""
+    """The layer before each call, where the code shows it."""
     reader = _Reader(found)
     reader.module(model, [])
-    # What the model's own forward does not show to be called: what comes in is not known.
+    # Then the modules and methods that the forward of the model does not visibly call, with unknown inputs.
     for module in found.modules:
         if isinstance(module, TRANSFORMER_LAYERS):
             for call in reader.hanging(module):
@@ -78,22 +78,21 @@ def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
 
 class _Reader:
     def __init__(self, found: Found) -> None:
-        self._found = found
-        self._by_node = {(id(call.owner), id(call.node)): call for call in found.calls if call.node is not None}
-        self._by_slot = {(id(call.slot[0]), call.slot[1]): call for call in found.calls if call.slot and not call.node}
+        self.by_node = {(id(call.owner), id(call.node)): call for call in found.calls if call.node is not None}
+        self._by_slot = {call.slot_key: call for call in found.calls if call.slot is not None and call.node is None}
         self._reading: set[tuple[int, Method]] = set()
         self.read: set[tuple[int, Method]] = set()
         self.producers: dict[Call, _Value] = {}
 
     def hanging(self, module: nn.Module) -> list[Call]:
-        return [call for (holder, _), call in self._by_slot.items() if holder == id(module)]
+        return [call for call in self._by_slot.values() if call.slot is not None and call.slot[0] is module]
 
     def note(self, call: Call | None, value: _Value) -> None:
         if call is not None:
             self.producers[call] = _agreed([self.producers.get(call, value), value])
 
     def module(self, module: nn.Module, args: Sequence[_Value]) -> _Value:
-        """What a call of a module gives; the calls in it are noted."""
+        """The layer behind the output of a module; records the calls inside it."""
         made = made_by(module)
         if made is not None:
             return made
@@ -114,18 +113,14 @@ class _Reader:
 
     def method_named(self, module: nn.Module, name: str) -> Method | None:
         """A method that code calls by this name, if its source can be read."""
-        code = self._found.code.get(id(module))
-        for one, new_name in code.methods.items() if code is not None else ():
-            if new_name == name:
-                return one
-        for cls, other, value in methods_of(type(module)) if name not in vars(module) else ():
-            function = function_of(value) if other == name else None
-            if function is not None:
-                try:
-                    return method(cls, name, function)
-                except NoSourceError:
-                    return None
-        return None
+        defined = ((cls, function_of(value)) for cls, other, value in methods_of(type(module)) if other == name)
+        cls, function = next(defined, (None, None))
+        if cls is None or function is None or name in vars(module):
+            return None
+        try:
+            return method(*origin_of(cls, name), function)
+        except NoSourceError:
+            return None
 
     def method(self, read: Method, module: nn.Module, args: Sequence[_Value], kwargs: dict[str, _Value]) -> _Value:
         if (id(module), read) in self._reading:
@@ -138,9 +133,6 @@ class _Reader:
         flow.block(read.tree.body)
         self._reading.discard((id(module), read))
         return _agreed(flow.returned) if flow.returned else None
-
-    def call_at(self, module: nn.Module, node: ast.Call) -> Call | None:
-        return self._by_node.get((id(module), id(node)))
 
 
 class _Flow:
@@ -156,18 +148,13 @@ class _Flow:
             self._statement(statement)
 
     def _statement(self, node: ast.stmt) -> None:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            value = self._value(node.value) if node.value is not None else None
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            given = ast.BinOp(node.target, node.op, node.value) if isinstance(node, ast.AugAssign) else node.value
+            value = self._value(given) if given is not None else None
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 self._forget([target])
                 if isinstance(target, ast.Name):
                     self._names[target.id] = value
-        elif isinstance(node, ast.AugAssign):
-            # As the expression that it stands for.
-            value = self._value(ast.BinOp(_loaded(node.target), node.op, node.value))
-            self._forget([node.target])
-            if isinstance(node.target, ast.Name):
-                self._names[node.target.id] = value
         elif isinstance(node, ast.Return):
             self.returned.append(self._value(node.value) if node.value is not None else None)
         elif isinstance(node, ast.If):
@@ -179,7 +166,7 @@ class _Flow:
             self._other(node)
 
     def _other(self, node: ast.stmt) -> None:
-        """``with``, ``while``, ``try`` and the like: what they bind is not known after them."""
+        """``with``, ``while``, ``try`` and the like: names that they bind are not known afterwards."""
         for part in ast.iter_child_nodes(node):
             value = part.context_expr if isinstance(part, ast.withitem) else part
             if isinstance(value, ast.expr):
@@ -263,7 +250,7 @@ class _Flow:
         args = args[: next(starred, len(args))]
         called = self._scope.resolve(node.func)
         holder = self._scope.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else UNKNOWN
-        site = self._reader.call_at(self._scope.module, node)
+        site = self._reader.by_node.get((id(self._scope.module), id(node)))
         value: _Value = None
         if site is not None:
             value = receiver if site.source.startswith("Tensor.") else first
@@ -273,7 +260,7 @@ class _Flow:
         elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
             read = self._reader.method_named(holder, self._scope.method.mangled(node.func.attr))
             value = self._reader.method(read, holder, args, kwargs) if read is not None else None
-        elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr in _PASSING_METHODS:
+        elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr == "contiguous":
             value = receiver
         elif _is_in(called, _PAIR_CALLS):
             value = _pair(args)
@@ -282,10 +269,6 @@ class _Flow:
         elif _is_in(called, _PASSING_CALLS):
             value = first
         return value
-
-
-def _loaded(node: ast.expr) -> ast.expr:
-    return ast.Name(node.id, ast.Load()) if isinstance(node, ast.Name) else node
 
 
 def _known(scope: Scope, test: ast.expr) -> bool | None:
@@ -304,7 +287,7 @@ def _is_in(called: Any, functions: Iterable[Any]) -> bool:
 
 def _pair(parts: Sequence[_Value]) -> _Value:
     known = [one for one in parts if one is not None]
-    # One channel is spread over those of the other, which may be more where they are not known.
+    # One channel is broadcast to those of the other operand.
     wide = _agreed([one for one in known if one.channels > 1])
     if wide is not None:
         return wide if all(one.dim == wide.dim for one in known) else None
@@ -312,7 +295,7 @@ def _pair(parts: Sequence[_Value]) -> _Value:
 
 
 def _agreed(found: Sequence[_Value]) -> _Value:
-    """The one that all give; None where one is not known, or two differ."""
+    """The layer that all agree on; None if one is not known, or two differ."""
     facts = {(part.channels, part.dim) if part is not None else None for part in found}
     return found[0] if len(facts) == 1 else None
 
@@ -335,7 +318,7 @@ def _keeps(module: nn.Module) -> bool:
 
 
 def made_by(module: nn.Module) -> Producer | None:
-    """The channels that one of torch's layers makes, and where: after a Linear or LayerNorm they come last."""
+    """The output channels of one of torch's layers; those of a Linear or LayerNorm are the last dimension."""
     if _keeps(module):
         return None
     for kind, number, dim in _MAKERS:

@@ -89,7 +89,7 @@ def class_of(changes: Rewritten) -> type[nn.Module]:
         assert old is not None
         new = new_function(one.source, old, one.cls.__name__, NAMES, one.lines)
         members[one.new_name] = _with(around, old, new)
-    # Neither __init_subclass__ nor a metaclass of the author's need know of it.
+    # Run neither __init_subclass__ nor the author's metaclass, which may count or register subclasses.
     is_told = any("__init_subclass__" in vars(cls) for cls in base.__mro__[:-1])
     kind = abc.ABCMeta if issubclass(type(base), abc.ABCMeta) else type
     made: type[nn.Module] = kind.__new__(type(base), base.__name__, (_Quiet, base) if is_told else (base,), members)
@@ -138,16 +138,11 @@ def _init(self: Any, *args: Any, **kwargs: Any) -> None:
 def _reduce(self: Any, protocol: Any) -> Any:
     cls: Any = next(one for one in type(self).__mro__ if "rewritten" in vars(one))
     reduced = super(cls, self).__reduce_ex__(max(protocol, 2))
-    makes = {copyreg.__newobj__: _new, copyreg.__newobj_ex__: _new_ex}  # type: ignore[attr-defined]
+    makes = (copyreg.__newobj__, copyreg.__newobj_ex__)  # type: ignore[attr-defined]
     if isinstance(reduced, tuple) and reduced[0] in makes and type(self) is cls:
-        return (makes[reduced[0]], (cls.rewritten, *reduced[1][1:]), *reduced[2:])
+        return (_new, (reduced[0], cls.rewritten, *reduced[1][1:]), *reduced[2:])
     return reduced
 
 
-def _new(changes: Rewritten, *args: Any) -> Any:
-    return _new_ex(changes, args, {})
-
-
-def _new_ex(changes: Rewritten, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cls = class_of(changes)
-    return cls.__new__(cls, *args, **kwargs)
+def _new(make: Any, changes: Rewritten, *args: Any) -> Any:
+    return make(class_of(changes), *args)

@@ -1,9 +1,8 @@
-"""Functions compiled from source as if they stood where the original stands: same names, closure and ``super()``."""
+"""Functions compiled from new source with the names, the closure and the ``super()`` of an original."""
 
 from __future__ import annotations
 import __future__
 
-import ast
 import itertools
 import linecache
 import textwrap
@@ -20,28 +19,6 @@ _numbers = itertools.count()
 _originals: dict[str, Mapping[int, str]] = {}
 
 
-def source_of(tree: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
-    """The source of a function without its decorators, which stay around the function as they were."""
-    bare = type(tree)(**{**dict(ast.iter_fields(tree)), "decorator_list": []})
-    return ast.unparse(ast.copy_location(bare, tree))
-
-
-def code_of(
-    source: str, old: types.CodeType, class_name: str, file: str, names: Mapping[str, Any] | None = None
-) -> types.CodeType:
-    """The code of a function that is compiled inside a class and a scope with the names that it is closed over."""
-    free = ", ".join(dict.fromkeys([*(name for name in old.co_freevars if name != "__class__"), *(names or ())]))
-    # The method may name its own class, which must not mean the one that stands here.
-    outside = "pass" if class_name in old.co_freevars else f"global {class_name}"
-    text = f"def {_SCOPE}({free}):\n    {outside}\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
-    # With its lines in linecache the code shows in tracebacks and inspect.getsource, and TorchDynamo finds it.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    code: types.CodeType = compile(text, file, "exec", flags=old.co_flags & FUTURES, dont_inherit=True)
-    for name in (_SCOPE, class_name, old.co_name):
-        code = next(one for one in code.co_consts if isinstance(one, types.CodeType) and one.co_name == name)
-    return code
-
-
 def new_function(
     source: str, old: types.FunctionType, class_name: str, names: Mapping[str, Any], lines: Mapping[int, str]
 ) -> types.FunctionType:
@@ -53,10 +30,18 @@ def new_function(
     """
     file = f"<dreluop.surgery {old.__qualname__} {next(_numbers)}>"
     _originals[file] = {line + _HEADER_LINES: place for line, place in lines.items()}
-    code = code_of(source, old.__code__, class_name, file, names)
     cells = dict(zip(old.__code__.co_freevars, old.__closure__ or (), strict=True))
-    more = {name: types.CellType(value) for name, value in names.items()}
-    closure = tuple({**cells, **more}[name] for name in code.co_freevars)
+    cells |= {name: types.CellType(value) for name, value in names.items()}
+    free = ", ".join(name for name in cells if name != "__class__")
+    # The method may name its own class, which must not mean the one that is defined here.
+    outside = "pass" if class_name in cells else f"global {class_name}"
+    text = f"def {_SCOPE}({free}):\n    {outside}\n    class {class_name}:\n{textwrap.indent(source, ' ' * 8)}\n"
+    # With its lines in linecache the code shows in tracebacks and inspect.getsource, and TorchDynamo finds it.
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    code: types.CodeType = compile(text, file, "exec", flags=old.__code__.co_flags & FUTURES, dont_inherit=True)
+    for name in (_SCOPE, class_name, old.__code__.co_name):
+        code = next(one for one in code.co_consts if isinstance(one, types.CodeType) and one.co_name == name)
+    closure = tuple(cells[name] for name in code.co_freevars)
     new = types.FunctionType(code, old.__globals__, old.__name__, old.__defaults__, closure)
     new.__kwdefaults__, new.__annotations__ = old.__kwdefaults__, old.__annotations__
     new.__qualname__, new.__module__, new.__doc__ = old.__qualname__, old.__module__, old.__doc__

@@ -11,7 +11,6 @@ from typing import Any
 from dreluop.surgery import kinds, sites
 from dreluop.surgery.calls import Call
 from dreluop.surgery.classes import NewMethod
-from dreluop.surgery.compiling import source_of
 from dreluop.surgery.methods import Method, names_in
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.sums import Sum, addends
@@ -23,7 +22,7 @@ class Edit:
 
     Attributes:
         name: the attribute of the module that holds the call's D-ReLU.
-        is_first: the D-ReLU hangs where the activation hung, so the call reaches it as it is written.
+        is_first: the D-ReLU has the attribute of the activation, so the call reaches it as it is written.
         total: the sum that is fused.
     """
 
@@ -59,13 +58,13 @@ def changed(
 
     Args:
         supers: new names of the methods that calls of ``super()`` reach, by id of the call.
-        asked: what ``questions`` gives.
+        asked: the result of ``questions``.
     """
-    tree = copy.deepcopy(method.tree)
+    # By id of the old node, the new one.
+    copies: dict[int, ast.AST] = {}
+    tree = copy.deepcopy(method.tree, copies)
+    # The decorators stay around the function as they were.
     tree.decorator_list = []
-    bare = copy.copy(method.tree)
-    bare.decorator_list = []
-    copies = {id(old): id(new) for old, new in zip(ast.walk(bare), ast.walk(tree), strict=True)}
     editor = _Editor(method.receiver)
     for edit in edits:
         if not edit.is_first or edit.total is not None or not _takes_one(edit.call.node):
@@ -77,14 +76,14 @@ def changed(
     if not (editor.calls or editor.supers or editor.questions):
         return None
     new = ast.fix_missing_locations(editor.visit(tree))
-    source = source_of(new)
+    source = ast.unparse(new)
     pairs = zip(ast.walk(ast.parse(source).body[0]), ast.walk(new), strict=False)
     lines = {one.lineno: method.line(two) for one, two in pairs if hasattr(one, "lineno") and hasattr(two, "lineno")}
     return NewMethod(method.cls, method.name, new_name, source, lines)
 
 
 def _takes_one(node: ast.Call | None) -> bool:
-    """Whether a call of a module is one that a D-ReLU takes too, whose input has another name."""
+    """Whether a call gives its input by position: the argument of a D-ReLU has another name than that of a ReLU."""
     return node is not None and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
 
 
@@ -98,16 +97,16 @@ class _Editor(ast.NodeTransformer):
     def __init__(self, receiver: str) -> None:
         self._receiver = receiver
         self._last_sum: ast.AST | None = None
-        self.calls: dict[int, Edit] = {}
-        self.supers: Mapping[int, str] = {}
-        self.questions: set[int] = set()
-        self.removed: set[int] = set()
+        self.calls: dict[ast.AST, Edit] = {}
+        self.supers: Mapping[ast.AST, str] = {}
+        self.questions: set[ast.AST] = set()
+        self.removed: set[ast.AST] = set()
 
     def visit(self, node: ast.AST) -> Any:
-        key = id(node)
+        key = node
         node = super().visit(node)
         if key in self.removed:
-            # The statement after it has the call that takes the sum.
+            # The next statement has the call that gets the sum.
             self._last_sum = node
             return None
         if not isinstance(node, ast.Call):
@@ -151,8 +150,6 @@ def _name(name: str) -> ast.Name:
 
 
 def _input(node: ast.Call, call: Call) -> ast.expr:
-    assert call.node is not None
-    if isinstance(call.node.func, ast.Attribute) and call.node.func.value is call.x:
-        assert isinstance(node.func, ast.Attribute)
-        return node.func.value
+    if call.node is not None and getattr(call.node.func, "value", None) is call.x:
+        return node.func.value  # type: ignore[attr-defined, no-any-return]
     return node.args[0] if node.args else next(one.value for one in node.keywords if one.arg == "input")

@@ -72,7 +72,7 @@ def of_module(module: nn.Module) -> Activation | None:
 
 
 def of_callable(called: Any) -> Activation | None:
-    """What an object computes that is called with one tensor: an activation module or function, or a partial of one."""
+    """What a call with one tensor computes, of an activation module or function or a partial of one."""
     if isinstance(called, nn.Module):
         return of_module(called)
     return of_partial(called) or of_call(called, (None,), {})
@@ -88,7 +88,7 @@ def of_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Acti
     """What a method of Tensor computes; ``x.relu(y)`` is none."""
     if name not in NAMES or not hasattr(Tensor, name) or (name.startswith("relu") and (args or kwargs)):
         return None
-    return of_call(getattr(Tensor, name), (None, *args), kwargs)
+    return of_named(name, (None, *args), kwargs)
 
 
 def spelled(function: Any) -> str:
@@ -99,7 +99,11 @@ def spelled(function: Any) -> str:
 
 def of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a call of a function of torch computes; ``args[0]`` stands for the tensor."""
-    spelling = _named(function)
+    return of_named(_named(function), args, kwargs)
+
+
+def of_named(spelling: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a call computes of the function, method or operator of this name."""
     name, inplace = spelling.rstrip("_"), spelling.endswith("_")
     parameters = _BY_NAME.get(name, ())
     if len(args) > len(parameters) or not set(kwargs) <= set(parameters):
@@ -114,7 +118,7 @@ def of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ac
         "threshold": (0 if (given["threshold"], given["value"]) == (0, 0) else None, None),
     }
     low, high = bounds.get(name, (given["min"], given["max"]))
-    return _bounded(low, high, inplace or given["inplace"]) if name else None
+    return _bounded(low, high, inplace or given["inplace"]) if parameters else None
 
 
 def _named(function: Any) -> str:
@@ -164,6 +168,6 @@ def _is_number(value: Any) -> bool:
 def _bounded(low: Any, high: Any, inplace: bool) -> Activation | None:
     if not _is_number(low) or low != 0:
         return None
-    if high is None:
+    if high is None or (_is_number(high) and high == math.inf):
         return Activation(None, inplace)
-    return Activation(float(high), inplace) if _is_number(high) and 0 < high < math.inf else None
+    return Activation(float(high), inplace) if _is_number(high) and high > 0 else None

@@ -1,4 +1,4 @@
-"""The source of a module's methods: read, changed, and made a class again."""
+"""The methods that a module's classes define, and their source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from typing import Any
 from dreluop.surgery.compiling import FUTURES, original_line
 
 _FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+# Statements and patterns that bind their name.
+_NAMING = (
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar
+)  # fmt: skip
 
 
 class NoSourceError(Exception):
@@ -56,7 +60,7 @@ class Method:
 
     @functools.cached_property
     def calls(self) -> list[ast.Call]:
-        """The calls in it, in the order in which they run: what is inside comes first."""
+        """The calls in it, in the order in which they run: inner ones first."""
         found = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset))
 
@@ -64,10 +68,6 @@ class Method:
     def names(self) -> list[ast.Name | ast.Attribute]:
         """The names and attributes in it."""
         return [node for node in ast.walk(self.tree) if isinstance(node, ast.Name | ast.Attribute)]
-
-    @property
-    def place(self) -> str:
-        return f"{self.cls.__name__}.{self.name}"
 
     def mangled(self, name: str) -> str:
         """``_Net__act`` for ``__act``."""
@@ -78,10 +78,6 @@ class Method:
     def line(self, node: ast.AST) -> str:
         """``file.py:12``."""
         return original_line(self.function.__code__.co_filename, node.lineno)  # type: ignore[attr-defined]
-
-    def outer(self, name: str, default: Any) -> Any:
-        """The value of a name that the method does not bind."""
-        return outer(self.function, name, default)
 
 
 def outer(function: types.FunctionType, name: str, default: Any) -> Any:
@@ -124,17 +120,11 @@ def function_of(value: Any) -> types.FunctionType | None:
     return inner if isinstance(inner, types.FunctionType) else None
 
 
-def names_in(code: types.CodeType) -> frozenset[str]:
-    """The global names and attributes that a function reads, and those of functions inside it."""
-    inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
-    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
-
-
-def words_in(code: types.CodeType) -> frozenset[str]:
-    """``names_in``, and the strings, which ``getattr`` may look up."""
-    strings = (const for const in code.co_consts if isinstance(const, str))
-    inner = (words_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
-    return names_in(code).union(strings, *inner)
+def names_in(code: types.CodeType, *, strings: bool = False) -> frozenset[str]:
+    """The names and attributes in a function and in those inside it; with the strings, which ``getattr`` may get."""
+    inner = (names_in(const, strings=strings) for const in code.co_consts if isinstance(const, types.CodeType))
+    words = (const for const in code.co_consts if strings and isinstance(const, str))
+    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, words, *inner)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -201,16 +191,15 @@ def _bindings(tree: _FunctionNode) -> dict[str, list[ast.expr | str | None]]:
                 simple.add(id(targets[0]))
         elif isinstance(node, ast.Import):
             for one in node.names:
-                bind(one.asname or one.name.partition(".")[0], one.name if one.asname else one.name.partition(".")[0])
+                top = one.name.partition(".")[0]
+                bind(one.asname or top, one.name if one.asname else top)
         elif isinstance(node, ast.ImportFrom):
             for one in node.names:
                 bind(one.asname or one.name, None if node.level else f"{node.module}:{one.name}")
         elif isinstance(node, ast.arg):
             bind(node.arg, None)
-        elif (isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name) or (
-            isinstance(node, _FunctionNode | ast.ClassDef) and node is not tree
-        ):
-            bind(str(node.name), None)
+        elif isinstance(node, _NAMING) and node is not tree and node.name:
+            bind(node.name, None)
         elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and id(node) not in simple:
             bind(node.id, None)
     return found

@@ -1,4 +1,4 @@
-"""Which D-ReLU each call of an activation gets: its name, its caps and where it hangs."""
+"""Decides which D-ReLU each call of an activation gets: its name, its attribute and its caps."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Plan:
     """What becomes of one call.
 
     Attributes:
-        holder, attribute: where its D-ReLU hangs.
-        is_first: that is where the activation hung.
+        holder, attribute: where its D-ReLU goes.
+        is_first: the activation has that attribute now.
         total: the residual sum that is fused.
         shares: another call of the same slot, whose D-ReLU it calls.
         shape: of the caps.
@@ -73,7 +73,7 @@ def plan(found: Found, producers: dict[Call, Producer], select: Callable[[Site],
         else:
             if fuse:
                 _fuse(one)
-            if not one.is_first and one.call.slot is not None and has_hooks(calls.held(one.call.slot)):
+            if not one.is_first and has_hooks(calls.held(one.call.slot)):
                 one.note("the activation's hooks run here too; their handles take them off the first call only")
     return plans
 
@@ -84,17 +84,16 @@ def _named(found: Found, producers: dict[Call, Producer]) -> list[Plan]:
     taken: set[tuple[int, str]] = {call.slot_key for call in found.calls if call.slot_key is not None}
     plans = []
     for call in found.calls:
-        source = call.source
-        holder, attribute, is_first = call.owner, "", False
+        source, is_first = call.source, False
         if call.slot is not None:
             seen[call.slot_key] += 1
             is_first = seen[call.slot_key] == 1
             if totals[call.slot_key] > 1:
                 source += f", call {seen[call.slot_key]} of {totals[call.slot_key]}"
-            if is_first:
-                holder, attribute = call.slot
-        if not attribute:
-            attribute = _free_name(holder, _base_name(call), taken)
+        if is_first and call.slot is not None:
+            holder, attribute = call.slot
+        else:
+            holder, attribute = call.owner, _free_name(call.owner, _base_name(call), taken)
             taken.add((id(holder), attribute))
         path = found.paths[id(holder)]
         owner = f"{found.paths[id(call.owner)] or '(model)'} ({type(call.owner).__name__})"
@@ -149,7 +148,7 @@ def _free_name(module: nn.Module, base: str, taken: set[tuple[int, str]]) -> str
 
 def _fuse(one: Plan) -> None:
     result = sums.before(one.call)
-    if isinstance(result, Sum) and one.call.slot is not None and has_hooks(calls.held(one.call.slot)):
+    if isinstance(result, Sum) and has_hooks(calls.held(one.call.slot)):
         result = "the activation has hooks, which get the sum"
     if isinstance(result, str):
         one.note(f"not fused: {result}")
@@ -158,16 +157,16 @@ def _fuse(one: Plan) -> None:
 
 
 def has_hooks(module: Any) -> bool:
-    """Whether something is called with what comes into a module or out of it."""
+    """Whether a module has hooks that get its inputs or outputs."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return isinstance(module, nn.Module) and any(getattr(module, name) for name in names)
 
 
 def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed | None) -> None:
-    """Decide the caps of each plan; what cannot have caps is left, and noted where the run saw it.
+    """Decide the caps of each plan. A call that cannot have caps is left, with the reason.
 
     Raises:
-        ValueError: the channels of some are not known; names all of them and the cure.
+        ValueError: the channels of some sites are not known; names all of these and the cure.
     """
     unknown: list[str] = []
     ambiguous: list[str] = []
@@ -268,7 +267,7 @@ def described(one: Plan) -> Site:
 
 
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:
-    """A tensor whose device and dtype the caps take: of the layer before, else of the owner, else of the model."""
+    """A tensor with the device and dtype for the caps: from the layer before, else the owner, else the model."""
     for module in (one.producer.module if one.producer else None, one.call.owner, model):
         for tensor in module.parameters() if module is not None else ():
             if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""``replace_activations``: a D-ReLU of its own for every call of a ReLU."""
+"""``replace_activations``: gives every call of a ReLU its own D-ReLU."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def replace_activations(
 
     Calls, not modules: a ``self.relu`` that a block calls three times becomes three D-ReLUs (``relu``, ``relu_1``,
     ``relu_2``), ``F.relu``, ``torch.relu`` and ``x.relu_()`` become modules too, and one ReLU in two places of a
-    ``Sequential`` becomes two. An activation module is swapped where it hangs. Where that is not enough, the source of
-    the method that makes the call is changed there and nowhere else; the module gets a subclass of its class, of the
-    same name. All else stays the author's own code, and follows what is changed in the model later.
+    ``Sequential`` becomes two. An activation module is replaced in its attribute. If that is not enough, surgery
+    changes the call in the source of its method, and the module gets a subclass of its class, of the same name. The
+    rest stays the author's own code, so later edits of the model work as before.
 
     Args:
         model: on any device, in either mode. Apply it before ``torch.compile`` and before making the optimizer.
@@ -56,17 +56,17 @@ def replace_activations(
         select: which sites: a function of a ``Site``, or a pattern or patterns of ``fnmatch`` for ``Site.name``
             (``"layer4.*"``), each of which must match; default all. All but some is a function:
             ``lambda site: not site.name.startswith("layer1.")``.
-        fuse: ``relu(x + y)`` becomes one pass over both, where nothing else uses the sum. Same values in float32 and
-            float64.
-        dim: the dimension of the channels where no layer before a site tells it, or a function of a ``Site`` that gives
-            it (or None). It goes before what the layers tell.
-        example_input: what the model is called with: a tensor, a tuple of arguments or a dictionary of keywords. The
-            model runs on it, a copy and on fake tensors where its control flow allows, and the report says what the run
-            saw. Needed where the layer before a site does not tell the channel count, and for neuron caps.
+        fuse: compute ``relu(x + y)`` in one pass where nothing else uses the sum. The values in float32 and float64
+            stay the same.
+        dim: the dimension of the channels, or a function of a ``Site`` that gives it (or None). It overrides the
+            dimension that the layer before a site shows.
+        example_input: the input of the model: a tensor, a tuple of arguments or a dictionary of keywords. A copy of
+            the model runs on it, and the report says what the run saw. Needed where the layer before a site does not
+            show the number of channels, and for neuron caps.
 
     Returns:
-        Report: every site, what was done and why not; with ``example_input`` also every ReLU that remains. No site at
-        all is an empty report, not an error.
+        Report: every site, what was done or why it was left; with ``example_input`` also every ReLU that remains. A
+        model without sites gives an empty report, no error.
 
     Raises:
         TypeError: an argument has a wrong type.
@@ -89,11 +89,11 @@ def replace_activations(
     if example_input is not None:
         observed = _rehearsed(model, found, plans, example_input)
     planning.settle(plans, granularity, dim, observed)
-    changes = _Changes()
+    undo = _Undo(found.modules)
     try:
-        _install(changes, found, plans, functools.partial(_d_relu, model, init))
+        _install(undo, found, plans, functools.partial(_d_relu, model, init))
     except BaseException:
-        changes.undo()
+        undo.restore()
         raise
     done = tuple(map(planning.described, plans))
     if observed is None:
@@ -102,63 +102,59 @@ def replace_activations(
 
 
 def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any) -> Observed:
-    """What a run sees with a placeholder at every site. The model is left as it was."""
-    changes, arguments = _Changes(), running.as_arguments(example_input)
+    """What a run sees with a placeholder at every site. The model is restored."""
+    undo, arguments = _Undo(found.modules), running.as_arguments(example_input)
     try:
-        _install(changes, found, plans, lambda one: PendingSite())
-        observed = running.observe(
-            model, [one.site.name for one in plans if one.selected and one.shares is None], arguments
-        )
+        _install(undo, found, plans, lambda one: PendingSite())
+        names = [one.site.name for one in plans if one.selected and one.shares is None]
+        observed = running.observe(model, names, arguments)
     finally:
-        changes.undo()
+        undo.restore()
     if not observed.ran:
         raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
     return observed
 
 
-def _install(changes: _Changes, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module]) -> None:
-    """Hang the modules of the selected plans, and change the methods that must call them."""
+def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module]) -> None:
+    """Insert the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
     plans = [one for one in plans if one.shares is None]
-    for one in plans:
-        if one.selected:
-            old = one.holder._modules.get(one.attribute) if one.is_first else None
-            hooked = calls.held(one.call.slot) if one.call.slot is not None else None
-            new = make(one)
-            new.training = one.call.owner.training
-            if isinstance(hooked, nn.Module):
-                setattr(new, WAS, type_before(hooked))
+    selected = [one for one in plans if one.selected]
+    for one in selected:
+        hooked = calls.held(one.call.slot)
+        new = make(one)
+        new.training = one.call.owner.training
+        if isinstance(hooked, nn.Module):
+            setattr(new, WAS, type_before(hooked))
             _take_hooks(hooked, new, one.is_first and id(hooked) not in replaced)
-            changes.set_child(one.holder, one.attribute, new)
-            if old is not None:
-                replaced.setdefault(id(old), new)
-            if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
-                # Its fast path in eval mode computes a ReLU inside.
-                changes.set_attribute(one.holder, "activation_relu_or_gelu", 0)
-            if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
-                # Its __setstate__ takes one that is not among its attributes for lost, and puts F.relu before it.
-                vars(one.holder)[one.attribute] = new
+            if one.is_first:
+                replaced.setdefault(id(hooked), new)
+        setattr(one.holder, one.attribute, new)
+        if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
+            # Its fast path in eval mode computes a ReLU inside.
+            one.holder.activation_relu_or_gelu = 0
+        if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
+            # Its __setstate__ sets F.relu if the attribute is not in its __dict__.
+            vars(one.holder)[one.attribute] = new
     # A call that is left must not reach the D-ReLU of another one.
-    taken = {one.call.slot_key for one in plans if one.selected and one.is_first and one.call.slot is not None}
+    taken = {one.call.slot_key for one in selected if one.is_first and one.call.slot is not None}
     kept = [one for one in plans if not one.selected and one.call.slot_key in taken]
     for one in kept:
-        changes.set_child(one.holder, one.attribute, kinds.plain(one.call.activation))
-    if replaced:
-        for module in found.modules:
-            changes.substitute(module, replaced)
+        setattr(one.holder, one.attribute, kinds.plain(one.call.activation))
     by_owner: dict[int, list[Plan]] = defaultdict(list)
     for one in plans:
         if (one.selected or one in kept) and one.call.node is not None:
             by_owner[id(one.call.owner)].append(one)
+    undo.substitute(replaced)
     made: dict[Any, Any] = {}
-    for code in found.code.values() if any(one.selected for one in plans) else ():
-        _change_methods(changes, code, by_owner.get(id(code.module), []), made)
+    for code in found.code.values() if selected else ():
+        _change_methods(code, by_owner[id(code.module)], made)
 
 
-def _change_methods(changes: _Changes, code: calls.Code, plans: list[Plan], made: dict[Any, Any]) -> None:
+def _change_methods(code: calls.Code, plans: list[Plan], made: dict[Any, Any]) -> None:
     changed: dict[str, Any] = {}
     supers: dict[int, str] = {}
-    # A method that others reach through super() first, as it decides whether they change.
+    # Base classes first: a method must change if one that it reaches through super() does.
     order = sorted(code.methods.items(), key=lambda item: -type(code.module).__mro__.index(item[0].cls))
     for method, new_name in order:
         own = [
@@ -177,7 +173,8 @@ def _change_methods(changes: _Changes, code: calls.Code, plans: list[Plan], made
         before = rewritten(code.module)
         kept = {one.new_name: one for one in before.methods} if before is not None else {}
         base = before.base if before is not None else type(code.module)
-        changes.set_class(code.module, class_of(Rewritten(base, tuple({**kept, **changed}.values()))))
+        new_class = class_of(Rewritten(base, tuple({**kept, **changed}.values())))
+        object.__setattr__(code.module, "__class__", new_class)
 
 
 def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool]:
@@ -233,69 +230,51 @@ def _patterns(select: Any) -> list[str]:
     return patterns
 
 
-# The dictionaries of nn.Module itself.
-_STATE = frozenset(vars(nn.Module()))
+class _Undo:
+    """The modules of a model as they are now, to restore them."""
 
+    def __init__(self, modules: list[nn.Module]) -> None:
+        # Nothing is changed in a ScriptModule.
+        python = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+        self._saved = [(module, type(module), dict(vars(module)), dict(module._modules)) for module in python]
+        self._items: list[Callable[[], Any]] = []
 
-class _Changes:
-    """What was set, so that it can be taken back."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], Any]] = []
-
-    def set_child(self, holder: nn.Module, name: str, child: nn.Module) -> None:
-        old, function = holder._modules.get(name), vars(holder).get(name)
-        if old is not None:
-            self._undo.append(lambda: holder._modules.__setitem__(name, old))
-        elif function is not None:
-            self._undo.append(lambda: vars(holder).__setitem__(name, function))
-            self._undo.append(lambda: delattr(holder, name))
-        else:
-            self._undo.append(lambda: holder._modules.pop(name, None))
-        setattr(holder, name, child)
-
-    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        old = getattr(module, name)
-        self._undo.append(lambda: setattr(module, name, old))
-        setattr(module, name, value)
-
-    def substitute(self, module: nn.Module, replaced: dict[int, nn.Module]) -> None:
-        """Let the lists, dictionaries and partials that a module holds have the new modules too."""
-        for name, value in list(vars(module).items()):
-            if name not in _STATE and isinstance(value, list | dict | tuple | functools.partial):
-                new = self._substituted(value, replaced)
-                if new is not value:
-                    vars(module)[name] = new
-                    self._undo.append(functools.partial(vars(module).__setitem__, name, value))
+    def substitute(self, replaced: dict[int, nn.Module]) -> None:
+        """Give the lists, dictionaries and partials that the modules hold the new modules too."""
+        for module, *_ in self._saved if replaced else ():
+            for name, value in list(vars(module).items()):
+                if name not in calls.STATE and isinstance(value, list | dict | tuple | functools.partial):
+                    vars(module)[name] = self._substituted(value, replaced)
 
     def _substituted(self, value: Any, replaced: dict[int, nn.Module]) -> Any:
         if isinstance(value, nn.Module):
             return replaced.get(id(value), value)
         if isinstance(value, list | dict):
+            # In place, as others may hold it.
             for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
                 new = self._substituted(part, replaced)
                 if new is not part:
                     value[key] = new
-                    self._undo.append(functools.partial(value.__setitem__, key, part))
-        elif type(value) is tuple:
-            parts = tuple(self._substituted(part, replaced) for part in value)
-            return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-        elif isinstance(value, functools.partial):
-            function, args = self._substituted(value.func, replaced), self._substituted(value.args, replaced)
-            keywords = {key: self._substituted(part, replaced) for key, part in value.keywords.items()}
+                    self._items.append(functools.partial(value.__setitem__, key, part))
+            return value
+        if type(value) is tuple:
+            parts = [self._substituted(part, replaced) for part in value]
+            return tuple(parts) if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+        if isinstance(value, functools.partial):
             old = (value.func, value.args, *value.keywords.values())
-            if any(new is not part for new, part in zip((function, args, *keywords.values()), old, strict=True)):
-                return functools.partial(function, *args, **keywords)
+            function, args, *rest = new_parts = self._substituted(old, replaced)
+            if new_parts is not old:
+                return functools.partial(function, *args, **dict(zip(value.keywords, rest, strict=True)))
         return value
 
-    def set_class(self, module: nn.Module, new: type[nn.Module]) -> None:
-        old = type(module)
-        self._undo.append(lambda: object.__setattr__(module, "__class__", old))
-        object.__setattr__(module, "__class__", new)
-
-    def undo(self) -> None:
-        for step in reversed(self._undo):
+    def restore(self) -> None:
+        for step in reversed(self._items):
             step()
+        for module, cls, attributes, children in self._saved:
+            object.__setattr__(module, "__class__", cls)
+            for now, before in ((vars(module), attributes), (module._modules, children)):
+                now.clear()
+                now.update(before)
 
 
 _HOOKS = (
@@ -304,14 +283,12 @@ _HOOKS = (
 )  # fmt: skip
 
 
-def _take_hooks(old: Any, new: nn.Module, takes_slot: bool) -> None:
-    """What the user hung on an activation module goes on; on a module called several times, at each call."""
-    if not isinstance(old, nn.Module):
-        return
+def _take_hooks(old: nn.Module, new: nn.Module, is_first: bool) -> None:
+    """Run the hooks of an activation module on its D-ReLUs, at each call."""
     for name in _HOOKS:
         hooks = getattr(old, name)
-        # The very dictionary, once, so that a handle that the user holds still removes its hook.
-        object.__setattr__(new, name, hooks if takes_slot else hooks.copy())
+        # The first one gets the same dictionary, so that a handle that the user holds still removes its hook.
+        object.__setattr__(new, name, hooks if is_first else hooks.copy())
     new._is_full_backward_hook = old._is_full_backward_hook
 
 
@@ -321,11 +298,10 @@ def _d_relu(model: nn.Module, init: float, one: Plan) -> DReLU:
     start = init if one.call.activation.bound is None else one.call.activation.bound
     validation.stored(f"init of {one.site.name!r}", start, like.dtype)
     options: dict[str, Any] = {"inplace": one.call.activation.inplace, "device": like.device, "dtype": like.dtype}
-    module: DReLU
-    if one.total is not None:
-        module = ResidualDReLU(one.shape, start, one.dim, sum_inplace=one.total.inplace, **options)
-    else:
+    if one.total is None:
         module = DReLU(one.shape, start, one.dim, **options)
-    action = "fused" if one.total is not None else "replaced"
-    one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action=action)  # type: ignore[arg-type]
+        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="replaced")
+    else:
+        module = ResidualDReLU(one.shape, start, one.dim, sum_inplace=one.total.inplace, **options)
+        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="fused")
     return module

@@ -15,21 +15,20 @@ Action = Literal["replaced", "fused", "left"]
 
 @dataclass(frozen=True)
 class Site:
-    """One place in the code that calls ReLU, ReLU6 or Hardtanh(0, c), or where such a module hangs.
+    """One call of ReLU, ReLU6 or Hardtanh(0, c) in the code, or one attribute that holds such a module.
 
     Attributes:
         name: dotted name of its D-ReLU, as in ``model.named_modules()``.
-        source: what stood there: ``module relu, call 2 of 3``, ``F.relu``, ``Tensor.relu_``.
+        source: what it was: ``module relu, call 2 of 3``, ``F.relu``, ``Tensor.relu_``.
         owner: dotted name and class of the module whose code makes the call.
-        bound: the fixed bound that was there: 6 for ReLU6, c for Hardtanh(0, c), None for ReLU.
+        bound: the fixed bound of the activation: 6 for ReLU6, c for Hardtanh(0, c), None for ReLU.
         inplace: whether it wrote over its input.
         modes: the modes in which a run reached it, such as ``"train"`` for auxiliary heads; None without a run, or if
             no run reached it.
         shape: of its input in the run; None without one.
         cap_shape: of its caps; None where it was left.
         action: ``"fused"``: replaced together with the residual sum before it.
-        reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); empty if there is nothing
-            to say.
+        reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); else empty.
         line: ``file.py:12``, the call; empty for a module that no readable code calls by name.
     """
 
@@ -48,7 +47,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Remaining:
-    """A ReLU that no D-ReLU makes.
+    """A ReLU that runs outside of a D-ReLU.
 
     Attributes:
         module: dotted name of the module whose forward calls it.
@@ -71,7 +70,7 @@ class Report:
 
     Attributes:
         sites: all that were found, those left too.
-        remaining: with a run, every ReLU that it saw and that no D-ReLU made; without one, those that the source shows.
+        remaining: with a run, every ReLU that it saw outside of a D-ReLU; without one, those that the source shows.
         verified: the modes in which a run checked this; empty: not verified.
         not_run: the modes in which the model could not run on the example, with the reason.
     """
@@ -99,17 +98,14 @@ class Report:
         return tuple(site for site in self.replaced if self.verified and site.modes is None)
 
     def verify(self, model: nn.Module, *args: Any, **kwargs: Any) -> Report:
-        """Run the model and note which sites it reaches, and every ReLU that no D-ReLU makes.
-
-        It runs in eval and in train mode on a copy, on fake tensors where its control flow allows; the model is left
-        as it is.
+        """Run a copy of the model in eval and in train mode, and record which sites and which other ReLUs it reaches.
 
         Args:
             model: the one that the surgery changed.
             args, kwargs: what the model is called with.
 
         Returns:
-            Report: this one, brought up to date.
+            Report: this one, updated.
 
         Raises:
             ValueError: the model is not the one of this report, or runs in neither mode.

@@ -1,4 +1,4 @@
-"""What an expression in a method means for one module, without running it; UNKNOWN wherever that depends on a call."""
+"""Finds the object that an expression in a method gives, without running it; UNKNOWN if that depends on a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dreluop.surgery.methods import Method
+from dreluop.surgery.methods import Method, outer
 
 UNKNOWN: Any = object()
 # An attribute of a module that holds a module: the module, and the name.
@@ -25,7 +25,7 @@ class Scope:
     """The names of a method as it runs on one module.
 
     Attributes:
-        bound: values of local names that the reader of the code knows, such as the variable of a loop over modules.
+        bound: known values of local names, such as the variable of a loop over modules.
     """
 
     def __init__(self, method: Method, module: nn.Module) -> None:
@@ -74,13 +74,17 @@ class Scope:
         return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else None
 
     def is_made_of_parameters(self, node: ast.expr) -> bool:
-        """Whether an expression computes with parameters and buffers of the module, and with nothing that comes in."""
+        """Whether an expression reads parameters or buffers of the module, and no input."""
         values = list(self._sources(node, set()))
         return any(isinstance(value, Tensor) for value in values) and not any(value is UNKNOWN for value in values)
 
     def _sources(self, node: ast.expr, read: set[str]) -> Iterator[Any]:
-        """What an expression reads, through all that is assigned to the local names in it."""
-        for part in _values_read(node):
+        """The values that an expression reads, also those that are assigned to the local names in it."""
+        # A method's value is computed from its object.
+        called = {id(one.func) for one in ast.walk(node) if isinstance(one, ast.Call)}
+        for part in ast.walk(node):
+            if not isinstance(part, ast.Name | ast.Attribute | ast.Subscript) or id(part) in called:
+                continue
             name = part.id if isinstance(part, ast.Name) else ""
             assigned = self.method.bindings.get(name)
             if assigned is None or name in self.bound or not all(isinstance(one, ast.expr) for one in assigned):
@@ -115,7 +119,7 @@ class Scope:
             return self.module
         if name in self.method.bindings:
             return self._local(name)
-        return self.method.outer(name, UNKNOWN)
+        return outer(self.method.function, name, UNKNOWN)
 
     def _local(self, name: str) -> Any:
         values = self.method.bindings[name]
@@ -192,18 +196,3 @@ def _imported(path: str) -> Any:
     except ImportError:
         return UNKNOWN
     return vars(found).get(name, UNKNOWN) if name else found
-
-
-def _values_read(node: ast.expr) -> Iterator[ast.expr]:
-    """The names and chains of attributes that an expression reads, without the functions and methods that it calls."""
-    if isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Constant):
-        yield node
-    elif isinstance(node, ast.Call):
-        # A method's value is computed from its object.
-        if isinstance(node.func, ast.Attribute):
-            yield node.func.value
-        yield from (part for arg in (*node.args, *(one.value for one in node.keywords)) for part in _values_read(arg))
-    else:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr):
-                yield from _values_read(child)

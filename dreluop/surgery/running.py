@@ -1,4 +1,4 @@
-"""A run of a model that notes what comes into its sites, and every ReLU that no D-ReLU makes."""
+"""A run of a model that records the inputs of its sites, and every ReLU that no D-ReLU computes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,32 +17,32 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from dreluop.modules import DReLU, SReLU
+from dreluop.surgery import kinds
 from dreluop.surgery.compiling import original_line
 from dreluop.surgery.copies import copied
 from dreluop.surgery.sites import PendingSite
 
-_aten = torch.ops.aten
-_RELUS = (_aten.relu, _aten.relu_, _aten.relu6, _aten.relu6_)
-_BOUNDED = (_aten.hardtanh, _aten.hardtanh_, _aten.clamp, _aten.clamp_)
-_FROM_ZERO = (_aten.clamp_min, _aten.clamp_min_, _aten.threshold, _aten.threshold_)
 _SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
 # With the separator, as other packages' names begin like torch's.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
-# The attribute of a tensor that tells the dimension of its channels.
+# The attribute of a tensor that holds the dimension of its channels.
 _DIM = "_dreluop_channel_dim"
 # The attribute of what a site gives that tells where its input is noted.
 _NOTED = "_dreluop_noted"
 _IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
 _FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
 _MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "getitem")
+# What a model is called with: positional arguments and keywords.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came into a site in one call: the shape, and the dimension of its channels where the layers tell it."""
+    """The input of a site in one call: its shape, and the dimension of its channels if the layers show it."""
 
     shape: tuple[int, ...]
     dim: int | None
@@ -53,8 +53,8 @@ class Observed:
     """What runs of a model saw.
 
     Attributes:
-        inputs: what came into each site, by its name, per mode.
-        relus: calls of a ReLU that no D-ReLU made, by module, line and operator, in the mode with more.
+        inputs: the inputs of each site, by its name and mode.
+        relus: calls of a ReLU that no D-ReLU computes, by module, line and operator, in the mode with more.
         ran: the modes that ran.
         failed: those in which the model could not run, with the reason.
     """
@@ -79,9 +79,9 @@ class Observed:
 
 
 def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Observed:
-    """Run a copy of the model in eval and in train mode, and note what the sites and the operators see.
+    """Run a copy of the model in eval and in train mode, and record the inputs of sites and the calls of ReLUs.
 
-    A mode in which it cannot run is noted as failed.
+    A mode in which it cannot run is recorded as failed.
 
     Args:
         names: of the sites.
@@ -99,8 +99,8 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
                     stack.enter_context(_noting(model.get_submodule(name), seen))
                 for context in (_random_states(model), torch.no_grad(), _Channels(), counter):
                     stack.enter_context(context)
-                given = _mapped(arguments, _of_two if mode == "train" else Tensor.clone)
-                model.train(mode == "train")(*given.args, **given.kwargs)
+                args, kwargs = tree_map_only(Tensor, _of_two if mode == "train" else Tensor.clone, arguments)
+                model.train(mode == "train")(*args, **kwargs)
         except Exception as error:  # a user's forward may fail in any way
             lines = str(error).strip().splitlines()
             observed.failed[mode] = f"{type(error).__name__}: {lines[0] if lines else ''}"
@@ -114,7 +114,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
 
 @contextmanager
 def _random_states(model: nn.Module) -> Iterator[None]:
-    """Put back what draws of torch, Python and numpy change."""
+    """Restore the random states of torch, Python and numpy."""
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy is not None else None
     try:
@@ -151,33 +151,11 @@ def _of_two(value: Tensor) -> Tensor:
     return torch.cat([value, value]) if value.shape[:1] == (1,) else value.clone()
 
 
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Arguments):
-        return Arguments(_mapped(value.args, function), _mapped(value.kwargs, function))
-    if isinstance(value, Mapping):
-        return {key: _mapped(part, function) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(part, function) for part in value))
-    return type(value)(_mapped(part, function) for part in value) if isinstance(value, tuple | list) else value
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What a model is called with."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 def as_arguments(example: Any) -> Arguments:
     """A tensor, a tuple or list of arguments, or a dictionary of keywords."""
-    if isinstance(example, Arguments):
-        return example
     if isinstance(example, Mapping):
-        return Arguments((), dict(example))
-    return Arguments(tuple(example) if isinstance(example, tuple | list) else (example,), {})
+        return (), dict(example)
+    return tuple(example) if isinstance(example, tuple | list) else (example,), {}
 
 
 class _Counter(TorchDispatchMode):
@@ -214,24 +192,18 @@ class _Counter(TorchDispatchMode):
 
 
 def _is_relu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    packet = func.overloadpacket
-    if packet is _aten._transformer_encoder_layer_fwd:
+    name = func.overloadpacket.__name__
+    if name == "_transformer_encoder_layer_fwd":
         # (src, embed_dim, num_heads, 4 of attention, use_gelu, ...)
         return args[7] is False
-    numbers = [*args[1:], *kwargs.values()]
-    if packet in _BOUNDED:
-        low = numbers[0] if numbers else None
-        floating = not isinstance(args[0], Tensor) or args[0].is_floating_point()
-        return floating and _is_zero(low) and all(one is None or isinstance(one, int | float) for one in numbers)
-    return packet in _RELUS or (packet in _FROM_ZERO and bool(numbers) and all(map(_is_zero, numbers)))
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and value == 0
+    if func.namespace != "aten" or kinds.of_named(name, args, kwargs) is None:
+        return False
+    # Code clamps sizes and indices too.
+    return name.rstrip("_") not in ("clamp", "hardtanh") or args[0].is_floating_point()
 
 
 class _Channels(TorchFunctionMode):
-    """Notes in which dimension channels lie: on tensors as the layer that made them tells, or the next one."""
+    """Records on tensors which dimension holds their channels, as the layer before or the next one shows."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -248,6 +220,9 @@ class _Channels(TorchFunctionMode):
 
 
 def _dim_of(name: str, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    if name.startswith("conv") and name.endswith(("1d", "2d", "3d")):
+        # Images without a batch have their channels first.
+        return result.ndim - int(name[-2]) - 1
     if name.startswith(_IMAGES) and result.ndim > 1:
         return 1
     if name.startswith(_FEATURES):

@@ -1,4 +1,4 @@
-"""The modules that take an activation's place, and what changed code calls to reach them."""
+"""The modules that replace activations, and the functions that changed code calls to reach them."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def _alike(x: Any, residual: Any) -> bool:
 
 
 class PendingSite(nn.Module):
-    """Stands where a D-ReLU will be while a run notes what comes in."""
+    """A placeholder for a D-ReLU while a run records the inputs of the sites."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return (x if residual is None else x + residual).relu()
 
 
 SITE_CLASSES = (DReLU, PendingSite)
-# The attribute of a module at a site that tells the class of the activation that was there.
+# The attribute in which a D-ReLU keeps the class of the activation that it replaced.
 WAS = "_dreluop_was"
 
 
@@ -62,12 +62,12 @@ def is_instance_before(value: Any, classes: Any) -> bool:
 
 
 def is_relu(called: Any) -> bool:
-    """Whether an object is an activation that surgery replaces, or stands in the place of one."""
+    """Whether an object is an activation that surgery replaces, or the replacement of one."""
     return isinstance(called, SITE_CLASSES) or kinds.of_callable(called) is not None
 
 
 def call_site(site: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
-    """One of several calls of an activation: its own D-ReLU, unless ``called`` alone has become something else."""
+    """Call a D-ReLU in place of the activation ``called``; if the user has set another module there, call that."""
     if is_relu(called) or not isinstance(site, SITE_CLASSES):
         return site(args[0] if args else kwargs["input"])
     return called(*args, **kwargs)

@@ -12,10 +12,8 @@ from dreluop.surgery import kinds
 from dreluop.surgery.calls import Call
 from dreluop.surgery.resolving import UNKNOWN, Scope
 
-# The outputs of these are fresh memory: nobody else holds what an in-place sum writes over.
+# Their outputs are new memory, so an in-place sum overwrites nothing that others hold.
 _FRESH = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
-_ANOTHER_USER = "the sum has another user"
-_SEEN_ELSEWHERE = "the sum is written over a tensor that may be seen elsewhere"
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,17 @@ def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
         total = Sum(*addends(statement.value), False, statement)  # type: ignore[attr-defined]
     else:
         return None
-    between = made != index - 1 or _runs_before(call, block[index])
-    reasons = {
-        "other operations run between the sum and the activation": between,
-        _ANOTHER_USER: not _is_last_use(call, block[index], name),
-        _SEEN_ELSEWHERE: total.inplace and (_count(total.residual, name) or not _is_fresh(scope, block[:made], name)),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), total)
+    if made != index - 1 or _runs_before(call, block[index]):
+        return "other operations run between the sum and the activation"
+    if not _is_last_use(call, block[index], name):
+        return "the sum has another user"
+    if total.inplace and (_count(total.residual, name) or not _is_fresh(scope, block[:made], name)):
+        return "the sum is written over a tensor that may be seen elsewhere"
+    return total
 
 
 def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
-    """The statements among which the one with the call stands, and its index; none in a condition."""
+    """The statements around the call's, and its index among them; none if the call runs only in some cases."""
     assert call.method is not None
     node: ast.AST = call.node  # type: ignore[assignment]
     while not isinstance(node, ast.stmt):
@@ -106,7 +104,7 @@ def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
 
 
 def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
-    """Whether nothing reads the sum but the call: the statement reads it once, and rebinds it or is the last."""
+    """Whether only the call reads the sum: its statement reads it once, and rebinds the name or is the last use."""
     assert call.method is not None
     rebound = _assigns(statement, name)
     tree = call.method.tree

@@ -11,20 +11,17 @@ from torch import nn
 from dreluop.modules import DReLU
 from dreluop.surgery import running
 from dreluop.surgery.report import Remaining, Report, Site
-from dreluop.surgery.running import Arguments, Observed
+from dreluop.surgery.running import Observed
 
 
 def verify(report: Report, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Report:
     """``Report.verify``."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for site in report.replaced:
-        try:
-            is_there = isinstance(model.get_submodule(site.name), DReLU)
-        except AttributeError:
-            is_there = False
-        if not is_there:
+        if not isinstance(modules.get(site.name), DReLU):
             raise ValueError(f"model: got one without a DReLU {site.name!r}; expected the one of this report")
     names = [site.name for site in report.replaced]
-    observed = running.observe(model, names, Arguments(tuple(args), dict(kwargs)))
+    observed = running.observe(model, names, (args, dict(kwargs)))
     if not observed.ran:
         raise ValueError(f"model: it cannot run on these arguments in eval mode: {observed.failed['eval']}")
     report.sites = tuple(_reached(site, observed) for site in report.sites)

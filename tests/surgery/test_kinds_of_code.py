@@ -701,3 +701,10 @@ def test_another_module_of_a_changed_class_has_activations() -> None:
     assert torch.equal(fresh(x), Editable()(x))
     assert not any(isinstance(module, DReLU) for module in fresh.modules())
     assert type(fresh) is Editable
+
+
+def test_an_infinite_bound_is_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(0.0, torch.inf))
+    (site,) = replace_activations(model, init=3.0).replaced
+    assert site.bound is None
+    assert model[1].cap.tolist() == [3.0] * 4

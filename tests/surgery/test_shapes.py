@@ -283,6 +283,13 @@ def test_the_layer_after_tells_the_dimension_too(after: nn.Module, channels: int
     assert (site.cap_shape, model.relu.dim) == ((channels,), dim)
 
 
+def test_images_without_a_batch_have_their_channels_first() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU())
+    (site,) = replace_activations(model, example_input=torch.randn(3, 5, 5)).replaced
+    assert (site.cap_shape, model[1].dim) == ((6,), 0)
+    assert model(torch.randn(3, 5, 5)).shape == (6, 5, 5)
+
+
 def test_transformers_are_capped_by_features() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 10), 2))
     report = replace_activations(model, example_input=torch.randn(5, 2, 4))
