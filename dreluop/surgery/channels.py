@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -212,11 +213,9 @@ class _Flow:
             self._forget(node.orelse)
 
     def _forget(self, nodes: Iterable[ast.AST]) -> None:
-        for node in (part for one in nodes for part in ast.walk(one)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                self._names.pop(node.id, None)
-            elif isinstance(node, ast.MatchAs | ast.MatchStar | ast.ExceptHandler) and node.name:
-                self._names.pop(node.name, None)
+        for node in nodes:
+            for name in _bound_in(node):
+                self._names.pop(name, None)
 
     def _value(self, node: ast.expr) -> _Value:
         if isinstance(node, ast.Name):
@@ -269,6 +268,15 @@ class _Flow:
         elif _is_in(called, _PASSING_CALLS):
             value = first
         return value
+
+
+@functools.lru_cache(maxsize=4096)
+def _bound_in(node: ast.AST) -> frozenset[str]:
+    """The names that a part of the code binds."""
+    parts = list(ast.walk(node))
+    stored = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    named = (part.name for part in parts if isinstance(part, ast.MatchAs | ast.MatchStar | ast.ExceptHandler))
+    return frozenset(stored.union(name for name in named if name))
 
 
 def _known(scope: Scope, test: ast.expr) -> bool | None:
