@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 from torch.nn import functional
 
 from dreluop.surgery import replace_activations
+from tests.optional import torchvision_or_skip
 from tests.surgery.models import OneCall
 
 
@@ -64,7 +64,7 @@ def test_a_run_does_not_change_weights() -> None:
 
 class Clipping(OneCall):
     def forward(self, x: Tensor) -> Tensor:
-        boxes = torchvision.ops.clip_boxes_to_image(self.linear(x), (2, 2))
+        boxes = torchvision_or_skip("torchvision.ops").clip_boxes_to_image(self.linear(x), (2, 2))
         return self.act(boxes)
 
 
