@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.tables import MISSING, Table
 
-FILE_NAMES = ("surgery-sweep.json", "surgery-zoo.json")
+FILE_NAMES = ("surgery-sweep.json", "surgery-zoo*.json")
 LEGEND = (
     "Calls: ReLU calls that run in the original, in the mode with more. Remain: calls that run outside of a D-ReLU "
     "after surgery, and those of them that the report does not name. Equal: outputs bit for bit, and gradients but for "
