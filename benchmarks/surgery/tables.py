@@ -11,9 +11,9 @@ from benchmarks.tables import MISSING, Table
 FILE_NAMES = ("surgery-sweep.json", "surgery-zoo*.json")
 LEGEND = (
     "Calls: ReLU calls that run in the original, in the mode with more. Remain: calls that run outside of a D-ReLU "
-    "after surgery, and those of them that the report does not name. Equal: outputs bit for bit, and gradients but for "
-    "rounding, of the networks that have a ReLU and were run. Seconds: median and largest of the surgery, in the zoo "
-    "with its run on an example."
+    "after surgery. In silence: those of them that the report does not name. Equal: outputs bit for bit, and "
+    "gradients but for rounding, of the networks that have a ReLU and were run. Seconds: median and largest of the "
+    "surgery, in the zoo with its run on an example."
 )
 _HEADER = (
     "library", "networks", "with ReLU", "calls", "sites", "replaced", "fused", "remain", "in silence", "equal outputs",

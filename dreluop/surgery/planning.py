@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         holder, attribute: where its D-ReLU goes.
-        is_first: the activation has that attribute now.
+        is_first: the attribute is the one that holds the activation now.
         total: the residual sum that is fused.
         shares: another call of the same slot, whose D-ReLU it calls.
         shape: of the caps.
@@ -114,7 +114,7 @@ def _by_slot(plans: list[Plan]) -> list[list[Plan]]:
 
 
 def _share(group: list[Plan], reached: list[Plan], why: str) -> None:
-    """Let the calls of a slot that are not reached call what hangs there, for the first that is reached."""
+    """Give the slot's D-ReLU to the first call that is reached; calls that are not reached share it."""
     first = next((one for one in group if one.is_first), None)
     if first is None or not reached or len(reached) == len(group):
         return
@@ -214,7 +214,7 @@ def _share_by_run(plans: list[Plan], observed: Observed) -> None:
         able = [one for one in group if one.selected and one.shares is None]
         before = [one.site.name for one in able]
         _share(able, [one for one in able if observed.calls(one.site.name)], "the example does not reach this one")
-        # What a name saw stays with its call.
+        # A call keeps the inputs that were recorded for it under its old name.
         seen = [observed.inputs.pop(name, {}) for name in before]
         observed.inputs.update({one.site.name: inputs for one, inputs in zip(able, seen, strict=True)})
 

@@ -19,7 +19,7 @@ from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import calls, channels, edits, kinds, planning, running
 from dreluop.surgery.calls import Found
-from dreluop.surgery.classes import Rewritten, class_of, rewritten
+from dreluop.surgery.classes import NewMethod, Rewritten, class_of, rewritten
 from dreluop.surgery.planning import Dim, Plan
 from dreluop.surgery.report import Report, Site
 from dreluop.surgery.resolving import Scope
@@ -28,6 +28,8 @@ from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
 from dreluop.surgery.verifying import known_to_remain, seen_to_remain
 
 Select = Callable[[Site], bool] | str | Iterable[str]
+# The changed methods, by what their source depends on.
+_Made = dict[Any, NewMethod | None]
 
 
 def replace_activations(
@@ -85,13 +87,13 @@ def replace_activations(
             raise ValueError(
                 f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
             )
-    observed = None
+    observed, made = None, _Made()
     if example_input is not None:
-        observed = _rehearsed(model, found, plans, example_input)
+        observed = _rehearsed(model, found, plans, example_input, made)
     planning.settle(plans, granularity, dim, observed)
     undo = _Undo(found.modules)
     try:
-        _install(undo, found, plans, functools.partial(_d_relu, model, init))
+        _install(undo, found, plans, functools.partial(_d_relu, model, init), made)
     except BaseException:
         undo.restore()
         raise
@@ -101,11 +103,11 @@ def replace_activations(
     return Report(done, seen_to_remain(done, found.unread, observed), tuple(observed.ran), observed.failed)
 
 
-def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any) -> Observed:
+def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any, made: _Made) -> Observed:
     """What a run sees with a placeholder at every site. The model is restored."""
     undo, arguments = _Undo(found.modules), running.as_arguments(example_input)
     try:
-        _install(undo, found, plans, lambda one: PendingSite())
+        _install(undo, found, plans, lambda one: PendingSite(), made)
         names = [one.site.name for one in plans if one.selected and one.shares is None]
         observed = running.observe(model, names, arguments)
     finally:
@@ -115,7 +117,7 @@ def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input:
     return observed
 
 
-def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module]) -> None:
+def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module], made: _Made) -> None:
     """Insert the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
     plans = [one for one in plans if one.shares is None]
@@ -146,12 +148,11 @@ def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan]
         if (one.selected or one in kept) and one.call.node is not None:
             by_owner[id(one.call.owner)].append(one)
     undo.substitute(replaced)
-    made: dict[Any, Any] = {}
     for code in found.code.values() if selected else ():
         _change_methods(code, by_owner[id(code.module)], made)
 
 
-def _change_methods(code: calls.Code, plans: list[Plan], made: dict[Any, Any]) -> None:
+def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
     changed: dict[str, Any] = {}
     supers: dict[int, str] = {}
     # Base classes first: a method must change if one that it reaches through super() does.
@@ -161,7 +162,7 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: dict[Any, Any]) -
             edits.Edit(one.call, one.attribute, one.is_first, one.total) for one in plans if one.call.method is method
         ]
         questions = edits.questions(method, Scope(method, code.module))
-        # Most modules of a class change alike.
+        # Most modules of a class change alike, and as they did for the run.
         key = (method, new_name, tuple(one.key for one in own), tuple(supers.items()), tuple(questions))
         if key not in made:
             made[key] = edits.changed(method, new_name, own, supers, questions)

@@ -26,12 +26,12 @@ from dreluop.surgery.copies import copied
 from dreluop.surgery.sites import PendingSite
 
 _SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
-# With the separator, as other packages' names begin like torch's.
+# With the separator, as the paths of other packages begin like torch's.
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 # The attribute of a tensor that holds the dimension of its channels.
 _DIM = "_dreluop_channel_dim"
-# The attribute of what a site gives that tells where its input is noted.
+# The attribute of a site's output that says where its input is recorded.
 _NOTED = "_dreluop_noted"
 _IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
 _FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
@@ -96,7 +96,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
         try:
             with ExitStack() as stack:
                 for name, seen in inputs.items():
-                    stack.enter_context(_noting(model.get_submodule(name), seen))
+                    stack.enter_context(_recording(model.get_submodule(name), seen))
                 for context in (_random_states(model), torch.no_grad(), _Channels(), counter):
                     stack.enter_context(context)
                 args, kwargs = tree_map_only(Tensor, _of_two if mode == "train" else Tensor.clone, arguments)
@@ -127,7 +127,7 @@ def _random_states(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _noting(site: nn.Module, seen: list[Seen]) -> Iterator[None]:
+def _recording(site: nn.Module, seen: list[Seen]) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if given:

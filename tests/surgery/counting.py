@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from dreluop import DReLU
 from dreluop.surgery import Report, replace_activations
 from tests.surgery.helpers import open_caps
 
-_TORCH, _DRELUOP = (str(Path(one.__file__).parent) for one in (torch, dreluop))
+# With the separator, as the paths of other packages begin like torch's.
+_TORCH, _DRELUOP = (f"{Path(one.__file__).parent}{os.sep}" for one in (torch, dreluop))
 
 
 class PlainReLUs(TorchDispatchMode):

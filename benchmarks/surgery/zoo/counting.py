@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dreluop import DReLU, SReLU
 from dreluop.surgery.compiling import original_line
 
-_TORCH = str(Path(torch.__file__).parent)
+# With the separator, as the paths of other packages begin like torch's.
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def _low_is_zero(arguments: Mapping[str, Any]) -> bool:
