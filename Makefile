@@ -11,7 +11,7 @@ CPP_BUILD := build/cpp
 SANITIZED_BUILD := build/sanitized
 SANITIZED_PACKAGE := build/sanitized-package
 # Of the Python tests, those that reach every operator of the binding on many shapes, and start no other process.
-SANITIZED_TESTS := $(foreach name,forward backward code tangent surrogate saturation penalty,tests/ops/test_$(name).py)
+SANITIZED_TESTS := $(foreach name,forward backward mask tangent surrogate saturation penalty,tests/ops/test_$(name).py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 

@@ -298,7 +298,7 @@ def extensions() -> list[Extension]:
         ],
         library_dirs=[torch_libraries],
         libraries=["torch_python", "torch_cpu", "c10"],
-        # More optimisation takes longer and gains nothing that can be measured: it calls torch, and waits.
+        # More optim takes longer and gains nothing that can be measured: it calls torch, and waits.
         extra_compile_args=["-O1", *flags[1:], *torch_include],
         extra_link_args=[f"-Wl,--version-script={ROOT / 'csrc' / 'autograd' / 'exports.map'}", "-s"],
         language="c++",

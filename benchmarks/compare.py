@@ -20,7 +20,18 @@ from dreluop.tables import text_table
 
 # What tells rows apart, in the files of all suites.
 IDENTITY = (
-    *("axis", "model", "case", "granularity", "memory_format", "addends", "shape", "dtype", "threads", "mode"),
+    *(
+        "axis",
+        "model",
+        "case",
+        "granularity",
+        "memory_format",
+        "addends",
+        "shape",
+        "dtype",
+        "threads",
+        "mode",
+    ),
     *("pass", "contender"),
 )
 SHOWN = ("case", "dtype", "threads", "mode", "pass", "contender")

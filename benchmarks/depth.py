@@ -45,7 +45,7 @@ ACTIVATIONS: dict[str, c.Activation] = {
     c.CLAMP.name: c.clamp_tensor,
     c.OURS.name: c.ours,
     IN_PLACE: c.ours_,
-    c.OURS_CODE.name: c.ours_code,
+    c.OURS_MASK.name: c.ours_mask,
 }
 
 
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = new_document()
     folder = options.out or results.default_path(document["device"]).parent
     cases = [(chain, contender) for chain in CHAINS for contender in ACTIVATIONS]
-    code = run_cases(
+    mask = run_cases(
         document,
         cases,
         lambda case: ([row_of(*case, depth) for depth in DEPTHS], []),
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(table(document))
     print(f"written: {folder / FILE_NAME}")
-    return code
+    return mask
 
 
 def table(document: Document) -> str:

@@ -56,7 +56,11 @@ class Repeated(Work):
     """Of an activation."""
 
     def __init__(
-        self, contender: c.Contender, data: Sequence[Data], calls: int, addends: Mapping[str, Tensor] | None = None
+        self,
+        contender: c.Contender,
+        data: Sequence[Data],
+        calls: int,
+        addends: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Get ready; torch.compile compiles at the first call.
 

@@ -3,10 +3,10 @@
 from dreluop import ops  # isort: skip
 from dreluop import adaptive, distributed
 from dreluop.autograd import CappedReLUFunction
-from dreluop.backends.choice import available_backends, use_backend, when_compiling
+from dreluop.backends.choice import available_backends, compile_mode, use_backend
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
-from dreluop.optimisation import parameter_groups, project_caps, project_caps_after_step
+from dreluop.optim import param_groups, project_caps, project_caps_after_step
 from dreluop.version import __version__
 
 __all__ = [
@@ -20,13 +20,13 @@ __all__ = [
     "available_backends",
     "cap_penalty",
     "capped_relu",
+    "compile_mode",
     "ops",
-    "parameter_groups",
+    "param_groups",
     "project_caps",
     "project_caps_after_step",
     "saturation",
     "use_backend",
-    "when_compiling",
 ]
 
 distributed.install()

@@ -21,7 +21,7 @@ from dreluop.backends.choice import (
     operators_for,
     using,
 )
-from dreluop.backends.reference import bias_gradient, code_order, extras, fused_sum
+from dreluop.backends.reference import bias_gradient, extras, fused_sum, mask_order
 from dreluop.function import (
     BelowAutograd,
     Function,
@@ -39,22 +39,22 @@ from dreluop.out_of_memory import raise_as_of_torch
 from dreluop.penalty import penalty_gradient, penalty_of, penalty_tangent
 
 
-class KeptCode:
-    """Passed as ``save`` to a call in place: carries the code to backward without making it a second result.
+class SavedMask:
+    """Passed as ``save`` to a call in place: carries the mask to backward without making it a second result.
 
     autograd refuses functions that write over a view and return more than one tensor.
     """
 
-    code: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class CappedReLUFunction(Function):
     """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
 
     ``apply(x, cap, dim, inplace, save, balancer)``, all positionally, and where there is one
-    ``apply(..., bias, residual)``. Returns y, or a tuple: y, then the 2-bit code if ``save="code"`` (under
+    ``apply(..., bias, residual)``. Returns y, or a tuple: y, then the 2-bit mask if ``save="mask"`` (under
     ``torch.vmap`` y again), then the penalty if ``balancer`` is a number. Shapes, dtypes and granularities are those of
-    ``dreluop.capped_relu``. Saved for backward: the cap, and y or the code (N/4 bytes), and a bias that needs a
+    ``dreluop.capped_relu``. Saved for backward: the cap, and y or the mask (N/4 bytes), and a bias that needs a
     gradient; nothing when no input needs one.
     """
 
@@ -65,27 +65,27 @@ class CappedReLUFunction(Function):
         cap: Tensor,
         dim: int,
         inplace: bool,
-        save: str | KeptCode,
+        save: str | SavedMask,
         balancer: float | None,
-        *addends: Tensor | None,
+        *bias_and_residual: Tensor | None,
     ) -> Any:
         if not derivatives_by_plain_torch():
-            return super().apply(x, cap, dim, inplace, save, balancer, *addends)
+            return super().apply(x, cap, dim, inplace, save, balancer, *bias_and_residual)
         # The derivatives below are of this form only; plain torch has those of the rest.
-        t = fused_sum(x, dim, *addends) if addends else x
-        saves_code = save != "output"
-        code: Tensor | None
+        t = fused_sum(x, dim, *bias_and_residual) if bias_and_residual else x
+        saves_mask = save != "output"
+        mask: Tensor | None
         if _by_plain_torch():
             y = fused.differentiable(t, cap, dim)
-            code = extras(y, cap, dim, saves_code, None)[0]
+            mask = extras(y, cap, dim, saves_mask, None)[0]
         else:
-            result = super().apply(t, cap, dim, False, "code" if saves_code else "output", None)
-            y, code = result if saves_code else (result, None)
-        if isinstance(save, KeptCode):
-            save.code = code
+            result = super().apply(t, cap, dim, False, "mask" if saves_mask else "output", None)
+            y, mask = result if saves_mask else (result, None)
+        if isinstance(save, SavedMask):
+            save.mask = mask
         outputs: list[Tensor | None] = [write_over(x, y) if inplace else y]
-        if save == "code":
-            outputs.append(code)
+        if save == "mask":
+            outputs.append(mask)
         if balancer is not None:
             outputs.append(penalty_of([cap], balancer))
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
@@ -96,9 +96,9 @@ class CappedReLUFunction(Function):
         cap: Tensor,
         dim: int,
         inplace: bool,
-        save: str | KeptCode,
+        save: str | SavedMask,
         balancer: float | None,
-        *addends: Tensor | None,
+        *bias_and_residual: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
         calls = operators_for(x)
         if inplace:
@@ -107,22 +107,25 @@ class CappedReLUFunction(Function):
         with BelowAutograd():
             if save == "output" and balancer is None:
                 if not inplace:
-                    return calls.forward(x, cap, dim, *addends)
-                calls.forward_(x, cap, dim, *addends)
+                    return calls.capped_relu(x, cap, dim, *bias_and_residual)
+                calls.capped_relu_(x, cap, dim, *bias_and_residual)
                 return x
-            if isinstance(save, KeptCode):
-                save.code, penalty = calls.forward_extra_(x, cap, dim, True, balancer, *addends)
+            if isinstance(save, SavedMask):
+                save.mask, penalty = calls.capped_relu_with_aux_(x, cap, dim, True, balancer, *bias_and_residual)
                 return x if balancer is None else (x, penalty)
             if inplace:
-                y, (code, penalty) = x, calls.forward_extra_(x, cap, dim, save == "code", balancer, *addends)
+                y, (mask, penalty) = (
+                    x,
+                    calls.capped_relu_with_aux_(x, cap, dim, save == "mask", balancer, *bias_and_residual),
+                )
             else:
-                y, code, penalty = calls.forward_extra(x, cap, dim, save == "code", balancer, *addends)
-        outputs = (y, code) if save == "code" else (y,)
+                y, mask, penalty = calls.capped_relu_with_aux(x, cap, dim, save == "mask", balancer, *bias_and_residual)
+        outputs = (y, mask) if save == "mask" else (y,)
         return outputs if balancer is None else (*outputs, penalty)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, cap, ctx.dim, ctx.inplace, save, ctx.balancer, *addends = inputs
+        x, cap, ctx.dim, ctx.inplace, save, ctx.balancer, *bias_and_residual = inputs
         outputs = output if isinstance(output, tuple) else (output,)
         saved = y = outputs[0]
         ctx.arity, ctx.order = len(outputs), ()
@@ -133,14 +136,14 @@ class CappedReLUFunction(Function):
         # The penalty of a frozen cap must not require a gradient because x does.
         frozen = outputs[-1:] if ctx.balancer is not None and not ctx.needs_input_grad[1] else ()
         if save != "output":
-            saved = outputs[1] if save == "code" else save.code
+            saved = outputs[1] if save == "mask" else save.mask
             if saved.dtype == torch.uint8:
-                ctx.order = code_order(y, cap)
-        if save == "code" or frozen:
-            ctx.mark_non_differentiable(*(outputs[1:2] if save == "code" else ()), *frozen)
+                ctx.order = mask_order(y, cap)
+        if save == "mask" or frozen:
+            ctx.mark_non_differentiable(*(outputs[1:2] if save == "mask" else ()), *frozen)
         if True in ctx.needs_input_grad:
             # The bias only for its shape and dtype.
-            bias = addends[:1] if addends and ctx.needs_input_grad[6] else ()
+            bias = bias_and_residual[:1] if bias_and_residual and ctx.needs_input_grad[6] else ()
             save_for_backward(ctx, saved, cap, *bias)
         # Torch keeps this after an exception of a pack hook, when y would keep its node alive.
         ctx.save_for_forward(y.detach(), cap)
@@ -197,9 +200,9 @@ class CappedReLUFunction(Function):
             fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None
         )
         y, y_dim = fold.restore_x(y)
-        if save != "code":
+        if save != "mask":
             return y, y_dim
-        # A packed code has no batch dimension, so the output is saved in its place.
+        # A packed mask has no batch dimension, so the output is saved in its place.
         return (y, y.detach()), (y_dim, y_dim)
 
 
@@ -217,10 +220,10 @@ class PlainCappedReLUFunction(torch.autograd.Function):
         y = x
         with BelowAutograd():
             if inplace:
-                calls.forward_(x, cap, dim)
+                calls.capped_relu_(x, cap, dim)
                 ctx.mark_dirty(x)
             else:
-                y = calls.forward(x, cap, dim)
+                y = calls.capped_relu(x, cap, dim)
         ctx.dim = dim
         save_for_backward(ctx, y, cap)
         return y
@@ -241,7 +244,7 @@ def plain_backward(
                 dx, dcap, _ = gradients(grad, y, cap, dim, (), need_x, need_cap, None, None)
         else:
             with below_autograd():
-                dx, dcap, _ = chosen.backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+                dx, dcap, _ = chosen.capped_relu_backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
     except RuntimeError as error:
         raise_as_of_torch(error)
         raise
@@ -265,7 +268,9 @@ class CappedReLUBackwardFunction(Function):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with below_autograd():
-            return operators().backward(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
+            return operators().capped_relu_backward(
+                grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias
+            )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -278,9 +283,9 @@ class CappedReLUBackwardFunction(Function):
         ctx.mark_non_differentiable(*(t for t, wanted in zip(output, needed, strict=True) if not wanted))
         ctx.has_penalty = ctx.balancer is not None and grad_penalty is not None and ctx.need_cap
         ctx.shape, ctx.dtype, ctx.device = grad.shape, grad.dtype, grad.device
-        kept = (saved, cap, grad_penalty) if ctx.has_penalty else (saved, cap)
-        save_for_backward(ctx, *kept)
-        ctx.save_for_forward(*kept)
+        tensors = (saved, cap, grad_penalty) if ctx.has_penalty else (saved, cap)
+        save_for_backward(ctx, *tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
     @backward_on_backend_of_forward
@@ -323,7 +328,7 @@ class CappedReLUBackwardFunction(Function):
         if balancer is not None or any(b is not None for b in bias):
             raise RuntimeError("backward: neither balancer nor bias can be batched; use penalty_backward, and sum dx")
         if saved.dtype == torch.uint8:
-            return _of_code_under_vmap(plain.backward, info, in_dims, args)
+            return _of_mask_under_vmap(plain.capped_relu_backward, info, in_dims, args)
         fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
         dx, dcap, nothing = CappedReLUBackwardFunction.apply(
             fold.like_x(grad, in_dims[0]),
@@ -347,7 +352,7 @@ class CappedReLUTangentFunction(Function):
     @staticmethod
     def forward(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
         with below_autograd():
-            return operators().tangent(u, v, saved, cap, dim, order)
+            return operators().capped_relu_jvp(u, v, saved, cap, dim, order)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -380,7 +385,7 @@ class CappedReLUTangentFunction(Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         u, v, saved, cap, dim, _ = args
         if saved.dtype == torch.uint8:
-            return _of_code_under_vmap(plain.tangent, info, in_dims, args)
+            return _of_mask_under_vmap(plain.capped_relu_jvp, info, in_dims, args)
         per_sample = v is not None and in_dims[1] is not None
         fold = batching.Fold(info.batch_size, in_dims[0], u, in_dims[3], cap, dim, per_sample_cap=per_sample)
         out = CappedReLUTangentFunction.apply(
@@ -407,7 +412,9 @@ def gradients(
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if operators().plain_derivatives or functionalizing():
-        by_plain_torch = operators().backward if operators().plain_derivatives else plain.backward
+        by_plain_torch = (
+            operators().capped_relu_backward if operators().plain_derivatives else plain.capped_relu_backward
+        )
         return by_plain_torch(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
     if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
@@ -421,13 +428,13 @@ def gradients(
         result = CappedReLUBackwardFunction.apply(*args)
         return result
     with below_autograd():
-        result = operators().backward(*args)
+        result = operators().capped_relu_backward(*args)
     return result
 
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     if operators().plain_derivatives or functionalizing():
-        by_plain_torch = operators().tangent if operators().plain_derivatives else plain.tangent
+        by_plain_torch = operators().capped_relu_jvp if operators().plain_derivatives else plain.capped_relu_jvp
         return by_plain_torch(u, v, saved, cap, dim, order)
     out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
     return out
@@ -440,10 +447,10 @@ def _or_zeros(t: Tensor | None, ctx: Any, saved: Tensor) -> Tensor:
     return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)
 
 
-def _of_code_under_vmap(
+def _of_mask_under_vmap(
     function: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """A code has no dimension that a batch could be folded into, so plain torch unpacks it."""
+    """A mask has no dimension that a batch could be folded into, so plain torch unpacks it."""
     result = torch.vmap(function, in_dims, randomness=info.randomness)(*args)
     return result, (0,) * len(result) if isinstance(result, tuple) else 0
 

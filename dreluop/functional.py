@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.overrides import handle_torch_function, has_torch_function
 
 from dreluop import compiled_node, distributed, surrogate, validation
-from dreluop.autograd import CappedReLUFunction, KeptCode, PlainCappedReLUFunction
+from dreluop.autograd import CappedReLUFunction, PlainCappedReLUFunction, SavedMask
 from dreluop.backends import compiling
 from dreluop.backends.choice import nothing_chosen, operators_for
 from dreluop.backends.reference import accumulation_dtype, sum_dtype
@@ -26,7 +26,7 @@ _is_tracing = torch._C._is_tracing  # by torch.jit.trace
 # Past torch's own apply, which binds default arguments for 50 us.
 _apply_plain = super(torch.autograd.Function, PlainCappedReLUFunction).apply
 
-SaveMode = Literal["output", "code"]
+SaveMode = Literal["output", "mask"]
 
 
 @overload
@@ -79,7 +79,7 @@ def capped_relu(
             neuron; or a number, rounded in the same way (so 1e300 caps no float32).
         dim: the channel dimension; read only for a channel cap.
         inplace: write y over x and return x.
-        save: what is kept for backward: ``"output"`` keeps y, which the next layer mostly keeps anyway; ``"code"``
+        save: what is kept for backward: ``"output"`` keeps y, which the next layer mostly keeps anyway; ``"mask"``
             keeps 2 bits per element, for where nothing else keeps y.
         balancer: if given, ``(y, penalty)`` is returned with ``penalty = balancer * sum(cap ** 2)``, equation (1) of
             the paper, computed in the same pass and differentiated in the same backward (apart from it, by
@@ -162,8 +162,8 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
             return y
         with BelowAutograd():
             if not inplace:
-                return calls.forward(x, cap, dim)
-            calls.forward_(x, cap, dim)
+                return calls.capped_relu(x, cap, dim)
+            calls.capped_relu_(x, cap, dim)
         return x
     except (RuntimeError, TypeError, ValueError) as error:
         _raise_in_our_words(error, x, cap, dim)
@@ -186,28 +186,28 @@ def _any_call(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
+    cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
     sharded = distributed.is_distributed(x)
     if surrogate.active:
         run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
         save_there = "output" if sharded else save
-        if (replaced := run(x, cap, dim, inplace, save_there, balancer, addends)) is not None:
+        if (replaced := run(x, cap, dim, inplace, save_there, balancer, bias_and_residual)) is not None:
             return replaced
-    if sharded and save == "code":
-        return _sharded_with_code(x, cap, dim, balancer, bias, residual)
+    if sharded and save == "mask":
+        return _sharded_with_mask(x, cap, dim, balancer, bias, residual)
     if torch.compiler.is_compiling():
-        return _traced(x, cap, dim, inplace, save, balancer, addends)
+        return _traced(x, cap, dim, inplace, save, balancer, bias_and_residual)
     calls = operators_for(x)
     if inplace:
         validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    if not derivative_may_be_asked(x, cap, *addends):
+    if not derivative_may_be_asked(x, cap, *bias_and_residual):
         with BelowAutograd():
-            return _without_derivative(calls, x, cap, dim, inplace, balancer, addends)
+            return _without_derivative(calls, x, cap, dim, inplace, balancer, bias_and_residual)
     # autograd refuses a second result of a function that writes over a view.
     split = inplace and x._is_view()
     fused = None if split else balancer
-    kept = KeptCode() if inplace and save == "code" else save
-    result = CappedReLUFunction.apply(x, cap, dim, inplace, kept, fused, *addends)
+    saved_mask = SavedMask() if inplace and save == "mask" else save
+    result = CappedReLUFunction.apply(x, cap, dim, inplace, saved_mask, fused, *bias_and_residual)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]
@@ -232,10 +232,10 @@ def _in_a_trace(
             "trace a function without the transform"
         )
     with _checks_not_traced():
-        cap, dim, inplace, balancer, addends = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
+        cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:
             validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, addends)
+    return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, bias_and_residual)
 
 
 @contextmanager
@@ -269,25 +269,25 @@ def _checked(
         inplace = validation.flag("inplace", inplace)
     if balancer is not None:
         balancer = validation.penalty_weight(balancer)
-    addends: tuple[Tensor | None, ...] = ()
+    bias_and_residual: tuple[Tensor | None, ...] = ()
     if bias is not None or residual is not None:
-        addends = validation.addends_for(x, cap, dim, bias, residual)
+        bias_and_residual = validation.bias_and_residual_for(x, cap, dim, bias, residual)
     if distributed.any_distributed(x, cap, bias, residual):
         cap = distributed.checked_cap(x, cap, bias=bias, residual=residual)
-        if inplace and save == "code":
-            distributed.refuse_code_in_place()
-    return cap, dim, inplace, balancer, addends
+        if inplace and save == "mask":
+            distributed.refuse_mask_in_place()
+    return cap, dim, inplace, balancer, bias_and_residual
 
 
-def _sharded_with_code(
+def _sharded_with_mask(
     x: Tensor, cap: Tensor, dim: int, balancer: float | None, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     from dreluop.distributed.local import on_local_tensors  # noqa: PLC0415 (imports torch.distributed.tensor)
 
-    def with_code(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
+    def with_mask(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        return capped_relu(x, cap, dim=dim, save="mask", bias=bias, residual=residual)
 
-    y = on_local_tensors(with_code, x, cap, dim, bias, residual)
+    y = on_local_tensors(with_mask, x, cap, dim, bias, residual)
     return y if balancer is None else (y, penalty_of([cap], balancer))
 
 
@@ -298,16 +298,16 @@ def _without_derivative(
     dim: int,
     inplace: bool,
     balancer: float | None,
-    addends: tuple[Tensor | None, ...],
+    bias_and_residual: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     if balancer is None:
         if not inplace:
-            return calls.forward(x, cap, dim, *addends)
-        calls.forward_(x, cap, dim, *addends)
+            return calls.capped_relu(x, cap, dim, *bias_and_residual)
+        calls.capped_relu_(x, cap, dim, *bias_and_residual)
         return x
     if inplace:
-        return x, calls.forward_extra_(x, cap, dim, False, balancer, *addends)[1]
-    y, _, penalty = calls.forward_extra(x, cap, dim, False, balancer, *addends)
+        return x, calls.capped_relu_with_aux_(x, cap, dim, False, balancer, *bias_and_residual)[1]
+    y, _, penalty = calls.capped_relu_with_aux(x, cap, dim, False, balancer, *bias_and_residual)
     return y, penalty
 
 
@@ -318,21 +318,21 @@ def _traced(
     inplace: bool,
     save: str,
     balancer: float | None,
-    addends: tuple[Tensor | None, ...],
+    bias_and_residual: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
     calls = FUSED if compiling.fuses(x, cap, save) else operators_for(x)
-    if save == "code":
+    if save == "mask":
         if inplace:
             y = x
-            calls.forward_extra_(x, cap, dim, True, None, *addends)
+            calls.capped_relu_with_aux_(x, cap, dim, True, None, *bias_and_residual)
         else:
-            y = calls.forward_extra(x, cap, dim, True, None, *addends)[0]
+            y = calls.capped_relu_with_aux(x, cap, dim, True, None, *bias_and_residual)[0]
     elif inplace:
         y = x
-        calls.forward_(x, cap, dim, *addends)
+        calls.capped_relu_(x, cap, dim, *bias_and_residual)
     else:
-        y = calls.forward(x, cap, dim, *addends)
+        y = calls.capped_relu(x, cap, dim, *bias_and_residual)
     return y if balancer is None else (y, _traced_penalty(calls, [cap], balancer))
 
 
@@ -342,7 +342,7 @@ def _traced_penalty(calls: Operators, caps: list[Tensor], balancer: float) -> Te
     In the dtype of sums, so that nothing overflows before the balancer makes it small.
     """
     wide = [cap.to(sum_dtype(cap.device)) for cap in caps]
-    return (calls.penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
+    return (calls.cap_penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -380,7 +380,7 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
     if distributed.any_distributed(*tensors):
         groups = distributed.by_mesh(tensors)
         if len(groups) > 1:
-            return torch.stack([distributed.whole(_penalty(group, balancer)) for group in groups]).sum()
+            return torch.stack([distributed.full_tensor(_penalty(group, balancer)) for group in groups]).sum()
     return _penalty(tensors, balancer)
 
 
@@ -402,7 +402,7 @@ def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
     if torch.compiler.is_compiling():
         return _traced_penalty(calls, caps, balancer)
     if _is_tracing():
-        return calls.penalty(caps, balancer)
+        return calls.cap_penalty(caps, balancer)
     return penalty_of(caps, balancer)
 
 
@@ -450,14 +450,14 @@ class Saturation(NamedTuple):
         off: per cap, the number of elements with x <= 0 or cap <= 0; int64, the cap's shape.
         inside: per cap, the number with 0 < x < cap, or with a NaN result: the gradient goes to x.
         capped: per cap, the number with x >= cap > 0: the gradient goes to the cap.
-        live: per sample (dim 0), whether any element is inside; bool, shape ``(x.shape[0],)``. A sample without one has
-            an input gradient of exactly zero through this layer.
+        has_gradient: per sample (dim 0), whether any element is inside; bool, shape ``(x.shape[0],)``. A sample
+            without one has an input gradient of exactly zero through this layer.
     """
 
     off: Tensor
     inside: Tensor
     capped: Tensor
-    live: Tensor
+    has_gradient: Tensor
 
 
 _from_fields = Saturation.__new__
@@ -492,5 +492,5 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
     if distributed.any_distributed(x, cap):
         cap = distributed.checked_cap(x, cap)
-    counts, live = operators_for(x).saturation(x.detach(), cap.detach(), dim)
-    return Saturation(counts[0], counts[1], counts[2], live)
+    counts, has_gradient = operators_for(x).cap_saturation(x.detach(), cap.detach(), dim)
+    return Saturation(counts[0], counts[1], counts[2], has_gradient)

@@ -186,7 +186,7 @@ class LayerSums:
         x = x.reshape(1) if x.ndim == 0 else x
         self._granularity = granularity_of(x.shape, layer.cap.shape, layer.dim)
         where = saturation(x, layer.cap, layer.dim)
-        parts = torch.stack([where.off.sum(), where.inside.sum(), where.capped.sum(), (~where.live).sum()])
+        parts = torch.stack([where.off.sum(), where.inside.sum(), where.capped.sum(), (~where.has_gradient).sum()])
         parts = torch.cat([parts, parts.new_tensor([x.shape[0]])])
         self._parts = parts if self._parts is None else self._parts + parts
         if x.numel() == 0:

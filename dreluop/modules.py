@@ -24,7 +24,7 @@ class _CappedActivation(nn.Module):
         super().__init__()
         self.dim = validation.integer("dim", dim)
         self.inplace = validation.flag("inplace", inplace)
-        self.save: SaveMode = "code" if validation.save_mode(save) == "code" else "output"
+        self.save: SaveMode = "mask" if validation.save_mode(save) == "mask" else "output"
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
         return capped_relu(
@@ -38,7 +38,7 @@ class _CappedActivation(nn.Module):
     def _options_repr(self) -> str:
         options = [f"dim={self.dim}"] if self.cap.ndim == 1 and self.cap.numel() != 1 else []
         options += ["inplace=True"] if self.inplace else []
-        options += ['save="code"'] if self.save == "code" else []
+        options += ['save="mask"'] if self.save == "mask" else []
         return "".join(f", {option}" for option in options)
 
 

@@ -19,20 +19,20 @@ def translations() -> dict[OpOverload, Callable[..., Any]]:
 
     ``y = Max(0, Min(x, cap))``, with the cap cast to x's type and in a shape that broadcasts. Not ``Clip``, which gives
     cap where cap <= 0 and leaves x as it is where cap is NaN. A bias and a residual are added before, in float32
-    (float64 for float64); the penalty is a ``ReduceSumSquare`` in float64. Of ``save="code"`` there is y only, and an
-    empty tensor for the code, which nothing but a backward pass reads.
+    (float64 for float64); the penalty is a ``ReduceSumSquare`` in float64. Of ``save="mask"`` there is y only, and an
+    empty tensor for the mask, which nothing but a backward pass reads.
     """
     return {
         getattr(operators, function.__name__): function
         for operators in BY_OVERLOAD.values()
-        for function in (forward, forward_extra, penalty)
+        for function in (capped_relu, capped_relu_with_aux, cap_penalty)
     }
 
 
 # Tensors are values of a graph that is being built, their types those of onnx_ir; the rest is as in ops.schemas.
 
 
-def forward(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Any:
+def capped_relu(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Any:
     shape, total = tuple(x.shape), x
     if bias is not None or residual is not None:
         wide = _accumulation_type(x)
@@ -49,18 +49,18 @@ def forward(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = No
     return opset18.Max(_constant(0, x.dtype), opset18.Min(total, bound))
 
 
-def forward_extra(
-    x: Any, cap: Any, dim: int, code: bool, balancer: float | None, bias: Any = None, residual: Any = None
+def capped_relu_with_aux(
+    x: Any, cap: Any, dim: int, mask: bool, balancer: float | None, bias: Any = None, residual: Any = None
 ) -> tuple[Any, Any, Any]:
     no_penalty = _constant([], _accumulation_type(cap))
     return (
-        forward(x, cap, dim, bias, residual),
+        capped_relu(x, cap, dim, bias, residual),
         _constant([], DataType.UINT8),
-        no_penalty if balancer is None else penalty([cap], balancer),
+        no_penalty if balancer is None else cap_penalty([cap], balancer),
     )
 
 
-def penalty(caps: Sequence[Any], balancer: float) -> Any:
+def cap_penalty(caps: Sequence[Any], balancer: float) -> Any:
     squares = [opset18.ReduceSumSquare(_cast(cap, DataType.DOUBLE), keepdims=0) for cap in caps]
     total = opset18.Mul(opset18.Sum(*squares), _constant(balancer, DataType.DOUBLE))
     return opset18.Cast(total, to=_accumulation_type(*caps))

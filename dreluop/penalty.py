@@ -20,7 +20,7 @@ class CapPenaltyFunction(Function):
     @staticmethod
     def forward(balancer: float, *caps: Tensor) -> Tensor:
         with BelowAutograd():
-            return operators_for(caps[0]).penalty(caps, balancer)
+            return operators_for(caps[0]).cap_penalty(caps, balancer)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -43,7 +43,7 @@ class CapPenaltyFunction(Function):
 def penalty_of(caps: Sequence[Tensor], balancer: float) -> Tensor:
     """The penalty, differentiable in every way: one operator call, or plain torch inside torch.func transforms."""
     if torch._C._are_functorch_transforms_active():
-        return reference.penalty(caps, balancer)
+        return reference.cap_penalty(caps, balancer)
     total: Tensor = CapPenaltyFunction.apply(balancer, *caps)
     return total
 
@@ -58,7 +58,7 @@ def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
         dtype = accumulation_dtype(grad, *caps)
         return [(2 * balancer * grad.to(dtype) * cap.to(dtype)).to(cap.dtype) for cap in caps]
     with below_autograd():
-        result: list[Tensor] = operators().penalty_backward(grad, list(caps), balancer)
+        result: list[Tensor] = operators().cap_penalty_backward(grad, list(caps), balancer)
     return result
 
 

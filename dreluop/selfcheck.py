@@ -65,38 +65,55 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
             grad = torch.randn(x.shape, generator=generator, device="cpu").to(device, dtype)
             weight = torch.tensor(0.5, device=device)
             bias = torch.randn(cap.shape if cap.ndim > 1 else (5,), generator=generator, device="cpu").to(device)
-            shifted = [f(x, cap, 1, True, 0.1, bias, grad) for f in (calls.forward_extra, reference.forward_extra)]
-            yield Result(backend, "forward_extra", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2]))
-            expected = reference.forward_extra(x, cap, 1, True, 0.1)
-            got = calls.forward_extra(x, cap, 1, True, 0.1)
-            yield Result(backend, "forward_extra", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2]))
-            yield Result(backend, "forward", text, _same(calls.forward(x, cap, 1), expected[0]))
-            y, code = expected[:2]
-            for saved, order in ((y, []), (code, reference.code_order(y, cap))):
+            shifted = [
+                f(x, cap, 1, True, 0.1, bias, grad)
+                for f in (calls.capped_relu_with_aux, reference.capped_relu_with_aux)
+            ]
+            yield Result(
+                backend, "capped_relu_with_aux", f"{text}, bias and residual", _same(shifted[0][:2], shifted[1][:2])
+            )
+            expected = reference.capped_relu_with_aux(x, cap, 1, True, 0.1)
+            got = calls.capped_relu_with_aux(x, cap, 1, True, 0.1)
+            yield Result(
+                backend, "capped_relu_with_aux", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2])
+            )
+            yield Result(backend, "capped_relu", text, _same(calls.capped_relu(x, cap, 1), expected[0]))
+            y, mask = expected[:2]
+            for saved, order in ((y, []), (mask, reference.mask_order(y, cap))):
                 arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)
-                dx, *sums = calls.backward(*arguments, bias)
-                dx_expected, *sums_expected = reference.backward(*arguments, bias)
+                dx, *sums = calls.capped_relu_backward(*arguments, bias)
+                dx_expected, *sums_expected = reference.capped_relu_backward(*arguments, bias)
                 agrees = _same(dx, dx_expected) and all(map(_near, sums, sums_expected))
-                yield Result(backend, "backward", text, agrees)
-                tangents = [f(grad, cap, saved, cap, 1, order) for f in (calls.tangent, reference.tangent)]
-                yield Result(backend, "tangent", text, _same(*tangents))
-                through = [f(grad, saved, cap, 1, order) for f in (calls.surrogate, reference.surrogate)]
-                yield Result(backend, "surrogate", text, _same(*through))
-            soft = [f(grad, x, cap, 1, [], cap + 0.1) for f in (calls.surrogate, reference.surrogate)]
-            yield Result(backend, "surrogate", f"{text}, soft", _near(*soft))
-            counts = [f(x, cap, 1) for f in (calls.saturation, reference.saturation)]
-            yield Result(backend, "saturation", text, _same(*counts))
+                yield Result(backend, "capped_relu_backward", text, agrees)
+                tangents = [
+                    f(grad, cap, saved, cap, 1, order) for f in (calls.capped_relu_jvp, reference.capped_relu_jvp)
+                ]
+                yield Result(backend, "capped_relu_jvp", text, _same(*tangents))
+                through = [
+                    f(grad, saved, cap, 1, order)
+                    for f in (calls.capped_relu_surrogate_backward, reference.capped_relu_surrogate_backward)
+                ]
+                yield Result(backend, "capped_relu_surrogate_backward", text, _same(*through))
+            soft = [
+                f(grad, x, cap, 1, [], cap + 0.1)
+                for f in (calls.capped_relu_surrogate_backward, reference.capped_relu_surrogate_backward)
+            ]
+            yield Result(backend, "capped_relu_surrogate_backward", f"{text}, soft", _near(*soft))
+            counts = [f(x, cap, 1) for f in (calls.cap_saturation, reference.cap_saturation)]
+            yield Result(backend, "cap_saturation", text, _same(*counts))
             in_place = x.clone()
-            calls.forward_(in_place, cap, 1)
-            yield Result(backend, "forward_", text, _same(in_place, y))
+            calls.capped_relu_(in_place, cap, 1)
+            yield Result(backend, "capped_relu_", text, _same(in_place, y))
             overwritten = x.clone()
-            extras = calls.forward_extra_(overwritten, cap, 1, True, 0.1)
-            agrees = _same((overwritten, extras[0]), (y, code)) and _near(extras[1], expected[2])
-            yield Result(backend, "forward_extra_", text, agrees)
-            penalties = [f([cap, cap], 0.1) for f in (calls.penalty, reference.penalty)]
-            yield Result(backend, "penalty", text, _near(*penalties))
-            gradients = [f(weight, [cap, cap], 0.1) for f in (calls.penalty_backward, reference.penalty_backward)]
-            yield Result(backend, "penalty_backward", text, all(map(_near, *gradients)))
+            extras = calls.capped_relu_with_aux_(overwritten, cap, 1, True, 0.1)
+            agrees = _same((overwritten, extras[0]), (y, mask)) and _near(extras[1], expected[2])
+            yield Result(backend, "capped_relu_with_aux_", text, agrees)
+            penalties = [f([cap, cap], 0.1) for f in (calls.cap_penalty, reference.cap_penalty)]
+            yield Result(backend, "cap_penalty", text, _near(*penalties))
+            gradients = [
+                f(weight, [cap, cap], 0.1) for f in (calls.cap_penalty_backward, reference.cap_penalty_backward)
+            ]
+            yield Result(backend, "cap_penalty_backward", text, all(map(_near, *gradients)))
 
 
 def _inputs(dtype: torch.dtype, device: str, generator: torch.Generator) -> Iterator[tuple[str, Tensor, Tensor]]:

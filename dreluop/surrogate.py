@@ -16,10 +16,10 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812
 
 from dreluop import distributed, validation
-from dreluop.autograd import KeptCode, gradients
+from dreluop.autograd import SavedMask, gradients
 from dreluop.backends import reference
 from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
-from dreluop.backends.reference import accumulation_dtype, bias_gradient, code_order, effective_cap, fused_sum
+from dreluop.backends.reference import accumulation_dtype, bias_gradient, effective_cap, fused_sum, mask_order
 from dreluop.function import (
     Function,
     below_autograd,
@@ -30,7 +30,7 @@ from dreluop.function import (
 from dreluop.granularity import granularity_of
 from dreluop.interrupts import left_for_certain
 from dreluop.ops import plain
-from dreluop.ops.schemas import NAMESPACE, SCHEMAS
+from dreluop.ops.schemas import FORWARDS, NAMESPACE
 from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
@@ -127,7 +127,7 @@ def _direct_calls() -> list[tuple[Any, Callable[..., Any], Callable[..., Any]]]:
 
         return guarded
 
-    packets = {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in SCHEMAS if name.startswith("forward")}
+    packets = {name: getattr(getattr(torch.ops, NAMESPACE), name) for name in FORWARDS}
     operators = [
         (name, operator)
         for name, packet in packets.items()
@@ -143,7 +143,7 @@ def capped(
     inplace: bool,
     save: str,
     balancer: float | None,
-    addends: tuple[Tensor | None, ...],
+    bias_and_residual: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """`capped_relu` with checked arguments under this thread's surrogate; None where the ordinary one is to be used."""
     wanted = of_this_thread()
@@ -153,17 +153,17 @@ def capped(
         if in_backward():
             return None
         with torch.no_grad():
-            wanted.look(fused_sum(x, dim, *addends or (None, None)), cap, dim)
+            wanted.look(fused_sum(x, dim, *bias_and_residual or (None, None)), cap, dim)
         return None
     # The gradient of the cap alone is the ordinary one.
-    if wanted.form != "smooth" and not derivative_may_be_asked(x, *addends):
+    if wanted.form != "smooth" and not derivative_may_be_asked(x, *bias_and_residual):
         return None
     _refuse_transforms(wanted.entered_by)
     operators_for(x)
     if inplace:
-        others = dict(zip(("bias", "residual"), addends, strict=False))
+        others = dict(zip(("bias", "residual"), bias_and_residual, strict=False))
         validation.writable_in_place(x, cap=cap, **others)
-    y = _FORMS[wanted.form](x, cap, dim, inplace, save, addends, wanted)
+    y = _FORMS[wanted.form](x, cap, dim, inplace, save, bias_and_residual, wanted)
     return y if balancer is None else (y, penalty_of([cap], balancer))
 
 
@@ -172,21 +172,33 @@ capped_outside_graphs = torch._disable_dynamo(capped)  # type: ignore[attr-defin
 
 
 def _straight_through(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, save: str, addends: tuple[Tensor | None, ...], _: Surrogate
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    save: str,
+    bias_and_residual: tuple[Tensor | None, ...],
+    _: Surrogate,
 ) -> Tensor:
-    if addends and torch._C._are_functorch_transforms_active():
-        total = fused_sum(x, dim, *addends)
-        x, addends = x.copy_(total) if inplace else total, ()
-    # A code is neither an argument nor a result, which functorch does not let be saved.
-    kept = KeptCode() if save == "code" and not torch._C._are_functorch_transforms_active() else None
-    y: Tensor = StraightThroughFunction.apply(x, cap, dim, inplace, kept, *addends)
+    if bias_and_residual and torch._C._are_functorch_transforms_active():
+        total = fused_sum(x, dim, *bias_and_residual)
+        x, bias_and_residual = x.copy_(total) if inplace else total, ()
+    # A mask is neither an argument nor a result, which functorch does not let be saved.
+    saved_mask = SavedMask() if save == "mask" and not torch._C._are_functorch_transforms_active() else None
+    y: Tensor = StraightThroughFunction.apply(x, cap, dim, inplace, saved_mask, *bias_and_residual)
     return y
 
 
 def _soft(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, _: str, addends: tuple[Tensor | None, ...], wanted: Surrogate
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    _: str,
+    bias_and_residual: tuple[Tensor | None, ...],
+    wanted: Surrogate,
 ) -> Tensor:
-    total = fused_sum(x, dim, *addends) if addends else x.clone() if inplace else x
+    total = fused_sum(x, dim, *bias_and_residual) if bias_and_residual else x.clone() if inplace else x
     if total is not x:
         # y has the strides of what it is computed from.
         like = torch.empty_like(x, device="meta").stride()
@@ -197,9 +209,15 @@ def _soft(
 
 
 def _smooth(
-    x: Tensor, cap: Tensor, dim: int, inplace: bool, _: str, addends: tuple[Tensor | None, ...], wanted: Surrogate
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    inplace: bool,
+    _: str,
+    bias_and_residual: tuple[Tensor | None, ...],
+    wanted: Surrogate,
 ) -> Tensor:
-    total = fused_sum(x, dim, *addends or (None, None))
+    total = fused_sum(x, dim, *bias_and_residual or (None, None))
     y = smooth_values(total, cap, dim, wanted.width(total, cap, dim).detach())
     return x.copy_(y) if inplace else torch.empty_like(x).copy_(y)
 
@@ -254,7 +272,7 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
     constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
     if not validation.has_values(x):
         return _of_the_others(std, constant, (~constant).sum())
-    count = int(distributed.whole(constant.sum()))
+    count = int(distributed.full_tensor(constant.sum()))
     if count == std.numel():
         raise ValueError(
             f"std: x of shape {tuple(x.shape)} has no two different elements under any cap of shape "
@@ -287,7 +305,7 @@ def _gradient(
 ) -> Tensor:
     if torch._C._are_functorch_transforms_active():
         return reference.surrogate_values(grad, saved, cap, dim, order, width)
-    return operators().surrogate(grad, saved, cap, dim, order, width)
+    return operators().capped_relu_surrogate_backward(grad, saved, cap, dim, order, width)
 
 
 def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
@@ -297,39 +315,39 @@ def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: lis
 class StraightThroughFunction(Function):
     """The activation whose backward to x (bias, residual) passes wherever y is on. Saves what the ordinary one does.
 
-    ``apply(x, cap, dim, inplace, kept)``, or ``apply(..., bias, residual)``; ``kept`` takes the code, if wanted. The
-    gradient of the cap is the ordinary one.
+    ``apply(x, cap, dim, inplace, saved_mask)``, or ``apply(..., bias, residual)``; ``saved_mask`` takes the mask, if
+    wanted. The gradient of the cap is the ordinary one.
     """
 
     @staticmethod
     def forward(
-        x: Tensor, cap: Tensor, dim: int, inplace: bool, kept: KeptCode | None, *addends: Tensor | None
+        x: Tensor, cap: Tensor, dim: int, inplace: bool, saved_mask: SavedMask | None, *bias_and_residual: Tensor | None
     ) -> Tensor:
         calls = operators()
         with below_autograd():
-            if kept is None:
+            if saved_mask is None:
                 if not inplace:
-                    return calls.forward(x, cap, dim, *addends)
-                calls.forward_(x, cap, dim, *addends)
+                    return calls.capped_relu(x, cap, dim, *bias_and_residual)
+                calls.capped_relu_(x, cap, dim, *bias_and_residual)
                 return x
             if inplace:
-                kept.code, _ = calls.forward_extra_(x, cap, dim, True, None, *addends)
+                saved_mask.mask, _ = calls.capped_relu_with_aux_(x, cap, dim, True, None, *bias_and_residual)
                 return x
-            y, kept.code, _ = calls.forward_extra(x, cap, dim, True, None, *addends)
+            y, saved_mask.mask, _ = calls.capped_relu_with_aux(x, cap, dim, True, None, *bias_and_residual)
             return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, cap, ctx.dim, inplace, kept, *addends = inputs
+        x, cap, ctx.dim, inplace, saved_mask, *bias_and_residual = inputs
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
         if inplace:
             ctx.mark_dirty(x)
         saved, ctx.order = output, []
-        if kept is not None:
-            saved, ctx.order = kept.code, code_order(output, cap)
+        if saved_mask is not None:
+            saved, ctx.order = saved_mask.mask, mask_order(output, cap)
         # The bias only for its shape and dtype.
-        bias = addends[:1] if addends and ctx.needs_input_grad[5] else ()
+        bias = bias_and_residual[:1] if bias_and_residual and ctx.needs_input_grad[5] else ()
         save_for_backward(ctx, saved, cap, *bias)
 
     @staticmethod
@@ -362,7 +380,7 @@ class SoftFunction(Function):
     @staticmethod
     def forward(x: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
         with below_autograd():
-            return operators().forward(x, cap, dim)
+            return operators().capped_relu(x, cap, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -383,7 +401,7 @@ class SoftFunction(Function):
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:
-            forward = plain.forward if torch._C._are_functorch_transforms_active() else operators().forward
+            forward = plain.capped_relu if torch._C._are_functorch_transforms_active() else operators().capped_relu
             y = forward(x.detach(), cap.detach(), ctx.dim)
             dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
         return dx, dcap, None, None

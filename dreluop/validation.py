@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import is_fake
 from dreluop.granularity import check_bias, granularity_of, same_shape
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
-SAVE_MODES = ("output", "code")
+SAVE_MODES = ("output", "mask")
 _DTYPE_NAMES = "float32, float64, float16 or bfloat16"
 
 
@@ -84,7 +84,9 @@ def residual_for(x: Tensor, residual: Any) -> Tensor:
     return result
 
 
-def addends_for(x: Tensor, cap: Tensor, dim: int, bias: Any, residual: Any) -> tuple[Tensor | None, Tensor | None]:
+def bias_and_residual_for(
+    x: Tensor, cap: Tensor, dim: int, bias: Any, residual: Any
+) -> tuple[Tensor | None, Tensor | None]:
     return (
         None if bias is None else bias_for(x, cap, bias, dim),
         None if residual is None else residual_for(x, residual),
@@ -93,7 +95,7 @@ def addends_for(x: Tensor, cap: Tensor, dim: int, bias: Any, residual: Any) -> t
 
 def save_mode(save: Any) -> str:
     if save not in SAVE_MODES:
-        raise ValueError(f'save: got {save!r}; expected "output" or "code"')
+        raise ValueError(f'save: got {save!r}; expected "output" or "mask"')
     return str(save)
 
 

@@ -157,11 +157,11 @@ def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     counts = [
         torch.bincount(owner[region == r], minlength=cap.numel()).reshape(cap.shape) for r in (OFF, INSIDE, CAPPED)
     ]
-    live = (region == INSIDE).reshape(x.shape[0], math.prod(x.shape[1:])).any(1)
-    return torch.stack(counts), live
+    has_gradient = (region == INSIDE).reshape(x.shape[0], math.prod(x.shape[1:])).any(1)
+    return torch.stack(counts), has_gradient
 
 
-def code_order(y: Tensor, cap: Tensor) -> list[int]:
+def mask_order(y: Tensor, cap: Tensor) -> list[int]:
     """Dimensions from the outermost in memory to the innermost; a batch between neurons moves to the front."""
     order = sorted(range(y.ndim), key=y.stride, reverse=True)
     if cap.ndim > 1:
@@ -171,7 +171,7 @@ def code_order(y: Tensor, cap: Tensor) -> list[int]:
     return order
 
 
-def code(x: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def mask(x: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     """Two bits per element in this order, four to a byte from the low bits up, the rest of the last byte zero."""
     in_memory = regions(x, cap, dim).permute(tuple(order)).flatten().tolist()
     packed = [0] * -(-len(in_memory) // 4)

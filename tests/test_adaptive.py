@@ -25,7 +25,7 @@ def bias_for(case: Case) -> Tensor:
 
 @MODES
 @pytest.mark.parametrize("adds", [False, True], ids=["", "bias-residual"])
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 @pytest.mark.parametrize("case", SOME_CASES, ids=str)
@@ -97,9 +97,9 @@ def test_modules_of_every_kind(mode: str) -> None:
     modules = [
         dreluop.DReLU(init=0.4),
         dreluop.DReLU(3, init=0.4, inplace=True),
-        dreluop.DReLU((3, 4), init=0.4, save="code"),
+        dreluop.DReLU((3, 4), init=0.4, save="mask"),
         lazy,
-        dreluop.SReLU(0.4, inplace=True, save="code"),
+        dreluop.SReLU(0.4, inplace=True, save="mask"),
         dreluop.SReLU(torch.tensor([0.4, 0.2, 3.0])),
     ]
     for module in modules:
@@ -335,14 +335,14 @@ def test_what_is_kept_for_backward(mode: str) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), entered(mode):
         y = dreluop.capped_relu(x, 1.0)
-        code = dreluop.capped_relu(x, 1.0, save="code")
+        mask = dreluop.capped_relu(x, 1.0, save="mask")
     full = [t for t in kept if t.numel() == x.numel()]
     if mode == "straight_through":
         assert [t.data_ptr() for t in full] == [y.data_ptr()]
         assert sum(t.dtype == torch.uint8 and t.numel() == x.numel() // 4 for t in kept) == 1
     else:
         assert [t.data_ptr() for t in full] == [x.data_ptr()] * 2
-    assert code.shape == x.shape
+    assert mask.shape == x.shape
 
 
 @MODES

@@ -62,7 +62,7 @@ def test_second_derivatives_far_outside_the_cap_are_finite() -> None:
 
 
 @MODES
-@pytest.mark.parametrize("more", [{}, {"save": "code"}, {"adds": True}, {"balancer": 0.5}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"save": "mask"}, {"adds": True}, {"balancer": 0.5}], ids=str)
 def test_torch_func_grad(mode: str, more: dict[str, Any]) -> None:
     more = dict(more)
     if more.pop("adds", False):
@@ -150,7 +150,7 @@ def test_operators_called_directly_are_refused() -> None:
     x = torch.randn(3, 5, requires_grad=True)
     program = torch.export.export(model, (x,)).module()
     with surrogate_backward():
-        for name, arguments in (("forward", ()), ("forward_extra", (1, True, None))):
+        for name, arguments in (("capped_relu", ()), ("capped_relu_with_aux", (1, True, None))):
             with pytest.raises(RuntimeError, match=rf"does not reach torch.ops.dreluop.{name} called directly"):
                 getattr(torch.ops.dreluop, name)(x, torch.ones(5), *arguments)
         with pytest.raises(RuntimeError, match="as exported programs do"):
@@ -171,14 +171,14 @@ def test_checkpoints_inside_the_block(mode: str) -> None:
 
 
 @pytest.mark.parametrize("granularity", [1, 4])
-@pytest.mark.parametrize("inside", ["forward", "backward"])
+@pytest.mark.parametrize("inside", ["capped_relu", "capped_relu_backward"])
 def test_a_checkpoint_cannot_mix_soft_and_exact(inside: str, granularity: int) -> None:
     x = torch.randn(64, 4, requires_grad=True)
     module = dreluop.DReLU(granularity, init=0.5)
     soft = surrogate_backward("soft")
     nothing = contextlib.nullcontext()
-    with soft if inside == "forward" else nothing:
+    with soft if inside == "capped_relu" else nothing:
         y = checkpoint(module, x, use_reentrant=False)
-    with pytest.raises(CheckpointError), soft if inside == "backward" else nothing:
+    with pytest.raises(CheckpointError), soft if inside == "capped_relu_backward" else nothing:
         y.sum().backward()
     assert module.cap.grad is None

@@ -80,7 +80,7 @@ def test_numbers(half: Any) -> None:
     assert capped_relu(X, torch.tensor(2.0), balancer=half)[1].item() == 2
     assert dreluop.cap_penalty(torch.ones(3), half).item() == 1.5
     model = nn.Sequential(DReLU(2))
-    groups = dreluop.parameter_groups(model, half, half, balancer=half, weight_decay=half)
+    groups = dreluop.param_groups(model, half, half, balancer=half, weight_decay=half)
     assert (groups[1]["weight_decay"], groups[0]["weight_decay"]) == (1.0, 0.5)
     surgery.set_caps(model, half)
     assert model[0].cap.tolist() == [0.5, 0.5]
@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "init_of_head": (lambda: surgery.insert_head(network().half(), init=1e6), ValueError, "init: got 1e+06, which"),
     "minimum": (lambda: dreluop.project_caps(DReLU(2), HUGE), ValueError, "minimum: got an int of 16610 bits; expect"),
-    "lr": (lambda: dreluop.parameter_groups(DReLU(2), 10**400), ValueError, "lr: got an int of 1329 bits; expected a"),
+    "lr": (lambda: dreluop.param_groups(DReLU(2), 10**400), ValueError, "lr: got an int of 1329 bits; expected a"),
     "value": (lambda: surgery.set_caps(DReLU(2), 10**400), ValueError, "value: got an int of 1329 bits; expected a"),
     "value_infinite": (
         lambda: surgery.set_caps(nn.Sequential(nn.ReLU(), DReLU(2)), 1e300), ValueError,
@@ -236,7 +236,7 @@ class TestInfiniteCap:
         values = torch.tensor([-1.0, 0.0, 2.0, 3e38, math.nan])
         g = torch.tensor([3.0, 5.0, 7.0, 11.0, 13.0])
         lazy = LazyDReLU("channel", inf, dim=0)
-        for module in (DReLU(1, inf), DReLU(5, inf, dim=0, save="code"), lazy):
+        for module in (DReLU(1, inf), DReLU(5, inf, dim=0, save="mask"), lazy):
             x = values.clone().requires_grad_()
             y = module(x)
             y.backward(g)
@@ -271,7 +271,7 @@ class TestInfiniteCap:
             assert [m.cap.item() for m in changed.modules() if isinstance(m, DReLU)] == [math.inf]
             if change is surgery.replace_activations:
                 assert torch.equal(changed(X), want)
-                assert torch.equal(surgery.to_plain(changed)(X), want)
+                assert torch.equal(surgery.to_torch(changed)(X), want)
         surgery.replace_activations(model, granularity="layer", init=math.inf)
         before = model[0](X).detach()
         assert surgery.cap_summary(model, [X]).layers[0].cap_max == math.inf
@@ -297,7 +297,7 @@ TAKERS: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "x": ("x", lambda t: capped_relu(t, torch.ones(1, requires_grad=True))),
     "x_number": ("x", lambda t: capped_relu(t, 1.0)),
     "x_in_place": ("x", lambda t: capped_relu(t, torch.ones(1), inplace=True)),
-    "x_code": ("x", lambda t: capped_relu(t, 1.0, save="code", balancer=0.5)),
+    "x_mask": ("x", lambda t: capped_relu(t, 1.0, save="mask", balancer=0.5)),
     "cap": ("cap", lambda t: capped_relu(torch.ones(3, 3), t)),
     "bias": ("bias", lambda t: capped_relu(torch.ones(3, 3), 1.0, bias=t)),
     "residual": ("residual", lambda t: capped_relu(torch.ones(3, 3), 1.0, residual=t)),

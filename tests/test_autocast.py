@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("both_nodes")
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
 CALLS = {
     "output": {},
-    "code": {"save": "code"},
+    "mask": {"save": "mask"},
     "inplace": {"inplace": True},
     "balancer": {"balancer": 0.5},
 }

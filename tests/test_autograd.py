@@ -59,7 +59,7 @@ GRANULARITIES = (
     Granularity("empty", (0, 3), (3,)),
 )
 by_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-by_save = pytest.mark.parametrize("save", ["output", "code"])
+by_save = pytest.mark.parametrize("save", ["output", "mask"])
 by_balancer = pytest.mark.parametrize("balancer", [None, 0.7], ids=["", "balancer"])
 
 
@@ -282,7 +282,7 @@ def test_bytes_saved(
     y = result if balancer is None else result[0]
     assert storages(*saved).keys() <= storages(y, cap).keys()
     saved.clear()
-    result = dreluop.capped_relu(x, cap, save="code", balancer=balancer)
+    result = dreluop.capped_relu(x, cap, save="mask", balancer=balancer)
     y = result if balancer is None else result[0]
     kept = storages(*saved)
     kept.pop(cap.data_ptr(), None)
@@ -328,9 +328,9 @@ def test_no_reference_cycle_keeps_y(save: str, balancer: float | None, inplace: 
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
-def test_code_mode_frees_y_while_the_graph_lives() -> None:
+def test_mask_mode_frees_y_while_the_graph_lives() -> None:
     x, cap = torch.randn(4, 3, requires_grad=True), torch.ones(3, requires_grad=True)
-    y = dreluop.capped_relu(x, cap, save="code")
+    y = dreluop.capped_relu(x, cap, save="mask")
     total, y_alive = y.sum(), weakref.ref(y)
     del y
     assert y_alive() is None
@@ -357,9 +357,9 @@ def test_output_that_was_changed_after_it_was_saved_is_an_error() -> None:
         y.sum().backward()
 
 
-def test_code_mode_lets_the_output_be_changed() -> None:
+def test_mask_mode_lets_the_output_be_changed() -> None:
     x, cap = torch.full((4, 3), 0.5, requires_grad=True), torch.ones(3, requires_grad=True)
-    dreluop.capped_relu(x, cap, save="code").add_(1).sum().backward()
+    dreluop.capped_relu(x, cap, save="mask").add_(1).sum().backward()
     assert torch.equal(x.grad, torch.ones(4, 3))
 
 
@@ -367,5 +367,5 @@ def test_function_is_public_and_equal() -> None:
     x, cap = torch.randn(4, 3, requires_grad=True), torch.ones(3, requires_grad=True)
     y = dreluop.CappedReLUFunction.apply(x, cap, 1, False, "output", None)
     assert torch.equal(y, dreluop.capped_relu(x, cap))
-    y, code, penalty = dreluop.CappedReLUFunction.apply(x, cap, 1, False, "code", 0.5)
-    assert (code.dtype, code.requires_grad, penalty.item()) == (torch.uint8, False, 1.5)
+    y, mask, penalty = dreluop.CappedReLUFunction.apply(x, cap, 1, False, "mask", 0.5)
+    assert (mask.dtype, mask.requires_grad, penalty.item()) == (torch.uint8, False, 1.5)

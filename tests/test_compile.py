@@ -20,10 +20,10 @@ from tests.devices import moved
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-@pytest.fixture(params=["opaque", "fuse"])
+@pytest.fixture(params=["opaque", "decompose"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the compiler is to see."""
-    with dreluop.when_compiling(request.param):
+    with dreluop.compile_mode(request.param):
         yield request.param
 
 
@@ -58,24 +58,24 @@ def assert_same(got: Result, want: Result) -> None:
 
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "output": dreluop.capped_relu,
-    "code": lambda x, cap: dreluop.capped_relu(x, cap, save="code"),
+    "mask": lambda x, cap: dreluop.capped_relu(x, cap, save="mask"),
     "balancer": lambda x, cap: dreluop.capped_relu(x, cap, balancer=0.5),
-    "code_balancer": lambda x, cap: dreluop.capped_relu(x, cap, save="code", balancer=0.5),
+    "mask_balancer": lambda x, cap: dreluop.capped_relu(x, cap, save="mask", balancer=0.5),
     "inplace": lambda x, cap: dreluop.capped_relu(x * 2, cap, inplace=True),
-    "inplace_code": lambda x, cap: dreluop.capped_relu(x * 2, cap, save="code", inplace=True),
+    "inplace_mask": lambda x, cap: dreluop.capped_relu(x * 2, cap, save="mask", inplace=True),
     "inplace_balancer": lambda x, cap: dreluop.capped_relu(x * 2, cap, balancer=0.5, inplace=True),
     "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
     "residual": lambda x, cap: dreluop.capped_relu(x, cap, residual=x * x),
     "everything": lambda x, cap: dreluop.capped_relu(
         x * 2, cap, balancer=0.5, inplace=True, bias=cap * cap, residual=x
     ),
-    "everything_code": lambda x, cap: dreluop.capped_relu(
-        x, cap, save="code", balancer=0.5, bias=cap, residual=x.cos()
+    "everything_mask": lambda x, cap: dreluop.capped_relu(
+        x, cap, save="mask", balancer=0.5, bias=cap, residual=x.cos()
     ),
     "number": lambda x, cap: dreluop.capped_relu(x, 0.5) * cap.sum(),
     "cap_penalty": lambda x, cap: (x.relu(), dreluop.cap_penalty([cap, cap * 2], 0.5)),
-    "operator_forward": lambda x, cap: torch.ops.dreluop.forward(x, cap, 1),
-    "operator_forward_extra": lambda x, cap: torch.ops.dreluop.forward_extra(x, cap, 1, True, 0.5)[::2],
+    "operator_forward": lambda x, cap: torch.ops.dreluop.capped_relu(x, cap, 1),
+    "operator_forward_extra": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux(x, cap, 1, True, 0.5)[::2],
 }
 
 
@@ -90,7 +90,7 @@ def test_traced_without_a_graph_break(device: torch.device, name: str, case: Cas
     assert_same(got, want)
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_every_granularity_is_traced(case: Case, save: str) -> None:
     def function(x: Tensor, cap: Tensor) -> Any:
@@ -100,7 +100,7 @@ def test_every_granularity_is_traced(case: Case, save: str) -> None:
     assert_same(*(forward_and_backward(f, case, torch.bfloat16, cap_dtype=torch.float32) for f in (compiled, function)))
 
 
-@pytest.mark.parametrize("name", ["output", "code_balancer", "inplace", "everything"])
+@pytest.mark.parametrize("name", ["output", "mask_balancer", "inplace", "everything"])
 @pytest.mark.usefixtures("form")
 def test_inductor(device: torch.device, name: str) -> None:
     function = FUNCTIONS[name]
@@ -116,7 +116,7 @@ def test_inductor_model(mode: str) -> None:
         nn.Conv2d(3, 6, 3),
         dreluop.DReLU(6, init=0.3),
         nn.Conv2d(6, 4, 3),
-        dreluop.DReLU((4, 5, 5), init=0.3, save="code"),
+        dreluop.DReLU((4, 5, 5), init=0.3, save="mask"),
         nn.Flatten(),
         nn.Linear(100, 7),
         dreluop.DReLU(init=0.3, inplace=True),
@@ -180,22 +180,24 @@ def signature(results: Any) -> list[tuple[Any, ...]]:
 
 def every_operator(x: Tensor, cap: Tensor, grad: Tensor, case: Case) -> list[tuple[Any, ...]]:
     ops = torch.ops.dreluop
-    y, code, _ = extra = ops.forward_extra(x, cap, case.dim, True, 0.5)
-    results = signature(extra) + signature(ops.forward(x, cap, case.dim))
-    results += signature(ops.penalty([cap], 0.5)) + signature(ops.penalty_backward(cap.new_ones(()), [cap], 0.5))
+    y, mask, _ = extra = ops.capped_relu_with_aux(x, cap, case.dim, True, 0.5)
+    results = signature(extra) + signature(ops.capped_relu(x, cap, case.dim))
+    results += signature(ops.cap_penalty([cap], 0.5)) + signature(
+        ops.cap_penalty_backward(cap.new_ones(()), [cap], 0.5)
+    )
     if x.ndim:
-        results += signature(ops.saturation(x, cap, case.dim))
-    for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
+        results += signature(ops.cap_saturation(x, cap, case.dim))
+    for saved, order in ((y, []), (mask, oracle.mask_order(y, cap))):
         for need_x, need_cap in ((True, True), (False, True), (True, False)):
-            gradients = ops.backward(grad, saved, cap, case.dim, order, need_x, need_cap, None, None)
+            gradients = ops.capped_relu_backward(grad, saved, cap, case.dim, order, need_x, need_cap, None, None)
             results += signature(gradients)
-        results += signature(ops.tangent(grad, cap, saved, cap, case.dim, order))
-        results += signature(ops.surrogate(grad, saved, cap, case.dim, order, None))
-    results += signature(ops.surrogate(grad, x, cap, case.dim, [], cap))
+        results += signature(ops.capped_relu_jvp(grad, cap, saved, cap, case.dim, order))
+        results += signature(ops.capped_relu_surrogate_backward(grad, saved, cap, case.dim, order, None))
+    results += signature(ops.capped_relu_surrogate_backward(grad, x, cap, case.dim, [], cap))
     if not case.overlaps:
         strided = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-        results += signature(ops.forward_extra_(strided, cap, case.dim, True, 0.5))
-        results += signature(ops.backward(grad, strided, cap, case.dim, [], True, True, None, None))
+        results += signature(ops.capped_relu_with_aux_(strided, cap, case.dim, True, 0.5))
+        results += signature(ops.capped_relu_backward(grad, strided, cap, case.dim, [], True, True, None, None))
     return results
 
 
@@ -214,7 +216,7 @@ def test_fake_and_meta_results_are_laid_out_as_real_ones(
     assert every_operator(*meta, case) == real
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
 def test_public_functions_on_meta_tensors(case: Case, save: str) -> None:
     def run(x: Tensor, cap: Tensor) -> list[tuple[Any, ...]]:

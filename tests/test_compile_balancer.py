@@ -20,17 +20,17 @@ CAP = torch.tensor([0.25, 0.5, 1.0, 2.0])
 SQUARES = 5.3125
 CALLS: dict[str, Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]] = {
     "output": lambda x, cap, b: capped_relu(x, cap, balancer=b),
-    "code": lambda x, cap, b: capped_relu(x, cap, balancer=b, save="code"),
+    "mask": lambda x, cap, b: capped_relu(x, cap, balancer=b, save="mask"),
     "inplace": lambda x, cap, b: capped_relu(x * 1, cap, balancer=b, inplace=True, bias=cap),
     "penalty": lambda x, cap, b: (capped_relu(x, cap), dreluop.cap_penalty([cap], b)),
 }
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_balancer_that_changes_is_compiled_twice_at_most(fresh_compiler: None, name: str, form: Any) -> None:
     counter = CompileCounterWithBackend("aot_eager")
-    with dreluop.when_compiling(form):
+    with dreluop.compile_mode(form):
         compiled = torch.compile(CALLS[name], backend=counter, fullgraph=True)
         for balancer in (0.5, 0.1, 0.3, 0.0, 1e-3, 7.0, 2.0, 1e3, 1e-5, 0.25):
             x, cap = X.clone().requires_grad_(), CAP.clone().requires_grad_()
@@ -42,7 +42,7 @@ def test_a_balancer_that_changes_is_compiled_twice_at_most(fresh_compiler: None,
     assert counter.frame_count <= 2
 
 
-@pytest.mark.parametrize("name", ["output", "code", "penalty"])
+@pytest.mark.parametrize("name", ["output", "mask", "penalty"])
 def test_a_penalty_whose_squares_alone_would_overflow(fresh_compiler: None, name: str) -> None:
     compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
     cap = torch.full((4,), 3e19, requires_grad=True)
@@ -64,7 +64,7 @@ def test_a_bad_balancer_is_refused_also_where_the_compiler_does_not_know_it(fres
 
 
 FORMS: dict[str, dict[str, Any]] = {
-    "output": {}, "code": {"save": "code"}, "bias": {"bias": CAP.cos()}, "inplace": {"inplace": True},
+    "output": {}, "mask": {"save": "mask"}, "bias": {"bias": CAP.cos()}, "inplace": {"inplace": True},
 }  # fmt: skip
 
 
@@ -77,25 +77,25 @@ def test_the_penalty_of_a_frozen_cap_requires_no_gradient(form: str, frozen: str
     torch.testing.assert_close(penalty.item(), 0.5 * (SQUARES if frozen == "cap" else 0.25))
 
 
-@pytest.mark.parametrize("code", [False, True])
-def test_the_penalty_of_a_frozen_cap_requires_no_gradient_in_the_operators(code: bool) -> None:
+@pytest.mark.parametrize("mask", [False, True])
+def test_the_penalty_of_a_frozen_cap_requires_no_gradient_in_the_operators(mask: bool) -> None:
     x = X.clone().requires_grad_()
-    y, packed, penalty = torch.ops.dreluop.forward_extra(x, CAP, 1, code, 0.5)
+    y, packed, penalty = torch.ops.dreluop.capped_relu_with_aux(x, CAP, 1, mask, 0.5)
     assert y.requires_grad and not packed.requires_grad and not penalty.requires_grad
     written = x * 1
-    packed, penalty = torch.ops.dreluop.forward_extra_(written, CAP, 1, code, 0.5)
+    packed, penalty = torch.ops.dreluop.capped_relu_with_aux_(written, CAP, 1, mask, 0.5)
     assert written.requires_grad and not packed.requires_grad and not penalty.requires_grad
     want = torch.autograd.grad(oracle.plain(x, CAP).sum(), x)[0]
     assert torch.equal(torch.autograd.grad(y.sum() + penalty, x)[0], want)
     assert torch.equal(torch.autograd.grad(written.sum() + penalty, x)[0], want)
-    y, _, penalty = torch.ops.dreluop.forward_extra(X, CAP.clone().requires_grad_(), 1, code, 0.5)
+    y, _, penalty = torch.ops.dreluop.capped_relu_with_aux(X, CAP.clone().requires_grad_(), 1, mask, 0.5)
     assert y.requires_grad and penalty.requires_grad
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
 def test_the_penalty_of_a_frozen_cap_requires_none_when_compiled(fresh_compiler: None, form: Any) -> None:
-    with dreluop.when_compiling(form):
-        compiled = torch.compile(CALLS["code" if form == "opaque" else "output"], backend="aot_eager", fullgraph=True)
+    with dreluop.compile_mode(form):
+        compiled = torch.compile(CALLS["mask" if form == "opaque" else "output"], backend="aot_eager", fullgraph=True)
         y, penalty = compiled(X.clone().requires_grad_(), CAP, 0.5)
     assert y.requires_grad and not penalty.requires_grad and penalty.item() == SQUARES / 2
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 @pytest.fixture(autouse=True)
 def default_rule() -> Any:
-    with dreluop.use_backend(None), dreluop.when_compiling("auto"):
+    with dreluop.use_backend(None), dreluop.compile_mode("auto"):
         yield
 
 
@@ -52,17 +52,25 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(5, 3, 4), torch.rand(3) + 0.2
 
 
-FUSED = f"forward.{schemas.FUSED}"
+FUSED = f"capped_relu.{schemas.FUSED}"
 NOTHING = contextlib.nullcontext
 RULE: dict[str, tuple[Callable[[], Any], dict[str, Any], list[str]]] = {
     "default": (NOTHING, {}, [FUSED]),
-    "in place": (NOTHING, {"inplace": True}, [f"forward_.{schemas.FUSED}"]),
-    "penalty": (NOTHING, {"balancer": 0.5}, [FUSED, "penalty.default"]),
-    "code": (NOTHING, {"save": "code"}, ["forward_extra.default"]),
-    "code, asked to fuse": (lambda: dreluop.when_compiling("fuse"), {"save": "code"}, ["forward_extra.default"]),
-    "asked to be opaque": (lambda: dreluop.when_compiling("opaque"), {}, ["forward.default"]),
-    "asked to be opaque, in place": (lambda: dreluop.when_compiling("opaque"), {"inplace": True}, ["forward_.default"]),
-    "on a chosen backend": (lambda: dreluop.use_backend("reference"), {}, ["forward.reference"]),
+    "in place": (NOTHING, {"inplace": True}, [f"capped_relu_.{schemas.FUSED}"]),
+    "penalty": (NOTHING, {"balancer": 0.5}, [FUSED, "cap_penalty.default"]),
+    "mask": (NOTHING, {"save": "mask"}, ["capped_relu_with_aux.default"]),
+    "mask, asked to fuse": (
+        lambda: dreluop.compile_mode("decompose"),
+        {"save": "mask"},
+        ["capped_relu_with_aux.default"],
+    ),
+    "asked to be opaque": (lambda: dreluop.compile_mode("opaque"), {}, ["capped_relu.default"]),
+    "asked to be opaque, in place": (
+        lambda: dreluop.compile_mode("opaque"),
+        {"inplace": True},
+        ["capped_relu_.default"],
+    ),
+    "on a chosen backend": (lambda: dreluop.use_backend("reference"), {}, ["capped_relu.reference"]),
 }
 
 
@@ -74,20 +82,20 @@ def test_the_rule(name: str) -> None:
 
 
 def test_asked_to_fuse_on_a_chosen_backend() -> None:
-    with dreluop.use_backend("reference"), dreluop.when_compiling("fuse"):
+    with dreluop.use_backend("reference"), dreluop.compile_mode("decompose"):
         assert overloads_seen(dreluop.capped_relu, *data()) == [FUSED]
 
 
 def test_a_subclass_of_tensor_sees_the_operators_that_it_may_have_rules_for() -> None:
     x, cap = data()
-    assert overloads_seen(dreluop.capped_relu, TwoTensor(x, x), cap) == ["forward.default"]
+    assert overloads_seen(dreluop.capped_relu, TwoTensor(x, x), cap) == ["capped_relu.default"]
 
 
 def test_export_is_told_from_compile() -> None:
     assert not compiling.exporting()
     program = torch.export.export(dreluop.SReLU(0.5), (torch.randn(3),))
     assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
-        "dreluop.forward.default"
+        "dreluop.capped_relu.default"
     ]
 
 
@@ -97,17 +105,17 @@ def test_the_choice_is_traced_anew_and_ends() -> None:
     arguments = data()
     for _ in range(2):
         compiled(*arguments)
-        with dreluop.when_compiling("opaque"):
+        with dreluop.compile_mode("opaque"):
             compiled(*arguments)
     assert counter.frame_count == 2
-    with pytest.raises(KeyError), dreluop.when_compiling("opaque"):
+    with pytest.raises(KeyError), dreluop.compile_mode("opaque"):
         raise KeyError
     assert choice.chosen_form() == "auto"
 
 
 def test_every_thread_has_its_own_choice() -> None:
     seen: list[str] = []
-    with dreluop.when_compiling("opaque"):
+    with dreluop.compile_mode("opaque"):
         thread = threading.Thread(target=lambda: seen.append(choice.chosen_form()))
         thread.start()
         thread.join()
@@ -116,8 +124,8 @@ def test_every_thread_has_its_own_choice() -> None:
 
 @pytest.mark.parametrize("wrong", ["fused", "", None, 1])
 def test_unknown_form(wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r'form: got .*; expected "auto", "fuse" or "opaque"'):
-        dreluop.when_compiling(wrong)
+    with pytest.raises(ValueError, match=r'form: got .*; expected "auto", "decompose" or "opaque"'):
+        dreluop.compile_mode(wrong)
     assert choice.chosen_form() == "auto"
 
 
@@ -134,7 +142,7 @@ def test_the_environment_chooses(asked: str) -> None:
     if asked == "opaque":
         assert done.stdout.split() == ["opaque"]
     else:
-        assert 'DRELUOP_COMPILE: got "later"; expected "auto", "fuse" or "opaque"' in done.stderr
+        assert 'DRELUOP_COMPILE: got "later"; expected "auto", "decompose" or "opaque"' in done.stderr
 
 
 def graphs_of(function: Callable[..., Any], *arguments: Tensor) -> list[torch.fx.GraphModule]:
@@ -175,7 +183,7 @@ def test_what_is_fused_has_no_operator_of_ours_and_keeps_no_more_than_y(inplace:
     assert sum(kept.values()) <= x.nbytes
     assert len(kept) == 1 or not next_keeps_y
     torch._dynamo.reset()
-    with dreluop.when_compiling("opaque"):
+    with dreluop.compile_mode("opaque"):
         opaque = graphs_of(function, *(t.detach().requires_grad_() for t in (x, cap)))
     assert all("dreluop" in graph.code for graph in opaque)
 
@@ -196,7 +204,7 @@ def test_inductor_keeps_the_rule_at_ties_and_special_values(device: torch.device
     x = x.unsqueeze(1).expand(-1, len(cap)).contiguous()
     grad = torch.linspace(-1, 1, x.numel()).view_as(x).to(dtype)
     leaves = [t.to(device).requires_grad_() for t in (x, cap)]
-    with dreluop.when_compiling("fuse"):
+    with dreluop.compile_mode("decompose"):
         y = torch.compile(dreluop.capped_relu, fullgraph=True)(*leaves)
         y.backward(grad.to(device))
     oracle.assert_same_bits(y.cpu(), oracle.forward(x, cap))
@@ -213,7 +221,7 @@ def test_inductor_rounds_the_cap_that_it_compares_y_with(device: torch.device) -
         y = dreluop.capped_relu(x * 3, cap)
         return y * y
 
-    with dreluop.when_compiling("fuse"):
+    with dreluop.compile_mode("decompose"):
         compiled = torch.compile(function, fullgraph=True)
         got = torch.autograd.grad(compiled(x, cap).float().sum(), (x, cap))
     want = torch.autograd.grad(function(x, cap).float().sum(), (x, cap))
@@ -225,7 +233,7 @@ def test_inductor_rounds_the_cap_that_it_compares_y_with(device: torch.device) -
 def test_off_the_cpu_a_rounded_cap_is_read_as_integers(name: str) -> None:
     dtype, cap_dtype = DTYPES[name]
     x, cap = torch.empty(4, 3, dtype=dtype, device="meta"), torch.empty(3, dtype=cap_dtype, device="meta")
-    code = make_fx(lambda x, cap: fused.backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
+    code = make_fx(lambda x, cap: fused.capped_relu_backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
     assert ("view.dtype" in code) == (dtype != cap_dtype)
 
 
@@ -234,7 +242,7 @@ def test_the_sum_over_many_equal_terms_stays_exact(device: torch.device) -> None
     x, cap = torch.full((1 << 20,), 2.0), torch.tensor(1.0)
     grad = torch.full_like(x, 0.1)
     leaves = [t.to(device).requires_grad_() for t in (x, cap)]
-    with dreluop.when_compiling("fuse"):
+    with dreluop.compile_mode("decompose"):
         torch.compile(dreluop.capped_relu, fullgraph=True)(*leaves).backward(grad.to(device))
     exact = float(grad[0].double()) * x.numel()
     assert math.isclose(leaves[1].grad.item(), exact, rel_tol=8 * torch.finfo(torch.float32).eps)
@@ -250,17 +258,17 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_torch_func_inside_what_is_compiled(name: str, form: str) -> None:
     arguments = torch.randn(6, 3), torch.tensor(0.7)
     function = TRANSFORMS[name](dreluop.capped_relu)
-    with dreluop.when_compiling(form):  # type: ignore[arg-type]
+    with dreluop.compile_mode(form):  # type: ignore[arg-type]
         got = torch.compile(function, backend="aot_eager", fullgraph=True)(*arguments)
     torch.testing.assert_close(got, function(*arguments))
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 def test_autocast_keeps_the_cap_in_full_precision(form: str) -> None:
     model = nn.Sequential(nn.Linear(8, 6), dreluop.DReLU(6, init=0.3, inplace=True))
     data = torch.randn(32, 8)
@@ -268,7 +276,7 @@ def test_autocast_keeps_the_cap_in_full_precision(form: str) -> None:
     results = []
     for call in (model, compiled):
         model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16), dreluop.when_compiling(form):  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16), dreluop.compile_mode(form):  # type: ignore[arg-type]
             y = call(data)
         y.float().square().sum().backward()
         results.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
@@ -276,12 +284,12 @@ def test_autocast_keeps_the_cap_in_full_precision(form: str) -> None:
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 def test_in_place_over_an_argument_is_seen_by_its_owner(form: str) -> None:
     case = Case((6, 5), ())
     x, cap = case.inputs(torch.float32)
     expected = oracle.forward(x, cap)
-    with dreluop.when_compiling(form):  # type: ignore[arg-type]
+    with dreluop.compile_mode(form):  # type: ignore[arg-type]
         compiled = torch.compile(
             lambda x, cap: dreluop.capped_relu(x, cap, inplace=True), backend="aot_eager", fullgraph=True
         )
@@ -295,13 +303,13 @@ def test_in_place_over_an_argument_is_seen_by_its_owner(form: str) -> None:
             oracle.assert_same_bits(x, expected)
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 @pytest.mark.parametrize("strides", [(0, 1), (3, 2)], ids=["expanded", "interleaved"])
 def test_in_place_over_itself_is_refused(strides: tuple[int, int], form: str) -> None:
     x = torch.full((30,), 3.0)
     compiled = torch.compile(lambda x: dreluop.capped_relu(x, 1.0, inplace=True), backend="aot_eager", fullgraph=True)
     with (
-        dreluop.when_compiling(form),  # type: ignore[arg-type]
+        dreluop.compile_mode(form),  # type: ignore[arg-type]
         pytest.raises(Exception, match="has several elements at one address; use inplace=False"),
     ):
         compiled(x.as_strided((3, 4), strides))

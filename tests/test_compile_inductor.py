@@ -21,18 +21,18 @@ CHANNELS = 6
 BATCH = 7
 
 
-@pytest.fixture(params=["opaque", "fuse"])
+@pytest.fixture(params=["opaque", "decompose"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the compiler is to see."""
-    with dreluop.when_compiling(request.param):
+    with dreluop.compile_mode(request.param):
         yield request.param
 
 
 # How each of the calls goes; all of them are made of one x.
 FUNCTIONAL: list[dict[str, Any]] = [
-    {"save": save, "balancer": balancer, "addends": addends, "inplace": inplace}
-    for save in ("output", "code")
-    for balancer, addends, inplace in (
+    {"save": save, "balancer": balancer, "bias_and_residual": bias_and_residual, "inplace": inplace}
+    for save in ("output", "mask")
+    for balancer, bias_and_residual, inplace in (
         (None, False, False),
         (0.5, False, True),
         (None, True, True),
@@ -49,13 +49,13 @@ class Everything(nn.Module):
         self.modules_alone = nn.ModuleList(
             [
                 dreluop.DReLU(CHANNELS, init=0.5),
-                dreluop.DReLU(init=0.4, save="code"),
+                dreluop.DReLU(init=0.4, save="mask"),
                 dreluop.DReLU((CHANNELS, 4), init=0.3),
                 dreluop.SReLU(0.6),
             ]
         )
         self.with_addends = nn.ModuleList(
-            [dreluop.DReLU(CHANNELS, init=0.5), dreluop.DReLU(CHANNELS, init=0.5, save="code")]
+            [dreluop.DReLU(CHANNELS, init=0.5), dreluop.DReLU(CHANNELS, init=0.5, save="mask")]
         )
         self.caps = nn.ParameterList([torch.rand(CHANNELS) for _ in FUNCTIONAL])
         self.bias = nn.Parameter(torch.randn(CHANNELS))
@@ -64,7 +64,7 @@ class Everything(nn.Module):
         results = [module(x) for module in self.modules_alone]
         results += [module(x, residual, bias=self.bias) for module in self.with_addends]
         for how, cap in zip(FUNCTIONAL, self.caps, strict=True):
-            added = {"bias": self.bias, "residual": residual} if how["addends"] else {}
+            added = {"bias": self.bias, "residual": residual} if how["bias_and_residual"] else {}
             start = x * 1 if how["inplace"] else x
             result = dreluop.capped_relu(
                 start, cap, save=how["save"], balancer=how["balancer"], inplace=how["inplace"], **added

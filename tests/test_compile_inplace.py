@@ -22,10 +22,10 @@ CAP = torch.tensor([0.5, 0.25, 0.75, 0.375])
 BIAS = torch.tensor([0.125, -0.25, 0.5, 0.0])
 
 
-@pytest.fixture(params=["opaque", "fuse"])
+@pytest.fixture(params=["opaque", "decompose"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the compiler is to see."""
-    with dreluop.use_backend(None), dreluop.when_compiling(request.param):
+    with dreluop.use_backend(None), dreluop.compile_mode(request.param):
         yield request.param
 
 
@@ -42,24 +42,24 @@ FORMS: dict[str, Form] = {
     "module": (lambda x, c, b, r: SReLU(0.5, inplace=True)(x), lambda x, c, b, r: plain(x, torch.tensor(0.5))),
     "bias": (lambda x, c, b, r: capped_relu(x, c, inplace=True, bias=b), lambda x, c, b, r: plain(x + b, c)),
     "residual": (lambda x, c, b, r: capped_relu(x, c, inplace=True, residual=r), lambda x, c, b, r: plain(x + r, c)),
-    "code": (lambda x, c, b, r: capped_relu(x, c, inplace=True, save="code"), lambda x, c, b, r: plain(x, c)),
+    "mask": (lambda x, c, b, r: capped_relu(x, c, inplace=True, save="mask"), lambda x, c, b, r: plain(x, c)),
     "balancer": (lambda x, c, b, r: capped_relu(x, c, inplace=True, balancer=0.5), lambda x, c, b, r: plain(x, c)),
     "everything": (
-        lambda x, c, b, r: capped_relu(x, c, inplace=True, save="code", balancer=0.5, bias=b, residual=r),
+        lambda x, c, b, r: capped_relu(x, c, inplace=True, save="mask", balancer=0.5, bias=b, residual=r),
         lambda x, c, b, r: plain(x + b + r, c),
     ),
     "rows": (
         lambda x, c, b, r: capped_relu(x[2:], c, inplace=True),
         lambda x, c, b, r: torch.cat([x[:2], plain(x[2:], c)]),
     ),
-    "columns, code": (
-        lambda x, c, b, r: capped_relu(x[:, :2], c[:2], inplace=True, save="code"),
+    "columns, mask": (
+        lambda x, c, b, r: capped_relu(x[:, :2], c[:2], inplace=True, save="mask"),
         lambda x, c, b, r: torch.cat([plain(x[:, :2], c[:2]), x[:, 2:]], 1),
     ),
     "transposed": (lambda x, c, b, r: capped_relu(x.t(), c, inplace=True, dim=0), lambda x, c, b, r: plain(x, c)),
-    "operator": (lambda x, c, b, r: torch.ops.dreluop.forward_(x, c, 1, b), lambda x, c, b, r: plain(x + b, c)),
-    "operator, code": (
-        lambda x, c, b, r: torch.ops.dreluop.forward_extra_(x, c, 1, True, None),
+    "operator": (lambda x, c, b, r: torch.ops.dreluop.capped_relu_(x, c, 1, b), lambda x, c, b, r: plain(x + b, c)),
+    "operator, mask": (
+        lambda x, c, b, r: torch.ops.dreluop.capped_relu_with_aux_(x, c, 1, True, None),
         lambda x, c, b, r: plain(x, c),
     ),
     "no_grad": (lambda x, c, b, r: without_grad(x, c), lambda x, c, b, r: x + (plain(x, c) - x).detach()),
@@ -90,7 +90,7 @@ def test_every_form(over: str, dynamic: bool) -> None:
 
 
 def test_inductor() -> None:
-    check_forms({name: FORMS[name] for name in ("channel", "columns, code")}, "inductor", "inputs", False)
+    check_forms({name: FORMS[name] for name in ("channel", "columns, mask")}, "inductor", "inputs", False)
 
 
 def check_forms(forms: dict[str, Form], backend: str, over: str, dynamic: bool) -> None:
@@ -139,7 +139,7 @@ class Network(nn.Module):
             [
                 DReLU(4, init=0.3, inplace=inplace),
                 SReLU(0.4, inplace=inplace),
-                DReLU(init=0.3, inplace=inplace, save="code"),
+                DReLU(init=0.3, inplace=inplace, save="mask"),
                 DReLU(4, init=0.3, inplace=inplace),
                 DReLU(init=0.5),
             ]
@@ -184,7 +184,7 @@ class Pair(nn.Module):
         self.networks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(3, channels, kernel, padding=kernel // 2),
-                DReLU(channels, init=0.3, inplace=True, save="code"),
+                DReLU(channels, init=0.3, inplace=True, save="mask"),
                 nn.Conv2d(channels, 2, 1),
             )
             for channels, kernel in ((1, 3), (4, 1))
@@ -214,7 +214,7 @@ def test_no_write_is_left_in_the_graph() -> None:
         return make_boxed_func(graph.forward)
 
     def function(x: Tensor, cap: Tensor) -> Tensor:
-        y, penalty = capped_relu(x.sin(), cap, inplace=True, save="code", balancer=0.5)
+        y, penalty = capped_relu(x.sin(), cap, inplace=True, save="mask", balancer=0.5)
         return capped_relu(y.cos(), cap, inplace=True) + penalty
 
     x, cap = torch.randn(6, 4).requires_grad_(), CAP.clone().requires_grad_()
@@ -231,11 +231,11 @@ def test_functionalize() -> None:
 
     def function(x: Tensor) -> Tensor:
         h = x * 1
-        torch.ops.dreluop.forward_(h[2:], cap, 1)
-        torch.ops.dreluop.forward_extra_(h[:2], cap, 1, True, None)
+        torch.ops.dreluop.capped_relu_(h[2:], cap, 1)
+        torch.ops.dreluop.capped_relu_with_aux_(h[:2], cap, 1, True, None)
         return h
 
     torch.testing.assert_close(torch.func.functionalize(function)(x), plain(x, cap))
     overlapping = torch.ones(30).as_strided((3, 4), (3, 2))
     with pytest.raises(ValueError, match="has several elements at one address"):
-        torch.func.functionalize(lambda x: torch.ops.dreluop.forward_(x, cap, 1))(overlapping)
+        torch.func.functionalize(lambda x: torch.ops.dreluop.capped_relu_(x, cap, 1))(overlapping)

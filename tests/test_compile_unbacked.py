@@ -19,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 BATCH, CHANNELS, LENGTH = 6, 3, 4
 
 
-@pytest.fixture(params=["opaque", "fuse"])
+@pytest.fixture(params=["opaque", "decompose"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What the compiler is to see."""
-    with dreluop.use_backend(None), dreluop.when_compiling(request.param):
+    with dreluop.use_backend(None), dreluop.compile_mode(request.param):
         yield request.param
 
 
@@ -42,9 +42,9 @@ CAPS: dict[str, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
 HOW: list[dict[str, Any]] = [
     {},
     {"inplace": True},
-    {"save": "code"},
-    {"inplace": True, "balancer": 0.5, "addends": True},
-    {"save": "code", "inplace": True, "addends": True},
+    {"save": "mask"},
+    {"inplace": True, "balancer": 0.5, "bias_and_residual": True},
+    {"save": "mask", "inplace": True, "bias_and_residual": True},
 ]
 CALLS = [(name, how) for name in CAPS for how in HOW]
 
@@ -66,8 +66,8 @@ def activated(tensors: list[Tensor]) -> list[Tensor]:
     x, residual, *caps = tensors
     results: list[Tensor] = []
     for (name, how), cap in zip(CALLS, caps, strict=True):
-        options = {key: value for key, value in how.items() if key != "addends"}
-        if "addends" in how:
+        options = {key: value for key, value in how.items() if key != "bias_and_residual"}
+        if "bias_and_residual" in how:
             options.update(bias=bias_of(name), residual=residual)
         t = x * 1 if "inplace" in how else x
         result = capped_relu(t, cap, dim=CAPS[name][1], **options)
@@ -81,7 +81,7 @@ def expected(tensors: list[Tensor]) -> list[Tensor]:
     for (name, how), cap in zip(CALLS, caps, strict=True):
         _, _, view = CAPS[name]
         t = x
-        if how.get("addends"):
+        if how.get("bias_and_residual"):
             t = t + bias_of(name).reshape(view or (CHANNELS, 1)) + residual
         results.append(torch.minimum(t, cap.reshape(view)).relu())
         if "balancer" in how:
@@ -120,7 +120,7 @@ def test_every_granularity_and_call(how: str) -> None:
 @pytest.mark.usefixtures("form")
 def test_an_unknown_length_between_batch_and_channels() -> None:
     def function(x: Tensor, cap: Tensor) -> list[Tensor]:
-        calls: list[dict[str, Any]] = [{}, {"inplace": True}, {"save": "code"}]
+        calls: list[dict[str, Any]] = [{}, {"inplace": True}, {"save": "mask"}]
         transposed = capped_relu((x * 1).transpose(1, 2), cap, dim=1, inplace=True).transpose(1, 2)
         return [*(capped_relu(x * 1, cap, dim=-1, **how) for how in calls), transposed]
 
@@ -161,7 +161,7 @@ class Network(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 6)
         self.channels = DReLU(6, init=0.3, inplace=True)
-        self.masked = DReLU(6, init=0.4, save="code", inplace=True)
+        self.masked = DReLU(6, init=0.4, save="mask", inplace=True)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.channels(self.first(x[mask]))

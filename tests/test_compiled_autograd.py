@@ -24,17 +24,17 @@ def on_a_view(x: Tensor, cap: Tensor, **options: Any) -> Tensor:
 
 
 def everything(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Any:
-    return capped_relu(x, cap, bias=bias, residual=residual, save="code", balancer=0.1)
+    return capped_relu(x, cap, bias=bias, residual=residual, save="mask", balancer=0.1)
 
 
 FORMS: dict[str, Form] = {
     "usual": lambda x, cap, bias, residual: capped_relu(x, cap),
-    "code": lambda x, cap, bias, residual: capped_relu(x, cap, save="code"),
+    "mask": lambda x, cap, bias, residual: capped_relu(x, cap, save="mask"),
     "balancer": lambda x, cap, bias, residual: capped_relu(x, cap, balancer=0.1),
     "bias and residual": lambda x, cap, bias, residual: capped_relu(x, cap, bias=bias, residual=residual),
     "everything": everything,
     "in place on a view": lambda x, cap, bias, residual: on_a_view(x, cap),
-    "in place on a view, code": lambda x, cap, bias, residual: on_a_view(x, cap, save="code"),
+    "in place on a view, mask": lambda x, cap, bias, residual: on_a_view(x, cap, save="mask"),
     "penalty": lambda x, cap, bias, residual: cap_penalty([cap, bias], 0.1) * x,
 }
 CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {

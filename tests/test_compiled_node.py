@@ -113,7 +113,7 @@ USUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 UNUSUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "inplace_view": lambda x, cap: dreluop.capped_relu((x * 1)[:2], cap, inplace=True),
-    "code": lambda x, cap: dreluop.capped_relu(x, cap, save="code"),
+    "mask": lambda x, cap: dreluop.capped_relu(x, cap, save="mask"),
     "balancer": lambda x, cap: dreluop.capped_relu(x, cap, balancer=0.5),
     "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
     "residual": lambda x, cap: dreluop.capped_relu(x, cap, residual=x),
@@ -360,7 +360,7 @@ def test_a_profiler_shows_the_node(compiled: None) -> None:
     with torch.profiler.profile() as profile:
         dreluop.capped_relu(x, cap).sum().backward()
     names = {event.key for event in profile.key_averages()}
-    assert {NAME, "dreluop::forward", "dreluop::backward"} <= names
+    assert {NAME, "dreluop::capped_relu", "dreluop::capped_relu_backward"} <= names
 
 
 def unpacked_as(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -450,6 +450,6 @@ def test_memory_that_backward_lacks_is_torchs_exception(compiled: None, monkeypa
         raise RuntimeError("CUDA out of memory. Tried to allocate 128 TiB")
 
     y, x, _ = unpacked_as(lambda t: t[:2])
-    monkeypatch.setattr(compiled_node.DEFAULT, "backward", fails)
+    monkeypatch.setattr(compiled_node.DEFAULT, "capped_relu_backward", fails)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
         torch.autograd.grad(y.sum(), x)

@@ -29,7 +29,7 @@ from dreluop.surgery import (
     insert_stem,
     replace_activations,
     set_caps,
-    to_plain,
+    to_torch,
 )
 from tests.devices import new_tensors_on_meta
 
@@ -94,7 +94,7 @@ def test_insert_head_and_stem() -> None:
     insert_stem(model, channels=2, granularity="neuron", example_input=x_of(2, 1, 4, 4))
     assert devices(model) == {"cpu"}
     assert model(x_of(2, 1, 4, 4)).device.type == "cpu"
-    assert to_plain(model)(x_of(2, 1, 4, 4)).device.type == "cpu"
+    assert to_torch(model)(x_of(2, 1, 4, 4)).device.type == "cpu"
 
 
 class Doubled(nn.Module):
@@ -118,7 +118,7 @@ def test_reset_parameters(make: Callable[[], Any], parametrized: bool) -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, "reference"])
-@pytest.mark.parametrize("options", [{}, {"save": "code"}, {"balancer": 0.1}], ids=["", "code", "balancer"])
+@pytest.mark.parametrize("options", [{}, {"save": "mask"}, {"balancer": 0.1}], ids=["", "mask", "balancer"])
 def test_functions(chosen: Any, options: dict[str, Any]) -> None:
     x = x_of(4, 5).requires_grad_()
     cap = torch.full((5,), 0.5, device="cpu", requires_grad=True)
@@ -128,7 +128,7 @@ def test_functions(chosen: Any, options: dict[str, Any]) -> None:
         dx, dcap = torch.autograd.grad(y.sum(), (x, cap), create_graph=True)
         counts = saturation(x, cap)
         penalty = cap_penalty([cap], 0.1)
-    assert {t.device.type for t in (y, dx, dcap, counts.off, counts.live, penalty)} == {"cpu"}
+    assert {t.device.type for t in (y, dx, dcap, counts.off, counts.has_gradient, penalty)} == {"cpu"}
     project_caps(cap, 0.75)
     assert cap.tolist() == [0.75] * 5
 

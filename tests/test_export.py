@@ -42,7 +42,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.channel = DReLU(3, init=1.5, inplace=True)
-        self.last = DReLU(5, init=1.2, dim=-1, save="code")
+        self.last = DReLU(5, init=1.2, dim=-1, save="mask")
         self.neuron = DReLU((3, 5), init=1.0)
         self.layer = DReLU(init=0.8)
         self.fixed = SReLU(0.7)

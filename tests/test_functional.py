@@ -74,9 +74,9 @@ BAD_INPUTS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], st
     "dim_none": ((X, CAP), {"dim": None}, TypeError, "dim: got NoneType; expected an int"),
 }  # fmt: skip
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "save_unknown": ({"save": "input"}, ValueError, 'save: got \'input\'; expected "output" or "code"'),
-    "save_none": ({"save": None}, ValueError, 'save: got None; expected "output" or "code"'),
-    "save_list": ({"save": ["code"]}, ValueError, 'save: got [\'code\']; expected "output" or "code"'),
+    "save_unknown": ({"save": "input"}, ValueError, 'save: got \'input\'; expected "output" or "mask"'),
+    "save_none": ({"save": None}, ValueError, 'save: got None; expected "output" or "mask"'),
+    "save_list": ({"save": ["mask"]}, ValueError, 'save: got [\'mask\']; expected "output" or "mask"'),
     "balancer_negative": ({"balancer": -0.5}, ValueError, "balancer: got -0.5; expected a finite number >= 0"),
     "balancer_nan": ({"balancer": math.nan}, ValueError, "balancer: got nan; expected a finite number >= 0"),
     "balancer_inf": ({"balancer": math.inf}, ValueError, "balancer: got inf; expected a finite number >= 0"),
@@ -97,7 +97,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("function", [dreluop.capped_relu, dreluop.saturation], ids=["capped_relu", "saturation"])
+@pytest.mark.parametrize("function", [dreluop.capped_relu, dreluop.saturation], ids=["capped_relu", "cap_saturation"])
 @pytest.mark.parametrize("name", BAD_INPUTS)
 @pytest.mark.usefixtures("both_nodes")
 def test_bad_input(function: Callable[..., Any], name: str) -> None:
@@ -195,7 +195,7 @@ def test_gradient_with_a_cap_as_a_number() -> None:
     assert x.grad.tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["", "needs_grad"])
 @pytest.mark.parametrize("dtypes", [*MIXED_DTYPES, *zip(DTYPES, DTYPES, strict=True)], ids=mixed_id)
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
@@ -283,60 +283,64 @@ def test_saturation(case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     result = dreluop.saturation(x.requires_grad_(), cap.requires_grad_(), dim=case.dim)
     assert isinstance(result, dreluop.Saturation)
-    counts, live = oracle.saturation(x.detach(), cap.detach(), case.dim)
-    for got, want in zip(result, (*counts, live), strict=True):
+    counts, has_gradient = oracle.saturation(x.detach(), cap.detach(), case.dim)
+    for got, want in zip(result, (*counts, has_gradient), strict=True):
         oracle.assert_same_bits(got, want)
         assert not got.requires_grad
-    assert result._fields == ("off", "inside", "capped", "live")
+    assert result._fields == ("off", "inside", "capped", "has_gradient")
 
 
 def test_a_dead_sample_has_no_gradient_and_a_live_one_has() -> None:
     x = torch.tensor([[-1.0, 5.0], [-1.0, 0.5], [7.0, 7.0]], requires_grad=True)
     dreluop.capped_relu(x, 1.0).sum().backward()
-    assert dreluop.saturation(x, 1.0).live.tolist() == x.grad.any(1).tolist() == [False, True, False]
+    assert dreluop.saturation(x, 1.0).has_gradient.tolist() == x.grad.any(1).tolist() == [False, True, False]
 
 
 def raw_errors() -> dict[str, tuple[str, tuple[Any, ...], str]]:
     """Operator, arguments, and the name of the argument that its error must hold."""
-    y, code = X.clamp(0, 1), torch.zeros(15, dtype=torch.uint8)
+    y, mask = X.clamp(0, 1), torch.zeros(15, dtype=torch.uint8)
     overlapping = torch.ones(4, 1, 5).expand(4, 3, 5)
 
     def backward(grad: Tensor, saved: Tensor, cap: Tensor = CAP, order: tuple[int, ...] = ()) -> tuple[Any, ...]:
         return (grad, saved, cap, 1, order, True, True, None, None)
 
     return {
-        "forward-x": ("forward", (X.long(), CAP, 1), "x"),
-        "forward-cap": ("forward", (X, CAP.long(), 1), "cap"),
-        "forward-cap_shape": ("forward", (X, torch.ones(4), 1), "cap"),
-        "forward-cap_rank": ("forward", (X, torch.ones(1, 3, 1), 1), "cap"),
-        "forward-dim": ("forward", (X, CAP, 7), "dim"),
-        "forward_-overlap": ("forward_", (overlapping, CAP, 1), "inplace"),
-        "forward_-cap_shape": ("forward_", (X.clone(), torch.ones(4), 1), "cap"),
-        "forward_extra-cap_shape": ("forward_extra", (X, torch.ones(4), 1, True, None), "cap"),
-        "forward_extra_-overlap": ("forward_extra_", (overlapping, CAP, 1, True, 1.0), "inplace"),
-        "backward-grad_shape": ("backward", backward(X[:2], y), "grad"),
-        "backward-grad_dtype": ("backward", backward(X.double(), y), "grad"),
-        "backward-cap_shape": ("backward", backward(X, y, torch.ones(4)), "cap"),
-        "backward-code_size": ("backward", backward(X, code[:-1], order=(0, 1, 2)), "saved"),
-        "backward-code_rank": ("backward", backward(X, code.view(3, 5), order=(0, 1, 2)), "saved"),
-        "backward-order_missing": ("backward", backward(X, code), "order"),
-        "backward-order_repeated": ("backward", backward(X, code, order=(0, 1, 1)), "order"),
-        "backward-order_outside": ("backward", backward(X, code, order=(0, 1, 3)), "order"),
-        "backward-grad_penalty": ("backward", (X, y, CAP, 1, (), True, True, 1.0, torch.ones(2)), "grad_penalty"),
-        "tangent-u_shape": ("tangent", (X[:2], None, y, CAP, 1, ()), "u"),
-        "tangent-v_shape": ("tangent", (X, torch.ones(4), y, CAP, 1, ()), "v"),
-        "tangent-code_size": ("tangent", (X, None, code[:-1], CAP, 1, (0, 1, 2)), "saved"),
-        "surrogate-grad_shape": ("surrogate", (X[:2], y, CAP, 1, (), None), "grad"),
-        "surrogate-cap_shape": ("surrogate", (X, y, torch.ones(4), 1, (), None), "cap"),
-        "surrogate-width_shape": ("surrogate", (X, y, CAP, 1, (), torch.ones(4)), "width"),
-        "surrogate-width_dtype": ("surrogate", (X, y, CAP, 1, (), CAP.long()), "width"),
-        "surrogate-width_of_code": ("surrogate", (X, code, CAP, 1, (0, 1, 2), CAP), "saved"),
-        "surrogate-code_size": ("surrogate", (X, code[:-1], CAP, 1, (0, 1, 2), None), "saved"),
-        "saturation-cap_shape": ("saturation", (X, torch.ones(4), 1), "cap"),
-        "saturation-scalar": ("saturation", (torch.ones(()), torch.ones(()), 0), "x"),
-        "penalty-empty": ("penalty", ([], 1.0), "caps"),
-        "penalty-integer": ("penalty", ([CAP.long()], 1.0), "cap"),
-        "penalty_backward-grad": ("penalty_backward", (torch.ones(2), [CAP], 1.0), "grad"),
+        "forward-x": ("capped_relu", (X.long(), CAP, 1), "x"),
+        "forward-cap": ("capped_relu", (X, CAP.long(), 1), "cap"),
+        "forward-cap_shape": ("capped_relu", (X, torch.ones(4), 1), "cap"),
+        "forward-cap_rank": ("capped_relu", (X, torch.ones(1, 3, 1), 1), "cap"),
+        "forward-dim": ("capped_relu", (X, CAP, 7), "dim"),
+        "forward_-overlap": ("capped_relu_", (overlapping, CAP, 1), "inplace"),
+        "forward_-cap_shape": ("capped_relu_", (X.clone(), torch.ones(4), 1), "cap"),
+        "capped_relu_with_aux-cap_shape": ("capped_relu_with_aux", (X, torch.ones(4), 1, True, None), "cap"),
+        "capped_relu_with_aux_-overlap": ("capped_relu_with_aux_", (overlapping, CAP, 1, True, 1.0), "inplace"),
+        "backward-grad_shape": ("capped_relu_backward", backward(X[:2], y), "grad"),
+        "backward-grad_dtype": ("capped_relu_backward", backward(X.double(), y), "grad"),
+        "backward-cap_shape": ("capped_relu_backward", backward(X, y, torch.ones(4)), "cap"),
+        "backward-mask_size": ("capped_relu_backward", backward(X, mask[:-1], order=(0, 1, 2)), "saved"),
+        "backward-mask_rank": ("capped_relu_backward", backward(X, mask.view(3, 5), order=(0, 1, 2)), "saved"),
+        "backward-order_missing": ("capped_relu_backward", backward(X, mask), "order"),
+        "backward-order_repeated": ("capped_relu_backward", backward(X, mask, order=(0, 1, 1)), "order"),
+        "backward-order_outside": ("capped_relu_backward", backward(X, mask, order=(0, 1, 3)), "order"),
+        "backward-grad_penalty": (
+            "capped_relu_backward",
+            (X, y, CAP, 1, (), True, True, 1.0, torch.ones(2)),
+            "grad_penalty",
+        ),
+        "tangent-u_shape": ("capped_relu_jvp", (X[:2], None, y, CAP, 1, ()), "u"),
+        "tangent-v_shape": ("capped_relu_jvp", (X, torch.ones(4), y, CAP, 1, ()), "v"),
+        "tangent-mask_size": ("capped_relu_jvp", (X, None, mask[:-1], CAP, 1, (0, 1, 2)), "saved"),
+        "surrogate-grad_shape": ("capped_relu_surrogate_backward", (X[:2], y, CAP, 1, (), None), "grad"),
+        "surrogate-cap_shape": ("capped_relu_surrogate_backward", (X, y, torch.ones(4), 1, (), None), "cap"),
+        "surrogate-width_shape": ("capped_relu_surrogate_backward", (X, y, CAP, 1, (), torch.ones(4)), "width"),
+        "surrogate-width_dtype": ("capped_relu_surrogate_backward", (X, y, CAP, 1, (), CAP.long()), "width"),
+        "surrogate-width_of_mask": ("capped_relu_surrogate_backward", (X, mask, CAP, 1, (0, 1, 2), CAP), "saved"),
+        "surrogate-mask_size": ("capped_relu_surrogate_backward", (X, mask[:-1], CAP, 1, (0, 1, 2), None), "saved"),
+        "saturation-cap_shape": ("cap_saturation", (X, torch.ones(4), 1), "cap"),
+        "saturation-scalar": ("cap_saturation", (torch.ones(()), torch.ones(()), 0), "x"),
+        "penalty-empty": ("cap_penalty", ([], 1.0), "caps"),
+        "penalty-integer": ("cap_penalty", ([CAP.long()], 1.0), "cap"),
+        "penalty_backward-grad": ("cap_penalty_backward", (torch.ones(2), [CAP], 1.0), "grad"),
     }  # fmt: skip
 
 

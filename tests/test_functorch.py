@@ -91,15 +91,15 @@ def test_transform(device: torch.device, transform: str, granularity: Granularit
     close(apply(ours(granularity, balancer), x, cap), apply(plain(granularity, balancer), x, cap))
 
 
-# jacrev maps over the backward of a code that was packed outside.
+# jacrev maps over the backward of a mask that was packed outside.
 @by_granularity
 @pytest.mark.parametrize(
     "transform", ["grad", "vjp", "jvp", "jacrev", "jacfwd", "grad_of_grad", "jvp_of_grad", "grad_of_jvp", "hessian"]
 )
-def test_transform_of_code_mode(device: torch.device, transform: str, granularity: Granularity) -> None:
+def test_transform_of_mask_mode(device: torch.device, transform: str, granularity: Granularity) -> None:
     apply = TRANSFORMS[transform]
     x, cap = inputs(granularity, device)
-    close(apply(ours(granularity, 0.7, "code"), x, cap), apply(plain(granularity, 0.7), x, cap))
+    close(apply(ours(granularity, 0.7, "mask"), x, cap), apply(plain(granularity, 0.7), x, cap))
 
 
 MAPPED = {
@@ -124,7 +124,7 @@ def batched(
 
 
 @by_balancer
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("over", MAPPED)
 @by_granularity
 def test_vmap(device: torch.device, granularity: Granularity, over: str, save: str, balancer: float | None) -> None:
@@ -135,7 +135,7 @@ def test_vmap(device: torch.device, granularity: Granularity, over: str, save: s
 
 
 @by_balancer
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("over", ["x", "cap", "both", "mixed"])
 @by_granularity
 def test_vmap_of_derivatives(
@@ -207,19 +207,19 @@ def test_cap_penalty(device: torch.device) -> None:
 
 def test_in_place_under_vmap() -> None:
     x, cap = torch.randn(3, 4), torch.rand(3)
-    vmap(lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="code"))(written := x.clone(), cap)
+    vmap(lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask"))(written := x.clone(), cap)
     oracle.assert_same_bits(written, oracle.forward(x, cap, 0))
 
 
 IN_PLACE_OF_ALL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "cap": lambda x, c: dreluop.capped_relu(x, c, inplace=True),
-    "code": lambda x, c: dreluop.capped_relu(x, c, inplace=True, save="code", balancer=0.5),
+    "mask": lambda x, c: dreluop.capped_relu(x, c, inplace=True, save="mask", balancer=0.5),
     "bias": lambda x, c: dreluop.capped_relu(x, 1.0, inplace=True, bias=c),
     "residual": lambda x, c: dreluop.capped_relu(x, 1.0, inplace=True, residual=x * c),
     "inside_grad": lambda x, c: grad(lambda c: dreluop.capped_relu(x.clone(), c, inplace=True).sum())(c),
     "module": lambda x, c: dreluop.SReLU(1.0, inplace=True)(x, x * c),
-    "forward_": torch.ops.dreluop.forward_,
-    "forward_extra_": lambda x, c: torch.ops.dreluop.forward_extra_(x, c, 1, True, 0.5),
+    "capped_relu_": torch.ops.dreluop.capped_relu_,
+    "capped_relu_with_aux_": lambda x, c: torch.ops.dreluop.capped_relu_with_aux_(x, c, 1, True, 0.5),
 }
 
 

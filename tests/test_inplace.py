@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("both_nodes")
 # Every way to write over x. Each writes capped_relu(x, cap) over x.
 WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "capped_relu": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True),
-    "capped_relu_code": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="code"),
+    "capped_relu_mask": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask"),
     "capped_relu_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, balancer=0.5),
-    "capped_relu_code_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="code", balancer=0.5),
+    "capped_relu_mask_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask", balancer=0.5),
     "Function": lambda x, cap: dreluop.CappedReLUFunction.apply(x, cap, 1, True, "output", None),
-    "forward_": torch.ops.dreluop.forward_.default,
-    "forward_extra_": lambda x, cap: torch.ops.dreluop.forward_extra_(x, cap, 1, False, None),
-    "forward_extra_code": lambda x, cap: torch.ops.dreluop.forward_extra_(x, cap, 1, True, 0.5),
+    "capped_relu_": torch.ops.dreluop.capped_relu_.default,
+    "capped_relu_with_aux_": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, False, None),
+    "capped_relu_with_aux_mask": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, True, 0.5),
     "SReLU": lambda x, cap: dreluop.SReLU(cap, inplace=True)(x),
     "DReLU": lambda x, cap: dreluop.DReLU(cap.numel(), init=cap.max().item(), inplace=True)(x),
 }
@@ -100,7 +100,7 @@ def test_tensor_of_inference_mode_outside_of_it(writer: str) -> None:
     oracle.assert_same_bits(x, values)
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("balancer", [None, 0.5], ids=["", "balancer"])
 @by_context
 def test_returns_x_itself(context: str, save: str, balancer: float | None) -> None:
@@ -127,7 +127,7 @@ def gradients(
     return y.detach().clone(), list(torch.autograd.grad(loss, (leaf, cap)))
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("balancer", [None, 0.5], ids=["", "balancer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 @pytest.mark.parametrize("case", WRITABLE_CASES[::2], ids=str)
@@ -144,7 +144,7 @@ def test_gradients_equal_those_of_the_other_form(
     torch.testing.assert_close(in_place[1], out_of_place[1], rtol=torch.finfo(dtype).eps, atol=atol)
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_chain_of_layers_in_place(save: str) -> None:
     weight, cap = torch.randn(6, 6, requires_grad=True), torch.rand(6, requires_grad=True)
 
@@ -240,7 +240,7 @@ def refused() -> dict[str, Callable[[], tuple[Tensor, Tensor, str]]]:
     return leaf | memory | overlapping | interleaved
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("balancer", [None, 0.5], ids=["", "balancer"])
 @pytest.mark.parametrize("name", refused())
 def test_refused_before_anything_is_changed(name: str, save: str, balancer: float | None) -> None:
@@ -323,6 +323,6 @@ def test_a_copy_on_write_twin_keeps_its_values() -> None:
     values = torch.randn(4, 3)
     twin = torch._lazy_clone(values)
     before = values.clone()
-    torch.ops.dreluop.forward_(twin, torch.full((3,), 0.1))
+    torch.ops.dreluop.capped_relu_(twin, torch.full((3,), 0.1))
     oracle.assert_same_bits(values, before)
     oracle.assert_same_bits(twin, oracle.forward(before, torch.full((3,), 0.1)))

@@ -37,7 +37,7 @@ MADE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("make", MADE)
-@pytest.mark.parametrize("options", [{}, {"save": "code"}, {"balancer": 0.1}], ids=["", "code", "balancer"])
+@pytest.mark.parametrize("options", [{}, {"save": "mask"}, {"balancer": 0.1}], ids=["", "mask", "balancer"])
 def test_views_that_autograd_protects(make: str, options: dict[str, Any]) -> None:
     function, words = MADE[make]
     base = torch.randn(4, 5, requires_grad=True) * 1

@@ -26,7 +26,7 @@ def before() -> Tensor:
 def write(marked: bool, layout: Any) -> Callable[[Tensor], Tensor]:
     def function(memory: Tensor) -> Tensor:
         x = memory.as_strided(*layout)
-        torch.ops.dreluop.forward_(torch._neg_view(x) if marked else x, torch.ones((), device=memory.device))
+        torch.ops.dreluop.capped_relu_(torch._neg_view(x) if marked else x, torch.ones((), device=memory.device))
         return memory
 
     return function
@@ -49,13 +49,13 @@ def test_written_or_refused(how: Callable[..., Any], marked: bool) -> None:
     assert torch.equal(memory, before())
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
 def test_capped_relu_compiled(form: Any) -> None:
     def function(memory: Tensor) -> Tensor:
         dreluop.capped_relu(memory.as_strided(*APART), torch.ones(()), inplace=True)
         return memory
 
-    with dreluop.when_compiling(form):
+    with dreluop.compile_mode(form):
         assert torch.equal(compiled(function)(before()), function(before()))
 
 

@@ -75,15 +75,15 @@ def test_more_than_2_to_the_31_elements(buffer: Tensor, threads) -> None:
             flat[start : start + BLOCK] = values
         caps = {start: caps_of_block(cap, start, inner) for start in blocks}
 
-        code, _ = ops.forward_extra_(x, cap_there, dim, True, None)
-        assert code.numel() == -(-x.numel() // 4)
+        mask, _ = ops.capped_relu_with_aux_(x, cap_there, dim, True, None)
+        assert mask.numel() == -(-x.numel() // 4)
         # All but the blocks is capped.
         expected = torch.zeros(3, cap.numel(), dtype=torch.int64)
         expected[oracle.CAPPED] = x.numel() // cap.numel()
         for start, values in blocks.items():
             oracle.assert_same_bits(flat[start : start + BLOCK].cpu(), oracle.forward(values, caps[start], 0))
             region = oracle.regions(values, caps[start], 0)
-            assert torch.equal(unpacked(code, start), region), (name, start)
+            assert torch.equal(unpacked(mask, start), region), (name, start)
             owner = torch.arange(start, start + BLOCK) // inner % cap.numel()
             expected[oracle.CAPPED] -= torch.bincount(owner, minlength=cap.numel())
             for r in (oracle.OFF, oracle.INSIDE, oracle.CAPPED):
@@ -94,12 +94,12 @@ def test_more_than_2_to_the_31_elements(buffer: Tensor, threads) -> None:
         total = expected[oracle.CAPPED].double().mul(0.5).view(cap_shape)
         if name == "long_runs":
             order = list(range(x.ndim))
-            _, dcap, _ = ops.backward(grad, code, cap_there, dim, order, False, True, None, None)
+            _, dcap, _ = ops.capped_relu_backward(grad, mask, cap_there, dim, order, False, True, None, None)
             oracle.assert_sum(dcap.cpu(), total, total, torch.float32)
-        del code
+        del mask
         if name == "inner_1":
-            assert torch.equal(ops.saturation(x, cap_there, dim)[0].cpu(), expected)
-            dx, dcap, _ = ops.backward(grad, x, cap_there, dim, [], True, True, None, None)
+            assert torch.equal(ops.cap_saturation(x, cap_there, dim)[0].cpu(), expected)
+            dx, dcap, _ = ops.capped_relu_backward(grad, x, cap_there, dim, [], True, True, None, None)
             oracle.assert_sum(dcap.cpu(), total, total, torch.float32)
             for start, values in blocks.items():
                 want = oracle.grad_x(torch.full((BLOCK,), 0.5, dtype=torch.bfloat16), values, caps[start], 0)
@@ -108,7 +108,7 @@ def test_more_than_2_to_the_31_elements(buffer: Tensor, threads) -> None:
             assert nonzero == expected[oracle.INSIDE].sum()
 
 
-def unpacked(code: Tensor, start: int) -> Tensor:
+def unpacked(mask: Tensor, start: int) -> Tensor:
     """The regions of one block."""
-    packed = code[start // 4 : -(-(start + BLOCK) // 4)].cpu()
+    packed = mask[start // 4 : -(-(start + BLOCK) // 4)].cpu()
     return ((packed.unsqueeze(1) >> torch.tensor([0, 2, 4, 6])) & 3).flatten()[start % 4 :][:BLOCK].long()

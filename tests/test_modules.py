@@ -25,12 +25,12 @@ def test_repr() -> None:
     modules = [
         SReLU(2),
         SReLU(torch.tensor([1.0, 2.0]), dim=-1),
-        SReLU(torch.ones(2, 3), inplace=True, save="code"),
+        SReLU(torch.ones(2, 3), inplace=True, save="mask"),
         SReLU(torch.ones(1, device="meta")),
         DReLU(),
         DReLU(64, init=6.0, dim=-1),
         DReLU((3, 4), inplace=True),
-        DReLU(save="code"),
+        DReLU(save="mask"),
         LazyDReLU(),
         LazyDReLU("channel", init=0.5),
     ]
@@ -39,12 +39,12 @@ def test_repr() -> None:
         """\
 SReLU(cap=2)
 SReLU(cap=(2,), dim=-1)
-SReLU(cap=(2, 3), inplace=True, save="code")
+SReLU(cap=(2, 3), inplace=True, save="mask")
 SReLU(cap=(1,))
 DReLU(1, init=100)
 DReLU(64, init=6, dim=-1)
 DReLU((3, 4), init=100, inplace=True)
-DReLU(1, init=100, save="code")
+DReLU(1, init=100, save="mask")
 LazyDReLU("layer", init=100)
 LazyDReLU("channel", init=0.5)""",
     )
@@ -86,7 +86,7 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bool": (lambda: DReLU(True), TypeError, "num_parameters: got bool; expected an int or a shape"),
     "string_in_shape": (lambda: DReLU(("a",)), ValueError, "num_parameters: got .*; expected a positive int"),
     "integer_dtype": (lambda: DReLU(dtype=torch.int64), (TypeError, RuntimeError), "dtype|floating point"),
-    "save": (lambda: DReLU(save="both"), ValueError, "save: got 'both'; expected \"output\" or \"code\""),
+    "save": (lambda: DReLU(save="both"), ValueError, "save: got 'both'; expected \"output\" or \"mask\""),
     "save_of_SReLU": (lambda: SReLU(1.0, save="both"), ValueError, "save: got 'both'"),
     "cap_of_SReLU": (lambda: SReLU(torch.ones(2).long()), TypeError, "cap: got dtype torch.int64; expected float32"),
     "granularity": (
@@ -114,7 +114,7 @@ def modules() -> dict[str, Callable[[], nn.Module]]:
         "SReLU": lambda: SReLU(0.7),
         "SReLU_channel": lambda: SReLU(torch.tensor([0.3, 0.5, 0.7])),
         "DReLU": lambda: DReLU(init=0.7),
-        "DReLU_channel": lambda: DReLU(3, init=0.7, save="code"),
+        "DReLU_channel": lambda: DReLU(3, init=0.7, save="mask"),
         "DReLU_last": lambda: DReLU(5, init=0.7, dim=-1),
         "DReLU_neuron": lambda: DReLU((3, 5), init=0.7),
     }
@@ -230,7 +230,7 @@ LAZY_SHAPES = {"layer": (1,), "channel": (3,), "neuron": (3, 5)}
 @pytest.mark.parametrize("dtype", [None, torch.float64], ids=["", "float64"])
 @pytest.mark.parametrize("granularity", LAZY_SHAPES)
 def test_lazy_becomes_DReLU(granularity: str, dtype: torch.dtype | None) -> None:  # noqa: N802
-    module = LazyDReLU(granularity, init=0.5, save="code", dtype=dtype)
+    module = LazyDReLU(granularity, init=0.5, save="mask", dtype=dtype)
     assert isinstance(module.cap, UninitializedParameter)
     y = module(X)
     assert type(module) is DReLU
@@ -238,7 +238,7 @@ def test_lazy_becomes_DReLU(granularity: str, dtype: torch.dtype | None) -> None
     assert (module.cap.shape, module.cap.dtype) == (LAZY_SHAPES[granularity], dtype or torch.float32)
     assert torch.equal(module.cap, torch.full(LAZY_SHAPES[granularity], 0.5, dtype=dtype))
     oracle.assert_same_bits(y, oracle.forward(X, module.cap.detach()))
-    assert module.save == "code"
+    assert module.save == "mask"
 
 
 def test_lazy_on_another_dim_and_before_an_optimizer() -> None:
@@ -272,7 +272,7 @@ def test_lazy_on_meta() -> None:
     assert module.cap.is_meta and module.cap.shape == (3,)
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("num_parameters", [1, 6, (6,)], ids=str)
 def test_training_moves_the_cap(num_parameters: int | tuple[int, ...], save: str) -> None:
     model = nn.Sequential(nn.Linear(5, 6), DReLU(num_parameters, init=0.3, save=save), nn.Linear(6, 2))

@@ -38,12 +38,12 @@ def expected(t: Tensor) -> Tensor:
 
 FORMS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
-    "code": lambda: {"save": "code"},
+    "mask": lambda: {"save": "mask"},
     "balancer": lambda: {"balancer": 0.1},
     "bias": lambda: {"bias": torch.full((5,), 0.125)},
     "residual": lambda: {"residual": torch.full((4, 5), 0.125)},
     "all, negated": lambda: {
-        "save": "code",
+        "save": "mask",
         "balancer": 0.1,
         "bias": negated(torch.full((5,), 0.125)),
         "residual": negated(torch.full((4, 5), 0.125)),
@@ -85,27 +85,27 @@ def test_the_memory_around_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("which", [*OVERLOADS[:2], FUSED])
 def test_operators_called_directly_write_and_count_the_write(which: str) -> None:
-    for name in IN_PLACE if which != FUSED else ("forward_",):
+    for name in IN_PLACE if which != FUSED else ("capped_relu_",):
         operator, _, of = overload(name, which).partition(".")
-        arguments = (1,) if name == "forward_" else (1, True, 0.5)
+        arguments = (1,) if name == "capped_relu_" else (1, True, 0.5)
         x = negated(x_of_4_by_5())
         before = x._version
         result = getattr(getattr(torch.ops.dreluop, operator), of or "default")(x, torch.full((5,), CAP), *arguments)
         assert torch.equal(x.resolve_neg(), expected(x_of_4_by_5()))
         assert x._version > before
-        if name == "forward_extra_":
-            code, penalty = result
-            assert code.tolist() == [0b01_10_01_00, 0b10_01_00_00, 0b01_00_00_01, 0b00_00_01_10, 0b00_01_10_01]
+        if name == "capped_relu_with_aux_":
+            mask, penalty = result
+            assert mask.tolist() == [0b01_10_01_00, 0b10_01_00_00, 0b01_00_00_01, 0b00_00_01_10, 0b00_01_10_01]
             assert penalty.item() == pytest.approx(0.5 * 5 * CAP**2)
 
 
 @pytest.mark.parametrize("layout", ["dense", "permuted"])
-def test_code_of_other_layouts(layout: str) -> None:
+def test_mask_of_other_layouts(layout: str) -> None:
     values = torch.randn(3, 4, 5)
     x = torch._neg_view(-values) if layout == "dense" else negated(values.permute(2, 0, 1)).permute(1, 2, 0)
     cap = torch.full((4,), CAP, requires_grad=True)
     g = torch.randn(3, 4, 5)
-    y = capped_relu(x.detach(), cap, inplace=True, save="code")
+    y = capped_relu(x.detach(), cap, inplace=True, save="mask")
     (dcap,) = torch.autograd.grad(y, cap, g)
     assert torch.equal(y.detach().resolve_neg(), expected(values))
     torch.testing.assert_close(dcap, torch.where(values >= CAP, g, 0).sum((0, 2)))
@@ -148,7 +148,7 @@ def test_several_elements_at_one_address_are_refused() -> None:
     assert torch.equal(x.resolve_neg(), before)
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
 @pytest.mark.parametrize("marked", ["inside", "input"])
 def test_compiled(form: Any, marked: str) -> None:
     def function(t: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_compiled(form: Any, marked: str) -> None:
         return capped_relu(x, torch.full((5,), CAP), inplace=True)
 
     x = x_of_4_by_5() if marked == "inside" else negated(x_of_4_by_5())
-    with dreluop.when_compiling(form):
+    with dreluop.compile_mode(form):
         y = torch.compile(function, backend="aot_eager", fullgraph=True)(x)
     assert torch.equal(y.resolve_neg(), expected(x_of_4_by_5()))
     if marked == "input":

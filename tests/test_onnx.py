@@ -115,8 +115,8 @@ def test_every_granularity(dtype: torch.dtype) -> None:
 def test_options_and_fixed_caps() -> None:
     layers = {
         "inplace": layer_of("channel", inplace=True),
-        "code": layer_of("channel", save="code"),
-        "inplace_code": layer_of("neuron", inplace=True, save="code"),
+        "mask": layer_of("channel", save="mask"),
+        "inplace_mask": layer_of("neuron", inplace=True, save="mask"),
         "fixed": SReLU(0.5),
         "fixed_channel": SReLU(torch.tensor([0.5, 1.0, 2.0])),
         "fixed_scalar": SReLU(torch.tensor(0.5)),
@@ -141,7 +141,7 @@ def test_operators_of_a_chosen_backend(backend: Any) -> None:
 
 
 def test_every_overload_is_translated() -> None:
-    names = {name for name in schemas.SCHEMAS if name in ("forward", "forward_extra", "penalty")}
+    names = {name for name in schemas.SCHEMAS if name in ("capped_relu", "capped_relu_with_aux", "cap_penalty")}
     assert {str(op) for op in TABLE} == {
         f"dreluop.{name}.{which or 'default'}" for name in names for which in schemas.overloads_of(name)
     }
@@ -262,5 +262,5 @@ def test_an_operator_without_translation_is_told() -> None:
 
 
 def test_the_exporter_based_on_torchscript_refuses() -> None:
-    with pytest.raises(RuntimeError, match="an operator with unrecognized namespace dreluop::forward"):
+    with pytest.raises(RuntimeError, match="an operator with unrecognized namespace dreluop::capped_relu"):
         torch.onnx.export(nn.Sequential(DReLU(3)).eval(), (torch.randn(2, 3),), "unused.onnx", dynamo=False)

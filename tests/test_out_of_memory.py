@@ -25,13 +25,13 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise RuntimeError(ON_CUDA)
 
-    for name in ("forward", "forward_", "forward_extra", "forward_extra_"):
+    for name in ("capped_relu", "capped_relu_", "capped_relu_with_aux", "capped_relu_with_aux_"):
         monkeypatch.setattr(operators(), name, fails)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(
-    "more", [{}, {"inplace": True}, {"save": "code"}, {"balancer": 0.1}, {"bias": torch.ones(4)}], ids=str
+    "more", [{}, {"inplace": True}, {"save": "mask"}, {"balancer": 0.1}, {"bias": torch.ones(4)}], ids=str
 )
 @pytest.mark.usefixtures("without_memory")
 def test_forward_raises_the_exception_that_torch_has_for_it(requires_grad: bool, more: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def test_a_device_that_failed_before_is_not_called_full(monkeypatch: pytest.Monk
     def broken() -> Any:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(operators(), "forward", fails)
+    monkeypatch.setattr(operators(), "capped_relu", fails)
     monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
@@ -59,7 +59,7 @@ def test_a_device_that_failed_before_is_not_called_full(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_so_does_backward(monkeypatch: pytest.MonkeyPatch, save: str, create_graph: bool) -> None:
     x = torch.randn(2, 4, requires_grad=True)
     y = dreluop.capped_relu(x, torch.ones(4), save=save)
@@ -67,7 +67,7 @@ def test_so_does_backward(monkeypatch: pytest.MonkeyPatch, save: str, create_gra
     def fails(*_: Any) -> Any:
         raise RuntimeError(ON_CUDA)
 
-    monkeypatch.setattr(operators(), "backward", fails)
+    monkeypatch.setattr(operators(), "capped_relu_backward", fails)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
         torch.autograd.grad(y.sum(), x, create_graph=create_graph)
 
@@ -78,7 +78,7 @@ def test_the_words_of_cuda_malloc_async(monkeypatch: pytest.MonkeyPatch) -> None
     def fails(*_: Any) -> Any:
         raise RuntimeError(words)
 
-    monkeypatch.setattr(operators(), "forward", fails)
+    monkeypatch.setattr(operators(), "capped_relu", fails)
     with pytest.raises(torch.OutOfMemoryError, match="would exceed allowed memory"):
         dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
 
@@ -88,7 +88,7 @@ def test_other_errors_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, error: E
     def fails(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(operators(), "forward", fails)
+    monkeypatch.setattr(operators(), "capped_relu", fails)
     with pytest.raises(type(error)) as raised:
         dreluop.capped_relu(torch.randn(2, 4), torch.ones(4))
     assert raised.value is error
@@ -101,11 +101,11 @@ def test_the_compiled_operators_name_the_result() -> None:
     by_torch = torch.__version__ >= (2, 13)
     said = f"tried to allocate {4 * TOO_MANY} bytes" if by_torch else rf"allocate a result of shape \({TOO_MANY}\)"
     with pytest.raises(RuntimeError, match=said):
-        operators().forward(x, torch.ones(1), 0)
+        operators().capped_relu(x, torch.ones(1), 0)
 
 
 def test_what_no_memory_could_hold_is_not_called_a_lack_of_it() -> None:
     native_or_skip()
     x = torch.ones(1).expand(1 << 62)
     with pytest.raises(RuntimeError, match=r"can be addressed|calculation overflowed"):
-        operators().forward(x, torch.ones(1), 0)
+        operators().capped_relu(x, torch.ones(1), 0)

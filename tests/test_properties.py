@@ -80,17 +80,17 @@ def drawn(draw: st.DrawFn, may_overlap: bool = True) -> Drawn:
 
 @given(drawn())
 def test_forward_backward_tangent(backend, d: Drawn) -> None:
-    y, code, _ = backend.forward_extra(d.x, d.cap, d.dim, True, None)
+    y, mask, _ = backend.capped_relu_with_aux(d.x, d.cap, d.dim, True, None)
     oracle.assert_same_bits(y, oracle.forward(d.x, d.cap, d.dim))
-    oracle.assert_same_bits(y, backend.forward(d.x, d.cap, d.dim))
+    oracle.assert_same_bits(y, backend.capped_relu(d.x, d.cap, d.dim))
     assert y.stride() == torch.empty_like(d.x).stride()
-    order = oracle.code_order(y, d.cap)
-    oracle.assert_same_bits(code, oracle.code(d.x, d.cap, d.dim, order))
-    for saved, its_order in ((y, ()), (code, order)):
-        dx, dcap, _ = backend.backward(d.grad, saved, d.cap, d.dim, its_order, True, True, None, None)
+    order = oracle.mask_order(y, d.cap)
+    oracle.assert_same_bits(mask, oracle.mask(d.x, d.cap, d.dim, order))
+    for saved, its_order in ((y, ()), (mask, order)):
+        dx, dcap, _ = backend.capped_relu_backward(d.grad, saved, d.cap, d.dim, its_order, True, True, None, None)
         oracle.assert_same_bits(dx, oracle.grad_x(d.grad, d.x, d.cap, d.dim))
         oracle.assert_grad_cap(dcap, d.grad, d.x, d.cap, d.dim)
-        tangent = backend.tangent(d.grad, d.cap, saved, d.cap, d.dim, its_order)
+        tangent = backend.capped_relu_jvp(d.grad, d.cap, saved, d.cap, d.dim, its_order)
         oracle.assert_same_bits(tangent, oracle.tangent(d.grad, d.cap, d.x, d.cap, d.dim))
 
 
@@ -98,24 +98,24 @@ def test_forward_backward_tangent(backend, d: Drawn) -> None:
 def test_in_place(backend, d: Drawn) -> None:
     expected = oracle.forward(d.x, d.cap, d.dim)
     twin = d.x.as_strided(d.x.shape, d.x.stride()).clone(memory_format=torch.preserve_format)
-    code = oracle.code(d.x, d.cap, d.dim, oracle.code_order(d.x, d.cap))
-    backend.forward_(twin, d.cap, d.dim)
+    mask = oracle.mask(d.x, d.cap, d.dim, oracle.mask_order(d.x, d.cap))
+    backend.capped_relu_(twin, d.cap, d.dim)
     oracle.assert_same_bits(twin, expected)
-    got, _ = backend.forward_extra_(d.x, d.cap, d.dim, True, None)
+    got, _ = backend.capped_relu_with_aux_(d.x, d.cap, d.dim, True, None)
     oracle.assert_same_bits(d.x, expected)
-    oracle.assert_same_bits(got, code)
+    oracle.assert_same_bits(got, mask)
 
 
 @given(drawn())
 def test_saturation(backend, d: Drawn) -> None:
     assume(d.x.ndim > 0)
     for got, want in zip(
-        backend.saturation(d.x, d.cap, d.dim), oracle.saturation(d.x, d.cap, d.dim), strict=True
+        backend.cap_saturation(d.x, d.cap, d.dim), oracle.saturation(d.x, d.cap, d.dim), strict=True
     ):  # fmt: skip
         oracle.assert_same_bits(got, want)
 
 
-@given(drawn(may_overlap=False), st.sampled_from(["output", "code"]), st.booleans(), st.booleans())
+@given(drawn(may_overlap=False), st.sampled_from(["output", "mask"]), st.booleans(), st.booleans())
 def test_public_function(d: Drawn, save: str, inplace: bool, with_penalty: bool) -> None:
     x, cap = d.x.detach().clone().requires_grad_(), d.cap.detach().clone().requires_grad_()
     hidden = x * 1

@@ -81,7 +81,7 @@ def test_the_look_for_shared_memory_leaves_no_cycle_of_any_object(call: str) -> 
 FORMS = {
     "-".join(map(str, filter(None, (save, balancer, *added, inplace and "inplace")))): (save, balancer, added, inplace)
     for save, balancer, added, inplace in itertools.product(
-        ("output", "code"), (None, 0.5), ((), ("bias",), ("residual",), ("bias", "residual")), (False, True)
+        ("output", "mask"), (None, 0.5), ((), ("bias",), ("residual",), ("bias", "residual")), (False, True)
     )
 }
 by_form = pytest.mark.parametrize("form", FORMS)
@@ -92,9 +92,14 @@ def region_of(form: str) -> Region:
     cap, bias = torch.rand(3).add_(0.5).requires_grad_(), torch.zeros(3, requires_grad=True)
 
     def region(x: Tensor) -> Any:
-        addends = {"bias": bias, "residual": x * 3}
+        bias_and_residual = {"bias": bias, "residual": x * 3}
         return dreluop.capped_relu(
-            x * 2, cap, save=save, balancer=balancer, inplace=inplace, **{name: addends[name] for name in added}
+            x * 2,
+            cap,
+            save=save,
+            balancer=balancer,
+            inplace=inplace,
+            **{name: bias_and_residual[name] for name in added},
         )
 
     return region
@@ -125,33 +130,33 @@ def test_checkpointing(form: str, how: str) -> None:
 
 
 def operators(x: Tensor) -> Any:
-    y, _, penalty = torch.ops.dreluop.forward_extra(x * 2, torch.ones(3), 1, True, 0.5)
-    return torch.ops.dreluop.forward(y, torch.ones(3)), penalty
+    y, _, penalty = torch.ops.dreluop.capped_relu_with_aux(x * 2, torch.ones(3), 1, True, 0.5)
+    return torch.ops.dreluop.capped_relu(y, torch.ones(3)), penalty
 
 
 def operators_in_place(x: Tensor) -> Any:
     y = x * 2
-    torch.ops.dreluop.forward_(y, torch.ones(3))
-    torch.ops.dreluop.forward_extra_(y, torch.ones(3), 1, True, None)
+    torch.ops.dreluop.capped_relu_(y, torch.ones(3))
+    torch.ops.dreluop.capped_relu_with_aux_(y, torch.ones(3), 1, True, None)
     return y
 
 
 def gradient_of_gradient(x: Tensor) -> Any:
-    y = dreluop.capped_relu(x * 2, torch.ones(3), save="code", balancer=0.5)[0]
+    y = dreluop.capped_relu(x * 2, torch.ones(3), save="mask", balancer=0.5)[0]
     return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
 
 
 MODULES = {
-    "drelu": lambda: dreluop.DReLU(3, inplace=True, save="code"),
-    "srelu": lambda: dreluop.SReLU(1.0, save="code"),
+    "drelu": lambda: dreluop.DReLU(3, inplace=True, save="mask"),
+    "srelu": lambda: dreluop.SReLU(1.0, save="mask"),
 }
 REGIONS: dict[str, Callable[[], Region]] = {
     "operators": lambda: operators,
     "operators_in_place": lambda: operators_in_place,
-    "penalty": lambda: lambda x: dreluop.cap_penalty([x * 2, x], 0.5),
+    "cap_penalty": lambda: lambda x: dreluop.cap_penalty([x * 2, x], 0.5),
     "gradient_of_gradient": lambda: gradient_of_gradient,
-    "nested": lambda: lambda x: checkpoint(region_of("code-0.5-bias"), x * 2, use_reentrant=False),
-    "compiled": lambda: torch.compile(region_of("code-inplace"), backend="aot_eager"),
+    "nested": lambda: lambda x: checkpoint(region_of("mask-0.5-bias"), x * 2, use_reentrant=False),
+    "compiled": lambda: torch.compile(region_of("mask-inplace"), backend="aot_eager"),
     **{name: lambda made=made: nn.Sequential(nn.Linear(3, 3), made(), made()) for name, made in MODULES.items()},
 }
 
@@ -163,13 +168,13 @@ def test_checkpointing_of_other_entry_points(region: str) -> None:
     assert left_to_the_collector(lambda: checkpointed(made)) == []
 
 
-@pytest.mark.parametrize("kept", [(), ("forward", "forward_extra")], ids=["nothing", "ours"])
+@pytest.mark.parametrize("kept", [(), ("capped_relu", "capped_relu_with_aux")], ids=["nothing", "ours"])
 def test_selective_checkpointing(kept: tuple[str, ...]) -> None:
     def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if operator in saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     saved = [getattr(torch.ops.dreluop, name).default for name in kept]
-    region = region_of("code-0.5-bias")
+    region = region_of("mask-0.5-bias")
 
     def run() -> None:
         checkpointed(region, context_fn=lambda: create_selective_checkpoint_contexts(policy))
@@ -177,7 +182,7 @@ def test_selective_checkpointing(kept: tuple[str, ...]) -> None:
     assert left_to_the_collector(run) == []
 
 
-@pytest.mark.parametrize("form", ["code-bias", "code-0.5-inplace", "output-bias-residual"])
+@pytest.mark.parametrize("form", ["mask-bias", "mask-0.5-inplace", "output-bias-residual"])
 def test_hooks_of_torch_that_move_what_is_saved(form: str) -> None:
     region = region_of(form)
 
@@ -206,11 +211,11 @@ def test_a_hook_that_raises(form: str, how: str) -> None:
             return tensor
 
         x = torch.randn(SHAPE, requires_grad=True)
-        given, addends = x * 1, {"bias": bias, "residual": x * 3}
-        addends = {name: addends[name] for name in added}
+        given, bias_and_residual = x * 1, {"bias": bias, "residual": x * 3}
+        bias_and_residual = {name: bias_and_residual[name] for name in added}
         try:
             with saved_tensors_hooks(pack, lambda t: t):
-                dreluop.capped_relu(given, cap, save=save, balancer=balancer, inplace=inplace, **addends)
+                dreluop.capped_relu(given, cap, save=save, balancer=balancer, inplace=inplace, **bias_and_residual)
         except KeyError:
             if inplace:
                 with pytest.raises(RuntimeError, match=r"a hook on saved tensors raised|already been freed"):

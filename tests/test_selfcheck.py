@@ -119,7 +119,7 @@ def test_a_backend_on_request_that_serves_nothing_here_is_said_so() -> None:
     assert "not cpu: Triton has no CPU kernels" in result.stdout
 
 
-@pytest.mark.parametrize("operator", ["forward", "backward", "saturation", "penalty"])
+@pytest.mark.parametrize("operator", ["capped_relu", "capped_relu_backward", "cap_saturation", "cap_penalty"])
 def test_a_mismatch_is_printed_and_is_exit_code_1(
     operator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

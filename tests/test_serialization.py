@@ -79,7 +79,7 @@ def headed() -> nn.Module:
 
 CLASSES = [DReLU, SReLU, nn.Sequential, nn.Linear, nn.Flatten, HeadedLinear]
 MODULES = {
-    "DReLU": lambda: DReLU(6, init=0.5, save="code"),
+    "DReLU": lambda: DReLU(6, init=0.5, save="mask"),
     "SReLU": lambda: SReLU(torch.rand(6)),
     "network": lambda: nn.Sequential(nn.Linear(6, 6), DReLU((6,), init=0.5), nn.Linear(6, 4), SReLU(0.2)),
     "headed": headed,

@@ -31,7 +31,7 @@ SPLITS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.parametrize("name", SPLITS)
 def test_nothing_shared_is_written(name: str, save: str) -> None:
     whole = torch.randn(SHAPE)

@@ -47,7 +47,7 @@ def two_threads_inside(threads: Callable[[int], None]) -> None:
     threads(2)
 
 
-WAYS = ("code", "penalty", "in place")
+WAYS = ("mask", "penalty", "in place")
 # Neighbours differ in backend and way.
 TASKS = list(itertools.product(DTYPES, CAP_SHAPES, WAYS, BACKENDS))
 
@@ -60,8 +60,8 @@ def work(index: int) -> Results:
     cap = (2 * torch.rand(cap_shape, generator=generator)).to(dtype)
     leaves = [t.requires_grad_() for t in (x, cap, residual)]
     with dreluop.use_backend(backend):
-        if way == "code":
-            y = dreluop.capped_relu(x, cap, save="code", residual=residual)
+        if way == "mask":
+            y = dreluop.capped_relu(x, cap, save="mask", residual=residual)
         elif way == "penalty":
             y, penalty = dreluop.capped_relu(x, cap, balancer=0.25, residual=residual)
         else:

@@ -66,7 +66,7 @@ CALLS: dict[str, tuple[Any, Callable[[Callable[[Tensor], Any]], Any]]] = {
     "cap": (capped_relu, lambda make: capped_relu(X, make(CAP))),
     "bias": (capped_relu, lambda make: capped_relu(X, CAP, bias=make(CAP))),
     "residual": (capped_relu, lambda make: capped_relu(X, CAP, residual=make(X.cos()))),
-    "balancer": (capped_relu, lambda make: capped_relu(make(X), CAP, balancer=0.5, save="code")),
+    "balancer": (capped_relu, lambda make: capped_relu(make(X), CAP, balancer=0.5, save="mask")),
     "inplace": (capped_relu, lambda make: capped_relu(make(X.clone()), CAP, inplace=True)),
     "dim": (capped_relu, lambda make: capped_relu(make(X.T), CAP, dim=0)),
     "DReLU": (capped_relu, lambda make: DReLU(4, 0.5)(make(X), bias=CAP)),
@@ -91,8 +91,8 @@ def test_a_wrapper_gets_the_call_and_its_result(name: str) -> None:
 def test_a_handler_gets_every_argument() -> None:
     Wrapped.calls.clear()
     x, bias = Wrapped(X), CAP.cos()
-    capped_relu(x, CAP, dim=-1, save="code", balancer=0.5, bias=bias)
-    expected = {"dim": -1, "inplace": False, "save": "code", "balancer": 0.5, "bias": bias, "residual": None}
+    capped_relu(x, CAP, dim=-1, save="mask", balancer=0.5, bias=bias)
+    expected = {"dim": -1, "inplace": False, "save": "mask", "balancer": 0.5, "bias": bias, "residual": None}
     _, args, kwargs = Wrapped.calls[0]
     assert args[0] is x and args[1] is CAP and kwargs == expected
 
@@ -156,19 +156,19 @@ def test_saturation_is_still_a_named_tuple() -> None:
     counted = dreluop.saturation(X, CAP)
     by_name = dreluop.Saturation(**counted._asdict())
     for twin in (by_name, pickle.loads(pickle.dumps(counted)), dreluop.Saturation(*counted), counted._replace()):
-        assert type(twin) is dreluop.Saturation and torch.equal(twin.live, counted.live)
+        assert type(twin) is dreluop.Saturation and torch.equal(twin.has_gradient, counted.has_gradient)
 
 
 class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.capped, self.fixed = nn.Linear(4, 4), DReLU(4, 0.5, save="code"), SReLU(0.3)
+        self.linear, self.capped, self.fixed = nn.Linear(4, 4), DReLU(4, 0.5, save="mask"), SReLU(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = self.capped(self.linear(x), x, bias=self.linear.bias)
         y, penalty = capped_relu(y, self.capped.cap, balancer=0.5)
         penalty = penalty + self.capped.penalty(0.1) + dreluop.cap_penalty(self, 0.2)
-        return self.fixed(y), penalty, dreluop.saturation(y, self.capped.cap).live
+        return self.fixed(y), penalty, dreluop.saturation(y, self.capped.cap).has_gradient
 
 
 def test_symbolic_trace_makes_one_node_of_each_call() -> None:

@@ -38,12 +38,12 @@ CALLS: dict[str, Callable[[Calls, Tensor], Tensor]] = {
     "DReLU": lambda model, x: model.capped(x),
     "SReLU": lambda model, x: model.fixed(x),
     "number": lambda _, x: capped_relu(x, 0.5),
-    "code": lambda model, x: capped_relu(x, model.capped.cap, save="code"),
+    "mask": lambda model, x: capped_relu(x, model.capped.cap, save="mask"),
     "in_place": lambda model, x: capped_relu(x, model.capped.cap, inplace=True),
     "in_place_on_a_view": lambda model, x: capped_relu(
         x[:, 1:], model.capped.cap[1:], inplace=True, residual=x[:, 1:] * 2
     ),
-    "addends": lambda model, x: model.capped(x, x.cos(), bias=model.linear.bias),
+    "bias_and_residual": lambda model, x: model.capped(x, x.cos(), bias=model.linear.bias),
     "balancer": with_penalty,
     "penalty": lambda model, x: model.capped(x) + model.capped.penalty(0.1) + dreluop.cap_penalty(model, 0.2),
 }  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_trace_without_gradients_holds_the_operator(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Linear(5, 3), DReLU(3, init=0.5)), torch.randn(4, 5)
     with torch.no_grad():
         traced = torch.jit.trace(model, (x,))
-    assert "dreluop::forward" in str(traced.inlined_graph)
+    assert "dreluop::capped_relu" in str(traced.inlined_graph)
     assert torch.equal(traced(x), model(x))
 
 
@@ -94,7 +94,7 @@ def test_bad_input_is_named_in_a_trace_too(call: Callable[[Tensor], Tensor], mes
 
 TRANSFORMED: dict[str, Callable[[Tensor], Tensor]] = {
     "vmap": torch.vmap(lambda x: capped_relu(x, 1.0)),
-    "grad": torch.func.grad(lambda x: capped_relu(x, torch.ones(4), save="code", inplace=True).sum()),
+    "grad": torch.func.grad(lambda x: capped_relu(x, torch.ones(4), save="mask", inplace=True).sum()),
     "functionalize": torch.func.functionalize(lambda x: capped_relu(x, 1.0)),
 }
 
@@ -110,4 +110,4 @@ def test_the_graph_of_tensorboard() -> None:
     from torch.utils.tensorboard._pytorch_graph import graph  # noqa: PLC0415 (not there everywhere)
 
     definition, _ = graph(nn.Sequential(nn.Linear(4, 4), DReLU(4)), torch.randn(2, 4))
-    assert any("dreluop::forward" in node.op for node in definition.node)
+    assert any("dreluop::capped_relu" in node.op for node in definition.node)

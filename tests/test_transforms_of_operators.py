@@ -61,13 +61,13 @@ def want(granularity: Granularity, *, extras: bool = False) -> Function:
 
 
 def operator(granularity: Granularity, which: str) -> Function:
-    return lambda x, cap: getattr(ops.forward, which)(x, cap, granularity.dim)
+    return lambda x, cap: getattr(ops.capped_relu, which)(x, cap, granularity.dim)
 
 
 def operator_in_place(granularity: Granularity, which: str) -> Function:
     def function(x: Tensor, cap: Tensor) -> Tensor:
         y = x * 1
-        getattr(ops.forward_, which)(y, cap, granularity.dim)
+        getattr(ops.capped_relu_, which)(y, cap, granularity.dim)
         return y
 
     return function
@@ -76,7 +76,7 @@ def operator_in_place(granularity: Granularity, which: str) -> Function:
 def operator_with_extras(granularity: Granularity, which: str) -> Function:
     def function(x: Tensor, cap: Tensor) -> Tensor:
         more = (bias_of(x, granularity), x.sin())
-        return one(getattr(ops.forward_extra, which)(x, cap, granularity.dim, True, 0.7, *more))
+        return one(getattr(ops.capped_relu_with_aux, which)(x, cap, granularity.dim, True, 0.7, *more))
 
     return function
 
@@ -84,7 +84,7 @@ def operator_with_extras(granularity: Granularity, which: str) -> Function:
 def operator_with_extras_in_place(granularity: Granularity, which: str) -> Function:
     def function(x: Tensor, cap: Tensor) -> Tensor:
         y, more = x * 1, (bias_of(x, granularity), x.sin())
-        _, penalty = getattr(ops.forward_extra_, which)(y, cap, granularity.dim, True, 0.7, *more)
+        _, penalty = getattr(ops.capped_relu_with_aux_, which)(y, cap, granularity.dim, True, 0.7, *more)
         return one((y, penalty))
 
     return function
@@ -98,7 +98,7 @@ def everything(granularity: Granularity) -> Function:
     def function(x: Tensor, cap: Tensor) -> Tensor:
         more = {"bias": bias_of(x, granularity), "residual": x.sin()}
         return one(
-            dreluop.capped_relu(x * 1, cap, dim=granularity.dim, inplace=True, save="code", balancer=0.7, **more)
+            dreluop.capped_relu(x * 1, cap, dim=granularity.dim, inplace=True, save="mask", balancer=0.7, **more)
         )
 
     return function
@@ -116,8 +116,8 @@ def exported(granularity: Granularity) -> Function:
 ROUTES: dict[str, tuple[Callable[[Granularity], Function], bool]] = {
     "forward": (lambda g: operator(g, "default"), False),
     "forward_": (lambda g: operator_in_place(g, "default"), False),
-    "forward_extra": (lambda g: operator_with_extras(g, "default"), True),
-    "forward_extra_": (lambda g: operator_with_extras_in_place(g, "default"), True),
+    "capped_relu_with_aux": (lambda g: operator_with_extras(g, "default"), True),
+    "capped_relu_with_aux_": (lambda g: operator_with_extras_in_place(g, "default"), True),
     "reference": (lambda g: operator_with_extras(g, "reference"), True),
     "fused": (lambda g: operator(g, schemas.FUSED), False),
     "fused_": (lambda g: operator_in_place(g, schemas.FUSED), False),
@@ -193,7 +193,7 @@ def test_composition(route: str, composition: str) -> None:
 
 
 @by_granularity
-@pytest.mark.parametrize("route", ["forward_extra", "fused", "in place"])
+@pytest.mark.parametrize("route", ["capped_relu_with_aux", "fused", "in place"])
 def test_granularity(route: str, granularity: Granularity) -> None:
     make, extras = ROUTES[route]
     x, cap = inputs(granularity)
@@ -204,7 +204,7 @@ def test_granularity(route: str, granularity: Granularity) -> None:
 
 def test_the_numbers_of_the_report() -> None:
     x, cap = torch.tensor([[0.25, 0.5, 2.0, -1.0]]), torch.ones(4)
-    for activation in (ops.forward, torch.compile(dreluop.capped_relu, backend="eager", fullgraph=True)):
+    for activation in (ops.capped_relu, torch.compile(dreluop.capped_relu, backend="eager", fullgraph=True)):
 
         def twice(a: Tensor, f: Function = activation) -> Tensor:
             return grad(lambda q: grad(lambda s: (f(s, cap) ** 2).sum())(q).sum())(a)
@@ -213,11 +213,11 @@ def test_the_numbers_of_the_report() -> None:
 
 
 RULES: dict[str, Function] = {
-    "operator": ops.forward,
-    "code": lambda x, cap: ops.forward_extra(x, cap, 1, True, None)[0],
-    "fused": getattr(ops.forward, schemas.FUSED),
+    "operator": ops.capped_relu,
+    "mask": lambda x, cap: ops.capped_relu_with_aux(x, cap, 1, True, None)[0],
+    "fused": getattr(ops.capped_relu, schemas.FUSED),
     "functionalize": functionalize(dreluop.capped_relu),
-    "decomposition": plain.forward,
+    "decomposition": plain.capped_relu,
 }
 
 
@@ -258,22 +258,22 @@ def one_by_one(function: Function, *batches: Tensor) -> Any:
 def test_every_other_operator_under_vmap() -> None:
     xs, grads, caps = (torch.randn(4, 5, 3, dtype=torch.float64) for _ in range(3))
     caps = caps[:, 0].abs() + 0.2
-    y, code, _ = ops.forward_extra(xs[0], caps[0], 1, True, None)
+    y, mask, _ = ops.capped_relu_with_aux(xs[0], caps[0], 1, True, None)
 
     def packed_inside(x: Tensor, cap: Tensor, grad: Tensor) -> Any:
-        code = ops.forward_extra(x, cap, 1, True, None)[1]
-        return ops.backward(grad, code, cap, 1, [0, 1], True, True, 0.5, cap.new_ones(()), cap)
+        mask = ops.capped_relu_with_aux(x, cap, 1, True, None)[1]
+        return ops.capped_relu_backward(grad, mask, cap, 1, [0, 1], True, True, 0.5, cap.new_ones(()), cap)
 
     for function, batches in (
-        (lambda x, cap: ops.forward_extra(x, cap, 1, True, 0.5), (xs, caps)),
+        (lambda x, cap: ops.capped_relu_with_aux(x, cap, 1, True, 0.5), (xs, caps)),
         (packed_inside, (xs, caps, grads)),
-        (lambda g: ops.backward(g, code, caps[0], 1, [0, 1], True, True, None, None)[:2], (grads,)),
-        (lambda g: ops.backward(g, y, caps[0], 1, [], True, True, None, None)[:2], (grads,)),
-        (lambda u, v: ops.tangent(u, v, code, caps[0], 1, [0, 1]), (grads, caps)),
-        (lambda g, x, cap: ops.surrogate(g, x, cap, 1, [], cap), (grads, xs, caps)),
-        (lambda x, cap: ops.saturation(x, cap, 1), (xs, caps)),
-        (lambda cap: ops.penalty([cap, cap * 2], 0.5), (caps,)),
-        (lambda cap: tuple(ops.penalty_backward(cap.new_ones(()), [cap], 0.5)), (caps,)),
+        (lambda g: ops.capped_relu_backward(g, mask, caps[0], 1, [0, 1], True, True, None, None)[:2], (grads,)),
+        (lambda g: ops.capped_relu_backward(g, y, caps[0], 1, [], True, True, None, None)[:2], (grads,)),
+        (lambda u, v: ops.capped_relu_jvp(u, v, mask, caps[0], 1, [0, 1]), (grads, caps)),
+        (lambda g, x, cap: ops.capped_relu_surrogate_backward(g, x, cap, 1, [], cap), (grads, xs, caps)),
+        (lambda x, cap: ops.cap_saturation(x, cap, 1), (xs, caps)),
+        (lambda cap: ops.cap_penalty([cap, cap * 2], 0.5), (caps,)),
+        (lambda cap: tuple(ops.cap_penalty_backward(cap.new_ones(()), [cap], 0.5)), (caps,)),
     ):
         close(vmap(function)(*batches), one_by_one(function, *batches))
 
@@ -282,10 +282,10 @@ def test_every_other_operator_under_vmap() -> None:
 def test_bad_arguments_are_named(transform: Callable[[Function], Function]) -> None:
     x, cap = torch.randn(2, 4, 3), torch.ones(3)
     for function, words in (
-        (lambda x: ops.forward(x, torch.ones(7)).sum(), "cap: got shape"),
-        (lambda x: ops.forward(x, cap, -1, torch.ones(5)).sum(), "bias: got shape"),
-        (lambda x: ops.forward_extra(x, cap, -1, True, None, None, x[..., :2])[0].sum(), "residual: got shape"),
-        (lambda x: ops.forward_((x * 1)[..., :1].expand(*x.shape), cap, -1), "inplace: x of shape"),
+        (lambda x: ops.capped_relu(x, torch.ones(7)).sum(), "cap: got shape"),
+        (lambda x: ops.capped_relu(x, cap, -1, torch.ones(5)).sum(), "bias: got shape"),
+        (lambda x: ops.capped_relu_with_aux(x, cap, -1, True, None, None, x[..., :2])[0].sum(), "residual: got shape"),
+        (lambda x: ops.capped_relu_((x * 1)[..., :1].expand(*x.shape), cap, -1), "inplace: x of shape"),
     ):
         with pytest.raises(ValueError, match=words):
             transform(function)(x)
@@ -294,14 +294,14 @@ def test_bad_arguments_are_named(transform: Callable[[Function], Function]) -> N
 def test_a_surrogate_is_refused_under_vmap_too() -> None:
     x = torch.randn(4, 3, requires_grad=True)
     with dreluop.adaptive.surrogate_backward(), pytest.raises(RuntimeError, match=r"does not reach torch.ops.dreluop"):
-        vmap(lambda row: ops.forward(row, torch.ones(())))(x)
+        vmap(lambda row: ops.capped_relu(row, torch.ones(())))(x)
 
 
 def compiled(function: Function, form: str, **options: Any) -> Function:
     call = torch.compile(function, fullgraph=True, **options)
 
     def run(*arguments: Tensor) -> Any:
-        with dreluop.when_compiling(form):  # type: ignore[arg-type]
+        with dreluop.compile_mode(form):  # type: ignore[arg-type]
             return call(*arguments)
 
     return run
@@ -311,7 +311,7 @@ def compiled(function: Function, form: str, **options: Any) -> Function:
 COMPILABLE = ("grad_grad", "grad_jvp", "vmap_grad_grad")
 
 
-@pytest.mark.parametrize(("route", "form"), [("output", "opaque"), ("everything", "fuse")])
+@pytest.mark.parametrize(("route", "form"), [("output", "opaque"), ("everything", "decompose")])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inside_what_is_compiled(route: str, form: str) -> None:
     ours = everything(CHANNEL) if route == "everything" else public(CHANNEL)
@@ -335,8 +335,8 @@ def test_by_inductor() -> None:
     close(compiled(apply(public(CHANNEL)), "auto")(x, cap), apply(want(CHANNEL))(x, cap))
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_vmap_is_not_unrolled(form: str, save: str) -> None:
     sizes: list[int] = []
@@ -350,7 +350,7 @@ def test_vmap_is_not_unrolled(form: str, save: str) -> None:
     assert sizes[0] < 64
 
 
-@pytest.mark.parametrize("form", ["fuse", "opaque"])
+@pytest.mark.parametrize("form", ["decompose", "opaque"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_level_of_forward_mode_inside_what_is_compiled(form: str) -> None:
     x, tangent, cap = torch.randn(4, 3), torch.randn(4, 3), torch.ones(3)
@@ -370,10 +370,10 @@ def test_the_mask_and_the_penalty_in_place_are_the_same_under_forward_mode(
     granularity: Granularity, balancer: float | None
 ) -> None:
     x, cap = inputs(granularity)
-    want = ops.forward_extra(x, cap, granularity.dim, True, balancer)[1:]
+    want = ops.capped_relu_with_aux(x, cap, granularity.dim, True, balancer)[1:]
     with forward_ad.dual_level():
         for given in (x.clone(), forward_ad.make_dual(x.clone(), torch.ones_like(x))):
-            got = ops.forward_extra_(given, cap, granularity.dim, True, balancer)
+            got = ops.capped_relu_with_aux_(given, cap, granularity.dim, True, balancer)
             assert want[0].numel() > 0
             for one_got, one_want in zip(got, want, strict=True):
                 assert torch.equal(one_got, one_want)

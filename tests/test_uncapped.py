@@ -30,7 +30,7 @@ class Residual(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.bias = nn.Parameter(torch.randn(4))
         self.unregistered = [dreluop.SReLU(0.1), {"neuron": (dreluop.DReLU((4, 5, 5), init=0.1),)}]
-        object.__setattr__(self, "hidden", dreluop.SReLU(0.2, save="code"))
+        object.__setattr__(self, "hidden", dreluop.SReLU(0.2, save="mask"))
         self.bound = self.last
 
     def last(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from dreluop import DReLU, LazyDReLU, SReLU, capped_relu, project_caps, project_caps_after_step
 from dreluop.adaptive import smooth_forward, surrogate_backward
-from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps, to_plain
+from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps, to_torch
 
 LAYERS: dict[str, tuple[Callable[[], Any], list[float]]] = {
     "SReLU": (lambda: SReLU(6.0), [6.0]),
@@ -113,7 +113,7 @@ def test_what_needs_no_value_works(kind: str) -> None:
     model = model_without_values(kind)
     assert "SReLU(cap=(1,))" in repr(model)
     assert freeze_caps(model) == ["1", "3"]
-    assert len(to_plain(model)) == 4
+    assert len(to_torch(model)) == 4
 
 
 def test_a_value_without_numbers_is_refused() -> None:

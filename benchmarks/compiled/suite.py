@@ -36,7 +36,7 @@ from dreluop.layers import capped_layers
 from dreluop.surgery import replace_activations
 
 RELU, CLAMP = "relu", c.CLAMP.name
-FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "fuse"}
+FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "decompose"}
 BY_RULE = "dreluop"
 CONTENDERS = (CLAMP, *FORMS, BY_RULE, RELU)
 CLASSES = 10
@@ -161,7 +161,7 @@ def training_step(case: Case, contender: str, data: Tensor, labels: Tensor) -> C
     def step() -> None:
         if case.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        with dreluop.when_compiling(form):
+        with dreluop.compile_mode(form):
             with torch.autocast(kind, torch.bfloat16) if amp else contextlib.nullcontext():
                 loss = nn.functional.cross_entropy(forward(data), labels)
             loss.backward()

@@ -124,8 +124,8 @@ def resumable(contenders: Collection[str]) -> resuming.Suite[Case]:
 @contextlib.contextmanager
 def chosen(contender: str) -> Iterator[None]:
     """What torch.compile shall see, and who serves it."""
-    form: Form = "opaque" if contender in OPAQUE else "fuse"
-    with dreluop.use_backend(OPAQUE.get(contender)), dreluop.when_compiling(form):
+    form: Form = "opaque" if contender in OPAQUE else "decompose"
+    with dreluop.use_backend(OPAQUE.get(contender)), dreluop.compile_mode(form):
         yield
 
 

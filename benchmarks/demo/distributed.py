@@ -25,7 +25,7 @@ from benchmarks.robustness.data import Split, load_digits
 from benchmarks.robustness.models import dense_drelu
 from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, caps_of
 from dreluop import cap_penalty
-from dreluop.distributed import whole
+from dreluop.distributed import full_tensor
 from dreluop.surgery import calibrate_caps
 
 ENGINES = ("ddp", "fsdp2")
@@ -50,7 +50,7 @@ class Run:
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step of Adam on loss (1) of the paper; returns the loss."""
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(x), y) + whole(cap_penalty(self.model, BALANCER))
+        loss = F.cross_entropy(self.model(x), y) + full_tensor(cap_penalty(self.model, BALANCER))
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
@@ -59,10 +59,10 @@ class Run:
         return loss.detach()
 
     def gradients(self) -> list[Tensor]:
-        return [whole(parameter.grad) for parameter in self.model.parameters()]
+        return [full_tensor(parameter.grad) for parameter in self.model.parameters()]
 
     def parameters(self) -> list[Tensor]:
-        return [whole(parameter.detach()) for parameter in self.model.parameters()]
+        return [full_tensor(parameter.detach()) for parameter in self.model.parameters()]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,7 +101,9 @@ def compare(engine: str, steps: int) -> bool:
             _print(f"step {step + 1:4}  loss {loss.item() / ranks:.10f}  one process {loss_alone.item():.10f}")
     parameter = _deviation(together.parameters(), alone.parameters())
     accuracy = _accuracy(together.model, digits.test)
-    _print(f"test accuracy {accuracy:.1%}, mean cap {float(whole(caps_of(together.model)[0].detach()).mean()):.3f}")
+    _print(
+        f"test accuracy {accuracy:.1%}, mean cap {float(full_tensor(caps_of(together.model)[0].detach()).mean()):.3f}"
+    )
     _print(f"largest deviation from one process, relative: gradient {gradient:.1e}, parameters {parameter:.1e}")
     same = gradient <= TOLERANCE and parameter <= TOLERANCE
     if same:

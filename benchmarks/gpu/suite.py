@@ -54,7 +54,7 @@ LARGEST = 2**30  # bytes of x of the largest cases, about
 MEMORY_OF_X = 40  # times x: what all contenders of a case need at once
 ADDENDS = ("bias", "residual")
 MAIN = (torch.bfloat16, torch.float32)
-EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name, c.OURS_TRITON.name)
+EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_MASK.name, c.OURS_TRITON.name)
 EVERYONE = (*EAGER, c.COMPILED.name)
 
 Row = TypedDict(
@@ -254,7 +254,7 @@ def _timed(name: str, replays: Sequence[Callable[[], None]]) -> Timed:
 
 def _row(case: GpuCase, pass_: str, name: str, found: Samples, calls: int, facts: Facts, copy_gb_per_s: float) -> Row:
     seconds = found.seconds()
-    size = min_bytes(case, pass_, code=name == c.OURS_CODE.name)
+    size = min_bytes(case, pass_, code=name == c.OURS_MASK.name)
     if name == c.COPY:
         size = 2 * case.x_bytes * (2 if pass_ == BOTH else 1)
     counts = facts.launched[PASSES[pass_]]

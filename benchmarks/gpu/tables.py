@@ -16,7 +16,7 @@ from benchmarks.verdicts import Verdict, table_of_targets
 
 OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name, c.OURS_TRITON.name)
 # Beside the kernels of the default rule: what it adds to the name of a column.
-VARIANTS = {c.OURS.name: "", c.OURS_CODE.name: ", code", c.OURS_TRITON.name: ", Triton"}
+VARIANTS = {c.OURS.name: "", c.OURS_MASK.name: ", code", c.OURS_TRITON.name: ", Triton"}
 
 LEGEND = (
     "Times are medians of CUDA-graph replays between events, contenders by turns, random data, buffers rotated so that "
@@ -64,7 +64,7 @@ def target_table(document: Document) -> Table:
 
 
 def _subject(target: Target) -> str:
-    code = ", 2-bit code" if target.contender == c.OURS_CODE.name else ""
+    code = ", 2-bit code" if target.contender == c.OURS_MASK.name else ""
     against = {c.COPY: "bandwidth of a copy", LAUNCHES: "kernels launched"}.get(target.against, target.against)
     return f"{target.pass_}{code}: {against}"
 

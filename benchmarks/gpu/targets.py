@@ -64,7 +64,7 @@ TARGETS = (
     Target(BOTH, c.RELU_MINIMUM.name, 4),
     Target(BOTH, c.CLAMP.name, 4),
     Target(BOTH, c.COMPILED.name, 1.15),
-    Target(BOTH, c.COMPILED.name, 1.3, contender=c.OURS_CODE.name),
+    Target(BOTH, c.COMPILED.name, 1.3, contender=c.OURS_MASK.name),
     Target(FORWARD, LAUNCHES, 1, small=True),
     Target(BACKWARD, LAUNCHES, 1, small=True),
     Target(BOTH, c.RELU_MINIMUM.name, 2, small=True),

@@ -28,9 +28,16 @@ INPUTS = {
     "neuron-dense": ("neuron", (1024,), False),
 }
 NAMES = (
-    *("forward", "forward with bias and residual", "forward_", "forward_extra", "forward_extra_"),
-    *("backward", "backward with bias", "backward from code", "tangent", "surrogate", "surrogate, soft"),
-    *("saturation", "penalty", "penalty_backward"),
+    *("capped_relu", "forward with bias and residual", "capped_relu_", "capped_relu_with_aux", "capped_relu_with_aux_"),
+    *(
+        "capped_relu_backward",
+        "backward with bias",
+        "backward from mask",
+        "capped_relu_jvp",
+        "capped_relu_surrogate_backward",
+        "surrogate, soft",
+    ),
+    *("cap_saturation", "cap_penalty", "cap_penalty_backward"),
 )
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 PLACES = [(device, backend) for device in DEVICES for backend in dreluop.available_backends(device)]

@@ -83,18 +83,18 @@ def ours(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, resid
     return dreluop.capped_relu(x, cap, dim=dim, bias=bias, residual=residual)
 
 
-def ours_code(
+def ours_mask(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    return dreluop.capped_relu(x, cap, dim=dim, save="code", bias=bias, residual=residual)
+    return dreluop.capped_relu(x, cap, dim=dim, save="mask", bias=bias, residual=residual)
 
 
 def ours_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
     return dreluop.capped_relu(x, cap, dim=dim, inplace=True)
 
 
-def ours_code_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    return dreluop.capped_relu(x, cap, dim=dim, inplace=True, save="code")
+def ours_mask_(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+    return dreluop.capped_relu(x, cap, dim=dim, inplace=True, save="mask")
 
 
 def _by(backend: BackendName, call: Activation) -> Activation:
@@ -228,12 +228,12 @@ BREVITAS = Contender("Brevitas clip", brevitas_clip, addends=False, package="bre
 HARDTANH = Contender("hardtanh, cap fixed", hardtanh, hardtanh_, fixed_cap=FIXED_CAP, addends=False)
 RELU6 = Contender("relu6, cap fixed", relu6, relu6_, fixed_cap=6.0, addends=False)
 OURS = Contender("dreluop", ours, ours_)
-OURS_CODE = Contender("dreluop, 2-bit code", ours_code, ours_code_)
+OURS_MASK = Contender("dreluop, 2-bit mask", ours_mask, ours_mask_)
 OURS_TRITON = Contender("dreluop, Triton", _by("triton", ours), _by("triton", ours_))
 REFERENCE = Contender("dreluop, reference", _by("reference", ours), _by("reference", ours_))
 EVERY = (
     *(RELU_MINIMUM, CLAMP, WHERE, PACT, COMPILED, COMPILED_CLAMP, COMPILED_WHERE, COMPILED_PACT, BREVITAS),
-    *(HARDTANH, RELU6, OURS, OURS_CODE, OURS_TRITON, REFERENCE),
+    *(HARDTANH, RELU6, OURS, OURS_MASK, OURS_TRITON, REFERENCE),
 )
 CONTENDERS = {contender.name: contender for contender in EVERY}
 

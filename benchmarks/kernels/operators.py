@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.suite import Case, Data
-from dreluop.backends.reference import code_order
+from dreluop.backends.reference import mask_order
 from dreluop.ops.calls import Operators
 
 BALANCER = 0.5
@@ -25,25 +25,25 @@ def every_call(case: Case, data: Data, calls: Operators) -> dict[str, Call]:
         calls: the operators of a backend.
     """
     x, cap, grad = data.x, data.cap, data.grad
-    y, code, penalty = calls.forward_extra(x, cap, 1, True, BALANCER)
-    order = code_order(y, cap)
+    y, mask, penalty = calls.capped_relu_with_aux(x, cap, 1, True, BALANCER)
+    order = mask_order(y, cap)
     weight = torch.ones_like(penalty)
     bias = torch.ones_like(cap) if case.granularity == "neuron" else x.new_ones(case.shape[1])
     scratch = x.clone()
     caps: list[Tensor] = [cap] * 8
     return {
-        "forward": lambda: calls.forward(x, cap, 1),
-        "forward with bias and residual": lambda: calls.forward(x, cap, 1, bias, grad),
-        "forward_": lambda: calls.forward_(scratch, cap, 1),
-        "forward_extra": lambda: calls.forward_extra(x, cap, 1, True, BALANCER),
-        "forward_extra_": lambda: calls.forward_extra_(scratch, cap, 1, True, BALANCER),
-        "backward": lambda: calls.backward(grad, y, cap, 1, (), True, True, BALANCER, weight),
-        "backward with bias": lambda: calls.backward(grad, y, cap, 1, (), True, True, None, None, bias),
-        "backward from code": lambda: calls.backward(grad, code, cap, 1, order, True, True, None, None),
-        "tangent": lambda: calls.tangent(grad, cap, y, cap, 1, ()),
-        "surrogate": lambda: calls.surrogate(grad, y, cap, 1, (), None),
-        "surrogate, soft": lambda: calls.surrogate(grad, x, cap, 1, (), cap),
-        "saturation": lambda: calls.saturation(x, cap, 1),
-        "penalty": lambda: calls.penalty(caps, BALANCER),
-        "penalty_backward": lambda: calls.penalty_backward(weight, caps, BALANCER),
+        "capped_relu": lambda: calls.capped_relu(x, cap, 1),
+        "forward with bias and residual": lambda: calls.capped_relu(x, cap, 1, bias, grad),
+        "capped_relu_": lambda: calls.capped_relu_(scratch, cap, 1),
+        "capped_relu_with_aux": lambda: calls.capped_relu_with_aux(x, cap, 1, True, BALANCER),
+        "capped_relu_with_aux_": lambda: calls.capped_relu_with_aux_(scratch, cap, 1, True, BALANCER),
+        "capped_relu_backward": lambda: calls.capped_relu_backward(grad, y, cap, 1, (), True, True, BALANCER, weight),
+        "backward with bias": lambda: calls.capped_relu_backward(grad, y, cap, 1, (), True, True, None, None, bias),
+        "backward from mask": lambda: calls.capped_relu_backward(grad, mask, cap, 1, order, True, True, None, None),
+        "capped_relu_jvp": lambda: calls.capped_relu_jvp(grad, cap, y, cap, 1, ()),
+        "capped_relu_surrogate_backward": lambda: calls.capped_relu_surrogate_backward(grad, y, cap, 1, (), None),
+        "surrogate, soft": lambda: calls.capped_relu_surrogate_backward(grad, x, cap, 1, (), cap),
+        "cap_saturation": lambda: calls.cap_saturation(x, cap, 1),
+        "cap_penalty": lambda: calls.cap_penalty(caps, BALANCER),
+        "cap_penalty_backward": lambda: calls.cap_penalty_backward(weight, caps, BALANCER),
     }

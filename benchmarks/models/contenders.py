@@ -21,10 +21,10 @@ RELU = "relu"  # the network as it is, in place where it is
 OURS = c.OURS.name  # out of place, sums apart
 IN_PLACE = "dreluop, in place"  # where the original is in place
 FUSED = "dreluop, fused"  # in place likewise, and residual sums in the same pass: what replace_activations does
-FUSED_CODE = "dreluop, fused, 2-bit code"
+FUSED_MASK = "dreluop, fused, 2-bit mask"
 # The activation by standard operators, out of place.
 PLAIN: dict[str, c.Activation] = {c.RELU_MINIMUM.name: c.relu_minimum, c.CLAMP.name: c.clamp_tensor}
-CONTENDERS = (RELU, *PLAIN, OURS, IN_PLACE, FUSED, FUSED_CODE)
+CONTENDERS = (RELU, *PLAIN, OURS, IN_PLACE, FUSED, FUSED_MASK)
 
 CAP = 2.0  # where caps start; batch normalisation has made unit variance of what they cap
 BALANCER = 1e-4
@@ -64,14 +64,14 @@ def build(network: str, variant: str, contender: str) -> nn.Module:
             headed.activation = nn.ReLU()
         return model
     if headed is None:
-        replace_activations(model, init=CAP, fuse=contender in (FUSED, FUSED_CODE))
+        replace_activations(model, init=CAP, fuse=contender in (FUSED, FUSED_MASK))
     for name, layer in capped_layers(model).items():
         if contender in PLAIN:
             model.set_submodule(name, PlainDReLU(layer, PLAIN[contender]))
         elif contender == OURS:
             layer.inplace = False
-        elif contender == FUSED_CODE:
-            layer.save = "code"
+        elif contender == FUSED_MASK:
+            layer.save = "mask"
     return model
 
 

@@ -15,7 +15,7 @@ from benchmarks.kernels import contenders as c
 from benchmarks.kernels.measure import Effort, Timed, interleave
 from benchmarks.models import largest, networks
 from benchmarks.models.attempts import Failure, attempt
-from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, FUSED_CODE, HEAD, IN_PLACE, OURS, RELU, caps
+from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, FUSED_MASK, HEAD, IN_PLACE, OURS, RELU, caps
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
 from benchmarks.models.steps import (
@@ -38,7 +38,7 @@ WARM_UP = 2
 
 MAIN = (RELU, c.RELU_MINIMUM.name, OURS, IN_PLACE, FUSED)
 # Where no activation follows a residual sum, there is nothing to fuse.
-NO_SUMS = tuple(name for name in CONTENDERS if name not in (FUSED, FUSED_CODE))
+NO_SUMS = tuple(name for name in CONTENDERS if name not in (FUSED, FUSED_MASK))
 FEW = (RELU, c.RELU_MINIMUM.name, IN_PLACE)
 ONE_LAYER = (RELU, c.RELU_MINIMUM.name, OURS)
 

@@ -20,7 +20,7 @@ LINES = {
     IN_PLACE: (GREEN, "--", 4),
     c.CLAMP.name: (COLOURS[c.CLAMP.name], "-", 1.5),
     RELU: ("black", ":", 1.5),
-    c.OURS_CODE.name: (ORANGE, "-", 2),
+    c.OURS_MASK.name: (ORANGE, "-", 2),
 }
 BLOCKS = {"plain": "h = f(linear(h))", "residual": "h = h + f(linear(h))"}
 

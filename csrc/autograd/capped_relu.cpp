@@ -36,17 +36,17 @@ c10::TypedOperatorHandle<Signature> found(const char* name) {
 
 // Those of the default rule.
 const auto& forward_operator() {
-  static const auto handle = found<Forward>("dreluop::forward");
+  static const auto handle = found<Forward>("dreluop::capped_relu");
   return handle;
 }
 
 const auto& in_place_operator() {
-  static const auto handle = found<ForwardInPlace>("dreluop::forward_");
+  static const auto handle = found<ForwardInPlace>("dreluop::capped_relu_");
   return handle;
 }
 
 const auto& backward_operator() {
-  static const auto handle = found<Backward>("dreluop::backward");
+  static const auto handle = found<Backward>("dreluop::capped_relu_backward");
   return handle;
 }
 

@@ -1,4 +1,4 @@
-#include "cpu/walk.h"
+#include "cpu/traverse.h"
 
 namespace dreluop::cpu {
 namespace {
@@ -13,9 +13,9 @@ double total_of(const Lanes& lanes) {
 }
 
 // The sums of one tile per run or column, then of all tiles per cap: one object per gradient that is summed.
-template <class Format>
+template <class Traits>
 class CapSums {
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
   // Sums of doubles keep their errors apart, in memory behind the sums.
   static constexpr bool kExact = sizeof(T) == sizeof(double);
 
@@ -91,12 +91,12 @@ class CapSums {
   double* const result_;
   const bool in_double_;
   std::unique_ptr<double[]> partials_;
-  const Primitives<Format>& loops_ = primitives<Format>();
+  const Primitives<Traits>& loops_ = primitives<Traits>();
 };
 
-template <class Format>
+template <class Traits>
 class Backward {
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
 
  public:
   Backward(const Problem& problem, const Operand& grad, const Saved& saved, const Operand* dx, double* dcap,
@@ -140,9 +140,9 @@ class Backward {
     const T* g = grad_.read(i, n, grad_buffer);
     T* to_cap = to_caps_.wanted() ? buffers->to_cap : nullptr;
     T* dx = dx_ != nullptr ? dx_->target(i, n, buffers->dx) : to_biases_.wanted() ? buffers->dx : nullptr;
-    if (saved_.code != nullptr) {
+    if (saved_.mask != nullptr) {
       uint8_t regions[kBlock];
-      loops_.unpack(saved_.code, i, n, regions);
+      loops_.unpack(saved_.mask, i, n, regions);
       loops_.route_regions(g, regions, dx, to_cap, n);
     } else {
       T y_buffer[kBlock];
@@ -192,7 +192,7 @@ class Backward {
         to_cap[j] = routed.to_cap;
         dx[j] = routed.dx;
       }
-      const auto add = [&](CapSums<Format>& sums, const T* const* rows) {
+      const auto add = [&](CapSums<Traits>& sums, const T* const* rows) {
         if (!sums.wanted()) return;
         sums.add_columns(at, rows, whole, columns);
         if (whole < count && last_n > 0) sums.add_columns(at, rows + whole, 1, last_n);
@@ -208,8 +208,8 @@ class Backward {
   const Operand* dx_;
   const Plan plan_;
   const CapValues<T> caps_;
-  CapSums<Format> to_caps_, to_biases_;
-  const Primitives<Format>& loops_ = primitives<Format>();
+  CapSums<Traits> to_caps_, to_biases_;
+  const Primitives<Traits>& loops_ = primitives<Traits>();
 };
 
 }  // namespace
@@ -219,8 +219,8 @@ void backward(const Problem& problem, const Operand& grad, const Saved& saved, c
   if (dcap != nullptr) std::fill_n(dcap, problem.layout.caps, 0.0);
   if (dbias != nullptr) std::fill_n(dbias, problem.layout.caps, 0.0);
   if (problem.numel == 0 || (dx == nullptr && dcap == nullptr && dbias == nullptr)) return;
-  with_format(problem.dtype, [&](auto format) {
-    Backward<decltype(format)>(problem, grad, saved, dx, dcap, dbias, sums_in_double).run();
+  with_dtype_traits(problem.dtype, [&](auto traits) {
+    Backward<decltype(traits)>(problem, grad, saved, dx, dcap, dbias, sums_in_double).run();
   });
 }
 

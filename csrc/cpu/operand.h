@@ -1,4 +1,4 @@
-// A tensor as a kernel sees it: elements in walking order, read and written through short contiguous stretches.
+// A tensor as a kernel sees it: elements in traversal order, read and written through short contiguous stretches.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ class Operand {
  public:
   Operand() = default;
 
-  Operand(void* data, const Sizes& sizes, const Sizes& strides, const Sizes& order) : data_(data) {
+  Operand(void* data, const DimVector& sizes, const DimVector& strides, const DimVector& order) : data_(data) {
     for (const int64_t d : order) {
       if (sizes[d] == 1) continue;
       if (count_ > 0 && dims_[count_ - 1].stride == strides[d] * sizes[d]) {
@@ -25,11 +25,11 @@ class Operand {
     linear_ = count_ == 1 && dims_[0].stride == 1;
   }
 
-  // Elements lie one after another in walking order.
+  // Elements lie one after another in traversal order.
   bool is_linear() const { return linear_; }
   void* data() const { return data_; }
 
-  // Elements [begin, begin + n) in walking order: where they lie, if contiguous, else copied to `buffer`.
+  // Elements [begin, begin + n) in traversal order: where they lie, if contiguous, else copied to `buffer`.
   template <class T>
   const T* read(int64_t begin, int64_t n, T* buffer) const {
     if (const T* direct = contiguous<T>(begin, n)) return direct;

@@ -23,18 +23,18 @@ struct Lanes {
 // float.
 constexpr int kRowsAtOnce = 4;
 
-// What sums of a format's values are computed in.
-template <class Format>
-using Wide = std::conditional_t<sizeof(typename Format::Storage) == sizeof(double), double, float>;
+// What sums of a dtype's values are computed in.
+template <class Traits>
+using Wide = std::conditional_t<sizeof(typename Traits::Storage) == sizeof(double), double, float>;
 
 // `_one`: all elements share the cap m. `_each`: element i has cap m[i].
-template <class Format>
+template <class Traits>
 struct Primitives {
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
 
   // t = (x + bias) + residual, rounded once; residual may be null, t may be x.
-  void (*add_one)(const T* x, Wide<Format> bias, const T* residual, T* t, int64_t n);
-  void (*add_each)(const T* x, const Wide<Format>* bias, const T* residual, T* t, int64_t n);
+  void (*add_one)(const T* x, Wide<Traits> bias, const T* residual, T* t, int64_t n);
+  void (*add_each)(const T* x, const Wide<Traits>* bias, const T* residual, T* t, int64_t n);
   void (*forward_one)(const T* x, T m, T* y, int64_t n);
   void (*forward_each)(const T* x, const T* m, T* y, int64_t n);
   void (*regions_one)(const T* y, T m, uint8_t* regions, int64_t n);
@@ -49,15 +49,15 @@ struct Primitives {
   void (*pass)(const T* g, const T* y, T* dx, int64_t n);
   void (*pass_regions)(const T* g, const uint8_t* regions, T* dx, int64_t n);
   // dx = g times the slope of the activation, smoothed over the given width.
-  void (*soften_one)(const T* g, const T* x, T m, Wide<Format> width, T* dx, int64_t n);
-  void (*soften_each)(const T* g, const T* x, const T* m, const Wide<Format>* width, T* dx, int64_t n);
+  void (*soften_one)(const T* g, const T* x, T m, Wide<Traits> width, T* dx, int64_t n);
+  void (*soften_each)(const T* g, const T* x, const T* m, const Wide<Traits>* width, T* dx, int64_t n);
   void (*add_run)(const T* terms, int64_t n, Lanes* lanes);
   // sum[i] += terms[i]; error is read and written for double only.
   void (*add_columns)(const T* terms, int64_t n, double* sum, double* error);
   // sum[i] += the terms i of kRowsAtOnce rows, added in pairs in float first; not for double.
   void (*add_rows)(const T* const* rows, int64_t n, double* sum);
-  void (*pack)(const uint8_t* regions, int64_t n, uint8_t* code);
-  void (*unpack)(const uint8_t* code, int64_t first, int64_t n, uint8_t* regions);
+  void (*pack)(const uint8_t* regions, int64_t n, uint8_t* mask);
+  void (*unpack)(const uint8_t* mask, int64_t first, int64_t n, uint8_t* regions);
   void (*count)(const uint8_t* regions, int64_t n, int64_t* inside, int64_t* capped);
 };
 
@@ -74,8 +74,8 @@ DRELUOP_INLINE double with_error(double sum, double error) { return sum - sum ==
 
 #define DRELUOP_DECLARE_PRIMITIVES(isa)                               \
   namespace isa {                                                     \
-  template <class Format>                                             \
-  const Primitives<Format>& primitives();                             \
+  template <class Traits>                                             \
+  const Primitives<Traits>& primitives();                             \
   extern template const Primitives<Float32>& primitives<Float32>();   \
   extern template const Primitives<Float64>& primitives<Float64>();   \
   extern template const Primitives<Float16>& primitives<Float16>();   \
@@ -88,13 +88,13 @@ DRELUOP_DECLARE_PRIMITIVES(avx512)
 #endif
 #undef DRELUOP_DECLARE_PRIMITIVES
 
-template <class Format>
-const Primitives<Format>& primitives() {
+template <class Traits>
+const Primitives<Traits>& primitives() {
 #if defined(__x86_64__)
-  if (capability() == Capability::kAvx512) return avx512::primitives<Format>();
-  if (capability() == Capability::kAvx2) return avx2::primitives<Format>();
+  if (capability() == Capability::kAvx512) return avx512::primitives<Traits>();
+  if (capability() == Capability::kAvx2) return avx2::primitives<Traits>();
 #endif
-  return baseline::primitives<Format>();
+  return baseline::primitives<Traits>();
 }
 
 }  // namespace dreluop::cpu

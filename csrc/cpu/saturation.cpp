@@ -1,4 +1,4 @@
-#include "cpu/walk.h"
+#include "cpu/traverse.h"
 
 namespace dreluop::cpu {
 namespace {
@@ -8,10 +8,10 @@ void add_atomically(int64_t* counter, int64_t n) {
   if (n != 0) __atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
-void mark_live(const uint8_t* regions, int64_t begin, int64_t n, int64_t numel, const SampleLayout& sample,
-               uint8_t* live) {
+void mark_has_gradient(const uint8_t* regions, int64_t begin, int64_t n, int64_t numel, const SampleLayout& sample,
+                       uint8_t* has_gradient) {
   if (sample.samples == numel) {
-    for (int64_t j = 0; j < n; ++j) live[begin + j] = regions[j] == kInside;
+    for (int64_t j = 0; j < n; ++j) has_gradient[begin + j] = regions[j] == kInside;
     return;
   }
   for (int64_t i = 0; i < n;) {
@@ -19,16 +19,16 @@ void mark_live(const uint8_t* regions, int64_t begin, int64_t n, int64_t numel, 
     const int64_t length = std::min(n - i, sample.inner - index % sample.inner);
     bool any = false;
     for (int64_t j = i; j < i + length; ++j) any |= regions[j] == kInside;
-    if (any) __atomic_store_n(&live[index / sample.inner % sample.samples], uint8_t{1}, __ATOMIC_RELAXED);
+    if (any) __atomic_store_n(&has_gradient[index / sample.inner % sample.samples], uint8_t{1}, __ATOMIC_RELAXED);
     i += length;
   }
 }
 
-template <class Format>
+template <class Traits>
 void saturation_as(const Problem& problem, const Operand& x, const SampleLayout& sample, int64_t* inside,
-                   int64_t* capped, uint8_t* live) {
-  using T = typename Format::Storage;
-  const Primitives<Format>& loops = primitives<Format>();
+                   int64_t* capped, uint8_t* has_gradient) {
+  using T = typename Traits::Storage;
+  const Primitives<Traits>& loops = primitives<Traits>();
   const CapLayout& layout = problem.layout;
   const Plan plan = plan_for(problem.numel, layout);
   const CapValues<T> caps(plan, layout, static_cast<const T*>(problem.caps));
@@ -63,7 +63,7 @@ void saturation_as(const Problem& problem, const Operand& x, const SampleLayout&
                   column_capped[j] += regions[j] >> 1;
                 }
               }
-              mark_live(regions, i, n, problem.numel, sample, live);
+              mark_has_gradient(regions, i, n, problem.numel, sample, has_gradient);
             }
           }
           if (plan.variant == Variant::kRuns) {
@@ -82,10 +82,11 @@ void saturation_as(const Problem& problem, const Operand& x, const SampleLayout&
 }  // namespace
 
 void saturation(const Problem& problem, const Operand& x, const SampleLayout& sample, int64_t* inside, int64_t* capped,
-                uint8_t* live) {
+                uint8_t* has_gradient) {
   if (problem.numel == 0) return;
-  with_format(problem.dtype,
-              [&](auto format) { saturation_as<decltype(format)>(problem, x, sample, inside, capped, live); });
+  with_dtype_traits(problem.dtype, [&](auto traits) {
+    saturation_as<decltype(traits)>(problem, x, sample, inside, capped, has_gradient);
+  });
 }
 
 }  // namespace dreluop::cpu

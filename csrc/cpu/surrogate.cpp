@@ -1,12 +1,12 @@
-#include "cpu/walk.h"
+#include "cpu/traverse.h"
 
 namespace dreluop::cpu {
 namespace {
 
-template <class Format>
+template <class Traits>
 void straight_through(const Problem& problem, const Operand& grad, const Saved& saved, const Operand& dx) {
-  using T = typename Format::Storage;
-  const Primitives<Format>& loops = primitives<Format>();
+  using T = typename Traits::Storage;
+  const Primitives<Traits>& loops = primitives<Traits>();
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
     T grad_buffer[kBlock], y_buffer[kBlock], dx_buffer[kBlock];
     uint8_t regions[kBlock];
@@ -14,8 +14,8 @@ void straight_through(const Problem& problem, const Operand& grad, const Saved& 
       const int64_t n = std::min(kBlock, end - i);
       const T* g = grad.read(i, n, grad_buffer);
       T* to = dx.target(i, n, dx_buffer);
-      if (saved.code != nullptr) {
-        loops.unpack(saved.code, i, n, regions);
+      if (saved.mask != nullptr) {
+        loops.unpack(saved.mask, i, n, regions);
         loops.pass_regions(g, regions, to, n);
       } else {
         loops.pass(g, saved.y->read(i, n, y_buffer), to, n);
@@ -25,13 +25,13 @@ void straight_through(const Problem& problem, const Operand& grad, const Saved& 
   });
 }
 
-template <class Format>
+template <class Traits>
 void soft(const Problem& problem, const Operand& grad, const Operand& x, const void* widths, const Operand& dx) {
-  using T = typename Format::Storage;
-  const Primitives<Format>& loops = primitives<Format>();
+  using T = typename Traits::Storage;
+  const Primitives<Traits>& loops = primitives<Traits>();
   const Plan plan = plan_for(problem.numel, problem.layout);
   const CapValues<T> caps(plan, problem.layout, static_cast<const T*>(problem.caps));
-  const CapValues<Wide<Format>> width(plan, problem.layout, static_cast<const Wide<Format>*>(widths));
+  const CapValues<Wide<Traits>> width(plan, problem.layout, static_cast<const Wide<Traits>*>(widths));
 
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
     T grad_buffer[kBlock], x_buffer[kBlock], dx_buffer[kBlock];
@@ -52,11 +52,11 @@ void soft(const Problem& problem, const Operand& grad, const Operand& x, const v
 
 void surrogate(const Problem& problem, const Operand& grad, const Saved& saved, const void* widths, const Operand& dx) {
   if (problem.numel == 0) return;
-  with_format(problem.dtype, [&](auto format) {
+  with_dtype_traits(problem.dtype, [&](auto traits) {
     if (widths == nullptr)
-      straight_through<decltype(format)>(problem, grad, saved, dx);
+      straight_through<decltype(traits)>(problem, grad, saved, dx);
     else
-      soft<decltype(format)>(problem, grad, *saved.y, widths, dx);
+      soft<decltype(traits)>(problem, grad, *saved.y, widths, dx);
   });
 }
 

@@ -1,56 +1,57 @@
-// Reading and writing groups of elements in walking order.
+// Reading and writing vectors of elements in traversal order.
 #pragma once
 
 #include "cuda/runtime.cuh"
-#include "dreluop/divider.h"
+#include "dreluop/fast_divmod.h"
 
 namespace dreluop::cuda {
 
-template <class T, int kGroup>
+template <class T, int kVec>
 struct alignas(16) Pack {
-  T v[kGroup];
+  T v[kVec];
 };
 
-// A group as it lies in memory, in 16-byte words: taking it apart waits until it is used.
+// A vector as it lies in memory, in 16-byte words: taking it apart waits until it is used.
 template <int kBytes>
 struct Words {
   uint4 v[kBytes / 16];
 };
 
-template <class T, int kGroup>
-using Group = Words<kGroup * sizeof(T)>;
+template <class T, int kVec>
+using Vec = Words<kVec * sizeof(T)>;
 
-template <class T, int kGroup>
-DRELUOP_DEVICE Pack<T, kGroup> unpack(const Group<T, kGroup>& group) {
-  return bit_cast<Pack<T, kGroup>>(group);
+template <class T, int kVec>
+DRELUOP_DEVICE Pack<T, kVec> unpack(const Vec<T, kVec>& vec) {
+  return bit_cast<Pack<T, kVec>>(vec);
 }
 
-template <class T, int kGroup>
-DRELUOP_DEVICE Group<T, kGroup> read_words(const T* from) {
-  Group<T, kGroup> group;
+template <class T, int kVec>
+DRELUOP_DEVICE Vec<T, kVec> read_words(const T* from) {
+  Vec<T, kVec> vec;
 #pragma unroll
-  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) group.v[k] = reinterpret_cast<const uint4*>(from)[k];
-  return group;
+  for (size_t k = 0; k < sizeof(vec) / sizeof(uint4); ++k) vec.v[k] = reinterpret_cast<const uint4*>(from)[k];
+  return vec;
 }
 
 // To global memory.
-template <class T, int kGroup>
-DRELUOP_DEVICE void write_words(T* to, const Pack<T, kGroup>& values) {
-  const auto group = bit_cast<Group<T, kGroup>>(values);
+template <class T, int kVec>
+DRELUOP_DEVICE void write_words(T* to, const Pack<T, kVec>& values) {
+  const auto vec = bit_cast<Vec<T, kVec>>(values);
 #pragma unroll
-  for (size_t k = 0; k < sizeof(group) / sizeof(uint4); ++k) store_word(reinterpret_cast<uint4*>(to) + k, group.v[k]);
+  for (size_t k = 0; k < sizeof(vec) / sizeof(uint4); ++k) store_word(reinterpret_cast<uint4*>(to) + k, vec.v[k]);
 }
 
-// kVector: every operand lies densely in walking order, groups are 16-byte aligned. kGeneral: anything.
+// kVector: every operand lies densely in traversal order, vectors are 16-byte aligned. kGeneral: anything.
 enum class Access : uint8_t { kVector, kGeneral };
 
 constexpr int kOperands = 3;
 constexpr int kMaxDims = 64;
 
-// Room for one group at the calling thread's disposal: what is indexed at run time would cost registers tenfold.
+// Scratch space for one vector at the calling thread's disposal: what is indexed at run time would cost registers
+// tenfold.
 constexpr int kRoomBytes = 32;
 template <class T>
-DRELUOP_DEVICE T* room_of_thread() {
+DRELUOP_DEVICE T* scratch_of_thread() {
   return reinterpret_cast<T*>(shared_memory() + threadIdx.x * kRoomBytes);
 }
 
@@ -61,12 +62,12 @@ template <>
 struct Operands<Access::kVector> {
   void* data[kOperands];
 
-  template <class T, int kGroup>
-  DRELUOP_DEVICE Group<T, kGroup> load(int k, int64_t i, int) const {
-    return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
+  template <class T, int kVec>
+  DRELUOP_DEVICE Vec<T, kVec> load(int k, int64_t i, int) const {
+    return read_words<T, kVec>(static_cast<const T*>(data[k]) + i);
   }
-  template <class T, int kGroup>
-  DRELUOP_DEVICE void store(int k, int64_t i, int, const Pack<T, kGroup>& values) const {
+  template <class T, int kVec>
+  DRELUOP_DEVICE void store(int k, int64_t i, int, const Pack<T, kVec>& values) const {
     write_words(static_cast<T*>(data[k]) + i, values);
   }
   template <class T>
@@ -83,27 +84,27 @@ struct Operands<Access::kGeneral> {
   Kind kind[kOperands];
   void* data[kOperands];
   int64_t strides[kOperands][kMaxDims];
-  Divider sizes[kMaxDims];
+  FastDivmod sizes[kMaxDims];
 
-  // The first n elements of a group; the rest is zero.
-  template <class T, int kGroup>
-  DRELUOP_DEVICE Group<T, kGroup> load(int k, int64_t i, int n) const {
-    if (kind[k] == Kind::kPacked && n == kGroup) return read_words<T, kGroup>(static_cast<const T*>(data[k]) + i);
-    T* room = room_of_thread<T>();
+  // The first n elements of a vector; the rest is zero.
+  template <class T, int kVec>
+  DRELUOP_DEVICE Vec<T, kVec> load(int k, int64_t i, int n) const {
+    if (kind[k] == Kind::kPacked && n == kVec) return read_words<T, kVec>(static_cast<const T*>(data[k]) + i);
+    T* scratch = scratch_of_thread<T>();
 #pragma unroll 1
-    for (int e = 0; e < kGroup; ++e) room[e] = e < n ? at<T>(k, i + e) : T(0);
-    return read_words<T, kGroup>(room);
+    for (int e = 0; e < kVec; ++e) scratch[e] = e < n ? at<T>(k, i + e) : T(0);
+    return read_words<T, kVec>(scratch);
   }
-  template <class T, int kGroup>
-  DRELUOP_DEVICE void store(int k, int64_t i, int n, const Pack<T, kGroup>& values) const {
-    if (kind[k] == Kind::kPacked && n == kGroup) {
+  template <class T, int kVec>
+  DRELUOP_DEVICE void store(int k, int64_t i, int n, const Pack<T, kVec>& values) const {
+    if (kind[k] == Kind::kPacked && n == kVec) {
       write_words(static_cast<T*>(data[k]) + i, values);
       return;
     }
-    T* room = room_of_thread<T>();
-    *reinterpret_cast<Pack<T, kGroup>*>(room) = values;
+    T* scratch = scratch_of_thread<T>();
+    *reinterpret_cast<Pack<T, kVec>*>(scratch) = values;
 #pragma unroll 1
-    for (int e = 0; e < n; ++e) at<T>(k, i + e) = room[e];
+    for (int e = 0; e < n; ++e) at<T>(k, i + e) = scratch[e];
   }
   template <class T>
   DRELUOP_DEVICE T& at(int k, int64_t i) const {

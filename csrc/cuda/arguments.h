@@ -35,8 +35,8 @@ inline bool is_dense(int rank, const int64_t* sizes, const int64_t* strides) {
   return true;
 }
 
-// Merges neighbouring dimensions that all arrays walk as one. sizes and strides shrink in place; at least one dimension
-// is left. Gives the rank.
+// Merges neighbouring dimensions that all arrays traverse as one. sizes and strides shrink in place; at least one
+// dimension is left. Gives the rank.
 template <int kArrays, int kDims>
 int merge_dimensions(int rank, const int64_t* sizes, const int64_t* const (&strides)[kArrays], int64_t (&merged)[kDims],
                      int64_t (&merged_strides)[kArrays][kDims], const char* name) {
@@ -68,7 +68,7 @@ inline int64_t elements_to_boundary(const void* data, DType dtype) {
   return static_cast<int64_t>((16 - address % 16) % 16) / size;
 }
 
-// The operands of a pass, and how they can be read: all as aligned groups after `head` elements, or not.
+// The operands of a pass, and how they can be read: all as aligned vectors after `head` elements, or not.
 class OperandSet {
  public:
   OperandSet(const Problem& problem, std::initializer_list<Operand> operands) : problem_(problem), operands_(operands) {
@@ -91,7 +91,7 @@ class OperandSet {
     for (const Operand& operand : operands_) to->data[k++] = operand.data;
   }
 
-  // `packed`: whether groups begin at multiples of their size.
+  // `packed`: whether vectors begin at multiples of their size.
   void fill(Operands<Access::kGeneral>* to, bool packed = true) const {
     const int64_t* strides[kOperands] = {};
     int k = 0;
@@ -109,7 +109,7 @@ class OperandSet {
     }
     int64_t sizes[kMaxDims];
     to->rank = merge_dimensions(problem_.rank, problem_.sizes, strides, sizes, to->strides, "x");
-    for (int d = 0; d < to->rank; ++d) to->sizes[d] = Divider::of(std::max<int64_t>(1, sizes[d]));
+    for (int d = 0; d < to->rank; ++d) to->sizes[d] = FastDivmod::of(std::max<int64_t>(1, sizes[d]));
   }
 
  private:
@@ -124,7 +124,7 @@ inline CapMap cap_map(const CapLayout& layout) {
   const int64_t outer = std::max<int64_t>(1, layout.outer);
   // By division, as an empty x may have any number of caps.
   const bool is_short = outer <= INT32_MAX / inner / caps;
-  return {Divider::of(inner), Divider::of(caps), is_short};
+  return {FastDivmod::of(inner), FastDivmod::of(caps), is_short};
 }
 
 // Arrays of one value per cap, with their dimensions merged together.
@@ -135,7 +135,7 @@ CapIndex index_caps(const Problem& problem, const PerCap* const (&arrays)[kArray
   int64_t sizes[kCapDims], merged[kArrays][kCapDims];
   CapIndex index;
   index.rank = merge_dimensions(problem.cap_rank, problem.cap_sizes, strides, sizes, merged, "cap");
-  for (int d = 0; d < index.rank; ++d) index.sizes[d] = Divider::of(std::max<int64_t>(1, sizes[d]));
+  for (int d = 0; d < index.rank; ++d) index.sizes[d] = FastDivmod::of(std::max<int64_t>(1, sizes[d]));
   for (int k = 0; k < kArrays; ++k) {
     to[k]->data = arrays[k]->data;
     to[k]->dtype = arrays[k]->dtype;

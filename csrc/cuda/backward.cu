@@ -13,13 +13,13 @@ struct Choice {
     const int64_t multiprocessors = std::max(1, problem.multiprocessors);
     const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias),
                by_rows = goes_by_rows(problem.dtype, layout);
-    const auto bytes_of_codes = static_cast<uintptr_t>(group_of(problem.dtype) / kCodesPerByte);
-    const bool whole_codes = reinterpret_cast<uintptr_t>(pass.code) % bytes_of_codes == 0;
+    const auto bytes_of_mask = static_cast<uintptr_t>(vec_of(problem.dtype) / kElementsPerByte);
+    const bool whole_masks = reinterpret_cast<uintptr_t>(pass.mask) % bytes_of_mask == 0;
     vector = problem.dtype != DType::kFloat64 && !wide && operands.vector() && cap.simple(problem.dtype) &&
-             whole_codes && (operands.head() == 0 || (by_rows && pass.code == nullptr));
-    // The fast way by rows: a single cap, or runs of whole groups.
-    const bool packed = vector && by_rows &&
-                        (layout.caps == 1 || (operands.head() == 0 && layout.inner % group_of(problem.dtype) == 0));
+             whole_masks && (operands.head() == 0 || (by_rows && pass.mask == nullptr));
+    // The fast way by rows: a single cap, or runs of whole vectors.
+    const bool packed =
+        vector && by_rows && (layout.caps == 1 || (operands.head() == 0 && layout.inner % vec_of(problem.dtype) == 0));
     plan = backward_plan(problem.dtype, layout, multiprocessors, packed, operands.head());
     vector = vector && (by_rows || plan.columns.aligned);
     sum_bytes = vector ? sizeof(Partial<float>) : sizeof(Partial<double>);
@@ -52,15 +52,16 @@ struct Choice {
 };
 
 template <class Real>
-Finish<Real> finish_of(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
-  Finish<Real> finish{};
+LastBlockReduction<Real> reduction_of(const Problem& problem, const Backward& pass, const Choice& choice,
+                                      void* workspace) {
+  LastBlockReduction<Real> finish{};
   const PerCap* const from[] = {&pass.cap, &pass.dcap, &pass.dbias};
   CapArray* const to[] = {&finish.cap, &finish.gradient[kCapSum], &finish.gradient[kBiasSum]};
   finish.index = index_caps(problem, from, to);
   finish.grad_penalty = pass.grad_penalty;
   finish.penalty_factor = 2 * pass.balancer;
   finish.caps = problem.layout.caps;
-  finish.sets = choice.plan.by_rows ? problem.layout.caps : choice.plan.columns.tiles;
+  finish.cap_tiles = choice.plan.by_rows ? problem.layout.caps : choice.plan.columns.tiles;
   finish.cap_blocks = choice.plan.cap_blocks;
   finish.counters = static_cast<unsigned*>(workspace);
   auto* sums = reinterpret_cast<Partial<Real>*>(static_cast<unsigned char*>(workspace) + choice.counter_bytes);
@@ -68,43 +69,44 @@ Finish<Real> finish_of(const Problem& problem, const Backward& pass, const Choic
   finish.partials[kBiasSum] = sums + (choice.kinds == 2 ? choice.plan.partials : 0);
   if (choice.channels > 0) {
     finish.channel_sums = sums + choice.kinds * choice.plan.partials;
-    finish.finished_sets = finish.counters + choice.plan.counters;
+    finish.finished_cap_tiles = finish.counters + choice.plan.counters;
   }
   return finish;
 }
 
-template <class Format, Access kAccess, int kSums>
+template <class Traits, Access kAccess, int kSums>
 Status launch_as(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
-  using Real = typename SumType<Format, kAccess>::Real;
+  using Real = typename SumType<Traits, kAccess>::Real;
   const BackwardPlan& plan = choice.plan;
   BackwardParameters<kAccess, Real> p{};
   if constexpr (kAccess == Access::kVector)
     choice.operands.fill(&p.saved.operands);
   else
     choice.operands.fill(&p.saved.operands, plan.by_rows || plan.columns.aligned);
-  p.saved.code = pass.code;
+  p.saved.mask = pass.mask;
   p.wants_x = pass.dx.data != nullptr;
   p.numel = numel_of(problem);
   p.layout = merged(problem.layout);
   p.map = cap_map(p.layout);
   choice.cap.fill(&p.cap);
-  p.finish = finish_of<Real>(problem, pass, choice, workspace);
+  p.finish = reduction_of<Real>(problem, pass, choice, workspace);
   p.rows = plan.rows;
-  const int64_t many = plan.rows.packed ? plan.rows.groups : plan.rows.pieces;
-  p.runs = {Divider::of(plan.rows.packed ? plan.rows.run_groups : std::max<int64_t>(1, plan.rows.chunks)),
+  const int64_t many = plan.rows.packed ? plan.rows.vecs : plan.rows.segments;
+  p.runs = {FastDivmod::of(plan.rows.packed ? plan.rows.run_vecs : std::max<int64_t>(1, plan.rows.segments_per_run)),
             many < INT32_MAX / 2};
   p.head = kAccess == Access::kVector ? static_cast<int>(choice.operands.head()) : 0;
   p.columns = plan.columns;
   if (plan.by_rows) {
-    const size_t shared = std::max(kSlotBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kRoomBytes);
-    auto kernel = backward_rows_kernel<Format, kAccess, kSums, false>;
+    const size_t shared =
+        std::max(kTicketBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kRoomBytes);
+    auto kernel = backward_rows_kernel<Traits, kAccess, kSums, false>;
     if constexpr (kAccess == Access::kVector)
-      if (plan.rows.packed) kernel = backward_rows_kernel<Format, kAccess, kSums, true>;
+      if (plan.rows.packed) kernel = backward_rows_kernel<Traits, kAccess, kSums, true>;
     return launch("dreluop backward by rows", kernel, plan.blocks, kRowThreads, shared, problem.stream, p);
   }
-  const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * group_of(problem.dtype);
-  const size_t shared = std::max(kSlotBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kRoomBytes);
-  return launch("dreluop backward by columns", backward_columns_kernel<Format, kAccess, kSums>, plan.blocks,
+  const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * vec_of(problem.dtype);
+  const size_t shared = std::max(kTicketBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kRoomBytes);
+  return launch("dreluop backward by columns", backward_columns_kernel<Traits, kAccess, kSums>, plan.blocks,
                 kColumnThreads, shared, problem.stream, p);
 }
 
@@ -121,21 +123,21 @@ Status backward(const Problem& problem, const Backward& pass, void* workspace) {
   if (pass.dx.data == nullptr && !wants_sums) return {};
   const int64_t numel = numel_of(problem);
   if (numel > 0 && pass.grad.data == nullptr) refuse("grad: missing");
-  if (numel > 0 && pass.y.data == nullptr && pass.code == nullptr) refuse("y: missing, and there is no code");
-  if (numel > 0 && pass.code == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
+  if (numel > 0 && pass.y.data == nullptr && pass.mask == nullptr) refuse("y: missing, and there is no mask");
+  if (numel > 0 && pass.mask == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
   if (pass.dcap.data != nullptr && pass.grad_penalty.data != nullptr && pass.cap.data == nullptr)
     refuse("cap: needed for the gradient of the penalty");
   const Choice choice(problem, pass);
   const Status zeroed = zero(workspace, choice.workspace().zeroed, problem.stream);
   if (!zeroed.ok()) return zeroed;
-  return with_format(problem.dtype, [&](auto format) {
-    using Format = decltype(format);
-    if constexpr (!std::is_same_v<Format, Float64>) {
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    using Traits = decltype(traits);
+    if constexpr (!std::is_same_v<Traits, Float64>) {
       if (choice.vector && choice.kinds == 1)
-        return launch_as<Format, Access::kVector, 1>(problem, pass, choice, workspace);
-      if (choice.vector) return launch_as<Format, Access::kVector, 2>(problem, pass, choice, workspace);
+        return launch_as<Traits, Access::kVector, 1>(problem, pass, choice, workspace);
+      if (choice.vector) return launch_as<Traits, Access::kVector, 2>(problem, pass, choice, workspace);
     }
-    return launch_as<Format, Access::kGeneral, 2>(problem, pass, choice, workspace);
+    return launch_as<Traits, Access::kGeneral, 2>(problem, pass, choice, workspace);
   });
 }
 

@@ -1,21 +1,21 @@
-// Backward where a cap has short runs, or one element per row: a thread sums for a group of columns.
+// Backward where a cap has short runs, or one element per row: a thread sums for a vector of columns.
 #pragma once
 
 #include "cuda/routing.cuh"
 
 namespace dreluop::cuda {
 
-template <class Format, Access kAccess, int kSums>
-struct BackwardColumns : Routing<Format, kAccess, kSums> {
-  using Base = Routing<Format, kAccess, kSums>;
-  using Base::kGroup;
-  using Base::kGroups;
+template <class Traits, Access kAccess, int kSums>
+struct BackwardColumns : Routing<Traits, kAccess, kSums> {
+  using Base = Routing<Traits, kAccess, kSums>;
+  using Base::kVec;
+  using Base::kVecs;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
   using P = Partial<Real>;
   // Batches whose terms are added as they come, before they are added to a sum with its error: at most eight terms.
-  static constexpr int kPlainBatches = 8 / kGroups;
+  static constexpr int kPlainBatches = 8 / kVecs;
 
   // This thread's columns begin at `column` and end after n; w and h are its place in the block.
   struct Place {
@@ -29,18 +29,18 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     Place at;
     at.w = static_cast<int>(threadIdx.x) % plan.width;
     at.h = static_cast<int>(threadIdx.x) / plan.width;
-    at.column = (tile * plan.width + at.w) * kGroup;
-    at.n = at.h < plan.height ? static_cast<int>(max(int64_t{0}, min(int64_t{kGroup}, plan.row - at.column))) : 0;
+    at.column = (tile * plan.width + at.w) * kVec;
+    at.n = at.h < plan.height ? static_cast<int>(max(int64_t{0}, min(int64_t{kVec}, plan.row - at.column))) : 0;
     return at;
   }
 
   // All asked for before the first is used.
-  DRELUOP_DEVICE Pack<T, kGroup> read_caps(const Place& at) const {
-    Pack<T, kGroup> cap;
+  DRELUOP_DEVICE Pack<T, kVec> read_caps(const Place& at) const {
+    Pack<T, kVec> cap;
     int64_t left, c = p.map.cap_of(at.column, &left);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) {
-      cap.v[e] = e < at.n ? this->cap_of(c) : Format::zero();
+    for (int e = 0; e < kVec; ++e) {
+      cap.v[e] = e < at.n ? this->cap_of(c) : Traits::zero();
       if (--left > 0) continue;
       left = p.layout.inner;
       c = p.map.after(c);
@@ -49,13 +49,13 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 
   // Batches of rows from that of element i down, of the `left` that there are; from batch to batch `rows` further on.
-  template <class Kept>
-  DRELUOP_DEVICE void batches(Kept nothing, int n, int64_t i, int64_t left, int64_t rows, const Pack<T, kGroup>& cap,
-                              Real (*sums)[kGroup]) const {
-    constexpr int kMany = Kept::kBatches * kGroups;
-    Group<T, kGroup> grad[kMany];
-    Kept kept[kMany];
-    const auto down = [&](int u) { return u / kGroups * rows + u % kGroups * p.columns.height; };
+  template <class SavedInfo>
+  DRELUOP_DEVICE void batches(SavedInfo nothing, int n, int64_t i, int64_t left, int64_t rows, const Pack<T, kVec>& cap,
+                              Real (*sums)[kVec]) const {
+    constexpr int kMany = SavedInfo::kBatches * kVecs;
+    Vec<T, kVec> grad[kMany];
+    SavedInfo kept[kMany];
+    const auto down = [&](int u) { return u / kVecs * rows + u % kVecs * p.columns.height; };
     const auto at = [&](int u) { return i + down(u) * p.columns.row; };
 #pragma unroll
     for (int u = 0; u < kMany; ++u) {
@@ -63,30 +63,30 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
       kept[u] = nothing;
       if (down(u) >= left) continue;
       grad[u] = this->load_grad(at(u), n);
-      kept[u] = Kept::load(p.saved, at(u), n, cap);
+      kept[u] = SavedInfo::load(p.saved, at(u), n, cap);
     }
 #pragma unroll
     for (int u = 0; u < kMany; ++u) {
-      Real cap_terms[kGroup], bias_terms[kGroup];
+      Real cap_terms[kVec], bias_terms[kVec];
       this->route(at(u), n, down(u) < left, grad[u], kept[u], cap, cap_terms, bias_terms);
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e) {
+      for (int e = 0; e < kVec; ++e) {
         sums[kCapSum][e] += cap_terms[e];
         if constexpr (kSums == 2) sums[kBiasSum][e] += bias_terms[e];
       }
     }
   }
 
-  template <class Kept>
-  DRELUOP_DEVICE void all_batches(Kept nothing, const Place& at, int64_t row_block, const Pack<T, kGroup>& cap,
-                                  Sum<Real> (*sums)[kGroup]) const {
-    constexpr int kBatches = Kept::kBatches;
-    const int batch_rows = kGroups * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
+  template <class SavedInfo>
+  DRELUOP_DEVICE void all_batches(SavedInfo nothing, const Place& at, int64_t row_block, const Pack<T, kVec>& cap,
+                                  Sum<Real> (*sums)[kVec]) const {
+    constexpr int kBatches = SavedInfo::kBatches;
+    const int batch_rows = kVecs * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
     const int64_t rows = p.columns.row_blocks * batch_rows;
     int64_t i = first * p.columns.row + at.column, left = p.columns.rows - first;
 #pragma unroll 1
     while (left > 0) {
-      Real some[kSums][kGroup] = {};
+      Real some[kSums][kVec] = {};
 #pragma unroll 1
       for (int b = 0; b < kPlainBatches && left > 0; b += kBatches) {
         batches(nothing, at.n, i, left, rows, cap, some);
@@ -96,7 +96,7 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
 #pragma unroll
       for (int s = 0; s < kSums; ++s)
 #pragma unroll
-        for (int e = 0; e < kGroup; ++e) sums[s][e].add(some[s][e]);
+        for (int e = 0; e < kVec; ++e) sums[s][e].add(some[s][e]);
     }
   }
 
@@ -107,11 +107,11 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     for (int64_t i = begin + threadIdx.x; i < p.numel; i += kColumnThreads) {
       int64_t left;
       const T g = p.saved.operands.template at<T>(Base::kGrad, i);
-      const uint8_t region = p.saved.template region<Format>(i, this->cap_of(p.map.cap_of(i, &left)));
-      if (region == (s == kCapSum ? kCapped : kInside)) add_term(&shared[i - begin], this->widen(g));
+      const uint8_t region = p.saved.template region<Traits>(i, this->cap_of(p.map.cap_of(i, &left)));
+      if (region == (s == kCapSum ? kCapped : kInside)) add_term(&shared[i - begin], this->upcast(g));
       // Last, as dx may be the gradient's memory.
       if (s == kSums - 1 && p.wants_x)
-        p.saved.operands.template at<T>(Base::kDx, i) = region == kInside ? g : Format::zero();
+        p.saved.operands.template at<T>(Base::kDx, i) = region == kInside ? g : Traits::zero();
     }
   }
 
@@ -120,10 +120,10 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
     const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
     const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
     const Place at = place(tile);
-    const Pack<T, kGroup> cap = read_caps(at);
-    Sum<Real> sums[kSums][kGroup];
+    const Pack<T, kVec> cap = read_caps(at);
+    Sum<Real> sums[kSums][kVec];
     if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, row_block, cap, sums); });
-    auto* shared = reinterpret_cast<P*>(shared_memory() + kSlotBytes);
+    auto* shared = reinterpret_cast<P*>(shared_memory() + kTicketBytes);
     const int64_t first = tile * plan.tile_caps, inner = p.layout.inner;
     const auto count = static_cast<uint32_t>(min(plan.tile_caps, p.layout.caps - first));
     const Terms<P> local{shared, count, static_cast<uint32_t>(inner * plan.repeat), static_cast<uint32_t>(inner),
@@ -138,17 +138,17 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 
   // One sum per column: those of the rows of threads are added up.
-  DRELUOP_DEVICE void fill(const Place& at, int s, const Sum<Real> (*sums)[kGroup], P* shared) const {
-    const int columns = p.columns.width * kGroup;
+  DRELUOP_DEVICE void fill(const Place& at, int s, const Sum<Real> (*sums)[kVec], P* shared) const {
+    const int columns = p.columns.width * kVec;
     if (at.h < p.columns.height) {
-      P* to = shared + at.h * columns + at.w * kGroup;
+      P* to = shared + at.h * columns + at.w * kVec;
       // Not sums[s]: what is indexed at run time would lie in local memory.
       if (s == kCapSum) {
 #pragma unroll
-        for (int e = 0; e < kGroup; ++e) to[e] = partial_of(sums[kCapSum][e]);
+        for (int e = 0; e < kVec; ++e) to[e] = partial_of(sums[kCapSum][e]);
       } else {
 #pragma unroll
-        for (int e = 0; e < kGroup; ++e) to[e] = partial_of(sums[kSums - 1][e]);
+        for (int e = 0; e < kVec; ++e) to[e] = partial_of(sums[kSums - 1][e]);
       }
     }
     if (p.columns.height == 1) return;
@@ -163,11 +163,11 @@ struct BackwardColumns : Routing<Format, kAccess, kSums> {
   }
 };
 
-template <class Format, Access kAccess, int kSums>
+template <class Traits, Access kAccess, int kSums>
 __global__ void __launch_bounds__(kColumnThreads,
                                   kAccess == Access::kVector && kSums == 1 ? kColumnBlocksPerProcessor : 2)
-    backward_columns_kernel(const __grid_constant__ typename Routing<Format, kAccess, kSums>::Parameters p) {
-  BackwardColumns<Format, kAccess, kSums>{{p}}.run();
+    backward_columns_kernel(const __grid_constant__ typename Routing<Traits, kAccess, kSums>::Parameters p) {
+  BackwardColumns<Traits, kAccess, kSums>{{p}}.run();
 }
 
 }  // namespace dreluop::cuda

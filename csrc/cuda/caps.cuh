@@ -3,39 +3,38 @@
 
 #include "cuda/access.cuh"
 #include "dreluop/cuda_plan.h"
-#include "dreluop/divider.h"
+#include "dreluop/fast_divmod.h"
 #include "dreluop/semantics.h"
 
 namespace dreluop::cuda {
 
-// The type in which a format is computed with and compared, and the one rounding back.
-template <class Format>
+// The type in which a dtype is computed with and compared, and the one rounding back.
+template <class Traits>
 struct Working {
   using Real = float;
   using Rule = Float32;
-  static DRELUOP_DEVICE float widen(typename Format::Storage a) { return Format::to_float(a); }
-  static DRELUOP_DEVICE typename Format::Storage round(float a) { return Format::from_float(a); }
+  static DRELUOP_DEVICE float upcast(typename Traits::Storage a) { return Traits::to_float(a); }
+  static DRELUOP_DEVICE typename Traits::Storage round(float a) { return Traits::from_float(a); }
 };
 template <class T>
 struct Working<Native<T>> {
   using Real = T;
   using Rule = Native<T>;
-  static DRELUOP_DEVICE T widen(T a) { return a; }
+  static DRELUOP_DEVICE T upcast(T a) { return a; }
   static DRELUOP_DEVICE T round(T a) { return a; }
 };
 
-// A group as numbers to compute with.
-template <class Format, int kGroup>
-DRELUOP_DEVICE Pack<typename Working<Format>::Real, kGroup> widened(
-    const Group<typename Format::Storage, kGroup>& group) {
-  if constexpr (sizeof(typename Format::Storage) == 2) {
-    Pack<float, kGroup> wide;
-    const auto words = bit_cast<Pack<uint32_t, kGroup / 2>>(group);
+// A vector as numbers to compute with.
+template <class Traits, int kVec>
+DRELUOP_DEVICE Pack<typename Working<Traits>::Real, kVec> upcasted(const Vec<typename Traits::Storage, kVec>& vec) {
+  if constexpr (sizeof(typename Traits::Storage) == 2) {
+    Pack<float, kVec> wide;
+    const auto words = bit_cast<Pack<uint32_t, kVec / 2>>(vec);
 #pragma unroll
-    for (int w = 0; w < kGroup / 2; ++w) Format::to_two_floats(words.v[w], &wide.v[2 * w], &wide.v[2 * w + 1]);
+    for (int w = 0; w < kVec / 2; ++w) Traits::to_two_floats(words.v[w], &wide.v[2 * w], &wide.v[2 * w + 1]);
     return wide;
   } else {
-    return unpack<typename Format::Storage, kGroup>(group);
+    return unpack<typename Traits::Storage, kVec>(vec);
   }
 }
 
@@ -43,7 +42,7 @@ constexpr int kCapDims = 8;
 
 struct CapIndex {
   int rank;
-  Divider sizes[kCapDims];
+  FastDivmod sizes[kCapDims];
 };
 
 struct CapArray {
@@ -96,7 +95,7 @@ DRELUOP_DEVICE void write_number(void* data, DType dtype, int64_t offset, double
 
 // Where the caps of element i begin, and how many elements are left before the next one.
 struct CapMap {
-  Divider inner, caps;
+  FastDivmod inner, caps;
   bool is_short;  // fewer than 2^31 elements
 
   DRELUOP_DEVICE int64_t cap_of(int64_t i, int64_t* left) const {
@@ -119,31 +118,31 @@ struct CapMap {
 template <Access kAccess>
 struct CapSource;
 
-// At one stride, of the format's own dtype or float32.
+// At one stride, of x's own dtype or float32.
 template <>
 struct CapSource<Access::kVector> {
   const void* data;
   int64_t stride;
   bool is_float32;
 
-  template <class Format>
-  DRELUOP_DEVICE typename Working<Format>::Real number(int64_t cap) const {
-    using T = typename Format::Storage;
+  template <class Traits>
+  DRELUOP_DEVICE typename Working<Traits>::Real number(int64_t cap) const {
+    using T = typename Traits::Storage;
     if (is_float32) return static_cast<const float*>(data)[cap * stride];
-    return Working<Format>::widen(static_cast<const T*>(data)[cap * stride]);
+    return Working<Traits>::upcast(static_cast<const T*>(data)[cap * stride]);
   }
   // From a 16-byte aligned address, at stride 1.
-  template <class Format, int kGroup>
-  DRELUOP_DEVICE void numbers(int64_t cap, typename Working<Format>::Real* to) const {
-    using T = typename Format::Storage;
+  template <class Traits, int kVec>
+  DRELUOP_DEVICE void numbers(int64_t cap, typename Working<Traits>::Real* to) const {
+    using T = typename Traits::Storage;
     if (is_float32) {
-      const auto run = *reinterpret_cast<const Pack<float, kGroup>*>(static_cast<const float*>(data) + cap);
+      const auto run = *reinterpret_cast<const Pack<float, kVec>*>(static_cast<const float*>(data) + cap);
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e) to[e] = run.v[e];
+      for (int e = 0; e < kVec; ++e) to[e] = run.v[e];
     } else {
-      const auto run = *reinterpret_cast<const Pack<T, kGroup>*>(static_cast<const T*>(data) + cap);
+      const auto run = *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(data) + cap);
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e) to[e] = Working<Format>::widen(run.v[e]);
+      for (int e = 0; e < kVec; ++e) to[e] = Working<Traits>::upcast(run.v[e]);
     }
   }
 };
@@ -154,74 +153,74 @@ struct CapSource<Access::kGeneral> {
   CapArray array;
   const void* data;
 
-  template <class Format>
-  DRELUOP_DEVICE typename Working<Format>::Real number(int64_t cap) const {
-    return read_number<typename Working<Format>::Real>(data, array.dtype, offset_of(index, array, cap));
+  template <class Traits>
+  DRELUOP_DEVICE typename Working<Traits>::Real number(int64_t cap) const {
+    return read_number<typename Working<Traits>::Real>(data, array.dtype, offset_of(index, array, cap));
   }
 };
 
-// The caps of one group.
-template <class Format, int kGroup, Access kAccess, CapMode kMode>
-struct CapsOfGroup {
-  using Real = typename Working<Format>::Real;
+// The caps of one vector.
+template <class Traits, int kVec, Access kAccess, CapMode kMode>
+struct CapsOfVec {
+  using Real = typename Working<Traits>::Real;
   const CapMap& map;
   int64_t first = 0;
   int64_t left = 0;  // elements before the cap after `first`
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
 
-  DRELUOP_DEVICE CapsOfGroup(const CapMap& caps, int64_t i) : map(caps) { first = map.cap_of(i, &left); }
+  DRELUOP_DEVICE CapsOfVec(const CapMap& caps, int64_t i) : map(caps) { first = map.cap_of(i, &left); }
 
-  // Calls get(cap) for the one or two caps of the group, and lays what it gives out for its elements.
+  // Calls get(cap) for the one or two caps of the vector, and lays what it gives out for its elements.
   template <class Value, class Get>
   DRELUOP_DEVICE void span(Value* values, const Get& get) const {
     const Value one = get(first);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) values[e] = one;
-    if (left >= kGroup) return;
+    for (int e = 0; e < kVec; ++e) values[e] = one;
+    if (left >= kVec) return;
     const Value next = get(map.after(first));
     const int from = static_cast<int>(left);
 #pragma unroll
-    for (int e = 1; e < kGroup; ++e) values[e] = e < from ? one : next;
+    for (int e = 1; e < kVec; ++e) values[e] = e < from ? one : next;
   }
 
   DRELUOP_DEVICE void read(const CapSource<kAccess>& source, Real* values) const {
     if constexpr (kMode == CapMode::kSpan) {
-      span(values, [&](int64_t cap) { return source.template number<Format>(cap); });
+      span(values, [&](int64_t cap) { return source.template number<Traits>(cap); });
     } else if constexpr (kMode == CapMode::kAligned) {
-      source.template numbers<Format, kGroup>(first, values);
+      source.template numbers<Traits, kVec>(first, values);
     } else {
       read_each(source, values);
     }
   }
 
   DRELUOP_DEVICE void read_each(const CapSource<kAccess>& source, Real* values) const {
-    Real* room = room_of_thread<Real>();
+    Real* scratch = scratch_of_thread<Real>();
     int64_t cap = first, until = left;
     Real value = 0;
 #pragma unroll 1
-    for (int e = 0; e < kGroup; ++e) {
+    for (int e = 0; e < kVec; ++e) {
       if (until == 0) {
         until = static_cast<int64_t>(map.inner.divisor);
         cap = map.after(cap);
       }
-      if (e == 0 || until == static_cast<int64_t>(map.inner.divisor)) value = source.template number<Format>(cap);
-      room[e] = value;
+      if (e == 0 || until == static_cast<int64_t>(map.inner.divisor)) value = source.template number<Traits>(cap);
+      scratch[e] = value;
       --until;
     }
-    const auto all = *reinterpret_cast<Pack<Real, kGroup>*>(room);
+    const auto all = *reinterpret_cast<Pack<Real, kVec>*>(scratch);
 #pragma unroll
-    for (int e = 0; e < kGroup; ++e) values[e] = all.v[e];
+    for (int e = 0; e < kVec; ++e) values[e] = all.v[e];
   }
 
   // Rounded to x's dtype.
   DRELUOP_DEVICE void read_as(const CapSource<kAccess>& source, T* values) const {
     if constexpr (kMode == CapMode::kSpan) {
-      span(values, [&](int64_t cap) { return Working<Format>::round(source.template number<Format>(cap)); });
+      span(values, [&](int64_t cap) { return Working<Traits>::round(source.template number<Traits>(cap)); });
     } else {
-      Real numbers[kGroup];
+      Real numbers[kVec];
       read(source, numbers);
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e) values[e] = Working<Format>::round(numbers[e]);
+      for (int e = 0; e < kVec; ++e) values[e] = Working<Traits>::round(numbers[e]);
     }
   }
 };

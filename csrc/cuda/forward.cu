@@ -21,7 +21,7 @@ Penalty penalty_of(const Problem& problem, const Forward& pass, const CapReading
   return penalty;
 }
 
-template <class Format, Access kAccess, CapMode kMode, bool kFused>
+template <class Traits, Access kAccess, CapMode kMode, bool kFused>
 Status launch_as(const Problem& problem, const Forward& pass, const OperandSet& operands, const CapReading& cap,
                  const CapReading& bias, void* workspace) {
   ForwardParameters<kAccess> p{};
@@ -32,17 +32,17 @@ Status launch_as(const Problem& problem, const Forward& pass, const OperandSet& 
   cap.fill(&p.cap);
   bias.fill(&p.bias);
   p.has_residual = pass.residual.data != nullptr;
-  p.code = pass.code;
+  p.mask = pass.mask;
   p.penalty = penalty_of(problem, pass, cap, workspace);
-  return launch("dreluop forward", forward_kernel<Format, kAccess, kMode, kFused>,
+  return launch("dreluop forward", forward_kernel<Traits, kAccess, kMode, kFused>,
                 checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads, kRoom, problem.stream, p);
 }
 
-template <class Format, CapMode kMode>
+template <class Traits, CapMode kMode>
 Status launch_vector(bool fused, const Problem& problem, const Forward& pass, const OperandSet& operands,
                      const CapReading& cap, const CapReading& bias, void* workspace) {
-  if (fused) return launch_as<Format, Access::kVector, kMode, true>(problem, pass, operands, cap, bias, workspace);
-  return launch_as<Format, Access::kVector, kMode, false>(problem, pass, operands, cap, bias, workspace);
+  if (fused) return launch_as<Traits, Access::kVector, kMode, true>(problem, pass, operands, cap, bias, workspace);
+  return launch_as<Traits, Access::kVector, kMode, false>(problem, pass, operands, cap, bias, workspace);
 }
 
 }  // namespace
@@ -60,19 +60,19 @@ Status forward(const Problem& problem, const Forward& pass, void* workspace) {
   const CapReading cap(problem, pass.cap), bias(problem, pass.bias);
   const bool fused = pass.bias.data != nullptr || pass.residual.data != nullptr;
   CapMode mode = cap_mode(problem.dtype, merged(problem.layout), operands.head());
-  const bool vector = operands.vector() && (operands.head() == 0 || pass.code == nullptr) &&
+  const bool vector = operands.vector() && (operands.head() == 0 || pass.mask == nullptr) &&
                       cap.simple(problem.dtype) && bias.simple(problem.dtype) &&
                       (mode == CapMode::kSpan || (mode == CapMode::kAligned && cap.aligned() && bias.aligned()));
   const Status zeroed = zero(workspace, forward_workspace(problem, pass).zeroed, problem.stream);
   if (!zeroed.ok()) return zeroed;
-  return with_format(problem.dtype, [&](auto format) {
-    using Format = decltype(format);
-    if constexpr (!std::is_same_v<Format, Float64>) {
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    using Traits = decltype(traits);
+    if constexpr (!std::is_same_v<Traits, Float64>) {
       if (vector && mode == CapMode::kSpan)
-        return launch_vector<Format, CapMode::kSpan>(fused, problem, pass, operands, cap, bias, workspace);
-      if (vector) return launch_vector<Format, CapMode::kAligned>(fused, problem, pass, operands, cap, bias, workspace);
+        return launch_vector<Traits, CapMode::kSpan>(fused, problem, pass, operands, cap, bias, workspace);
+      if (vector) return launch_vector<Traits, CapMode::kAligned>(fused, problem, pass, operands, cap, bias, workspace);
     }
-    return launch_as<Format, Access::kGeneral, CapMode::kEach, true>(problem, pass, operands, cap, bias, workspace);
+    return launch_as<Traits, Access::kGeneral, CapMode::kEach, true>(problem, pass, operands, cap, bias, workspace);
   });
 }
 

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 #include "dreluop/layout.h"
 
 namespace dreluop::cuda {
@@ -29,19 +29,19 @@ const char* error_text(int error);
 int multiprocessors(int device, Status* status);
 
 // Device memory that a launcher needs, 16-byte aligned. Its first `zeroed` bytes are counters, which the launcher
-// itself sets to zero on the stream.
+// itself cap_tiles to zero on the stream.
 struct Workspace {
   size_t bytes = 0;
   size_t zeroed = 0;
 };
 
-// What all operands of one call share. Sizes are listed in walking order (dreluop::Walk), outermost first.
+// What all operands of one call share. DimVector are listed in traversal order (dreluop::Traversal), outermost first.
 struct Problem {
   DType dtype;  // of x, y, residual and their gradients
   int rank = 0;
   const int64_t* sizes = nullptr;
   CapLayout layout;
-  int cap_rank = 0;  // dimensions of the caps, in walking order; their product is layout.caps
+  int cap_rank = 0;  // dimensions of the caps, in traversal order; their product is layout.caps
   const int64_t* cap_sizes = nullptr;
   // A single cap where the layout is per channel because of a bias: the cap is read at stride 0, and its gradient is
   // one value, the sum over the channels.
@@ -50,7 +50,7 @@ struct Problem {
   void* stream = nullptr;
 };
 
-// A tensor of the problem's sizes; strides in elements, in walking order. Absent where data is null.
+// A tensor of the problem's sizes; strides in elements, in traversal order. Absent where data is null.
 struct Operand {
   void* data = nullptr;
   const int64_t* strides = nullptr;
@@ -71,24 +71,24 @@ struct Scalar {
 };
 
 // t = (x + bias) + residual in fp32 (fp64 for fp64; the bias is rounded to that first), rounded once to x's dtype;
-// y = max(0, min(t, cap)). y may be x, and may be residual. The code has ceil(numel / 4) bytes. The penalty is
+// y = max(0, min(t, cap)). y may be x, and may be residual. The mask has ceil(numel / 4) bytes. The penalty is
 // balancer * sum of squares of the caps.
 struct Forward {
   Operand x, y, residual;
   PerCap cap, bias;
-  uint8_t* code = nullptr;
+  uint8_t* mask = nullptr;
   Scalar penalty;
   double balancer = 0;
 };
 Workspace forward_workspace(const Problem& problem, const Forward& pass);
 Status forward(const Problem& problem, const Forward& pass, void* workspace);
 
-// From grad and y or the code: dx, the gradient of the cap and that of the bias (the sum of dx), each left out where
+// From grad and y or the mask: dx, the gradient of the cap and that of the bias (the sum of dx), each left out where
 // its data is null. dx may be grad, if they have the same strides. Where grad_penalty is given,
-// 2 * balancer * grad_penalty * cap is added to dcap. `cap` may be left out with a code and no grad_penalty.
+// 2 * balancer * grad_penalty * cap is added to dcap. `cap` may be left out with a mask and no grad_penalty.
 struct Backward {
   Operand grad, y, dx;
-  const uint8_t* code = nullptr;
+  const uint8_t* mask = nullptr;
   PerCap cap, dcap, dbias;
   Scalar grad_penalty;
   double balancer = 0;
@@ -99,29 +99,29 @@ Status backward(const Problem& problem, const Backward& pass, void* workspace);
 // out = u where inside, v where capped, else 0; v is rounded to x's dtype, and zero where absent.
 struct Tangent {
   Operand u, y, out;
-  const uint8_t* code = nullptr;
+  const uint8_t* mask = nullptr;
   PerCap cap, v;
 };
 Status tangent(const Problem& problem, const Tangent& pass);
 
-// The derivatives of attacks (dreluop/surrogate.h). Without a width, dx = grad where the saved output, or the code, is
-// on, else 0. With one, `saved` is x before the cap, there is no code, and dx is grad times the smoothed slope.
+// The derivatives of attacks (dreluop/surrogate.h). Without a width, dx = grad where the saved output, or the mask, is
+// on, else 0. With one, `saved` is x before the cap, there is no mask, and dx is grad times the smoothed slope.
 struct Surrogate {
   Operand grad, saved, dx;
-  const uint8_t* code = nullptr;
+  const uint8_t* mask = nullptr;
   PerCap cap, width;
 };
 Status surrogate(const Problem& problem, const Surrogate& pass);
 
 // counts: three int64 numbers per cap (off, inside, capped), `caps` apart, the caps within each third at the given
-// strides for cap_sizes. live: one byte per sample, 1 if any of its elements is inside. Element i belongs to sample
-// (i / sample_inner) % samples. Both are zeroed first.
+// strides for cap_sizes. has_gradient: one byte per sample, 1 if any of its elements is inside. Element i belongs to
+// sample (i / sample_inner) % samples. Both are zeroed first.
 struct Saturation {
   Operand x;
   PerCap cap;
   int64_t* counts = nullptr;
   const int64_t* counts_strides = nullptr;
-  uint8_t* live = nullptr;
+  uint8_t* has_gradient = nullptr;
   int64_t samples = 1;
   int64_t sample_inner = 1;
 };

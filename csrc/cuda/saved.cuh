@@ -1,60 +1,61 @@
-// What forward left for backward: a group of the output, or of codes, as questions about its elements.
+// What forward left for backward: a vector of the output, or of the packed mask, as questions about its elements.
 #pragma once
 
 #include "cuda/caps.cuh"
-#include "cuda/packed.cuh"
+#include "cuda/pair_arithmetic.cuh"
 #include "dreluop/semantics.h"
 
 namespace dreluop::cuda {
 
-// The codes of a group, at an address that is a multiple of their bytes.
-template <int kGroup>
-DRELUOP_DEVICE uint32_t codes_at(const uint8_t* code, int64_t i) {
-  const uint8_t* from = code + i / kCodesPerByte;
-  if constexpr (kGroup == 2 * kCodesPerByte) return *reinterpret_cast<const uint16_t*>(from);
+// The packed regions of a vector, at an address that is a multiple of their bytes.
+template <int kVec>
+DRELUOP_DEVICE uint32_t packed_regions_at(const uint8_t* mask, int64_t i) {
+  const uint8_t* from = mask + i / kElementsPerByte;
+  if constexpr (kVec == 2 * kElementsPerByte) return *reinterpret_cast<const uint16_t*>(from);
   return *from;
 }
 
 // kEither is decided at run time.
-enum class Saved : uint8_t { kOutput, kCode, kEither };
+enum class Saved : uint8_t { kOutput, kMask, kEither };
 
-template <class Format, int kGroup, Saved kSaved>
-struct SavedGroup {
-  using T = typename Format::Storage;
-  static constexpr int kBatches = kSaved == Saved::kCode ? 2 : 1;
-  uint32_t codes;
+template <class Traits, int kVec, Saved kSaved>
+struct SavedVec {
+  using T = typename Traits::Storage;
+  static constexpr int kBatches = kSaved == Saved::kMask ? 2 : 1;
+  uint32_t region_bits;
 
-  DRELUOP_DEVICE static SavedGroup nothing() { return {0}; }
+  DRELUOP_DEVICE static SavedVec nothing() { return {0}; }
 
   template <class Reader>
-  DRELUOP_DEVICE static SavedGroup load(const Reader& reader, int64_t i, int n, const Pack<T, kGroup>& caps) {
-    SavedGroup result{0};
-    if constexpr (kSaved == Saved::kCode) {
-      result.codes = codes_at<kGroup>(reader.code, i);
+  DRELUOP_DEVICE static SavedVec load(const Reader& reader, int64_t i, int n, const Pack<T, kVec>& caps) {
+    SavedVec result{0};
+    if constexpr (kSaved == Saved::kMask) {
+      result.region_bits = packed_regions_at<kVec>(reader.mask, i);
     } else {
 #pragma unroll
-      for (int e = 0; e < kGroup; ++e)
-        if (e < n) result.codes |= static_cast<uint32_t>(reader.template region<Format>(i + e, caps.v[e])) << (2 * e);
+      for (int e = 0; e < kVec; ++e)
+        if (e < n)
+          result.region_bits |= static_cast<uint32_t>(reader.template region<Traits>(i + e, caps.v[e])) << (2 * e);
     }
     return result;
   }
-  DRELUOP_DEVICE WhereRegions<T, kGroup> where(const Pack<T, kGroup>&) const { return where_regions<T, kGroup>(codes); }
+  DRELUOP_DEVICE WhereRegions<T, kVec> where(const Pack<T, kVec>&) const { return where_regions<T, kVec>(region_bits); }
 };
 
-template <class Format, int kGroup>
-struct SavedGroup<Format, kGroup, Saved::kOutput> {
-  using T = typename Format::Storage;
+template <class Traits, int kVec>
+struct SavedVec<Traits, kVec, Saved::kOutput> {
+  using T = typename Traits::Storage;
   static constexpr int kBatches = 1;
-  Group<T, kGroup> group;
+  Vec<T, kVec> vec;
 
-  DRELUOP_DEVICE static SavedGroup nothing() { return {}; }
+  DRELUOP_DEVICE static SavedVec nothing() { return {}; }
 
   template <class Reader>
-  DRELUOP_DEVICE static SavedGroup load(const Reader& reader, int64_t i, int n, const Pack<T, kGroup>&) {
-    return {reader.operands.template load<T, kGroup>(Reader::kOutputOperand, i, n)};
+  DRELUOP_DEVICE static SavedVec load(const Reader& reader, int64_t i, int n, const Pack<T, kVec>&) {
+    return {reader.operands.template load<T, kVec>(Reader::kOutputOperand, i, n)};
   }
-  DRELUOP_DEVICE WhereRegions<T, kGroup> where(const Pack<T, kGroup>& caps) const {
-    return where_regions<Format, kGroup>(group, caps);
+  DRELUOP_DEVICE WhereRegions<T, kVec> where(const Pack<T, kVec>& caps) const {
+    return where_regions<Traits, kVec>(vec, caps);
   }
 };
 
@@ -63,14 +64,14 @@ template <Access kAccess>
 struct SavedReader {
   static constexpr int kOutputOperand = 1;
   Operands<kAccess> operands;
-  const uint8_t* code;
+  const uint8_t* mask;
 
-  template <class Format>
-  DRELUOP_DEVICE uint8_t region(int64_t i, typename Format::Storage cap) const {
-    using T = typename Format::Storage;
-    if (code != nullptr) return region_in_byte(code[i / kCodesPerByte], static_cast<int>(i % kCodesPerByte));
-    const auto y = Working<Format>::widen(operands.template at<T>(kOutputOperand, i));
-    return region_of<typename Working<Format>::Rule>(y, Working<Format>::widen(cap));
+  template <class Traits>
+  DRELUOP_DEVICE uint8_t region(int64_t i, typename Traits::Storage cap) const {
+    using T = typename Traits::Storage;
+    if (mask != nullptr) return region_in_byte(mask[i / kElementsPerByte], static_cast<int>(i % kElementsPerByte));
+    const auto y = Working<Traits>::upcast(operands.template at<T>(kOutputOperand, i));
+    return region_of<typename Working<Traits>::Rule>(y, Working<Traits>::upcast(cap));
   }
 };
 

@@ -1,6 +1,6 @@
 // Passes that are not on the way of every training step: tangent, surrogate, saturation, and the penalty by itself.
 #include "cuda/arguments.h"
-#include "cuda/penalty.cuh"
+#include "cuda/cap_list.cuh"
 #include "cuda/saturation.cuh"
 #include "cuda/surrogate.cuh"
 #include "cuda/tangent.cuh"
@@ -10,29 +10,29 @@ namespace {
 
 constexpr size_t kRoom = size_t{kFlatThreads} * kRoomBytes;
 
-int64_t pieces_of(const CapTensor& tensor) {
+int64_t segments_of(const CapTensor& tensor) {
   int64_t numel = 1;
   for (int d = 0; d < tensor.rank; ++d) numel *= tensor.sizes[d];
-  return up_to(numel, kPieceOfCaps);
+  return up_to(numel, kSegmentOfCaps);
 }
 
 // Workspace of the penalty: a counter per launch, the sum carried from launch to launch, a partial sum per block.
 struct PenaltySpace {
   explicit PenaltySpace(const std::vector<CapTensor>& caps) : launches(up_to(caps.size(), kCapsPerLaunch)) {
     for (size_t first = 0; first < caps.size(); first += kCapsPerLaunch) {
-      int64_t pieces = 0;
-      for (size_t k = first; k < std::min(caps.size(), first + kCapsPerLaunch); ++k) pieces += pieces_of(caps[k]);
-      most_pieces = std::max(most_pieces, pieces);
+      int64_t segments = 0;
+      for (size_t k = first; k < std::min(caps.size(), first + kCapsPerLaunch); ++k) segments += segments_of(caps[k]);
+      most_segments = std::max(most_segments, segments);
     }
     counter_bytes = (static_cast<size_t>(launches) * sizeof(unsigned) + 15) / 16 * 16;
   }
   Workspace workspace() const {
-    if (launches == 1 && most_pieces <= 1) return {};
-    return {counter_bytes + (1 + static_cast<size_t>(most_pieces)) * sizeof(Sum<double>), counter_bytes};
+    if (launches == 1 && most_segments <= 1) return {};
+    return {counter_bytes + (1 + static_cast<size_t>(most_segments)) * sizeof(Sum<double>), counter_bytes};
   }
 
   int64_t launches = 0;
-  int64_t most_pieces = 0;
+  int64_t most_segments = 0;
   size_t counter_bytes = 0;
 };
 
@@ -50,7 +50,7 @@ PenaltyListParameters<kTensors> list(const std::vector<CapTensor>& caps, const s
   p.scalar = scalar;
   for (size_t k = first; k < last; ++k) {
     ListedTensor& to = p.tensors[k - first];
-    to.first_piece = p.pieces;
+    to.first_segment = p.segments;
     to.data = caps[k].data;
     to.dtype = caps[k].dtype;
     to.numel = 1;
@@ -61,7 +61,7 @@ PenaltyListParameters<kTensors> list(const std::vector<CapTensor>& caps, const s
     to.rank = merge_dimensions(caps[k].rank, caps[k].sizes, strides, to.sizes, merged_strides, "caps");
     std::copy_n(merged_strides[0], to.rank, to.strides);
     std::copy_n(merged_strides[1], to.rank, to.gradient_strides);
-    p.pieces += pieces_of(caps[k]);
+    p.segments += segments_of(caps[k]);
   }
   return p;
 }
@@ -75,7 +75,7 @@ Status penalty_part(const std::vector<CapTensor>& caps, size_t first, size_t las
   if (last < caps.size()) p.carry = sums;
   p.partials = sums + 1;
   p.counter = static_cast<unsigned*>(workspace) + first / kCapsPerLaunch;
-  return launch("dreluop penalty", penalty_kernel<kTensors>, checked_blocks(std::max<int64_t>(1, p.pieces)),
+  return launch("dreluop penalty", penalty_kernel<kTensors>, checked_blocks(std::max<int64_t>(1, p.segments)),
                 kFlatThreads, kRoom, stream, p);
 }
 
@@ -83,7 +83,7 @@ template <int kTensors>
 Status penalty_backward_part(const std::vector<CapTensor>& caps, const std::vector<CapTensor>& gradients, size_t first,
                              size_t last, double balancer, Scalar grad, void* stream) {
   const auto p = list<kTensors>(caps, &gradients, first, last, 2 * balancer, grad);
-  return launch("dreluop penalty backward", penalty_backward_kernel<kTensors>, checked_blocks(p.pieces), kFlatThreads,
+  return launch("dreluop penalty backward", penalty_backward_kernel<kTensors>, checked_blocks(p.segments), kFlatThreads,
                 0, stream, p);
 }
 
@@ -93,17 +93,17 @@ Status tangent(const Problem& problem, const Tangent& pass) {
   check(problem);
   const int64_t numel = numel_of(problem);
   if (numel > 0 && (pass.u.data == nullptr || pass.out.data == nullptr)) refuse("u, out: missing");
-  if (numel > 0 && pass.y.data == nullptr && pass.code == nullptr) refuse("y: missing, and there is no code");
-  if (numel > 0 && pass.code == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
+  if (numel > 0 && pass.y.data == nullptr && pass.mask == nullptr) refuse("y: missing, and there is no mask");
+  if (numel > 0 && pass.mask == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
   TangentParameters p{};
   OperandSet(problem, {pass.u, pass.y, pass.out}).fill(&p.saved.operands);
-  p.saved.code = pass.code;
+  p.saved.mask = pass.mask;
   p.plan = flat_plan(problem.dtype, numel, 0, kInFlightOfTwo);
   p.map = cap_map(merged(problem.layout));
   CapReading(problem, pass.cap).fill(&p.cap);
   CapReading(problem, pass.v).fill(&p.v);
-  return with_format(problem.dtype, [&](auto format) {
-    return launch("dreluop tangent", tangent_kernel<decltype(format)>, p.plan.blocks, kFlatThreads, kRoom,
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    return launch("dreluop tangent", tangent_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kRoom,
                   problem.stream, p);
   });
 }
@@ -113,18 +113,18 @@ Status surrogate(const Problem& problem, const Surrogate& pass) {
   const int64_t numel = numel_of(problem);
   const bool soft = pass.width.data != nullptr;
   if (numel > 0 && (pass.grad.data == nullptr || pass.dx.data == nullptr)) refuse("grad, dx: missing");
-  if (numel > 0 && pass.saved.data == nullptr && pass.code == nullptr) refuse("saved: missing, and there is no code");
-  if (soft && pass.code != nullptr) refuse("code: the soft form needs x");
+  if (numel > 0 && pass.saved.data == nullptr && pass.mask == nullptr) refuse("saved: missing, and there is no mask");
+  if (soft && pass.mask != nullptr) refuse("mask: the soft form needs x");
   if (numel > 0 && soft && pass.cap.data == nullptr) refuse("cap: missing");
   SurrogateParameters p{};
   OperandSet(problem, {pass.grad, pass.saved, pass.dx}).fill(&p.operands);
-  p.code = pass.code;
+  p.mask = pass.mask;
   p.plan = flat_plan(problem.dtype, numel, 0, kInFlightOfTwo);
   p.map = cap_map(merged(problem.layout));
   CapReading(problem, pass.cap).fill(&p.cap);
   CapReading(problem, pass.width).fill(&p.width);
-  return with_format(problem.dtype, [&](auto format) {
-    return launch("dreluop surrogate", surrogate_kernel<decltype(format)>, p.plan.blocks, kFlatThreads, kRoom,
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    return launch("dreluop surrogate", surrogate_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kRoom,
                   problem.stream, p);
   });
 }
@@ -133,15 +133,15 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   check(problem);
   const int64_t numel = numel_of(problem), caps = problem.layout.caps;
   if (pass.counts == nullptr && caps > 0) refuse("counts: missing");
-  if (pass.live == nullptr && pass.samples > 0) refuse("live: missing");
+  if (pass.has_gradient == nullptr && pass.samples > 0) refuse("has_gradient: missing");
   if (numel > 0 && (pass.x.data == nullptr || pass.cap.data == nullptr)) refuse("x, cap: missing");
   Status status = zero(pass.counts, static_cast<size_t>(3 * caps) * sizeof(int64_t), problem.stream);
-  if (status.ok()) status = zero(pass.live, static_cast<size_t>(pass.samples), problem.stream);
+  if (status.ok()) status = zero(pass.has_gradient, static_cast<size_t>(pass.samples), problem.stream);
   if (!status.ok() || numel == 0) return status;
   SaturationParameters p{};
   OperandSet(problem, {pass.x}).fill(&p.operands);
-  p.plan = flat_plan(problem.dtype, numel, 0, kSaturationGroups);
-  p.plan.blocks = checked_blocks(up_to(numel, int64_t{kFlatThreads} * kSaturationGroups * group_of(problem.dtype)));
+  p.plan = flat_plan(problem.dtype, numel, 0, kSaturationVecs);
+  p.plan.blocks = checked_blocks(up_to(numel, int64_t{kFlatThreads} * kSaturationVecs * vec_of(problem.dtype)));
   p.map = cap_map(merged(problem.layout));
   p.samples = cap_map({1, pass.samples, pass.sample_inner});
   CapReading(problem, pass.cap).fill(&p.cap);
@@ -150,10 +150,10 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   CapArray* const to[] = {&p.counts};
   p.index = index_caps(problem, from, to);
   p.caps = caps;
-  p.live = pass.live;
+  p.has_gradient = pass.has_gradient;
   const size_t shared = kRoom + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
-  return with_format(problem.dtype, [&](auto format) {
-    return launch("dreluop saturation", saturation_kernel<decltype(format)>, p.plan.blocks, kFlatThreads, shared,
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    return launch("dreluop saturation", saturation_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, shared,
                   problem.stream, p);
   });
 }

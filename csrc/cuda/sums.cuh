@@ -155,15 +155,15 @@ DRELUOP_DEVICE void sum_each(const Terms<P>& terms, const Put& put) {
 
 // Whether this block is the last of `expected` to get here: it sees all that the others wrote before.
 // The barriers and one thread's fences order the memory of all its threads (PTX: causality order is transitive).
-DRELUOP_DEVICE bool arrives_last(unsigned* counter, unsigned expected, unsigned* slot) {
+DRELUOP_DEVICE bool is_last_block(unsigned* counter, unsigned expected, unsigned* ticket) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
-    *slot = atomicAdd(counter, 1u);
+    *ticket = atomicAdd(counter, 1u);
     __threadfence();
   }
   __syncthreads();
-  return *slot == expected - 1;
+  return *ticket == expected - 1;
 }
 
 }  // namespace dreluop::cuda

@@ -22,13 +22,13 @@ py::dict build_info() {
 py::dict layout_plan(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
                      const std::vector<int64_t>& cap_shape, int64_t dim) {
   if (shape.size() != strides.size()) throw std::invalid_argument("strides: expected one per dimension of shape");
-  const dreluop::Walk walk = dreluop::walk_of(shape, dreluop::memory_order(strides), cap_shape, dim);
-  const dreluop::cpu::Plan plan = dreluop::cpu::plan_for(dreluop::product(shape), walk.layout);
+  const dreluop::Traversal traversal = dreluop::traversal_of(shape, dreluop::memory_order(strides), cap_shape, dim);
+  const dreluop::cpu::Plan plan = dreluop::cpu::plan_for(dreluop::product(shape), traversal.layout);
   py::dict result;
-  result["order"] = std::vector<int64_t>(walk.order.begin(), walk.order.end());
-  result["outer"] = walk.layout.outer;
-  result["caps"] = walk.layout.caps;
-  result["inner"] = walk.layout.inner;
+  result["order"] = std::vector<int64_t>(traversal.order.begin(), traversal.order.end());
+  result["outer"] = traversal.layout.outer;
+  result["caps"] = traversal.layout.caps;
+  result["inner"] = traversal.layout.inner;
   result["variant"] = plan.variant == dreluop::cpu::Variant::kRuns ? "runs" : "columns";
   result["row"] = plan.row;
   result["rows"] = plan.rows;
@@ -48,5 +48,5 @@ PYBIND11_MODULE(_C, m) {
       "cpu_capability", [] { return dreluop::cpu::name_of(dreluop::cpu::capability()); },
       "Instruction set in use: \"default\", \"avx2\" or \"avx512\".");
   m.def("cpu_plan", &layout_plan, py::arg("shape"), py::arg("strides"), py::arg("cap_shape"), py::arg("dim") = 1,
-        "How the CPU kernels walk and cut an activation.");
+        "How the CPU kernels traverse and tile an activation.");
 }

@@ -9,8 +9,8 @@
 
 namespace dreluop {
 
-inline void check_order(const Sizes& order, size_t rank) {
-  Sizes sorted = order;
+inline void check_order(const DimVector& order, size_t rank) {
+  DimVector sorted = order;
   std::sort(sorted.begin(), sorted.end());
   bool permutation = sorted.size() == rank;
   for (size_t d = 0; permutation && d < rank; ++d) permutation = sorted[d] == static_cast<int64_t>(d);
@@ -36,11 +36,11 @@ inline ScalarType penalty_dtype(const Tensor& cap) {
   return cap.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline int64_t code_size(int64_t numel) { return (numel + kCodesPerByte - 1) / kCodesPerByte; }
+inline int64_t mask_size(int64_t numel) { return (numel + kElementsPerByte - 1) / kElementsPerByte; }
 
-// x's shape walked in the given order, with the caps (and the bias) that its elements use.
+// x's shape traversed in the given order, with the caps (and the bias) that its elements use.
 struct Geometry {
-  Geometry(const Tensor& x, const char* name, const Tensor& cap, int64_t dim, const Sizes& order,
+  Geometry(const Tensor& x, const char* name, const Tensor& cap, int64_t dim, const DimVector& order,
            const std::optional<Tensor>& bias = std::nullopt)
       : dtype(dtype_of(x, name)), sizes(sizes_of(x)) {
     dtype_of(cap, "cap");
@@ -48,19 +48,19 @@ struct Geometry {
     if (bias.has_value()) {
       dtype_of(*bias, "bias");
       check_device(*bias, "bias", x, name);
-      walk = walk_with_bias(sizes, order, sizes_of(cap), sizes_of(*bias), dim);
+      traversal = traversal_with_bias(sizes, order, sizes_of(cap), sizes_of(*bias), dim);
     } else {
-      walk = walk_of(sizes, order, sizes_of(cap), dim);
+      traversal = traversal_of(sizes, order, sizes_of(cap), dim);
     }
   }
 
   int64_t numel() const { return product(sizes); }
 
   // The dimensions of a cap-shaped tensor in the order in which the caps are met.
-  Sizes cap_order(size_t rank) const {
-    Sizes order;
-    if (walk.granularity == Granularity::kNeuron) {
-      for (const int64_t d : walk.order)
+  DimVector cap_order(size_t rank) const {
+    DimVector order;
+    if (traversal.granularity == Granularity::kNeuron) {
+      for (const int64_t d : traversal.order)
         if (d != 0) order.push_back(d - 1);
     } else {
       for (size_t d = 0; d < rank; ++d) order.push_back(static_cast<int64_t>(d));
@@ -68,16 +68,16 @@ struct Geometry {
     return order;
   }
 
-  // Elements of one sample (dim 0) that lie together in walking order.
+  // Elements of one sample (dim 0) that lie together in traversal order.
   int64_t sample_inner() const {
     int64_t inner = 1;
-    for (size_t i = walk.order.size(); i-- > 0 && walk.order[i] != 0;) inner *= sizes[walk.order[i]];
+    for (size_t i = traversal.order.size(); i-- > 0 && traversal.order[i] != 0;) inner *= sizes[traversal.order[i]];
     return inner;
   }
 
   DType dtype;
-  Sizes sizes;
-  Walk walk;
+  DimVector sizes;
+  Traversal traversal;
 };
 
 inline void check_residual(const Tensor& residual, const Tensor& x) {
@@ -89,18 +89,18 @@ inline void check_residual(const Tensor& residual, const Tensor& x) {
          "; expected x's, " + torch::headeronly::toString(x.scalar_type()));
 }
 
-// What backward and tangent need to know of `saved`: whether it is a code, and the order of its elements.
-struct Kept {
-  Kept(const Tensor& like, const char* like_name, const Tensor& saved, const Sizes& code_order)
-      : is_code(saved.scalar_type() == ScalarType::Byte) {
+// What backward and tangent need to know of `saved`: whether it is the packed mask, and the order of its elements.
+struct SavedInfo {
+  SavedInfo(const Tensor& like, const char* like_name, const Tensor& saved, const DimVector& mask_order)
+      : is_mask(saved.scalar_type() == ScalarType::Byte) {
     check_device(saved, "saved", like, like_name);
-    const Sizes sizes = sizes_of(like);
-    if (is_code) {
-      check_order(code_order, sizes.size());
-      if (saved.dim() != 1 || saved.numel() != code_size(product(sizes)) || !saved.is_contiguous())
-        fail("saved: got a code of shape " + to_string(sizes_of(saved)) + "; expected (" +
-             std::to_string(code_size(product(sizes))) + ",)");
-      order = code_order;
+    const DimVector sizes = sizes_of(like);
+    if (is_mask) {
+      check_order(mask_order, sizes.size());
+      if (saved.dim() != 1 || saved.numel() != mask_size(product(sizes)) || !saved.is_contiguous())
+        fail("saved: got a mask of shape " + to_string(sizes_of(saved)) + "; expected (" +
+             std::to_string(mask_size(product(sizes))) + ",)");
+      order = mask_order;
       return;
     }
     if (sizes_of(saved) != sizes)
@@ -112,26 +112,26 @@ struct Kept {
     order = memory_order(strides_of(saved));
   }
 
-  // Codes lie in walking order, which `order` must be: reading them in another would be silently wrong.
-  void check_walk(const Geometry& geometry) const {
-    if (!is_code || geometry.numel() == 0) return;
-    Sizes walked, given;
-    for (const int64_t d : geometry.walk.order)
-      if (geometry.sizes[d] != 1) walked.push_back(d);
+  // Packed regions lie in traversal order, which `order` must be: reading them in another would be silently wrong.
+  void check_traversal(const Geometry& geometry) const {
+    if (!is_mask || geometry.numel() == 0) return;
+    DimVector expected, given;
+    for (const int64_t d : geometry.traversal.order)
+      if (geometry.sizes[d] != 1) expected.push_back(d);
     for (const int64_t d : order)
       if (geometry.sizes[d] != 1) given.push_back(d);
-    if (walked != given)
-      fail("order: got " + to_string(order) + "; a code for this x and cap lies in the order " +
-           to_string(geometry.walk.order));
+    if (expected != given)
+      fail("order: got " + to_string(order) + "; a mask for this x and cap lies in the order " +
+           to_string(geometry.traversal.order));
   }
 
-  bool is_code;
-  Sizes order;
+  bool is_mask;
+  DimVector order;
 };
 
 // As torch.empty_like, without the dispatcher where the strides can simply be taken over.
 inline Tensor empty_as(const Tensor& t) {
-  const Sizes sizes = sizes_of(t), strides = strides_of(t);
+  const DimVector sizes = sizes_of(t), strides = strides_of(t);
   if (t.numel() > 0 && strides == dense_strides(sizes, memory_order(strides)))
     return empty_strided(sizes, strides, t.scalar_type(), t);
   try {
@@ -141,11 +141,11 @@ inline Tensor empty_as(const Tensor& t) {
   }
 }
 
-// A gradient or tangent of x: with the strides of the saved output, or dense in the order of the code.
-inline Tensor empty_as_kept(const Kept& kept, const Tensor& like, const Tensor& saved) {
-  if (!kept.is_code) return empty_as(saved);
-  const Sizes sizes = sizes_of(like);
-  return empty_strided(sizes, dense_strides(sizes, kept.order), like.scalar_type(), like);
+// A gradient or tangent of x: with the strides of the saved output, or dense in the order of the mask.
+inline Tensor empty_as_saved(const SavedInfo& info, const Tensor& like, const Tensor& saved) {
+  if (!info.is_mask) return empty_as(saved);
+  const DimVector sizes = sizes_of(like);
+  return empty_strided(sizes, dense_strides(sizes, info.order), like.scalar_type(), like);
 }
 
 inline void check_tangent_of_cap(const Tensor& v, const Tensor& cap, const Tensor& u) {
@@ -154,12 +154,12 @@ inline void check_tangent_of_cap(const Tensor& v, const Tensor& cap, const Tenso
   check_device(v, "v", u, "u");
 }
 
-// The soft form needs x itself: neither the code nor y tells where x lies beside the cap.
-inline void check_width(const Tensor& width, const Tensor& cap, const Kept& kept, const Tensor& grad) {
+// The soft form needs x itself: neither the mask nor y tells where x lies beside the cap.
+inline void check_width(const Tensor& width, const Tensor& cap, const SavedInfo& info, const Tensor& grad) {
   if (sizes_of(width) != sizes_of(cap))
     fail("width: got shape " + to_string(sizes_of(width)) + "; expected the cap's, " + to_string(sizes_of(cap)));
   check_device(width, "width", grad, "grad");
-  if (kept.is_code) fail("saved: got a code beside a width; expected the activation before the cap");
+  if (info.is_mask) fail("saved: got a mask beside a width; expected the activation before the cap");
 }
 
 inline void check_has_samples(const Tensor& x) {
@@ -167,8 +167,8 @@ inline void check_has_samples(const Tensor& x) {
 }
 
 // Off, inside and capped, per cap.
-inline Sizes counts_shape(const Tensor& cap) {
-  Sizes shape{3};
+inline DimVector counts_shape(const Tensor& cap) {
+  DimVector shape{3};
   for (const int64_t size : sizes_of(cap)) shape.push_back(size);
   return shape;
 }

@@ -8,8 +8,8 @@
 namespace dreluop {
 namespace {
 
-Sizes in_order(const Sizes& values, const Sizes& order) {
-  Sizes result;
+DimVector in_order(const DimVector& values, const DimVector& order) {
+  DimVector result;
   for (const int64_t d : order) result.push_back(values[d]);
   return result;
 }
@@ -19,19 +19,20 @@ void* data_of(const Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 // One call, as the kernels are told of it. Keeps the sizes and strides that the kernels are given pointers to.
 class Call : public Geometry {
  public:
-  Call(const Tensor& x, const char* name, const Tensor& cap, int64_t dim, const Sizes& order,
+  Call(const Tensor& x, const char* name, const Tensor& cap, int64_t dim, const DimVector& order,
        const std::optional<Tensor>& bias = std::nullopt)
       : Geometry(x, name, cap, dim, order, bias), device_(x), like_(x) {
-    walked_ = in_order(sizes, walk.order);
+    traversed_ = in_order(sizes, traversal.order);
     // A single cap under a bias per channel has the dimension of the bias.
-    cap_sizes_ = walk.shared_cap ? Sizes{walk.layout.caps} : in_order(sizes_of(cap), cap_order(cap.dim()));
+    cap_sizes_ =
+        traversal.shared_cap ? DimVector{traversal.layout.caps} : in_order(sizes_of(cap), cap_order(cap.dim()));
     problem_.dtype = dtype;
-    problem_.rank = static_cast<int>(walked_.size());
-    problem_.sizes = walked_.data();
-    problem_.layout = walk.layout;
+    problem_.rank = static_cast<int>(traversed_.size());
+    problem_.sizes = traversed_.data();
+    problem_.layout = traversal.layout;
     problem_.cap_rank = static_cast<int>(cap_sizes_.size());
     problem_.cap_sizes = cap_sizes_.data();
-    problem_.shared_cap = walk.shared_cap;
+    problem_.shared_cap = traversal.shared_cap;
     problem_.multiprocessors = device_.multiprocessors();
     problem_.stream = device_.stream();
   }
@@ -39,16 +40,18 @@ class Call : public Geometry {
 
   const cuda::Problem& problem() const { return problem_; }
 
-  cuda::Operand operand(const Tensor& t) { return {data_of(t), keep(in_order(strides_of(t), walk.order))}; }
+  cuda::Operand operand(const Tensor& t) { return {data_of(t), keep(in_order(strides_of(t), traversal.order))}; }
   // For writing: before any pointer to read the same tensor is taken, as a copy-on-write one moves.
-  cuda::Operand output(const Tensor& t) { return {t.mutable_data_ptr(), keep(in_order(strides_of(t), walk.order))}; }
+  cuda::Operand output(const Tensor& t) {
+    return {t.mutable_data_ptr(), keep(in_order(strides_of(t), traversal.order))};
+  }
 
   // A cap, bias or tangent as it can be read fast. Neuron caps that do not lie as x does (channels-last) are few beside
   // x and copied: where they are, every element of x would read far from the one before.
   Tensor readable(const Tensor& t) {
-    const Sizes shape = sizes_of(t);
-    if (walk.granularity != Granularity::kNeuron || t.numel() == 0) return t;
-    const Sizes strides = dense_strides(shape, cap_order(shape.size()));
+    const DimVector shape = sizes_of(t);
+    if (traversal.granularity != Granularity::kNeuron || t.numel() == 0) return t;
+    const DimVector strides = dense_strides(shape, cap_order(shape.size()));
     if (strides == strides_of(t)) return t;
     Tensor copy = empty_strided(shape, strides, t.scalar_type(), t);
     torch::stable::copy_(copy, t);
@@ -58,7 +61,7 @@ class Call : public Geometry {
 
   // A tensor of the cap's shape, or of a single cap where the layout counts channels.
   cuda::PerCap cap(const Tensor& t, const char* name) {
-    if (walk.shared_cap) return {data_of(t), dtype_of(t, name), keep({0})};
+    if (traversal.shared_cap) return {data_of(t), dtype_of(t, name), keep({0})};
     return per_channel(t, name);
   }
   cuda::PerCap per_channel(const Tensor& t, const char* name) {
@@ -67,8 +70,8 @@ class Call : public Geometry {
 
   // The strides of a contiguous tensor of the cap's shape, as the caps are met.
   const int64_t* contiguous_cap_strides(const Tensor& cap) {
-    const Sizes shape = sizes_of(cap);
-    Sizes order(shape.size());
+    const DimVector shape = sizes_of(cap);
+    DimVector order(shape.size());
     std::iota(order.begin(), order.end(), int64_t{0});
     return keep(in_order(dense_strides(shape, order), cap_order(shape.size())));
   }
@@ -82,19 +85,19 @@ class Call : public Geometry {
   }
 
  private:
-  const int64_t* keep(const Sizes& strides) {
-    if (kept_count_ == kMostArrays) fail("strides: more tensors in a call than it has room for");
-    kept_[kept_count_] = strides;
-    return kept_[kept_count_++].data();
+  const int64_t* keep(const DimVector& strides) {
+    if (array_count_ == kMostArrays) fail("strides: more tensors in a call than it has room for");
+    arrays_[array_count_] = strides;
+    return arrays_[array_count_++].data();
   }
 
   static constexpr int kMostArrays = 8;
   OnDevice device_;
   Tensor like_;
-  Sizes walked_, cap_sizes_;
-  Sizes kept_[kMostArrays];
+  DimVector traversed_, cap_sizes_;
+  DimVector arrays_[kMostArrays];
   std::vector<Tensor> copies_;
-  int kept_count_ = 0;
+  int array_count_ = 0;
   cuda::Problem problem_;
 };
 
@@ -108,7 +111,7 @@ cuda::Scalar scalar(const Tensor& t, const char* name) {
 }
 
 void run_forward(Call& call, const Tensor& x, const Tensor& cap, const std::optional<Tensor>& bias,
-                 const std::optional<Tensor>& residual, const Tensor& y, uint8_t* code, const Tensor* penalty,
+                 const std::optional<Tensor>& residual, const Tensor& y, uint8_t* mask, const Tensor* penalty,
                  double balancer) {
   cuda::Forward pass;
   pass.y = call.output(y);
@@ -116,7 +119,7 @@ void run_forward(Call& call, const Tensor& x, const Tensor& cap, const std::opti
   pass.cap = call.cap(call.readable(cap), "cap");
   if (residual.has_value()) pass.residual = call.operand(*residual);
   if (bias.has_value()) pass.bias = call.per_channel(call.readable(*bias), "bias");
-  pass.code = code;
+  pass.mask = mask;
   if (penalty != nullptr) {
     pass.penalty = scalar(*penalty, "penalty");
     pass.balancer = balancer;
@@ -125,8 +128,8 @@ void run_forward(Call& call, const Tensor& x, const Tensor& cap, const std::opti
            [&](void* workspace) { return cuda::forward(call.problem(), pass, workspace); });
 }
 
-Tensor forward(const Tensor& x, const Tensor& cap, int64_t dim, const std::optional<Tensor>& bias,
-               const std::optional<Tensor>& residual) {
+Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual) {
   Call call(x, "x", cap, dim, memory_order(strides_of(x)), bias);
   if (residual.has_value()) check_residual(*residual, x);
   const Tensor y = empty_as(x);
@@ -134,8 +137,8 @@ Tensor forward(const Tensor& x, const Tensor& cap, int64_t dim, const std::optio
   return y;
 }
 
-void forward_(const Tensor& x, const Tensor& cap, int64_t dim, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& residual) {
+void capped_relu_(const Tensor& x, const Tensor& cap, int64_t dim, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& residual) {
   Call call(x, "x", cap, dim, memory_order(strides_of(x)), bias);
   if (residual.has_value()) check_residual(*residual, x);
   check_writable(x);
@@ -143,54 +146,56 @@ void forward_(const Tensor& x, const Tensor& cap, int64_t dim, const std::option
 }
 
 // y is x for the in-place form.
-std::tuple<Tensor, Tensor> run_extra(const Tensor& x, const Tensor& y, const Tensor& cap, int64_t dim, bool code,
+std::tuple<Tensor, Tensor> run_extra(const Tensor& x, const Tensor& y, const Tensor& cap, int64_t dim, bool mask,
                                      std::optional<double> balancer, const std::optional<Tensor>& bias,
                                      const std::optional<Tensor>& residual) {
   Call call(x, "x", cap, dim, memory_order(strides_of(y)), bias);
   if (residual.has_value()) check_residual(*residual, x);
   const Tensor packed =
-      code ? empty_contiguous({code_size(call.numel())}, ScalarType::Byte, x) : nothing(ScalarType::Byte, x);
+      mask ? empty_contiguous({mask_size(call.numel())}, ScalarType::Byte, x) : nothing(ScalarType::Byte, x);
   const Tensor penalty =
       balancer.has_value() ? empty_contiguous({}, penalty_dtype(cap), x) : nothing(penalty_dtype(cap), x);
-  run_forward(call, x, cap, bias, residual, y, code ? static_cast<uint8_t*>(packed.mutable_data_ptr()) : nullptr,
+  run_forward(call, x, cap, bias, residual, y, mask ? static_cast<uint8_t*>(packed.mutable_data_ptr()) : nullptr,
               balancer.has_value() ? &penalty : nullptr, balancer.value_or(0));
   return {packed, penalty};
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_extra(const Tensor& x, const Tensor& cap, int64_t dim, bool code,
-                                                 std::optional<double> balancer, const std::optional<Tensor>& bias,
-                                                 const std::optional<Tensor>& residual) {
+std::tuple<Tensor, Tensor, Tensor> capped_relu_with_aux(const Tensor& x, const Tensor& cap, int64_t dim, bool mask,
+                                                        std::optional<double> balancer,
+                                                        const std::optional<Tensor>& bias,
+                                                        const std::optional<Tensor>& residual) {
   dtype_of(x, "x");
   const Tensor y = empty_as(x);
-  const auto [packed, penalty] = run_extra(x, y, cap, dim, code, balancer, bias, residual);
+  const auto [packed, penalty] = run_extra(x, y, cap, dim, mask, balancer, bias, residual);
   return {y, packed, penalty};
 }
 
-std::tuple<Tensor, Tensor> forward_extra_(const Tensor& x, const Tensor& cap, int64_t dim, bool code,
-                                          std::optional<double> balancer, const std::optional<Tensor>& bias,
-                                          const std::optional<Tensor>& residual) {
+std::tuple<Tensor, Tensor> capped_relu_with_aux_(const Tensor& x, const Tensor& cap, int64_t dim, bool mask,
+                                                 std::optional<double> balancer, const std::optional<Tensor>& bias,
+                                                 const std::optional<Tensor>& residual) {
   check_writable(x);
-  return run_extra(x, x, cap, dim, code, balancer, bias, residual);
+  return run_extra(x, x, cap, dim, mask, balancer, bias, residual);
 }
 
-// Tells a pass where the saved output or code lies.
+// Tells a pass where the saved output or mask lies.
 template <class Pass>
-void give_saved(Pass* pass, const Kept& kept, Call& call, const Tensor& saved) {
-  kept.check_walk(call);
-  if (kept.is_code)
-    pass->code = static_cast<const uint8_t*>(saved.const_data_ptr());
+void give_saved(Pass* pass, const SavedInfo& info, Call& call, const Tensor& saved) {
+  info.check_traversal(call);
+  if (info.is_mask)
+    pass->mask = static_cast<const uint8_t*>(saved.const_data_ptr());
   else
     pass->y = call.operand(saved);
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
-                                            const std::vector<int64_t>& order, bool need_x, bool need_cap,
-                                            std::optional<double> balancer, const std::optional<Tensor>& grad_penalty,
-                                            const std::optional<Tensor>& bias) {
-  const Kept kept(grad, "grad", saved, order);
-  Call call(grad, "grad", cap, dim, kept.order, bias);
+std::tuple<Tensor, Tensor, Tensor> capped_relu_backward(const Tensor& grad, const Tensor& saved, const Tensor& cap,
+                                                        int64_t dim, const std::vector<int64_t>& order, bool need_x,
+                                                        bool need_cap, std::optional<double> balancer,
+                                                        const std::optional<Tensor>& grad_penalty,
+                                                        const std::optional<Tensor>& bias) {
+  const SavedInfo info(grad, "grad", saved, order);
+  Call call(grad, "grad", cap, dim, info.order, bias);
   cuda::Backward pass;
-  give_saved(&pass, kept, call, saved);
+  give_saved(&pass, info, call, saved);
   pass.grad = call.operand(grad);
   pass.cap = call.cap(call.readable(cap), "cap");
   if (need_cap && balancer.has_value() && grad_penalty.has_value()) {
@@ -198,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
     pass.grad_penalty = scalar(*grad_penalty, "grad_penalty");
     pass.balancer = *balancer;
   }
-  const Tensor dx = need_x ? empty_as_kept(kept, grad, saved) : nothing(grad.scalar_type(), grad);
+  const Tensor dx = need_x ? empty_as_saved(info, grad, saved) : nothing(grad.scalar_type(), grad);
   const Tensor dcap =
       need_cap ? empty_contiguous(sizes_of(cap), cap.scalar_type(), cap) : nothing(cap.scalar_type(), cap);
   const Tensor dbias = bias.has_value() ? empty_contiguous(sizes_of(*bias), bias->scalar_type(), *bias)
@@ -211,14 +216,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& sa
   return {dx, dcap, dbias};
 }
 
-Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& saved, const Tensor& cap, int64_t dim,
-               const std::vector<int64_t>& order) {
-  const Kept kept(u, "u", saved, order);
-  Call call(u, "u", cap, dim, kept.order);
+Tensor capped_relu_jvp(const Tensor& u, const std::optional<Tensor>& v, const Tensor& saved, const Tensor& cap,
+                       int64_t dim, const std::vector<int64_t>& order) {
+  const SavedInfo info(u, "u", saved, order);
+  Call call(u, "u", cap, dim, info.order);
   if (v.has_value()) check_tangent_of_cap(*v, cap, u);
   cuda::Tangent pass;
-  give_saved(&pass, kept, call, saved);
-  const Tensor out = empty_as_kept(kept, u, saved);
+  give_saved(&pass, info, call, saved);
+  const Tensor out = empty_as_saved(info, u, saved);
   pass.u = call.operand(u);
   pass.out = call.output(out);
   pass.cap = call.cap(call.readable(cap), "cap");
@@ -227,18 +232,18 @@ Tensor tangent(const Tensor& u, const std::optional<Tensor>& v, const Tensor& sa
   return out;
 }
 
-Tensor surrogate(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
-                 const std::vector<int64_t>& order, const std::optional<Tensor>& width) {
-  const Kept kept(grad, "grad", saved, order);
-  Call call(grad, "grad", cap, dim, kept.order);
-  if (width.has_value()) check_width(*width, cap, kept, grad);
+Tensor capped_relu_surrogate_backward(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
+                                      const std::vector<int64_t>& order, const std::optional<Tensor>& width) {
+  const SavedInfo info(grad, "grad", saved, order);
+  Call call(grad, "grad", cap, dim, info.order);
+  if (width.has_value()) check_width(*width, cap, info, grad);
   cuda::Surrogate pass;
-  kept.check_walk(call);
-  if (kept.is_code)
-    pass.code = static_cast<const uint8_t*>(saved.const_data_ptr());
+  info.check_traversal(call);
+  if (info.is_mask)
+    pass.mask = static_cast<const uint8_t*>(saved.const_data_ptr());
   else
     pass.saved = call.operand(saved);
-  const Tensor dx = empty_as_kept(kept, grad, saved);
+  const Tensor dx = empty_as_saved(info, grad, saved);
   pass.grad = call.operand(grad);
   pass.dx = call.output(dx);
   if (width.has_value()) {
@@ -249,21 +254,21 @@ Tensor surrogate(const Tensor& grad, const Tensor& saved, const Tensor& cap, int
   return dx;
 }
 
-std::tuple<Tensor, Tensor> saturation(const Tensor& x, const Tensor& cap, int64_t dim) {
+std::tuple<Tensor, Tensor> cap_saturation(const Tensor& x, const Tensor& cap, int64_t dim) {
   check_has_samples(x);
   Call call(x, "x", cap, dim, memory_order(strides_of(x)));
   const Tensor counts = empty_contiguous(counts_shape(cap), ScalarType::Long, x);
-  const Tensor live = empty_contiguous({call.sizes[0]}, ScalarType::Bool, x);
+  const Tensor has_gradient = empty_contiguous({call.sizes[0]}, ScalarType::Bool, x);
   cuda::Saturation pass;
   pass.x = call.operand(x);
   pass.cap = call.cap(call.readable(cap), "cap");
   pass.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
   pass.counts_strides = call.contiguous_cap_strides(cap);
-  pass.live = static_cast<uint8_t*>(live.mutable_data_ptr());
+  pass.has_gradient = static_cast<uint8_t*>(has_gradient.mutable_data_ptr());
   pass.samples = call.sizes[0];
   pass.sample_inner = call.sample_inner();
   call.run({}, [&](void*) { return cuda::saturation(call.problem(), pass); });
-  return {counts, live};
+  return {counts, has_gradient};
 }
 
 // Caps by themselves, as the kernels are told of them.
@@ -276,11 +281,11 @@ struct CapList {
                          strides[i].data()});
     }
   }
-  std::vector<Sizes> sizes, strides;
+  std::vector<DimVector> sizes, strides;
   std::vector<cuda::CapTensor> tensors;
 };
 
-Tensor penalty(const std::vector<Tensor>& caps, double balancer) {
+Tensor cap_penalty(const std::vector<Tensor>& caps, double balancer) {
   const ScalarType dtype = check_caps(caps);
   const OnDevice device(caps[0]);
   const CapList list(caps);
@@ -292,7 +297,7 @@ Tensor penalty(const std::vector<Tensor>& caps, double balancer) {
   return result;
 }
 
-std::vector<Tensor> penalty_backward(const Tensor& grad, const std::vector<Tensor>& caps, double balancer) {
+std::vector<Tensor> cap_penalty_backward(const Tensor& grad, const std::vector<Tensor>& caps, double balancer) {
   check_caps(caps);
   check_device(grad, "grad", caps[0], "the first cap");
   const OnDevice device(caps[0]);
@@ -309,20 +314,20 @@ std::vector<Tensor> penalty_backward(const Tensor& grad, const std::vector<Tenso
 // Not when the library loads but at torch's first use of CUDA: dreluop/backends/native.py probes the devices before.
 extern "C" __attribute__((visibility("default"))) void dreluop_register_cuda() {
   using torch::stable::detail::StableLibrary;
-  // Kept for good: what is registered ends with it.
+  // SavedInfo for good: what is registered ends with it.
   static auto* const library =
       new StableLibrary(StableLibrary::Kind::IMPL, "dreluop", dreluop::kDeviceKey, __FILE__, __LINE__);
   static const bool registered = [] {
-    library->impl("forward", TORCH_BOX(&dreluop::forward));
-    library->impl("forward_", TORCH_BOX(&dreluop::forward_));
-    library->impl("forward_extra", TORCH_BOX(&dreluop::forward_extra));
-    library->impl("forward_extra_", TORCH_BOX(&dreluop::forward_extra_));
-    library->impl("backward", TORCH_BOX(&dreluop::backward));
-    library->impl("tangent", TORCH_BOX(&dreluop::tangent));
-    library->impl("surrogate", TORCH_BOX(&dreluop::surrogate));
-    library->impl("saturation", TORCH_BOX(&dreluop::saturation));
-    library->impl("penalty", TORCH_BOX(&dreluop::penalty));
-    library->impl("penalty_backward", TORCH_BOX(&dreluop::penalty_backward));
+    library->impl("capped_relu", TORCH_BOX(&dreluop::capped_relu));
+    library->impl("capped_relu_", TORCH_BOX(&dreluop::capped_relu_));
+    library->impl("capped_relu_with_aux", TORCH_BOX(&dreluop::capped_relu_with_aux));
+    library->impl("capped_relu_with_aux_", TORCH_BOX(&dreluop::capped_relu_with_aux_));
+    library->impl("capped_relu_backward", TORCH_BOX(&dreluop::capped_relu_backward));
+    library->impl("capped_relu_jvp", TORCH_BOX(&dreluop::capped_relu_jvp));
+    library->impl("capped_relu_surrogate_backward", TORCH_BOX(&dreluop::capped_relu_surrogate_backward));
+    library->impl("cap_saturation", TORCH_BOX(&dreluop::cap_saturation));
+    library->impl("cap_penalty", TORCH_BOX(&dreluop::cap_penalty));
+    library->impl("cap_penalty_backward", TORCH_BOX(&dreluop::cap_penalty_backward));
     return true;
   }();
   (void)registered;

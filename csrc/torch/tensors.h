@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 #include "dreluop/layout.h"
 
 // What the last failed call of the C interface had to say; torch has it since 2.13. Weak, as older ones do not.
@@ -26,14 +26,14 @@ using torch::stable::Tensor;
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::invalid_argument(message); }
 
-inline Sizes sizes_of(const Tensor& t) {
+inline DimVector sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
-  return Sizes(sizes.data(), sizes.data() + sizes.size());
+  return DimVector(sizes.data(), sizes.data() + sizes.size());
 }
 
-inline Sizes strides_of(const Tensor& t) {
+inline DimVector strides_of(const Tensor& t) {
   const auto strides = t.strides();
-  return Sizes(strides.data(), strides.data() + strides.size());
+  return DimVector(strides.data(), strides.data() + strides.size());
 }
 
 inline DType dtype_of(const Tensor& t, const char* name) {
@@ -54,7 +54,7 @@ inline DType dtype_of(const Tensor& t, const char* name) {
 
 // The C interface drops the class of torch's exception, and before 2.13 its words too. "CUDA out of memory." is what
 // those look for who try again with less; dreluop/out_of_memory.py makes torch's class of it.
-[[noreturn]] inline void fail_to_allocate(const Sizes& sizes, ScalarType dtype, int32_t device_type) {
+[[noreturn]] inline void fail_to_allocate(const DimVector& sizes, ScalarType dtype, int32_t device_type) {
   const bool on_cuda = device_type == static_cast<int32_t>(torch::headeronly::DeviceType::CUDA);
   const char* what = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "";
   if (what != nullptr && *what != '\0') throw std::runtime_error(what);
@@ -77,7 +77,7 @@ inline int32_t device_type_of(const Tensor& t) {
   return device_type;
 }
 
-inline Tensor empty_strided(const Sizes& sizes, const Sizes& strides, ScalarType dtype, const Tensor& like) {
+inline Tensor empty_strided(const DimVector& sizes, const DimVector& strides, ScalarType dtype, const Tensor& like) {
   const int32_t device_type = device_type_of(like);
   int32_t device_index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -89,8 +89,8 @@ inline Tensor empty_strided(const Sizes& sizes, const Sizes& strides, ScalarType
   return Tensor(handle);
 }
 
-inline Sizes dense_strides(const Sizes& sizes, const Sizes& order) {
-  Sizes strides(sizes.size(), 1);
+inline DimVector dense_strides(const DimVector& sizes, const DimVector& order) {
+  DimVector strides(sizes.size(), 1);
   int64_t next = 1;
   for (size_t i = order.size(); i-- > 0;) {
     strides[order[i]] = next;
@@ -99,8 +99,8 @@ inline Sizes dense_strides(const Sizes& sizes, const Sizes& order) {
   return strides;
 }
 
-inline Tensor empty_contiguous(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
-  Sizes order(sizes.size());
+inline Tensor empty_contiguous(const DimVector& sizes, ScalarType dtype, const Tensor& like) {
+  DimVector order(sizes.size());
   std::iota(order.begin(), order.end(), int64_t{0});
   return empty_strided(sizes, dense_strides(sizes, order), dtype, like);
 }

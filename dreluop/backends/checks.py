@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from dreluop.granularity import granularity_of, has_unknown_sizes, may_be
 from dreluop.validation import bias_for, float_tensor, residual_for
 
-CODES_PER_BYTE = 4
+ELEMENTS_PER_BYTE = 4
 _FUNCTIONALIZE = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
 
 
@@ -34,32 +34,32 @@ def writable(x: Tensor) -> None:
         )
 
 
-def saved(name: str, like: Tensor, kept: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> None:
-    """`like`, a tensor of x's shape called `name`, must fit the cap and what forward kept."""
+def saved(name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> None:
+    """`like`, a tensor of x's shape called `name`, must fit the cap and what forward tensor."""
     float_tensor(name, like)
     float_tensor("cap", cap)
-    if kept.dtype == torch.uint8:
+    if tensor.dtype == torch.uint8:
         if sorted(order) != list(range(like.ndim)):
             raise ValueError(f"order: got {tuple(order)}; expected each of {like.ndim} dimensions once")
-        size = (like.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE
-        if kept.shape != (size,):
-            raise ValueError(f"saved: got a code of shape {tuple(kept.shape)}; expected ({size},)")
-    elif kept.shape != like.shape:
+        size = (like.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE
+        if tensor.shape != (size,):
+            raise ValueError(f"saved: got a mask of shape {tuple(tensor.shape)}; expected ({size},)")
+    elif tensor.shape != like.shape:
         raise ValueError(
-            f"{name}: got shape {tuple(like.shape)}; expected that of the saved output, {tuple(kept.shape)}"
+            f"{name}: got shape {tuple(like.shape)}; expected that of the saved output, {tuple(tensor.shape)}"
         )
-    elif kept.dtype != like.dtype:
-        raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {kept.dtype}")
+    elif tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {tensor.dtype}")
     granularity_of(like.shape, cap.shape, dim)
 
 
-def width(given: Tensor, kept: Tensor, cap: Tensor) -> None:
-    """The soft form needs x itself: neither the code nor y tells where x lies beside the cap."""
+def width(given: Tensor, tensor: Tensor, cap: Tensor) -> None:
+    """The soft form needs x itself: neither the mask nor y tells where x lies beside the cap."""
     float_tensor("width", given)
     if given.shape != cap.shape:
         raise ValueError(f"width: got shape {tuple(given.shape)}; expected the cap's, {tuple(cap.shape)}")
-    if kept.dtype == torch.uint8:
-        raise ValueError("saved: got a code beside a width; expected the activation before the cap")
+    if tensor.dtype == torch.uint8:
+        raise ValueError("saved: got a mask beside a width; expected the activation before the cap")
 
 
 def one_element(name: str, value: Tensor) -> None:

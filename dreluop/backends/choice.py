@@ -35,7 +35,7 @@ from dreluop.ops.schemas import SCHEMAS, library, overload
 from dreluop.out_of_memory import raise_as_of_torch
 
 BackendName = Literal["native", "triton", "reference"]
-Form = Literal["auto", "fuse", "opaque"]
+Form = Literal["auto", "decompose", "opaque"]
 
 DEFAULT_RULE: dict[str, tuple[str, ...]] = {
     "cpu": ("native", "reference"),
@@ -125,12 +125,12 @@ class use_backend(_Chooser):  # noqa: N801 (called like a function, as torch.set
         super().__init__(backend)
 
 
-class when_compiling(_Chooser):  # noqa: N801
-    """Choose what torch.compile sees of ``capped_relu`` in this thread: ``with when_compiling("opaque"): ...``.
+class compile_mode(_Chooser):  # noqa: N801
+    """Choose what torch.compile sees of ``capped_relu`` in this thread: ``with compile_mode("opaque"): ...``.
 
     Args:
-        form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"fuse"``: standard operators, which
-            the compiler fuses with their neighbours, whatever backend is chosen; ``"auto"``: the rule of
+        form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"decompose"``: standard operators,
+            which the compiler fuses with their neighbors, whatever backend is chosen; ``"auto"``: the rule of
             ``dreluop.backends.compiling``, which also says which calls are opaque all the same.
 
     The choice is looked at when torch.compile traces a function, which it does anew when the choice changes. Eager

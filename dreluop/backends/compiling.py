@@ -6,10 +6,10 @@ it fuses with what comes before and after (``ops.fused``): a convolution's bias,
 =============================================================  ==========================================
 call                                                           form
 =============================================================  ==========================================
-``save="code"``                                                opaque: the code is packed in the same pass
+``save="mask"``                                                opaque: the mask is packed in the same pass
 traced by ``torch.export``                                     opaque: ``ops.decompositions`` takes it apart
 x or cap of a subclass of Tensor (DTensor)                     opaque: rules of a subclass are per operator
-``when_compiling("opaque")`` or ``when_compiling("fuse")``     as asked
+``compile_mode("opaque")`` or ``compile_mode("decompose")``     as asked
 a backend was chosen by ``use_backend`` or ``DRELUOP_BACKEND`` opaque, on that backend
 any other, on every device, of every size and granularity      fused
 =============================================================  ==========================================
@@ -38,7 +38,7 @@ exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def fuses(x: Tensor, cap: Tensor, save: str) -> bool:
     """Whether a traced call becomes standard operators."""
-    if save == "code" or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
+    if save == "mask" or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
         return False
     form = choice.chosen_form()
-    return choice.nothing_chosen() if form == "auto" else form == "fuse"
+    return choice.nothing_chosen() if form == "auto" else form == "decompose"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 BACKENDS = ("native", "triton", "reference")
 ENVIRONMENT_VARIABLE = "DRELUOP_BACKEND"
-FORMS = ("auto", "fuse", "opaque")
+FORMS = ("auto", "decompose", "opaque")
 FORM_VARIABLE = "DRELUOP_COMPILE"
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch._prims_common import is_contiguous_or_false
 
 from dreluop.backends import checks
-from dreluop.backends.checks import CODES_PER_BYTE
+from dreluop.backends.checks import ELEMENTS_PER_BYTE
 from dreluop.granularity import bias_view, broadcast_shape, has_unknown_sizes, may_be
 from dreluop.validation import bias_for
 
 OFF, INSIDE, CAPPED = 0, 1, 2
-BITS_PER_CODE = 2
+BITS_PER_REGION = 2
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
@@ -34,8 +34,8 @@ def memory_order(t: Tensor) -> list[int]:
     return sorted(range(t.ndim), key=t.stride, reverse=True)
 
 
-def code_order(y: Tensor, cap: Tensor) -> list[int]:
-    """Dimensions in which the codes of y lie, outermost first: y's memory order.
+def mask_order(y: Tensor, cap: Tensor) -> list[int]:
+    """Dimensions in which the regions of y are packed, outermost first: y's memory order.
 
     With a neuron cap the batch is moved to the front if it lies between other dimensions: no single run over memory
     would meet the caps in order there.
@@ -71,7 +71,9 @@ def fused_sum(x: Tensor, dim: int, bias: Tensor | None, residual: Tensor | None)
     return total.to(x.dtype)
 
 
-def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def capped_relu(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     checks.inputs(x, cap, dim, bias, residual)
     return value(fused_sum(x, dim, bias, residual), effective_cap(cap, x, dim), torch.empty_like(x))
 
@@ -83,45 +85,47 @@ def value(t: Tensor, m: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.where(y <= 0, 0, y) if out is None else y.masked_fill_(y <= 0, 0)
 
 
-def forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
+def capped_relu_(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> None:
     checks.writable(x)
-    x.copy_(forward(x, cap, dim, bias, residual))
+    x.copy_(capped_relu(x, cap, dim, bias, residual))
 
 
-def forward_extra(
+def capped_relu_with_aux(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    code: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = forward(x, cap, dim, bias, residual)
-    return y, *extras(y, cap, dim, code, balancer)
+    y = capped_relu(x, cap, dim, bias, residual)
+    return y, *extras(y, cap, dim, mask, balancer)
 
 
-def extras(y: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    """The code and the penalty, each an empty tensor when not asked for."""
+def extras(y: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
+    """The mask and the penalty, each an empty tensor when not asked for."""
     nothing = y.new_empty((0,), dtype=torch.uint8)
-    packed = pack(*regions_of_output(y, effective_cap(cap, y, dim)), code_order(y, cap)) if code else nothing
-    return packed, penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
+    packed = pack(*regions_of_output(y, effective_cap(cap, y, dim)), mask_order(y, cap)) if mask else nothing
+    return packed, cap_penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
 
 
-def forward_extra_(
+def capped_relu_with_aux_(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    code: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    forward_(x, cap, dim, bias, residual)
-    return extras(x, cap, dim, code, balancer)
+    capped_relu_(x, cap, dim, bias, residual)
+    return extras(x, cap, dim, mask, balancer)
 
 
-def backward(
+def capped_relu_backward(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -192,7 +196,7 @@ def _sum_to(terms: Tensor, shape: tuple[int, ...]) -> Tensor:
     return terms.sum(dims, keepdim=True).reshape(shape) if dims else terms
 
 
-def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     checks.saved("u", u, saved, cap, dim, order)
     if v is not None and v.shape != cap.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
@@ -210,7 +214,7 @@ def tangent_of(
     return result if v is None else torch.where(capped, effective_cap(v, u, dim), result, out=out)
 
 
-def surrogate(
+def capped_relu_surrogate_backward(
     grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
 ) -> Tensor:
     value = surrogate_values(grad, saved, cap, dim, order, width)
@@ -239,7 +243,7 @@ def surrogate_values(
     return torch.where(m <= 0, 0, grad.to(wide) * slope).to(grad.dtype)
 
 
-def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+def cap_saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
     checks.inputs(x, cap, dim)
@@ -253,7 +257,7 @@ def saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     return counts, inside.reshape(x.shape[0], -1).any(1) if x.numel() else inside.new_zeros(x.shape[0])
 
 
-def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
+def cap_penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
     checks.some_caps(caps)
     dtype = accumulation_dtype(*caps)
     total = torch.zeros((), dtype=sum_dtype(caps[0].device), device=caps[0].device)
@@ -262,7 +266,7 @@ def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
     return (balancer * total).to(dtype)
 
 
-def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+def cap_penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
     checks.one_element("grad", grad)
     checks.some_caps(caps)
     dtype = accumulation_dtype(grad, *caps)
@@ -270,16 +274,16 @@ def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
 
 
 def pack(inside: Tensor, capped: Tensor, order: Sequence[int]) -> Tensor:
-    """2-bit codes, four to a byte from the low bits up, with the dimensions in `order`."""
+    """Regions of two bits, four to a byte from the low bits up, with the dimensions in `order`."""
     regions = inside.to(torch.uint8) * INSIDE + capped.to(torch.uint8) * CAPPED
     flat = regions.permute(tuple(order)).reshape(-1)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % CODES_PER_BYTE))
-    return (flat.reshape(-1, CODES_PER_BYTE) << _shifts(flat.device)).sum(1, dtype=torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % ELEMENTS_PER_BYTE))
+    return (flat.reshape(-1, ELEMENTS_PER_BYTE) << _shifts(flat.device)).sum(1, dtype=torch.uint8)
 
 
-def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Tensor, Tensor]:
+def unpack(mask: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The masks (inside, capped) that `pack` was given."""
-    flat = ((code.unsqueeze(1) >> _shifts(code.device)) & 3).reshape(-1)
+    flat = ((mask.unsqueeze(1) >> _shifts(mask.device)) & 3).reshape(-1)
     numel = 1
     for size in shape:
         numel *= size
@@ -292,7 +296,7 @@ def unpack(code: Tensor, shape: Sequence[int], order: Sequence[int]) -> tuple[Te
 
 
 def _shifts(device: torch.device) -> Tensor:
-    return torch.arange(0, 8, BITS_PER_CODE, dtype=torch.uint8, device=device)
+    return torch.arange(0, 8, BITS_PER_REGION, dtype=torch.uint8, device=device)
 
 
 def regions_of_output(y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def any_distributed(*values: Any) -> bool:
     return bool(_dtensor) and any(isinstance(value, _dtensor) for value in values)
 
 
-def whole(t: Any) -> Any:
+def full_tensor(t: Any) -> Any:
     """A DTensor as an ordinary tensor on every process; any other tensor as it is."""
     return t.full_tensor() if is_distributed(t) else t
 
@@ -84,9 +84,9 @@ def checked_cap(x: Any, cap: Tensor, **others: Any) -> Tensor:
     return cap
 
 
-def refuse_code_in_place() -> NoReturn:
-    """A code has no placement, and what serves it apart (``local``) cannot write over a DTensor."""
-    raise ValueError('save: got "code" with inplace=True for a DTensor; use save="output", or inplace=False')
+def refuse_mask_in_place() -> NoReturn:
+    """A mask has no placement, and what serves it apart (``local``) cannot write over a DTensor."""
+    raise ValueError('save: got "mask" with inplace=True for a DTensor; use save="output", or inplace=False')
 
 
 def by_mesh(caps: Sequence[Tensor]) -> list[list[Tensor]]:

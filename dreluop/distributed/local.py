@@ -1,4 +1,4 @@
-"""``save="code"`` with DTensors: the call on every process's own elements, between two changes of view.
+"""``save="mask"`` with DTensors: the call on every process's own elements, between two changes of view.
 
 What is packed there never leaves the process, and no gradient of another placement meets it: DTensor brings the
 gradient of y to y's placement before.

@@ -6,7 +6,7 @@ DTensor adds the parts up, once, where the gradient is needed whole. ``backward`
 so in this case its rule asks for grad_penalty in parts too, and DTensor hands each process a part of it. A grad that
 comes in parts is added up before: to pass on parts of dx would be right, but torch 2.10's row-wise layers are not.
 
-A 2-bit code has no placement: packed, it has neither x's shape nor its order. ``local`` serves ``save="code"``.
+A 2-bit mask has no placement: packed, it has neither x's shape nor its order. ``local`` serves ``save="mask"``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributed.tensor.experimental import register_sharding
 
 from dreluop.backends.checks import some_caps
 from dreluop.backends.reference import accumulation_dtype
-from dreluop.distributed import refuse_code_in_place
+from dreluop.distributed import refuse_mask_in_place
 from dreluop.distributed.ways import WHOLE, Way, ways
 from dreluop.ops import calls
 from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overload
@@ -40,15 +40,15 @@ def _forward_(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = 
         yield [], _arguments_of_forward(way)
 
 
-def _forward_extra(
-    x: Any, cap: Any, dim: int, code: bool, balancer: float | None, bias: Any = None, residual: Any = None
+def _with_aux(
+    x: Any, cap: Any, dim: int, mask: bool, balancer: float | None, bias: Any = None, residual: Any = None
 ) -> Iterator[Rule]:
-    if code and not all(placement.is_replicate() for placement in x.placements):
+    if mask and not all(placement.is_replicate() for placement in x.placements):
         raise ValueError(
-            f"code: got x with the placements {tuple(x.placements)}; expected x whole on every process, as the packed "
-            'code of a shard is no shard of the packed code. Call dreluop.capped_relu(..., save="code")'
+            f"mask: got x with the placements {tuple(x.placements)}; expected x whole on every process, as the packed "
+            'mask of a shard is no shard of the packed mask. Call dreluop.capped_relu(..., save="mask")'
         )
-    for way in [WHOLE] if code else _ways(x, cap, dim, bias):
+    for way in [WHOLE] if mask else _ways(x, cap, dim, bias):
         # A sum over the caps: of those that every process has, each has all of it.
         penalty = Replicate() if balancer is None or way.cap.is_replicate() else Partial()
         yield [way.x, Replicate(), penalty], _arguments_of_forward(way)
@@ -66,7 +66,7 @@ def _backward(
     grad_penalty: Any,
     bias: Any = None,
 ) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_code(saved) else _ways(grad, cap, dim, bias):
+    for way in [WHOLE] if _is_mask(saved) else _ways(grad, cap, dim, bias):
         in_parts = need_cap and way.cap_sum.is_partial()
         arguments = {
             "grad": way.x,
@@ -79,12 +79,12 @@ def _backward(
 
 
 def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int]) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_code(saved) else _ways(u, cap, dim):
+    for way in [WHOLE] if _is_mask(saved) else _ways(u, cap, dim):
         yield [way.x], {"u": way.x, "v": way.cap, "saved": way.x, "cap": way.cap}
 
 
 def _surrogate(grad: Any, saved: Any, cap: Any, dim: int, order: Sequence[int], width: Any = None) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_code(saved) else _ways(grad, cap, dim):
+    for way in [WHOLE] if _is_mask(saved) else _ways(grad, cap, dim):
         yield [way.x], {"grad": way.x, "saved": way.x, "cap": way.cap, "width": way.cap}
 
 
@@ -92,19 +92,19 @@ def _saturation(x: Any, cap: Any, dim: int = 1) -> Iterator[Rule]:
     for way in _ways(x, cap, dim):
         # The counts have a dimension before those of the cap.
         counts = Shard(way.cap_sum.dim + 1) if isinstance(way.cap_sum, Shard) else way.cap_sum
-        # A sample is live where any of its elements is.
-        live = way.x if way.x in (Replicate(), Shard(0)) else Partial("max")
-        yield [counts, live], {"x": way.x, "cap": way.cap}
+        # A sample has a gradient where any of its elements is.
+        has_gradient = way.x if way.x in (Replicate(), Shard(0)) else Partial("max")
+        yield [counts, has_gradient], {"x": way.x, "cap": way.cap}
 
 
 RULES: dict[str, Callable[..., Iterator[Rule]]] = {
-    "forward": _forward,
-    "forward_": _forward_,
-    "forward_extra": _forward_extra,
-    "backward": _backward,
-    "tangent": _tangent,
-    "surrogate": _surrogate,
-    "saturation": _saturation,
+    "capped_relu": _forward,
+    "capped_relu_": _forward_,
+    "capped_relu_with_aux": _with_aux,
+    "capped_relu_backward": _backward,
+    "capped_relu_jvp": _tangent,
+    "capped_relu_surrogate_backward": _surrogate,
+    "cap_saturation": _saturation,
 }
 
 
@@ -124,7 +124,7 @@ def _results_of_backward(
     return [placement if needed else Replicate() for placement, needed in wanted]
 
 
-def _is_code(saved: Any) -> bool:
+def _is_mask(saved: Any) -> bool:
     return bool(saved.tensor_meta.dtype == torch.uint8)
 
 
@@ -156,20 +156,20 @@ def _refuse_to_move(x: Any) -> None:
         )
 
 
-def _forward_extra_in_place(which: str) -> Callable[..., Any]:
+def _with_aux_in_place(which: str) -> Callable[..., Any]:
     """Torch takes a DTensor operator whose name ends in _ to return nothing but its first argument."""
     operators = calls.BY_OVERLOAD[which]
 
     def run(
-        x: DTensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+        x: DTensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if code:
-            refuse_code_in_place()
-        operators.forward_(x, cap, dim, *addends)
+        if mask:
+            refuse_mask_in_place()
+        operators.capped_relu_(x, cap, dim, *bias_and_residual)
         nothing = x.new_empty((0,), dtype=torch.uint8)
         if balancer is None:
             return nothing, cap.new_empty((0,), dtype=accumulation_dtype(cap))
-        return nothing, operators.penalty([cap], balancer)
+        return nothing, operators.cap_penalty([cap], balancer)
 
     return run
 
@@ -188,7 +188,7 @@ def _penalty(which: str) -> Callable[..., Any]:
         penalties: list[Tensor] = []
         for (mesh, placements), tensors in groups.items():
             parts = [placement if placement.is_replicate() else Partial() for placement in placements]
-            penalties.append(DTensor.from_local(operators.penalty(tensors, balancer), mesh, parts, run_check=False))
+            penalties.append(DTensor.from_local(operators.cap_penalty(tensors, balancer), mesh, parts, run_check=False))
         dtype = accumulation_dtype(*caps)
         total = penalties[0].to(dtype)
         for penalty in penalties[1:]:
@@ -209,9 +209,9 @@ def _penalty_backward(which: str) -> Callable[..., Any]:
 
 # What register_sharding cannot say: lists of results, and results of operators in place.
 DECOMPOSITIONS: dict[str, Callable[[str], Callable[..., Any]]] = {
-    "forward_extra_": _forward_extra_in_place,
-    "penalty": _penalty,
-    "penalty_backward": _penalty_backward,
+    "capped_relu_with_aux_": _with_aux_in_place,
+    "cap_penalty": _penalty,
+    "cap_penalty_backward": _penalty_backward,
 }
 
 

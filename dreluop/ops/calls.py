@@ -18,22 +18,23 @@ class Operators:
 
     Attributes:
         backend: the name of the overloads; None for the default rule.
-        plain_derivatives: whether ``backward`` and ``tangent`` are functions of differentiable torch operators.
+        plain_derivatives: whether ``capped_relu_backward`` and ``capped_relu_jvp`` consist of differentiable torch
+            operators.
     """
 
     backend: str | None
     plain_derivatives: bool
 
-    forward: Callable[..., Tensor]
-    forward_: Callable[..., None]
-    forward_extra: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    forward_extra_: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    tangent: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor]
-    surrogate: Callable[..., Tensor]
-    saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-    penalty: Callable[[Sequence[Tensor], float], Tensor]
-    penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]]
+    capped_relu: Callable[..., Tensor]
+    capped_relu_: Callable[..., None]
+    capped_relu_with_aux: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    capped_relu_with_aux_: Callable[..., tuple[Tensor, Tensor]]
+    capped_relu_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    capped_relu_jvp: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor]
+    capped_relu_surrogate_backward: Callable[..., Tensor]
+    cap_saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    cap_penalty: Callable[[Sequence[Tensor], float], Tensor]
+    cap_penalty_backward: Callable[[Tensor, Sequence[Tensor], float], list[Tensor]]
 
     def __init__(self, which: str) -> None:
         self.backend = which or None

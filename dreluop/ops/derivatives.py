@@ -14,7 +14,7 @@ from dreluop.autograd import (
     CappedReLUBackwardFunction,
     CappedReLUFunction,
     CappedReLUTangentFunction,
-    KeptCode,
+    SavedMask,
     gradients,
     tangent,
 )
@@ -22,47 +22,47 @@ from dreluop.backends import checks, choice, reference
 from dreluop.backends.reference import accumulation_dtype, extras
 from dreluop.function import below_autograd, write_over
 from dreluop.ops import calls
-from dreluop.ops.schemas import FUSED, IN_PLACE, library, overload, overloads_of
+from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, overloads_of
 from dreluop.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
 
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
 
 
-def _with_both(addends: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return (*addends, None) if len(addends) == 1 else addends
+def _with_both(bias_and_residual: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return (*bias_and_residual, None) if len(bias_and_residual) == 1 else bias_and_residual
 
 
-def _forward(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> Tensor:
-    y: Tensor = CappedReLUFunction.apply(x, cap, dim, False, "output", None, *_with_both(addends))
+def _forward(x: Tensor, cap: Tensor, dim: int = 1, *bias_and_residual: Tensor | None) -> Tensor:
+    y: Tensor = CappedReLUFunction.apply(x, cap, dim, False, "output", None, *_with_both(bias_and_residual))
     return y
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *addends: Tensor | None) -> None:
-    CappedReLUFunction.apply(x, cap, dim, True, "output", None, *_with_both(addends))
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *bias_and_residual: Tensor | None) -> None:
+    CappedReLUFunction.apply(x, cap, dim, True, "output", None, *_with_both(bias_and_residual))
 
 
-def _forward_extra(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+def _with_aux(
+    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
 ) -> tuple[Tensor, ...]:
-    save = "code" if code else "output"
-    result = CappedReLUFunction.apply(x, cap, dim, False, save, balancer, *_with_both(addends))
+    save = "mask" if mask else "output"
+    result = CappedReLUFunction.apply(x, cap, dim, False, save, balancer, *_with_both(bias_and_residual))
     outputs = list(result) if isinstance(result, tuple) else [result]
-    if not code:
+    if not mask:
         outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
     if balancer is None:
         outputs.append(cap.new_empty((0,), dtype=accumulation_dtype(cap)))
     return tuple(outputs)
 
 
-def _forward_extra_(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+def _with_aux_(
+    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    kept = KeptCode()
+    saved_mask = SavedMask()
     # autograd refuses a second result of a function that writes over a view.
     fused = None if x._is_view() else balancer
-    save = kept if code else "output"
-    result = CappedReLUFunction.apply(x, cap, dim, True, save, fused, *_with_both(addends))
-    packed = x.new_empty((0,), dtype=torch.uint8) if kept.code is None else kept.code
+    save = saved_mask if mask else "output"
+    result = CappedReLUFunction.apply(x, cap, dim, True, save, fused, *_with_both(bias_and_residual))
+    packed = x.new_empty((0,), dtype=torch.uint8) if saved_mask.mask is None else saved_mask.mask
     if balancer is None:
         return packed, cap.new_empty((0,), dtype=accumulation_dtype(cap))
     return packed, _penalty([cap], balancer) if fused is None else result[1]
@@ -74,54 +74,54 @@ def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
 
 
 DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
-    "forward": _forward,
-    "forward_": _forward_,
-    "forward_extra": _forward_extra,
-    "forward_extra_": _forward_extra_,
-    "backward": CappedReLUBackwardFunction.apply,
-    "tangent": CappedReLUTangentFunction.apply,
+    "capped_relu": _forward,
+    "capped_relu_": _forward_,
+    "capped_relu_with_aux": _with_aux,
+    "capped_relu_with_aux_": _with_aux_,
+    "capped_relu_backward": CappedReLUBackwardFunction.apply,
+    "capped_relu_jvp": CappedReLUTangentFunction.apply,
     # Whatever derivative may be asked, plain torch has it.
-    "surrogate": reference.surrogate,
-    "penalty": _penalty,
-    "penalty_backward": penalty_gradient,
+    "capped_relu_surrogate_backward": reference.capped_relu_surrogate_backward,
+    "cap_penalty": _penalty,
+    "cap_penalty_backward": penalty_gradient,
 }
 
 
-def _transformed_forward_extra(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+def _transformed_with_aux(
+    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = _forward(x, cap, dim, *addends)
-    # Packed by plain torch: what a Function saves under vmap is no code.
-    packed, nothing = extras(y, cap, dim, code, None)
+    y = _forward(x, cap, dim, *bias_and_residual)
+    # Packed by plain torch: what a Function saves under vmap is no mask.
+    packed, nothing = extras(y, cap, dim, mask, None)
     return y, packed, nothing if balancer is None else penalty_of([cap], balancer)
 
 
-def _transformed_forward_extra_(
-    x: Tensor, cap: Tensor, dim: int, code: bool, balancer: float | None, *addends: Tensor | None
+def _transformed_with_aux_(
+    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    y, packed, penalty = _transformed_forward_extra(x, cap, dim, code, balancer, *addends)
+    y, packed, penalty = _transformed_with_aux(x, cap, dim, mask, balancer, *bias_and_residual)
     write_over(x, y)
     return packed, penalty
 
 
 # Inside torch.func transforms. What the public functions call there, so that both have the same derivatives.
 TRANSFORMED: dict[str, Callable[..., Any]] = {
-    "forward": _forward,
-    "forward_": _forward_,
-    "forward_extra": _transformed_forward_extra,
-    "forward_extra_": _transformed_forward_extra_,
-    "backward": gradients,
-    "tangent": tangent,
-    "surrogate": reference.surrogate_values,
-    "saturation": reference.saturation,
-    "penalty": penalty_of,
-    "penalty_backward": penalty_gradient,
+    "capped_relu": _forward,
+    "capped_relu_": _forward_,
+    "capped_relu_with_aux": _transformed_with_aux,
+    "capped_relu_with_aux_": _transformed_with_aux_,
+    "capped_relu_backward": gradients,
+    "capped_relu_jvp": tangent,
+    "capped_relu_surrogate_backward": reference.surrogate_values,
+    "cap_saturation": reference.cap_saturation,
+    "cap_penalty": penalty_of,
+    "cap_penalty_backward": penalty_gradient,
 }
 
 
 def _check_forward(name: str, x: Tensor, cap: Tensor, dim: int = 1, *rest: Any) -> None:
-    addends = rest[2:] if name in ("forward_extra", "forward_extra_") else rest
-    checks.inputs(x, cap, dim, *addends)
+    bias_and_residual = rest[2:] if name in ("capped_relu_with_aux", "capped_relu_with_aux_") else rest
+    checks.inputs(x, cap, dim, *bias_and_residual)
     if name in IN_PLACE:
         checks.writable(x)
 
@@ -141,7 +141,7 @@ def _register_transforms(name: str, which: str, transformed: Callable[..., Any])
     without derivatives, and give zeros. vmap would call the operator once for every member.
     """
     operators = calls.BY_OVERLOAD[which]
-    is_forward = name.startswith("forward")
+    is_forward = name in FORWARDS
 
     def kernel(*args: Any) -> Any:
         if is_forward:
@@ -157,7 +157,7 @@ def _register_transforms(name: str, which: str, transformed: Callable[..., Any])
 def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]) -> None:
     operators = calls.BY_OVERLOAD[which]
     op = getattr(operators, name)
-    is_forward = name.startswith("forward")
+    is_forward = name in FORWARDS
 
     def asked(args: tuple[Any, ...]) -> bool:
         if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:

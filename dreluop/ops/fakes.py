@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dreluop.backends import checks
-from dreluop.backends.checks import CODES_PER_BYTE
+from dreluop.backends.checks import ELEMENTS_PER_BYTE
 from dreluop.backends.reference import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
 from dreluop.validation import bias_for
@@ -28,29 +28,29 @@ def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, 
     checks.writable(x)
 
 
-def _forward_extra(
+def _with_aux(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    code: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_forward_extra_(x, cap, dim, code, balancer, bias, residual)
+    return torch.empty_like(x), *_with_aux_(x, cap, dim, mask, balancer, bias, residual)
 
 
-def _forward_extra_(
+def _with_aux_(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    code: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     checks.inputs(x, cap, dim, bias, residual)
-    size = (x.numel() + CODES_PER_BYTE - 1) // CODES_PER_BYTE if code else 0
+    size = (x.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE if mask else 0
     shape = () if balancer is not None else (0,)
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
 
@@ -105,16 +105,16 @@ def _penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> 
 
 
 FAKES: dict[str, Callable[..., Any]] = {
-    "forward": _forward,
-    "forward_": _forward_,
-    "forward_extra": _forward_extra,
-    "forward_extra_": _forward_extra_,
-    "backward": _backward,
-    "tangent": _tangent,
-    "surrogate": _surrogate,
-    "saturation": _saturation,
-    "penalty": _penalty,
-    "penalty_backward": _penalty_backward,
+    "capped_relu": _forward,
+    "capped_relu_": _forward_,
+    "capped_relu_with_aux": _with_aux,
+    "capped_relu_with_aux_": _with_aux_,
+    "capped_relu_backward": _backward,
+    "capped_relu_jvp": _tangent,
+    "capped_relu_surrogate_backward": _surrogate,
+    "cap_saturation": _saturation,
+    "cap_penalty": _penalty,
+    "cap_penalty_backward": _penalty_backward,
 }
 
 for _name, _fake in FAKES.items():

@@ -33,7 +33,9 @@ def rounded_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
     return m.view(_BITS_OF_HALF).view(m.dtype)
 
 
-def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def capped_relu(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     return value(fused_sum(x, dim, bias, residual), rounded_cap(cap, x, dim))
 
 
@@ -42,7 +44,7 @@ def differentiable(t: Tensor, cap: Tensor, dim: int) -> Tensor:
     return differentiable_value(t, rounded_cap(cap, t, dim), cap_per_element(cap, t, dim))
 
 
-def backward(
+def capped_relu_backward(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -58,13 +60,13 @@ def backward(
     return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias)
 
 
-def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     return tangent_of(u, v, regions_of_output(saved, rounded_cap(cap, saved, dim)), dim)
 
 
 def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
     with mode:
-        return forward(*arguments, **keywords)
+        return capped_relu(*arguments, **keywords)
 
 
 for _name in FUSIBLE:
@@ -72,4 +74,4 @@ for _name in FUSIBLE:
 _full_name = f"{NAMESPACE}::{overload('forward', FUSED)}"
 torch.library.register_torch_dispatch(_full_name, ProxyTorchDispatchMode, _traced, lib=library)
 # These are called while a compiler traces, never from a graph: no operator is needed.
-calls.FUSED.backward, calls.FUSED.tangent = backward, tangent
+calls.FUSED.capped_relu_backward, calls.FUSED.capped_relu_jvp = capped_relu_backward, capped_relu_jvp

@@ -27,7 +27,9 @@ from dreluop.granularity import broadcast_shape
 from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
-def forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+def capped_relu(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
     m = effective_cap(cap, x, dim)
     return differentiable_value(fused_sum(x, dim, bias, residual), m, m)
 
@@ -49,20 +51,20 @@ def cap_per_element(cap: Tensor, x: Tensor, dim: int) -> Tensor:
     return wide.expand(x.shape).to(x.dtype)
 
 
-def forward_extra(
+def capped_relu_with_aux(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    code: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = forward(x, cap, dim, bias, residual)
-    return y, *extras(y, cap, dim, code, balancer)
+    y = capped_relu(x, cap, dim, bias, residual)
+    return y, *extras(y, cap, dim, mask, balancer)
 
 
-def backward(
+def capped_relu_backward(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -78,19 +80,19 @@ def backward(
     return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias)
 
 
-def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     return tangent_of(u, v, regions_of_saved(saved, cap, dim, order, u.shape), dim)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "forward": forward,
-    "forward_extra": forward_extra,
-    "backward": backward,
-    "tangent": tangent,
-    "surrogate": reference.surrogate_values,
-    "saturation": reference.saturation,
-    "penalty": reference.penalty,
-    "penalty_backward": reference.penalty_backward,
+    "capped_relu": capped_relu,
+    "capped_relu_with_aux": capped_relu_with_aux,
+    "capped_relu_backward": capped_relu_backward,
+    "capped_relu_jvp": capped_relu_jvp,
+    "capped_relu_surrogate_backward": reference.surrogate_values,
+    "cap_saturation": reference.cap_saturation,
+    "cap_penalty": reference.cap_penalty,
+    "cap_penalty_backward": reference.cap_penalty_backward,
 }
 
 

@@ -4,7 +4,7 @@ from dreluop.surgery.calibration import CalibratedLayer, Calibration, calibrate_
 from dreluop.surgery.caps import CapSummary, cap_summary, freeze_caps, set_caps
 from dreluop.surgery.checkpoints import LoadedState, load_float_state_dict
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d, insert_head, insert_stem
-from dreluop.surgery.plain import to_plain
+from dreluop.surgery.plain import to_torch
 from dreluop.surgery.replacing import replace_activations
 from dreluop.surgery.report import Report, Site
 from dreluop.surgery.sites import ResidualDReLU
@@ -27,5 +27,5 @@ __all__ = [
     "load_float_state_dict",
     "replace_activations",
     "set_caps",
-    "to_plain",
+    "to_torch",
 ]

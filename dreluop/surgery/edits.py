@@ -13,7 +13,7 @@ from dreluop.surgery.calls import Call
 from dreluop.surgery.classes import NewMethod
 from dreluop.surgery.methods import Method, names_in
 from dreluop.surgery.resolving import Scope
-from dreluop.surgery.sums import Sum, addends
+from dreluop.surgery.sums import Sum, bias_and_residual
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ class _Editor(ast.NodeTransformer):
 
     def _addends(self, total: Sum, x: ast.expr) -> list[ast.expr]:
         if total.statement is None:
-            return list(addends(x))
+            return list(bias_and_residual(x))
         statement = self._last_sum
         if isinstance(statement, ast.AugAssign):
             assert isinstance(statement.target, ast.Name)
             return [_name(statement.target.id), statement.value]
         assert isinstance(statement, ast.Assign)
-        return list(addends(statement.value))
+        return list(bias_and_residual(statement.value))
 
 
 def _name(name: str) -> ast.Name:

@@ -1,4 +1,4 @@
-"""``to_plain``: the same network without dreluop."""
+"""``to_torch``: the same network without dreluop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dreluop.surgery.sites import ResidualDReLU
 PLAIN_NAME = "CappedReLU"
 
 
-def to_plain(model: nn.Module) -> nn.Module:
+def to_torch(model: nn.Module) -> nn.Module:
     """A copy of the model with torch's own modules in place of every DReLU and SReLU, for deployment without dreluop.
 
     A fixed layer cap > 0 (SReLU, or a frozen DReLU) becomes ``nn.Hardtanh(0, cap)``, any other

@@ -1,4 +1,4 @@
-"""The modules that replace activations, and the functions that changed code calls to reach them."""
+"""The modules that replace activations, and the functions that changed mask calls to reach them."""
 
 from __future__ import annotations
 

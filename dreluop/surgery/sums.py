@@ -37,7 +37,7 @@ def before(call: Call) -> Sum | str | None:
         return None
     scope = Scope(call.method, call.owner)
     if _is_sum(scope, call.x):
-        total: Sum | str | None = Sum(*addends(call.x))
+        total: Sum | str | None = Sum(*bias_and_residual(call.x))
     else:
         total = _sum_by_name(call, scope, call.x.id) if isinstance(call.x, ast.Name) else None
     if not isinstance(total, Sum):
@@ -48,7 +48,7 @@ def before(call: Call) -> Sum | str | None:
     return "an addend is a parameter or buffer" if any(isinstance(value, Tensor) for value in values) else total
 
 
-def addends(node: ast.expr) -> tuple[ast.expr, ast.expr]:
+def bias_and_residual(node: ast.expr) -> tuple[ast.expr, ast.expr]:
     """The two sides of ``a + b``, ``torch.add(a, b)`` or ``a.add(b)``."""
     if isinstance(node, ast.BinOp):
         return node.left, node.right
@@ -77,7 +77,7 @@ def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
     if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is_name(statement.target, name):
         total = Sum(ast.Name(name, ast.Load()), statement.value, True, statement)
     elif _assigns(statement, name) and _is_sum(scope, statement.value):  # type: ignore[attr-defined]
-        total = Sum(*addends(statement.value), False, statement)  # type: ignore[attr-defined]
+        total = Sum(*bias_and_residual(statement.value), False, statement)  # type: ignore[attr-defined]
     else:
         return None
     if made != index - 1 or _runs_before(call, block[index]):

@@ -56,7 +56,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "plain": dreluop.capped_relu,
     "no gradient": lambda x, cap: dreluop.capped_relu(x.detach(), cap.detach()),
     "in place": lambda x, cap: dreluop.capped_relu(x * 1, cap, inplace=True),
-    "code": lambda x, cap: dreluop.capped_relu(x, cap, save="code"),
+    "mask": lambda x, cap: dreluop.capped_relu(x, cap, save="mask"),
     "penalty in the pass": lambda x, cap: sum(dreluop.capped_relu(x, cap, balancer=0.1)),
     "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=bias_for(x)),
     "penalty": lambda x, cap: dreluop.cap_penalty([cap], 0.1),
@@ -104,17 +104,17 @@ def test_second_derivatives_stay_on_the_backend_of_the_forward(backend: Any) -> 
 def test_the_overloads_have_derivatives_of_their_own(backend: str) -> None:
     x, cap = inputs()
     operators = choice.operators_of(backend)
-    assert torch.autograd.gradcheck(lambda x, cap: operators.forward(x, cap, 1), (x, cap))
+    assert torch.autograd.gradcheck(lambda x, cap: operators.capped_relu(x, cap, 1), (x, cap))
     with Called() as called:
-        operators.forward(x, cap, 1).sum().backward()
-    assert called.names == [f"forward.{backend}", f"backward.{backend}"]
+        operators.capped_relu(x, cap, 1).sum().backward()
+    assert called.names == [f"capped_relu.{backend}", f"backward.{backend}"]
 
 
 def test_raw_in_place_overloads_bump_the_version() -> None:
     for which in OTHERS:
         x, cap = torch.randn(5), torch.tensor(0.5)
         before = x._version
-        choice.operators_of(which).forward_(x, cap, 0)
+        choice.operators_of(which).capped_relu_(x, cap, 0)
         assert x._version == before + 1
 
 
@@ -123,7 +123,7 @@ def test_as_a_function_it_holds_until_changed() -> None:
     dreluop.use_backend("reference")
     with Called() as called:
         dreluop.capped_relu(x, cap)
-    assert called.names == ["forward.reference"]
+    assert called.names == ["capped_relu.reference"]
 
 
 def test_the_choice_ends_with_an_error_and_nests() -> None:
@@ -172,7 +172,7 @@ def test_hooks_on_saved_tensors_have_their_own_choice() -> None:
         seen.append(choice.operators().backend)
         return t
 
-    for options in ({}, {"save": "code"}, {"balancer": 0.1}):
+    for options in ({}, {"save": "mask"}, {"balancer": 0.1}):
         x, cap = inputs()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack), dreluop.use_backend("reference"):
             result = dreluop.capped_relu(x, cap, **options)
@@ -203,10 +203,12 @@ def test_a_backend_that_cannot_serve_the_tensor_is_an_error(call: Callable[..., 
     message = 'the backend "triton" was asked for, but cannot serve a tensor on cpu: Triton has no CPU kernels'
     with dreluop.use_backend("triton"), pytest.raises(RuntimeError, match=message):
         call(x, cap)
-    with pytest.raises(RuntimeError, match=r"dreluop::forward\.triton: cannot serve a tensor on cpu: Triton has no"):
-        choice.operators_of("triton").forward(x.detach(), cap.detach(), 1)
+    with pytest.raises(
+        RuntimeError, match=r"dreluop::capped_relu\.triton: cannot serve a tensor on cpu: Triton has no"
+    ):
+        choice.operators_of("triton").capped_relu(x.detach(), cap.detach(), 1)
     with pytest.raises(RuntimeError, match="cannot serve a tensor on cpu: Triton has no"):
-        choice.operators_of("triton").forward(x, cap, 1)
+        choice.operators_of("triton").capped_relu(x, cap, 1)
 
 
 def test_native_where_it_is_not_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +308,7 @@ def test_compiled_training_on_a_chosen_backend(backend: Any) -> None:
     compiled = torch.compile(dreluop.capped_relu, backend=aot_autograd(fw_compiler=keep), fullgraph=True)
     with dreluop.use_backend(backend):
         compiled(x, cap).sum().backward()
-    assert called == [f"forward.{backend}", f"backward.{backend}"]
+    assert called == [f"capped_relu.{backend}", f"backward.{backend}"]
     x2, cap2 = (t.detach().requires_grad_() for t in (x, cap))
     dreluop.capped_relu(x2, cap2).sum().backward()
     torch.testing.assert_close((x.grad, cap.grad), (x2.grad, cap2.grad))
@@ -363,5 +365,5 @@ def test_the_rest_of_the_default_rule_is_triton_or_else_the_reference(
 ) -> None:
     monkeypatch.setattr(choice, "_triton_reason", lambda device_type: None if serves else "no card for it")
     monkeypatch.setattr(choice.triton, "functions", lambda: dict.fromkeys(schemas.SCHEMAS, lambda *_: "triton"))
-    monkeypatch.setattr(choice.reference, "penalty", lambda *_: "reference")
-    assert choice._by_default("penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")
+    monkeypatch.setattr(choice.reference, "cap_penalty", lambda *_: "reference")
+    assert choice._by_default("cap_penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")

@@ -20,7 +20,7 @@ PLAIN = {
     RELU: lambda n: n * X,
     c.OURS.name: lambda n: n * X,
     IN_PLACE: lambda n: n * X,
-    c.OURS_CODE.name: lambda n: (n - 1) * X + n * CODE,
+    c.OURS_MASK.name: lambda n: (n - 1) * X + n * CODE,
     c.RELU_MINIMUM.name: lambda n: 2 * n * X,
     c.CLAMP.name: lambda n: (2 * n - 1) * X + n * BOUNDS,
 }
@@ -28,7 +28,7 @@ RESIDUAL = {
     RELU: lambda n: (2 * n - 1) * X,
     c.OURS.name: lambda n: (2 * n - 1) * X,
     IN_PLACE: lambda n: (2 * n - 1) * X,
-    c.OURS_CODE.name: lambda n: (n - 1) * X + n * CODE,
+    c.OURS_MASK.name: lambda n: (n - 1) * X + n * CODE,
     c.RELU_MINIMUM.name: lambda n: (3 * n - 1) * X,
     c.CLAMP.name: lambda n: (2 * n - 1) * X + n * BOUNDS,
 }
@@ -56,6 +56,6 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert set(made) == set(depth.Document.__annotations__)
     assert made["complete"]
     assert len(made["rows"]) == len(depth.CHAINS) * len(depth.ACTIVATIONS) * 3
-    assert depth.per_block(made, "residual", c.OURS_CODE.name) == 1 + 1 / 16
+    assert depth.per_block(made, "residual", c.OURS_MASK.name) == 1 + 1 / 16
     assert depth.per_block(made, "plain", c.OURS.name) == 1
     assert "1.062" in capsys.readouterr().out

@@ -15,7 +15,7 @@ KNOWN = {
     c.OURS.name: Kept(0, saves_x=False, saves_y=True),
     c.REFERENCE.name: Kept(0, saves_x=False, saves_y=True),
     # 2 bits for each element.
-    c.OURS_CODE.name: Kept(NUMBERS // 4, saves_x=False, saves_y=False),
+    c.OURS_MASK.name: Kept(NUMBERS // 4, saves_x=False, saves_y=False),
     # The bounds, one for each channel: zeros beside the cap.
     c.CLAMP.name: Kept(4 * 40, saves_x=True, saves_y=False),
     c.RELU_MINIMUM.name: Kept(0, saves_x=True, saves_y=True),

@@ -83,20 +83,20 @@ import tests.conftest
 shim = ctypes.CDLL(os.environ["DRELUOP_TEST_OPERATORS"])
 ops = torch.ops.dreluop
 x, cap, bias = torch.randn(400, 300), torch.rand(300) + 0.5, torch.randn(300)
-y, code, _ = ops.forward_extra(x, cap, 1, True, None)
+y, mask, _ = ops.capped_relu_with_aux(x, cap, 1, True, None)
 one = torch.ones(())
 calls = {
-    "forward": lambda: ops.forward(x, cap, 1),
-    "forward ": lambda: ops.forward_(x, cap, 1),
-    "forward  ": lambda: ops.forward_extra(x, cap, 1, True, 0.5, bias, x.clone()),
-    "forward   ": lambda: ops.forward_extra_(x, cap, 1, True, 0.5),
-    "backward": lambda: ops.backward(x, y, cap, 1, [], True, True, 0.5, one, bias),
-    "tangent": lambda: ops.tangent(x, cap, code, cap, 1, [0, 1]),
-    "surrogate": lambda: ops.surrogate(x, code, cap, 1, [0, 1], None),
-    "surrogate ": lambda: ops.surrogate(x, x, cap, 1, [], cap),
-    "saturation": lambda: ops.saturation(x, cap),
-    "penalty": lambda: ops.penalty([cap, bias], 0.5),
-    "penalty backward": lambda: ops.penalty_backward(one, [cap, bias], 0.5),
+    "forward": lambda: ops.capped_relu(x, cap, 1),
+    "forward ": lambda: ops.capped_relu_(x, cap, 1),
+    "forward  ": lambda: ops.capped_relu_with_aux(x, cap, 1, True, 0.5, bias, x.clone()),
+    "forward   ": lambda: ops.capped_relu_with_aux_(x, cap, 1, True, 0.5),
+    "backward": lambda: ops.capped_relu_backward(x, y, cap, 1, [], True, True, 0.5, one, bias),
+    "tangent": lambda: ops.capped_relu_jvp(x, cap, mask, cap, 1, [0, 1]),
+    "surrogate": lambda: ops.capped_relu_surrogate_backward(x, mask, cap, 1, [0, 1], None),
+    "surrogate ": lambda: ops.capped_relu_surrogate_backward(x, x, cap, 1, [], cap),
+    "saturation": lambda: ops.cap_saturation(x, cap),
+    "penalty": lambda: ops.cap_penalty([cap, bias], 0.5),
+    "penalty backward": lambda: ops.cap_penalty_backward(one, [cap, bias], 0.5),
 }
 for name, call in calls.items():
     before = shim.host_cuda_launches()
@@ -115,7 +115,7 @@ for name, call in calls.items():
     call()
 shim.host_cuda_fail_memset(2)
 try:
-    ops.backward(x, y, cap, 1, [], True, True, None, None)
+    ops.capped_relu_backward(x, y, cap, 1, [], True, True, None, None)
 except RuntimeError as error:
     assert "cudaMemsetAsync" in str(error) and "error 2" in str(error), error
 else:

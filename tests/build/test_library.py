@@ -116,8 +116,8 @@ def test_each_instruction_set_is_used_and_stays_apart(capability, march, registe
     weak = re.findall(r" [WVu] (.*)", output_of("nm", "-C", target))
     assert [name for name in weak if f"{capability}::primitives" not in name] == []
 
-    code = output_of("objdump", "-d", "-C", "--no-show-raw-insn", target)
-    bodies = dict(re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", code, re.MULTILINE))
+    mask = output_of("objdump", "-d", "-C", "--no-show-raw-insn", target)
+    bodies = dict(re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)*)", mask, re.MULTILINE))
     for loop in ("forward_one", "forward_each", "route_one", "route_each", "regions_one", "add_run", "add_columns"):
         formats = [name for name in bodies if f"::{loop}<" in name]
         assert len(formats) == 4, (loop, formats)

@@ -123,7 +123,7 @@ def test_a_strict_users_script_is_typed(installed: Path, tmp_path: Path) -> None
     script.write_text(USER + mistakes)
     said = mypy(installed, script)
     found = {
-        (int(line), code) for line, code in re.findall(r"user\.py:(\d+): error: .*\[([\w-]+)\]$", said, re.MULTILINE)
+        (int(line), mask) for line, mask in re.findall(r"user\.py:(\d+): error: .*\[([\w-]+)\]$", said, re.MULTILINE)
     }
     first = USER.count("\n") + 1
-    assert found == {(first + i, code) for i, code in enumerate(MISTAKES.values())}, said
+    assert found == {(first + i, mask) for i, mask in enumerate(MISTAKES.values())}, said

@@ -5,7 +5,7 @@
 
 #include "check.h"
 #include "dreluop/cuda_plan.h"
-#include "dreluop/divider.h"
+#include "dreluop/fast_divmod.h"
 
 using namespace dreluop;
 using namespace dreluop::cuda;
@@ -20,53 +20,53 @@ std::string describe(const CapLayout& l) {
 
 void check_flat(DType dtype, int64_t numel, int64_t head, int in_flight, int64_t multiprocessors) {
   const FlatPlan plan = flat_plan(dtype, numel, head, in_flight, multiprocessors);
-  const int64_t rest = numel - plan.head - plan.groups * group_of(dtype);
-  CHECK(plan.head <= head && rest >= 0 && rest < group_of(dtype));
+  const int64_t rest = numel - plan.head - plan.vecs * vec_of(dtype);
+  CHECK(plan.head <= head && rest >= 0 && rest < vec_of(dtype));
   CHECK(plan.blocks <= kMaxBlocks && (numel == 0) == (plan.blocks == 0));
   CHECK(plan.per_thread >= 1 && plan.per_thread <= in_flight);
   if (multiprocessors == 0 || plan.blocks > 3 * in_flight * multiprocessors) CHECK(plan.per_thread == in_flight);
   const int64_t share = int64_t{kFlatThreads} * plan.per_thread;
   // A last block may have nothing but the rest.
-  const int64_t all = plan.groups + (rest > 0 ? 1 : 0);
+  const int64_t all = plan.vecs + (rest > 0 ? 1 : 0);
   CHECK(plan.blocks * share >= all && (plan.blocks <= 1 || (plan.blocks - 1) * share < all));
 }
 
 void check_rows(DType dtype, const CapLayout& layout, const RowPlan& plan, int64_t head, const std::string& which) {
   CHECK(plan.blocks == layout.caps * plan.splits && plan.blocks <= kMaxBlocks && plan.splits >= 1, which);
   if (plan.packed) {
-    const int64_t group = group_of(dtype), total = layout.outer * layout.inner;
+    const int64_t vec = vec_of(dtype), total = layout.outer * layout.inner;
     if (layout.caps == 1)
-      CHECK(plan.groups * group <= std::max<int64_t>(0, total - head) && total - plan.groups * group < 2 * group,
-            which);
+      CHECK(plan.vecs * vec <= std::max<int64_t>(0, total - head) && total - plan.vecs * vec < 2 * vec, which);
     else
-      CHECK(plan.groups * group == total && (total == 0 || plan.run_groups * group == layout.inner), which);
-    CHECK(plan.splits == 1 || plan.groups > (plan.splits - 1) * kRowThreads * kInFlightOfTwo, which);
+      CHECK(plan.vecs * vec == total && (total == 0 || plan.run_vecs * vec == layout.inner), which);
+    CHECK(plan.splits == 1 || plan.vecs > (plan.splits - 1) * kRowThreads * kInFlightOfTwo, which);
     return;
   }
-  CHECK(plan.pieces == layout.outer * plan.chunks, which);
-  CHECK(plan.chunks * plan.chunk >= layout.inner && (plan.chunks == 0 || (plan.chunks - 1) * plan.chunk < layout.inner),
+  CHECK(plan.segments == layout.outer * plan.segments_per_run, which);
+  CHECK(plan.segments_per_run * plan.segment_size >= layout.inner &&
+            (plan.segments_per_run == 0 || (plan.segments_per_run - 1) * plan.segment_size < layout.inner),
         which);
-  CHECK(plan.splits == 1 || plan.pieces > (plan.splits - 1) * kRowWarps, which);
+  CHECK(plan.splits == 1 || plan.segments > (plan.splits - 1) * kRowWarps, which);
 }
 
 void check_columns(DType dtype, const CapLayout& layout, const ColumnPlan& plan, const std::string& which) {
-  const int64_t group = group_of(dtype), period = layout.caps * layout.inner;
+  const int64_t vec = vec_of(dtype), period = layout.caps * layout.inner;
   CHECK(plan.width >= 1 && plan.height >= 1 && plan.width * plan.height <= kColumnThreads, which);
   CHECK(plan.row == plan.repeat * period, which);
-  CHECK(plan.aligned == (plan.row % group == 0), which);
+  CHECK(plan.aligned == (plan.row % vec == 0), which);
   // Whole rows, then less than one row that a single block takes.
   CHECK(plan.rows * plan.row <= layout.outer * period && layout.outer * period < (plan.rows + 1) * plan.row, which);
   if (plan.rows * plan.row < layout.outer * period) CHECK(plan.tiles == 1, which);
-  CHECK(plan.tiles * plan.width >= plan.groups && (plan.tiles - 1) * plan.width < plan.groups, which);
-  CHECK(plan.groups * group >= plan.row && (plan.groups - 1) * group < plan.row, which);
+  CHECK(plan.tiles * plan.width >= plan.vecs && (plan.tiles - 1) * plan.width < plan.vecs, which);
+  CHECK(plan.vecs * vec >= plan.row && (plan.vecs - 1) * vec < plan.row, which);
   // A tile holds whole caps, and each cap lies in one tile.
   if (plan.tiles > 1) {
-    CHECK(plan.repeat == 1 && plan.tile_caps * layout.inner == plan.width * group, which);
+    CHECK(plan.repeat == 1 && plan.tile_caps * layout.inner == plan.width * vec, which);
   }
   CHECK(plan.tiles * plan.tile_caps >= layout.caps && (plan.tiles - 1) * plan.tile_caps < layout.caps, which);
   CHECK(plan.row_blocks == 1 || plan.rows > (plan.row_blocks - 1) * plan.height * kInFlightOfTwo, which);
   CHECK(plan.blocks == plan.tiles * plan.row_blocks && plan.blocks <= kMaxBlocks, which);
-  CHECK(16 + int64_t{plan.width} * plan.height * group * (dtype == DType::kFloat64 ? 16 : 16) <= 49152, which);
+  CHECK(16 + int64_t{plan.width} * plan.height * vec * (dtype == DType::kFloat64 ? 16 : 16) <= 49152, which);
 }
 
 void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
@@ -76,7 +76,7 @@ void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessor
   if (plan.by_rows) {
     check_rows(dtype, layout, plan.rows, 0, which);
     for (const int64_t head : {0, 3}) {
-      if (layout.caps > 1 && (head > 0 || layout.inner % group_of(dtype) > 0)) continue;
+      if (layout.caps > 1 && (head > 0 || layout.inner % vec_of(dtype) > 0)) continue;
       plan = backward_plan(dtype, layout, multiprocessors, true, head);
       check_rows(dtype, layout, plan.rows, head, which);
     }
@@ -90,7 +90,7 @@ void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessor
 }
 
 void check_divider(uint64_t divisor, uint64_t n) {
-  const Divider by = Divider::of(static_cast<int64_t>(divisor));
+  const FastDivmod by = FastDivmod::of(static_cast<int64_t>(divisor));
   CHECK(by.quotient(n) == n / divisor, std::to_string(n) + " / " + std::to_string(divisor));
   CHECK(by.remainder(n, n / divisor) == n % divisor);
   if ((n | divisor) >> 31 == 0)

@@ -20,12 +20,12 @@ void serial(int64_t n, int64_t, const Body& body) {
   if (n > 0) body(0, n);
 }
 
-// Uneven pieces on threads of their own, last piece first.
+// Uneven segments on threads of their own, last segment first.
 void threaded(int64_t n, int64_t, const Body& body) {
   std::vector<std::thread> threads;
-  const int64_t piece = std::max<int64_t>(1, n / 3 + 1);
-  for (int64_t begin = n - 1 - (n - 1) % piece; begin >= 0 && n > 0; begin -= piece)
-    threads.emplace_back([&body, begin, end = std::min(n, begin + piece)] { body(begin, end); });
+  const int64_t segment = std::max<int64_t>(1, n / 3 + 1);
+  for (int64_t begin = n - 1 - (n - 1) % segment; begin >= 0 && n > 0; begin -= segment)
+    threads.emplace_back([&body, begin, end = std::min(n, begin + segment)] { body(begin, end); });
   for (std::thread& thread : threads) thread.join();
 }
 
@@ -39,13 +39,13 @@ struct Array {
 
 std::mt19937 generator(1);
 
-template <class Format>
-Array<typename Format::Storage> random_values(int64_t n) {
+template <class Traits>
+Array<typename Traits::Storage> random_values(int64_t n) {
   static const double special[] = {std::nan(""), INFINITY, -INFINITY, 0.0, -0.0, 1.0, 1e-40, 0.5};
   std::normal_distribution<double> normal;
-  Array<typename Format::Storage> values(n);
+  Array<typename Traits::Storage> values(n);
   for (int64_t i = 0; i < n; ++i)
-    values[i] = Format::round(generator() % 8 == 0 ? special[generator() % 8] : normal(generator));
+    values[i] = Traits::round(generator() % 8 == 0 ? special[generator() % 8] : normal(generator));
   return values;
 }
 
@@ -54,63 +54,63 @@ bool same(T a, T b) {
   return memcmp(&a, &b, sizeof(T)) == 0;
 }
 
-template <class Format>
-bool equal_or_nan(typename Format::Storage a, typename Format::Storage b) {
-  return Format::is_nan(a) ? Format::is_nan(b) : same(a, b);
+template <class Traits>
+bool equal_or_nan(typename Traits::Storage a, typename Traits::Storage b) {
+  return Traits::is_nan(a) ? Traits::is_nan(b) : same(a, b);
 }
 
-template <class Format>
+template <class Traits>
 void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parallel_for) {
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
   const int64_t numel = layout.outer * layout.caps * layout.inner;
   const std::string which = std::to_string(static_cast<int>(dtype)) + ": " + std::to_string(layout.outer) + " x " +
                             std::to_string(layout.caps) + " x " + std::to_string(layout.inner) + " gap " +
                             std::to_string(gap);
-  const Sizes sizes{layout.outer, layout.caps, layout.inner}, order{0, 1, 2};
+  const DimVector sizes{layout.outer, layout.caps, layout.inner}, order{0, 1, 2};
   const int64_t step = 1 + gap;
-  const Sizes dense{layout.caps * layout.inner, layout.inner, 1};
-  const Sizes strides{dense[0] * step, dense[1] * step, step};
+  const DimVector dense{layout.caps * layout.inner, layout.inner, 1};
+  const DimVector strides{dense[0] * step, dense[1] * step, step};
   const int64_t reach = numel == 0 ? 0 : (numel - 1) * step + 1;
-  auto x = random_values<Format>(reach), g = random_values<Format>(reach);
-  auto caps = random_values<Format>(layout.caps), v = random_values<Format>(layout.caps);
+  auto x = random_values<Traits>(reach), g = random_values<Traits>(reach);
+  auto caps = random_values<Traits>(layout.caps), v = random_values<Traits>(layout.caps);
   const Problem problem{dtype, numel, layout, caps.data.get(), parallel_for};
   const Operand x_operand(x.data.get(), sizes, strides, order), g_operand(g.data.get(), sizes, strides, order);
 
   Array<T> y(numel), dx(numel), out(numel), through(numel);
-  Array<uint8_t> code((numel + 3) / 4);
+  Array<uint8_t> mask((numel + 3) / 4);
   const Operand y_operand(y.data.get(), sizes, dense, order), dx_operand(dx.data.get(), sizes, dense, order),
       out_operand(out.data.get(), sizes, dense, order), through_operand(through.data.get(), sizes, dense, order);
-  forward(problem, x_operand, {}, y_operand, code.data.get());
+  forward(problem, x_operand, {}, y_operand, mask.data.get());
   const auto cap_of = [&](int64_t i) { return i / layout.inner % layout.caps; };
   std::vector<double> sums(layout.caps, 0), sizes_of_sums(layout.caps, 0);
   std::vector<double> inside_sums(layout.caps, 0), sizes_of_inside_sums(layout.caps, 0);
   std::vector<int64_t> inside(layout.caps, 0), capped(layout.caps, 0);
-  std::vector<uint8_t> live(std::max<int64_t>(1, layout.outer), 0);
+  std::vector<uint8_t> has_gradient(std::max<int64_t>(1, layout.outer), 0);
   for (int64_t i = 0; i < numel; ++i) {
-    const T expected = capped_value<Format>(x[i * step], caps[cap_of(i)]);
-    CHECK(equal_or_nan<Format>(y[i], expected), which);
-    const uint8_t region = region_of<Format>(expected, caps[cap_of(i)]);
-    CHECK(region_in_byte(code[i / 4], i % 4) == region, which);
+    const T expected = capped_value<Traits>(x[i * step], caps[cap_of(i)]);
+    CHECK(equal_or_nan<Traits>(y[i], expected), which);
+    const uint8_t region = region_of<Traits>(expected, caps[cap_of(i)]);
+    CHECK(region_in_byte(mask[i / 4], i % 4) == region, which);
     if (region == kCapped) {
-      sums[cap_of(i)] += Format::widen(g[i * step]);
-      sizes_of_sums[cap_of(i)] += std::abs(Format::widen(g[i * step]));
+      sums[cap_of(i)] += Traits::upcast(g[i * step]);
+      sizes_of_sums[cap_of(i)] += std::abs(Traits::upcast(g[i * step]));
     }
     if (region == kInside) {
-      inside_sums[cap_of(i)] += Format::widen(g[i * step]);
-      sizes_of_inside_sums[cap_of(i)] += std::abs(Format::widen(g[i * step]));
+      inside_sums[cap_of(i)] += Traits::upcast(g[i * step]);
+      sizes_of_inside_sums[cap_of(i)] += std::abs(Traits::upcast(g[i * step]));
     }
     inside[cap_of(i)] += region == kInside;
     capped[cap_of(i)] += region == kCapped;
-    if (region == kInside) live[i / (layout.caps * layout.inner)] = 1;
+    if (region == kInside) has_gradient[i / (layout.caps * layout.inner)] = 1;
   }
 
-  Saved as_output, as_code;
+  Saved as_output, as_mask;
   as_output.y = y_operand;
-  as_code.code = code.data.get();
+  as_mask.mask = mask.data.get();
   // Where sums need be good to float only, they may be rounded to it twice.
   std::vector<double> first[2];
   for (const auto& [saved, in_double] : {std::pair(&as_output, true), std::pair(&as_output, false),
-                                         std::pair(&as_code, true), std::pair(&as_code, false)}) {
+                                         std::pair(&as_mask, true), std::pair(&as_mask, false)}) {
     const double bound = 1e-15 * (16 + layout.outer * layout.inner) +
                          (in_double || sizeof(T) == sizeof(double) ? 0 : std::numeric_limits<float>::epsilon());
     std::vector<double> dcap(layout.caps);
@@ -119,11 +119,11 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
     tangent(problem, g_operand, v.data.get(), *saved, out_operand);
     surrogate(problem, g_operand, *saved, nullptr, through_operand);
     for (int64_t i = 0; i < numel; ++i) {
-      const uint8_t region = region_in_byte(code[i / 4], i % 4);
-      CHECK(same(dx[i], region == kInside ? g[i * step] : Format::zero()), which);
-      const T at_cap = region == kCapped ? v[cap_of(i)] : Format::zero();
+      const uint8_t region = region_in_byte(mask[i / 4], i % 4);
+      CHECK(same(dx[i], region == kInside ? g[i * step] : Traits::zero()), which);
+      const T at_cap = region == kCapped ? v[cap_of(i)] : Traits::zero();
       CHECK(same(out[i], region == kInside ? g[i * step] : at_cap), which);
-      CHECK(same(through[i], region != kOff ? g[i * step] : Format::zero()), which);
+      CHECK(same(through[i], region != kOff ? g[i * step] : Traits::zero()), which);
     }
     for (int64_t c = 0; c < layout.caps; ++c) {
       const bool finite = std::isfinite(sums[c]);
@@ -147,10 +147,10 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   }
 
   std::vector<int64_t> inside_got(layout.caps, 0), capped_got(layout.caps, 0);
-  std::vector<uint8_t> live_got(live.size(), 0);
+  std::vector<uint8_t> has_gradient_got(has_gradient.size(), 0);
   saturation(problem, x_operand, {std::max<int64_t>(1, layout.outer), std::max<int64_t>(1, layout.caps * layout.inner)},
-             inside_got.data(), capped_got.data(), live_got.data());
-  CHECK(inside_got == inside && capped_got == capped && live_got == live, which);
+             inside_got.data(), capped_got.data(), has_gradient_got.data());
+  CHECK(inside_got == inside && capped_got == capped && has_gradient_got == has_gradient, which);
 
   using Sum = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
   Array<Sum> bias(layout.caps);
@@ -161,10 +161,10 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   before_the_cap.y = x_operand;
   surrogate(problem, g_operand, before_the_cap, widths.data.get(), out_operand);
   for (int64_t i = 0; i < numel; ++i) {
-    const auto wide = [](T value) { return static_cast<Sum>(Format::widen(value)); };
+    const auto wide = [](T value) { return static_cast<Sum>(Traits::upcast(value)); };
     const Sum m = wide(caps[cap_of(i)]), width = widths[cap_of(i)];
     const Sum expected = softened(wide(g[i * step]), wide(x[i * step]), m, width);
-    CHECK(equal_or_nan<Format>(out[i], Format::round(expected)), which);
+    CHECK(equal_or_nan<Traits>(out[i], Traits::round(expected)), which);
     if (m <= 0) continue;
     const SmoothedSlope slope(wide(x[i * step]), m, width);
     const long double got = smoothed_slope(wide(x[i * step]), m, width), want = slope.value;
@@ -176,39 +176,39 @@ void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parall
   }
   for (const bool has_bias : {false, true}) {
     for (const bool has_residual : {false, true}) {
-      Addends addends;
-      if (has_bias) addends.bias = bias.data.get();
-      if (has_residual) addends.residual = &g_operand;
-      forward(problem, x_operand, addends, out_operand, code.data.get());
+      BiasAndResidual added;
+      if (has_bias) added.bias = bias.data.get();
+      if (has_residual) added.residual = &g_operand;
+      forward(problem, x_operand, added, out_operand, mask.data.get());
       for (int64_t i = 0; i < numel; ++i) {
-        Sum total = static_cast<Sum>(Format::widen(x[i * step]));
+        Sum total = static_cast<Sum>(Traits::upcast(x[i * step]));
         if (has_bias) total += bias[cap_of(i)];
-        if (has_residual) total += static_cast<Sum>(Format::widen(g[i * step]));
-        const T expected = capped_value<Format>(Format::round(total), caps[cap_of(i)]);
-        CHECK(equal_or_nan<Format>(out[i], expected), which);
-        CHECK(region_in_byte(code[i / 4], i % 4) == region_of<Format>(expected, caps[cap_of(i)]), which);
+        if (has_residual) total += static_cast<Sum>(Traits::upcast(g[i * step]));
+        const T expected = capped_value<Traits>(Traits::round(total), caps[cap_of(i)]);
+        CHECK(equal_or_nan<Traits>(out[i], expected), which);
+        CHECK(region_in_byte(mask[i / 4], i % 4) == region_of<Traits>(expected, caps[cap_of(i)]), which);
       }
     }
   }
 
   forward(problem, x_operand, {}, x_operand, nullptr);
-  for (int64_t i = 0; i < numel; ++i) CHECK(equal_or_nan<Format>(x[i * step], y[i]), which);
+  for (int64_t i = 0; i < numel; ++i) CHECK(equal_or_nan<Traits>(x[i * step], y[i]), which);
 }
 
 // The sum of equal terms, where serial sums drift: within 8 eps of the sum of magnitudes.
-template <class Format>
+template <class Traits>
 void check_constant_sum(DType dtype, int64_t n, const CapLayout& layout, double eps) {
-  using T = typename Format::Storage;
+  using T = typename Traits::Storage;
   Array<T> y(n), g(n), caps(layout.caps);
-  for (int64_t i = 0; i < n; ++i) y[i] = Format::round(1), g[i] = Format::round(0.1);
-  for (int64_t c = 0; c < layout.caps; ++c) caps[c] = Format::round(1);
-  const Sizes sizes{n}, one{1}, order{0};
+  for (int64_t i = 0; i < n; ++i) y[i] = Traits::round(1), g[i] = Traits::round(0.1);
+  for (int64_t c = 0; c < layout.caps; ++c) caps[c] = Traits::round(1);
+  const DimVector sizes{n}, one{1}, order{0};
   Saved saved;
   saved.y = Operand(y.data.get(), sizes, one, order);
   std::vector<double> dcap(layout.caps);
   backward({dtype, n, layout, caps.data.get(), threaded}, Operand(g.data.get(), sizes, one, order), saved, nullptr,
            dcap.data(), nullptr, false);
-  const long double expected = static_cast<long double>(Format::widen(g[0])) * (n / layout.caps);
+  const long double expected = static_cast<long double>(Traits::upcast(g[0])) * (n / layout.caps);
   for (const double got : dcap)
     CHECK(std::abs(got - expected) <= 8 * eps * expected, std::to_string(n) + ": " + std::to_string(got));
 }

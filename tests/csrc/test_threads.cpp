@@ -18,12 +18,12 @@ void serial(int64_t n, int64_t, const Body& body) {
   if (n > 0) body(0, n);
 }
 
-// The least pieces that a pass allows, each on a thread of its own.
+// The least segments that a pass allows, each on a thread of its own.
 void threaded(int64_t n, int64_t grain, const Body& body) {
   std::vector<std::thread> threads;
-  const int64_t piece = std::max<int64_t>({1, grain, n / 4});
-  for (int64_t begin = 0; begin < n; begin += piece)
-    threads.emplace_back([&body, begin, end = std::min(n, begin + piece)] { body(begin, end); });
+  const int64_t segment = std::max<int64_t>({1, grain, n / 4});
+  for (int64_t begin = 0; begin < n; begin += segment)
+    threads.emplace_back([&body, begin, end = std::min(n, begin + segment)] { body(begin, end); });
   for (std::thread& thread : threads) thread.join();
 }
 
@@ -39,8 +39,8 @@ std::vector<T> random_values(int64_t n) {
 template <class T>
 struct Results {
   std::vector<T> y, dx, tangent, surrogate;
-  std::vector<uint8_t> code, live;
-  std::vector<double> dcap, dbias, dcap_of_code;
+  std::vector<uint8_t> mask, has_gradient;
+  std::vector<double> dcap, dbias, dcap_of_mask;
   std::vector<int64_t> inside, capped;
 
   bool operator==(const Results&) const = default;
@@ -57,7 +57,7 @@ struct Inputs {
 template <class T>
 Results<T> run(Inputs<T>& in, DType dtype, ParallelFor parallel_for) {
   const int64_t numel = in.numel, caps = in.layout.caps;
-  const Sizes sizes{numel}, one{1}, order{0};
+  const DimVector sizes{numel}, one{1}, order{0};
   const auto operand = [&](std::vector<T>& data) { return Operand(data.data(), sizes, one, order); };
   const Problem problem{dtype, numel, in.layout, in.caps.data(), parallel_for};
   Results<T> out{std::vector<T>(numel),
@@ -72,19 +72,19 @@ Results<T> run(Inputs<T>& in, DType dtype, ParallelFor parallel_for) {
                  std::vector<int64_t>(caps),
                  std::vector<int64_t>(caps)};
   const Operand x = operand(in.x), grad = operand(in.grad), dx = operand(out.dx);
-  Addends addends;
-  addends.bias = in.caps.data();
-  addends.residual = &grad;
-  forward(problem, x, addends, operand(out.y), out.code.data());
-  Saved as_output, as_code;
+  BiasAndResidual added;
+  added.bias = in.caps.data();
+  added.residual = &grad;
+  forward(problem, x, added, operand(out.y), out.mask.data());
+  Saved as_output, as_mask;
   as_output.y = operand(out.y);
-  as_code.code = out.code.data();
-  backward(problem, grad, as_code, nullptr, out.dcap_of_code.data(), nullptr, true);
+  as_mask.mask = out.mask.data();
+  backward(problem, grad, as_mask, nullptr, out.dcap_of_mask.data(), nullptr, true);
   backward(problem, grad, as_output, &dx, out.dcap.data(), out.dbias.data(), false);
-  tangent(problem, grad, in.caps.data(), as_code, operand(out.tangent));
-  surrogate(problem, grad, as_code, nullptr, operand(out.surrogate));
+  tangent(problem, grad, in.caps.data(), as_mask, operand(out.tangent));
+  surrogate(problem, grad, as_mask, nullptr, operand(out.surrogate));
   saturation(problem, x, {in.layout.outer, caps * in.layout.inner}, out.inside.data(), out.capped.data(),
-             out.live.data());
+             out.has_gradient.data());
   return out;
 }
 
@@ -105,7 +105,7 @@ void check(DType dtype, const CapLayout& layout) {
 }  // namespace
 
 int main() {
-  // Long runs, many caps, columns; each cut into several pieces.
+  // Long runs, many caps, columns; each cut into several segments.
   for (const CapLayout& layout : {CapLayout{1, 1, 300007}, CapLayout{9, 5, 7001}, CapLayout{120, 3001, 1},
                                   CapLayout{70, 513, 9}, CapLayout{3001, 3, 31}, CapLayout{1, 2, 2}}) {
     check<float>(DType::kFloat32, layout);

@@ -28,8 +28,8 @@ def placed(value: Tensor | None, mesh: DeviceMesh, placements: Any) -> DTensor |
     """The tensor so placed; of a Partial sum the first process along the mesh dimension holds everything."""
     if value is None:
         return None
-    whole = [Replicate() if p.is_partial() else p for p in placements]
-    local = distribute_tensor(value, mesh, whole, src_data_rank=None).to_local().clone()
+    replicated = [Replicate() if p.is_partial() else p for p in placements]
+    local = distribute_tensor(value, mesh, replicated, src_data_rank=None).to_local().clone()
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
     if any(p.is_partial() and at > 0 for p, at in zip(placements, coordinate, strict=True)):
@@ -37,10 +37,10 @@ def placed(value: Tensor | None, mesh: DeviceMesh, placements: Any) -> DTensor |
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=value.shape, stride=value.stride())
 
 
-def whole(value: Any) -> Any:
+def full_tensor(value: Any) -> Any:
     """The full tensors of DTensors in lists and tuples."""
     if isinstance(value, list | tuple):
-        return [whole(item) for item in value]
+        return [full_tensor(item) for item in value]
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dreluop
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import whole
+from tests.distributed.tensors import full_tensor
 
 # A layer fills a bucket of one MiB, the smallest that DDP cuts a graph at.
 WIDTH = 512
@@ -21,7 +21,7 @@ def network(inplace: bool) -> nn.Sequential:
     torch.manual_seed(0)
     blocks: list[nn.Module] = [
         nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.DReLU(WIDTH, init=0.3, inplace=inplace, save="output")),
-        nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.DReLU(1, init=0.2, inplace=inplace, save="code")),
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.DReLU(1, init=0.2, inplace=inplace, save="mask")),
         nn.Sequential(nn.Linear(WIDTH, WIDTH), dreluop.SReLU(0.1, inplace=inplace)),
     ]
     return nn.Sequential(*blocks, nn.Linear(WIDTH, 4))
@@ -33,17 +33,17 @@ def assert_gradients_of_eager(model: nn.Module, run: nn.Module, processes: int, 
     eager(data).square().mean().backward()
     run(data.chunk(processes)[rank]).square().mean().backward()
     for (name, one), other in zip(model.named_parameters(), eager.parameters(), strict=True):
-        got: Tensor = whole(one.grad)
+        got: Tensor = full_tensor(one.grad)
         torch.testing.assert_close(got, other.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @on_processes(1, 2)
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 def test_the_buckets_of_ddp_cut_the_graph(form: str) -> None:
     torch.compiler.reset()
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     model = DistributedDataParallel(network(True), bucket_cap_mb=1)
-    with dreluop.when_compiling(form):  # type: ignore[arg-type]
+    with dreluop.compile_mode(form):  # type: ignore[arg-type]
         assert_gradients_of_eager(model, torch.compile(model, backend="aot_eager"), ranks, rank)
 
 

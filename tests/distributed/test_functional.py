@@ -21,7 +21,7 @@ from torch.distributed.tensor import (
 
 import dreluop
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import integers, mesh_of, needs_in_place, placed, whole
+from tests.distributed.tensors import full_tensor, integers, mesh_of, needs_in_place, placed
 
 BALANCER = 0.25
 X = (8, 6, 4)
@@ -48,8 +48,8 @@ def _in_place(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return dreluop.capped_relu(x * 1, cap, inplace=True)
 
 
-def _code(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    return dreluop.capped_relu(x, cap, save="code", bias=_bias_for(cap, bias), residual=residual)
+def _mask(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return dreluop.capped_relu(x, cap, save="mask", bias=_bias_for(cap, bias), residual=residual)
 
 
 def _addends(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def _weighted(y: Tensor) -> Tensor:
 PLAIN: dict[str, Loss] = {
     "output": lambda *args: _weighted(_output(*args)),
     "in-place": lambda *args: _weighted(_in_place(*args)),
-    "code": lambda *args: _weighted(_code(*args)),
-    "addends": lambda *args: _weighted(_addends(*args)),
+    "mask": lambda *args: _weighted(_mask(*args)),
+    "bias_and_residual": lambda *args: _weighted(_addends(*args)),
 }
 
 
@@ -83,8 +83,8 @@ def _fused_in_place(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> T
     return _weighted(y) + 3 * penalty
 
 
-def _fused_with_code(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    y, penalty = dreluop.capped_relu(x, cap, save="code", balancer=BALANCER)
+def _fused_with_mask(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    y, penalty = dreluop.capped_relu(x, cap, save="mask", balancer=BALANCER)
     return _weighted(y) + 3 * penalty
 
 
@@ -111,7 +111,7 @@ def _straight_through(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) ->
 LOSSES: dict[str, Loss] = PLAIN | {
     "fused": _fused,
     "fused-in-place": _fused_in_place,
-    "fused-with-code": _fused_with_code,
+    "fused-with-mask": _fused_with_mask,
     "beside": _beside,
     "second-order": _second_order,
     "second-order-of-cap": _second_order_of_cap,
@@ -123,7 +123,9 @@ def _gradients(loss: Loss, tensors: list[Tensor]) -> list[Any]:
     leaves = [t.detach().requires_grad_() for t in tensors]
     value = loss(*leaves)
     value.backward()
-    return whole([value.detach(), *(leaf.grad if leaf.grad is not None else leaf.detach() * 0 for leaf in leaves)])
+    return full_tensor(
+        [value.detach(), *(leaf.grad if leaf.grad is not None else leaf.detach() * 0 for leaf in leaves)]
+    )
 
 
 @on_processes(2)
@@ -144,7 +146,7 @@ def test_gradients_are_those_of_one_process(loss: str, granularity: str) -> None
 
 
 @on_processes(4)
-@pytest.mark.parametrize("loss", ("output", "code", "fused", "second-order"))
+@pytest.mark.parametrize("loss", ("output", "mask", "fused", "second-order"))
 def test_gradients_on_a_mesh_of_two_dimensions(loss: str) -> None:
     mesh = mesh_of()
     tensors = [integers(*X), integers(6, low=-1, high=4), integers(6), integers(*X)]
@@ -177,7 +179,7 @@ def test_smoothed_activations(granularity: str) -> None:
 
     def soft(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         with dreluop.adaptive.surrogate_backward("soft"):
-            return _weighted(dreluop.capped_relu(x, cap, save="code"))
+            return _weighted(dreluop.capped_relu(x, cap, save="mask"))
 
     def smooth(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
         with dreluop.adaptive.smooth_forward():
@@ -194,13 +196,13 @@ def test_smoothed_activations(granularity: str) -> None:
 
 
 @on_processes(2)
-def test_uneven_shards_with_code() -> None:
+def test_uneven_shards_with_mask() -> None:
     mesh = mesh_of()
     x, cap = integers(5, 7), integers(7, low=1, high=4)
-    want = _gradients(lambda x, cap: _weighted(dreluop.capped_relu(x, cap, save="code")), [x, cap])
+    want = _gradients(lambda x, cap: _weighted(dreluop.capped_relu(x, cap, save="mask")), [x, cap])
     for placements in ((Shard(0), Replicate()), (Shard(1), Shard(0))):
         sharded = [placed(t, mesh, [p]) for t, p in zip((x, cap), placements, strict=True)]
-        got = _gradients(lambda x, cap: _weighted(dreluop.capped_relu(x, cap, save="code")), sharded)
+        got = _gradients(lambda x, cap: _weighted(dreluop.capped_relu(x, cap, save="mask")), sharded)
         for one, other in zip(got, want, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -258,7 +260,7 @@ def test_the_penalty_of_ordinary_and_sharded_caps() -> None:
     assert penalty.item() == dreluop.cap_penalty(values, BALANCER).item()
     penalty.backward()
     for cap, value in zip(caps, values, strict=True):
-        assert torch.equal(whole(cap.grad), (2 * BALANCER * value).to(cap.dtype))
+        assert torch.equal(full_tensor(cap.grad), (2 * BALANCER * value).to(cap.dtype))
 
 
 def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callable[[], Any]]]:
@@ -284,20 +286,20 @@ def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callabl
         ),
         "mesh": (ValueError, "cap: got a DTensor on", lambda: dreluop.capped_relu(sharded_x, elsewhere)),
         "saturation": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.saturation(sharded_x, cap)),
-        "code in place": (
+        "mask in place": (
             ValueError,
             "save: got",
-            lambda: dreluop.capped_relu(sharded_x * 1, sharded_cap, save="code", inplace=True),
+            lambda: dreluop.capped_relu(sharded_x * 1, sharded_cap, save="mask", inplace=True),
         ),
         "partial in place": (
             RuntimeError,
             "inplace: got x with the placements",
             lambda: dreluop.capped_relu(partial, sharded_cap.detach(), inplace=True),
         ),
-        "code of an operator": (
+        "mask of an operator": (
             RuntimeError,
-            "code: got x with the placements",
-            lambda: torch.ops.dreluop.forward_extra(sharded_x, sharded_cap.detach(), 1, True, None),
+            "mask: got x with the placements",
+            lambda: torch.ops.dreluop.capped_relu_with_aux(sharded_x, sharded_cap.detach(), 1, True, None),
         ),
     }
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn.parallel import DistributedDataParallel
 
 import dreluop
-from tests.distributed.tensors import whole
+from tests.distributed.tensors import full_tensor
 from tests.distributed.test_training import BALANCER, CAPS, Network, data, in_tensor_parallel, sharded_fully, trained
 
 by_fused = pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
@@ -74,7 +74,7 @@ def test_tensor_parallel(device: torch.device, mesh: DeviceMesh, caps: str, fuse
 
 
 @pytest.mark.parametrize("of_x", [Shard(0), Shard(1), Replicate()], ids=str)
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_the_function_on_distributed_tensors(
     device: torch.device, mesh: DeviceMesh, save: str, of_x: Placement
 ) -> None:
@@ -87,7 +87,7 @@ def test_the_function_on_distributed_tensors(
         x, cap, bias, residual = leaves = [t.detach().requires_grad_() for t in tensors]
         y, penalty = dreluop.capped_relu(x, cap, save=save, balancer=BALANCER, bias=bias, residual=residual)
         (y.square().sum() + 3 * penalty).backward()
-        return whole([y.detach(), penalty.detach(), *(leaf.grad for leaf in leaves)])
+        return full_tensor([y.detach(), penalty.detach(), *(leaf.grad for leaf in leaves)])
 
     distributed = results([distribute_tensor(t, mesh, [p]) for t, p in zip(values, placements, strict=True)])
     for got, want in zip(distributed, results(values), strict=True):

@@ -17,7 +17,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import dreluop
 from dreluop.ops import choice, schemas
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import integers, mesh_of, needs_in_place, placed, whole
+from tests.distributed.tensors import full_tensor, integers, mesh_of, needs_in_place, placed
 from tests.oracle import assert_same_bits
 
 BALANCER = 0.25
@@ -63,7 +63,7 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
 
 def compare(name: str, which: str, arguments: tuple[Any, ...], sharded: tuple[Any, ...], exact: bool = True) -> None:
     operator = getattr(choice.operators_of(which), name)
-    got, want = whole(operator(*sharded)), operator(*arguments)
+    got, want = full_tensor(operator(*sharded)), operator(*arguments)
     tensors = (got, want) if isinstance(want, list | tuple) else ([got], [want])
     for one, other in zip(*tensors, strict=True):
         if exact:
@@ -81,16 +81,21 @@ def test_forward_and_statistics(case: Case) -> None:
     for of_x, of_cap in combinations(case, mesh):
         sharded_x, sharded_cap = placed(x, mesh, of_x), placed(cap, mesh, of_cap)
         of_bias = [p if p == Shard(0) else Replicate() for p in of_cap]
-        addends = placed(bias, mesh, of_bias), placed(residual, mesh, of_x[::-1])
-        compare("forward", "native", (x, cap, case.dim), (sharded_x, sharded_cap, case.dim))
-        compare("forward", "native", (x, cap, case.dim, bias, residual), (sharded_x, sharded_cap, case.dim, *addends))
-        compare("saturation", "native", (x, cap, case.dim), (sharded_x, sharded_cap, case.dim))
+        bias_and_residual = placed(bias, mesh, of_bias), placed(residual, mesh, of_x[::-1])
+        compare("capped_relu", "native", (x, cap, case.dim), (sharded_x, sharded_cap, case.dim))
+        compare(
+            "capped_relu",
+            "native",
+            (x, cap, case.dim, bias, residual),
+            (sharded_x, sharded_cap, case.dim, *bias_and_residual),
+        )
+        compare("cap_saturation", "native", (x, cap, case.dim), (sharded_x, sharded_cap, case.dim))
         for balancer in (BALANCER, None):
             compare(
-                "forward_extra",
+                "capped_relu_with_aux",
                 "reference",
                 (x, cap, case.dim, False, balancer, None, residual),
-                (sharded_x, sharded_cap, case.dim, False, balancer, None, addends[1]),
+                (sharded_x, sharded_cap, case.dim, False, balancer, None, bias_and_residual[1]),
             )
 
 
@@ -116,26 +121,26 @@ def test_derivatives(case: Case) -> None:
         for need_x, need_cap, balancer in ((True, True, BALANCER), (False, True, None), (True, False, BALANCER)):
             rest = (case.dim, (), need_x, need_cap, balancer)
             compare(
-                "backward",
+                "capped_relu_backward",
                 "native",
                 (grad, y, cap, *rest, grad_penalty, bias),
                 (sharded_grad, sharded_y, sharded_cap, *rest, sharded_penalty, sharded_bias),
             )
         sharded_v = placed(v, mesh, of_cap)
         compare(
-            "tangent",
+            "capped_relu_jvp",
             "native",
             (grad, v, y, cap, case.dim, ()),
             (sharded_grad, sharded_v, sharded_y, sharded_cap, case.dim, ()),
         )
         compare(
-            "surrogate",
+            "capped_relu_surrogate_backward",
             "native",
             (grad, y, cap, case.dim, ()),
             (sharded_grad, sharded_y, sharded_cap, case.dim, ()),
         )
         compare(
-            "surrogate",
+            "capped_relu_surrogate_backward",
             "reference",
             (grad, x, cap, case.dim, (), v.abs() + 1),
             (sharded_grad, placed(x, mesh, of_y), sharded_cap, case.dim, (), placed(v.abs() + 1, mesh, of_cap)),
@@ -160,15 +165,15 @@ def test_in_place(case: Case) -> None:
             sharded, sharded_cap = placed(x, mesh, of_x), placed(cap, mesh, of_cap)
             assert sharded is not None
             local = sharded.to_local()
-            assert operators.forward_(sharded, sharded_cap, case.dim) is None
+            assert operators.capped_relu_(sharded, sharded_cap, case.dim) is None
             assert sharded.placements == of_x
             assert sharded.to_local().data_ptr() == local.data_ptr()
-            assert_same_bits(whole(sharded), want)
+            assert_same_bits(full_tensor(sharded), want)
             sharded = placed(x, mesh, of_x)
-            code, penalty = operators.forward_extra_(sharded, sharded_cap, case.dim, False, BALANCER)
-            assert_same_bits(whole(sharded), want)
-            assert_same_bits(whole(penalty), operators.penalty([cap], BALANCER))
-            assert code.numel() == 0
+            mask, penalty = operators.capped_relu_with_aux_(sharded, sharded_cap, case.dim, False, BALANCER)
+            assert_same_bits(full_tensor(sharded), want)
+            assert_same_bits(full_tensor(penalty), operators.cap_penalty([cap], BALANCER))
+            assert mask.numel() == 0
 
 
 @on_processes(2, 4)
@@ -181,10 +186,10 @@ def test_penalties_of_caps_that_are_placed_differently() -> None:
     for of_caps in random.Random(0).sample(every, 12):
         sharded = [placed(cap, mesh, placements) for cap, placements in zip(caps, of_caps, strict=True)]
         for which in ("native", "reference"):
-            compare("penalty", which, (caps, BALANCER), (sharded, BALANCER))
+            compare("cap_penalty", which, (caps, BALANCER), (sharded, BALANCER))
             for of_grad in placements_of(0, mesh)[:2]:
                 compare(
-                    "penalty_backward",
+                    "cap_penalty_backward",
                     which,
                     (grad, caps, BALANCER),
                     (placed(grad, mesh, of_grad), sharded, BALANCER),
@@ -203,9 +208,9 @@ def test_a_batch_that_is_sharded_costs_one_reduction_of_the_cap_gradient() -> No
     x, cap = placed(integers(8, 6), mesh, [Shard(0)]), placed(integers(6, low=1), mesh, [Replicate()])
     operators = choice.operators_of("native")
     with CommDebugMode() as traffic:
-        y = operators.forward(x, cap)
+        y = operators.capped_relu(x, cap)
         one = placed(torch.tensor(1.0), mesh, [Replicate()])
-        dx, dcap, _ = operators.backward(x, y, cap, 1, (), True, True, BALANCER, one)
+        dx, dcap, _ = operators.capped_relu_backward(x, y, cap, 1, (), True, True, BALANCER, one)
     assert traffic.get_total_counts() == 0
     assert (y.placements, dx.placements, dcap.placements) == ((Shard(0),), (Shard(0),), (Partial(),))
     with CommDebugMode() as traffic:
@@ -219,32 +224,43 @@ def test_caps_that_are_sharded_with_their_channels_cost_no_traffic() -> None:
     x, cap = placed(integers(8, 6), mesh, [Shard(1)]), placed(integers(6, low=1), mesh, [Shard(0)])
     operators = choice.operators_of("native")
     with CommDebugMode() as traffic:
-        y, _, penalty = operators.forward_extra(x, cap, 1, False, BALANCER)
+        y, _, penalty = operators.capped_relu_with_aux(x, cap, 1, False, BALANCER)
         one = placed(torch.tensor(1.0), mesh, [Replicate()])
-        dx, dcap, _ = operators.backward(x, y, cap, 1, (), True, True, BALANCER, one)
-        counts, live = operators.saturation(x, cap)
+        dx, dcap, _ = operators.capped_relu_backward(x, y, cap, 1, (), True, True, BALANCER, one)
+        counts, has_gradient = operators.cap_saturation(x, cap)
     assert traffic.get_total_counts() == 0
     assert (y.placements, dx.placements, dcap.placements) == ((Shard(1),), (Shard(1),), (Shard(0),))
-    assert (penalty.placements, counts.placements, live.placements) == ((Partial(),), (Shard(1),), (Partial("max"),))
+    assert (penalty.placements, counts.placements, has_gradient.placements) == (
+        (Partial(),),
+        (Shard(1),),
+        (Partial("max"),),
+    )
 
 
 @on_processes(2)
-def test_a_code_of_whole_tensors_is_never_cut() -> None:
+def test_a_mask_of_whole_tensors_is_never_cut() -> None:
     mesh = mesh_of()
     x, cap, grad, v = integers(8, 6), integers(6, low=1), integers(8, 6), integers(6)
     operators = choice.operators_of("native")
-    _, code, _ = operators.forward_extra(x, cap, 1, True, None)
+    _, mask, _ = operators.capped_relu_with_aux(x, cap, 1, True, None)
     sharded_cap = placed(cap, mesh, [Replicate()])
-    _, sharded_code, _ = operators.forward_extra(placed(x, mesh, [Replicate()]), sharded_cap, 1, True, None)
-    assert_same_bits(whole(sharded_code), code)
+    _, sharded_mask, _ = operators.capped_relu_with_aux(placed(x, mesh, [Replicate()]), sharded_cap, 1, True, None)
+    assert_same_bits(full_tensor(sharded_mask), mask)
     sharded_grad = placed(grad, mesh, [Shard(0)])
     rest = (1, (0, 1), True, True, None, None)
-    compare("backward", "native", (grad, code, cap, *rest), (sharded_grad, sharded_code, sharded_cap, *rest))
-    compare("surrogate", "native", (grad, code, cap, 1, (0, 1)), (sharded_grad, sharded_code, sharded_cap, 1, (0, 1)))
+    compare(
+        "capped_relu_backward", "native", (grad, mask, cap, *rest), (sharded_grad, sharded_mask, sharded_cap, *rest)
+    )
+    compare(
+        "capped_relu_surrogate_backward",
+        "native",
+        (grad, mask, cap, 1, (0, 1)),
+        (sharded_grad, sharded_mask, sharded_cap, 1, (0, 1)),
+    )
     sharded_v = placed(v, mesh, [Shard(0)])
     compare(
-        "tangent",
+        "capped_relu_jvp",
         "native",
-        (grad, v, code, cap, 1, (0, 1)),
-        (sharded_grad, sharded_v, sharded_code, sharded_cap, 1, (0, 1)),
+        (grad, v, mask, cap, 1, (0, 1)),
+        (sharded_grad, sharded_v, sharded_mask, sharded_cap, 1, (0, 1)),
     )

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dreluop
 from tests.distributed.processes import on_processes
-from tests.distributed.tensors import mesh_of, whole
+from tests.distributed.tensors import full_tensor, mesh_of
 
 # Large, so that a penalty counted twice, or by half, cannot hide.
 BALANCER = 2.0
@@ -65,10 +65,10 @@ def shard_of_batch(ranks: int, rank: int) -> tuple[Tensor, Tensor]:
 def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     output = model(x)
     if not isinstance(output, tuple):
-        return F.mse_loss(output, y) + whole(dreluop.cap_penalty(model, BALANCER))
+        return F.mse_loss(output, y) + full_tensor(dreluop.cap_penalty(model, BALANCER))
     output, penalty = output
     channels = next(module for name, module in model.named_modules() if name.endswith("channels"))
-    return F.mse_loss(output, y) + penalty + whole(channels.penalty(BALANCER))
+    return F.mse_loss(output, y) + penalty + full_tensor(channels.penalty(BALANCER))
 
 
 def trained(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -79,9 +79,9 @@ def trained(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[list[Tensor
         optimizer.zero_grad()
         loss_of(model, *batch).backward()
         if step == 0:
-            gradients = [whole(parameter.grad).clone() for parameter in model.parameters()]
+            gradients = [full_tensor(parameter.grad).clone() for parameter in model.parameters()]
         optimizer.step()
-    return gradients, [whole(parameter.detach()) for parameter in model.parameters()]
+    return gradients, [full_tensor(parameter.detach()) for parameter in model.parameters()]
 
 
 def assert_as_in_one_process(model: nn.Module, one_process: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -129,7 +129,7 @@ def test_the_penalty_before_the_forward() -> None:
     (penalty + F.mse_loss(model(x), y)).backward()
     loss_of(network, *data()).backward()
     for got, want in zip(model.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(whole(got.grad), want.grad)
+        torch.testing.assert_close(full_tensor(got.grad), want.grad)
 
 
 @on_processes(4)
@@ -218,7 +218,7 @@ def test_sequence_parallel() -> None:
     assert y.placements == (Shard(1),)
     (F.mse_loss(y.full_tensor(), target) + dreluop.cap_penalty(model, BALANCER).full_tensor()).backward()
     for got, want in zip(model.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(whole(got.grad), want.grad)
+        torch.testing.assert_close(full_tensor(got.grad), want.grad)
 
 
 @on_processes(2)

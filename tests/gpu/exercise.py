@@ -60,18 +60,18 @@ def with_addends(case: Case, x: torch.Tensor, cap: torch.Tensor, grad: torch.Ten
     bias = moved(torch.linspace(-1, 1, torch.Size(shape).numel()).view(shape), x.device)
     ops = torch.ops.dreluop
     for residual in (None, grad):
-        y, code, _ = ops.forward_extra(x, cap, case.dim, True, 0.5, bias, residual)
-        for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
+        y, mask, _ = ops.capped_relu_with_aux(x, cap, case.dim, True, 0.5, bias, residual)
+        for saved, order in ((y, []), (mask, oracle.mask_order(y, cap))):
             for need in (True, False):
-                ops.backward(grad, saved, cap, case.dim, order, need, need, None, None, bias)
+                ops.capped_relu_backward(grad, saved, cap, case.dim, order, need, need, None, None, bias)
 
 
 def penalties(device: torch.device) -> None:
     caps = [moved(torch.full((i % 7,), 0.5), device) for i in range(MANY_CAPS)] + [moved(torch.ones(20_000), device)]
-    total = torch.ops.dreluop.penalty(caps, 0.1)
+    total = torch.ops.dreluop.cap_penalty(caps, 0.1)
     expected = 0.1 * (sum(i % 7 for i in range(MANY_CAPS)) * 0.25 + 20_000)
     assert abs(total.item() - expected) < 1e-3 * expected, total
-    torch.ops.dreluop.penalty_backward(total, caps, 0.1)
+    torch.ops.dreluop.cap_penalty_backward(total, caps, 0.1)
 
 
 def main(device: torch.device, *, few: bool = False) -> None:

@@ -39,22 +39,22 @@ def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1, *, soft: bo
 
     ``soft``: with the soft surrogate, whose exponential has other last bits on another device.
     """
-    y, code, penalty = ops.forward_extra(x, cap, dim, True, 0.5)
-    results = [y, code, penalty, ops.forward(x, cap, dim)]
+    y, mask, penalty = ops.capped_relu_with_aux(x, cap, dim, True, 0.5)
+    results = [y, mask, penalty, ops.capped_relu(x, cap, dim)]
     in_place, overwritten = x.clone(), x.clone()
-    ops.forward_(in_place, cap, dim)
-    results += [in_place, *ops.forward_extra_(overwritten, cap, dim, True, 0.5), overwritten]
+    ops.capped_relu_(in_place, cap, dim)
+    results += [in_place, *ops.capped_relu_with_aux_(overwritten, cap, dim, True, 0.5), overwritten]
     weight = torch.ones((), dtype=penalty.dtype, device=x.device)
-    for saved, order in ((y, []), (code, oracle.code_order(y, cap))):
-        results += ops.backward(grad, saved, cap, dim, order, True, True, 0.5, weight)
-        results.append(ops.tangent(grad, cap, saved, cap, dim, order))
-        results.append(ops.surrogate(grad, saved, cap, dim, order, None))
+    for saved, order in ((y, []), (mask, oracle.mask_order(y, cap))):
+        results += ops.capped_relu_backward(grad, saved, cap, dim, order, True, True, 0.5, weight)
+        results.append(ops.capped_relu_jvp(grad, cap, saved, cap, dim, order))
+        results.append(ops.capped_relu_surrogate_backward(grad, saved, cap, dim, order, None))
     if soft:
-        results.append(ops.surrogate(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
+        results.append(ops.capped_relu_surrogate_backward(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
     if x.ndim:
-        results += ops.saturation(x, cap, dim)
-    results.append(ops.penalty([cap, cap], 0.5))
-    return [*results, *ops.penalty_backward(weight, [cap, cap], 0.5)]
+        results += ops.cap_saturation(x, cap, dim)
+    results.append(ops.cap_penalty([cap, cap], 0.5))
+    return [*results, *ops.cap_penalty_backward(weight, [cap, cap], 0.5)]
 
 
 def assert_all_same_bits(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:

@@ -21,7 +21,7 @@ def model_of() -> nn.Sequential:
         nn.Linear(32, 64),
         dreluop.DReLU(64, init=0.5),
         nn.Linear(64, 48),
-        dreluop.DReLU(init=0.4, save="code"),
+        dreluop.DReLU(init=0.4, save="mask"),
         nn.Linear(48, 10),
         dreluop.SReLU(2.0),
     )
@@ -79,7 +79,7 @@ def test_a_scaled_loss_under_autocast() -> None:
     assert scaler.get_scale() == 2.0**9
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_model(autocast: bool, form: Form) -> None:
@@ -87,7 +87,7 @@ def test_compiled_model(autocast: bool, form: Form) -> None:
     data = torch.randn(16, 32, device="cuda")
     gradients = []
     for call in (model, torch.compile(copy.deepcopy(model), fullgraph=True)):
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast), dreluop.when_compiling(form):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast), dreluop.compile_mode(form):
             loss = call(data).float().square().sum()
         loss.backward()
         gradients.append([p.grad for p in call.parameters()])
@@ -96,7 +96,7 @@ def test_compiled_model(autocast: bool, form: Form) -> None:
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("form", ["opaque", "fuse"])
+@pytest.mark.parametrize("form", ["opaque", "decompose"])
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_with_cuda_graphs(form: Form) -> None:
     model = model_of().cuda()
@@ -108,7 +108,7 @@ def test_compiled_with_cuda_graphs(form: Form) -> None:
         for call in (model, compiled):
             torch.compiler.cudagraph_mark_step_begin()
             call.zero_grad()
-            with dreluop.when_compiling(form):
+            with dreluop.compile_mode(form):
                 call(data).square().sum().backward()
             gradients.append([p.grad.clone() for p in call.parameters()])
         for got, want in zip(*gradients, strict=True):

@@ -20,34 +20,36 @@ def tensor(*shape: int, device: str = "cuda", dtype: torch.dtype = torch.float32
 
 
 RAW: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "cap": (lambda x: ops.forward(x, tensor(3, device=HERE)), "cap"),
-    "cap in place": (lambda x: ops.forward_(x, tensor(3, device=HERE)), "cap"),
-    "cap of an extra": (lambda x: ops.forward_extra(x, tensor(3, device=HERE), 1, True, 0.5), "cap"),
-    "bias": (lambda x: ops.forward(x, tensor(3), 1, tensor(3, device=HERE)), "bias"),
-    "residual": (lambda x: ops.forward(x, tensor(3), 1, None, tensor(2, 3, device=HERE)), "residual"),
+    "cap": (lambda x: ops.capped_relu(x, tensor(3, device=HERE)), "cap"),
+    "cap in place": (lambda x: ops.capped_relu_(x, tensor(3, device=HERE)), "cap"),
+    "cap of an extra": (lambda x: ops.capped_relu_with_aux(x, tensor(3, device=HERE), 1, True, 0.5), "cap"),
+    "bias": (lambda x: ops.capped_relu(x, tensor(3), 1, tensor(3, device=HERE)), "bias"),
+    "residual": (lambda x: ops.capped_relu(x, tensor(3), 1, None, tensor(2, 3, device=HERE)), "residual"),
     "saved": (
-        lambda x: ops.backward(x, tensor(2, 3, device=HERE), tensor(3), 1, [], True, True, None, None),
+        lambda x: ops.capped_relu_backward(x, tensor(2, 3, device=HERE), tensor(3), 1, [], True, True, None, None),
         "saved",
     ),
-    "code": (
-        lambda x: ops.backward(
+    "mask": (
+        lambda x: ops.capped_relu_backward(
             x, tensor(2, device=HERE, dtype=torch.uint8), tensor(3), 1, [0, 1], True, True, None, None
         ),
         "saved",
     ),
-    "v": (lambda x: ops.tangent(x, tensor(3, device=HERE), x, tensor(3), 1, []), "v: "),
+    "v": (lambda x: ops.capped_relu_jvp(x, tensor(3, device=HERE), x, tensor(3), 1, []), "v: "),
     "width": (
-        lambda x: ops.surrogate(x, x, tensor(3), 1, [], tensor(3, device=HERE)),
+        lambda x: ops.capped_relu_surrogate_backward(x, x, tensor(3), 1, [], tensor(3, device=HERE)),
         "width: got a tensor on",
     ),
-    "cap of saturation": (lambda x: ops.saturation(x, tensor(3, device=HERE)), "cap"),
-    "caps": (lambda x: ops.penalty([tensor(3), tensor(3, device=HERE)], 0.5), "cap"),
-    "shape": (lambda x: ops.forward_(x, tensor(4)), "cap: got shape"),
-    "dtype": (lambda x: ops.forward(x, tensor(3, dtype=torch.int32)), "cap: got dtype"),
-    "overlap": (lambda x: ops.forward_(x[:1].expand(2, 3), tensor(3)), "several elements at one address"),
-    "code size": (
-        lambda x: ops.backward(x, tensor(9, dtype=torch.uint8), tensor(3), 1, [0, 1], True, True, None, None),
-        "saved: got a code of shape",
+    "cap of saturation": (lambda x: ops.cap_saturation(x, tensor(3, device=HERE)), "cap"),
+    "caps": (lambda x: ops.cap_penalty([tensor(3), tensor(3, device=HERE)], 0.5), "cap"),
+    "shape": (lambda x: ops.capped_relu_(x, tensor(4)), "cap: got shape"),
+    "dtype": (lambda x: ops.capped_relu(x, tensor(3, dtype=torch.int32)), "cap: got dtype"),
+    "overlap": (lambda x: ops.capped_relu_(x[:1].expand(2, 3), tensor(3)), "several elements at one address"),
+    "mask size": (
+        lambda x: ops.capped_relu_backward(
+            x, tensor(9, dtype=torch.uint8), tensor(3), 1, [0, 1], True, True, None, None
+        ),
+        "saved: got a mask of shape",
     ),
 }
 
@@ -59,7 +61,7 @@ def test_raw_operators(name: str) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         call(x)
     assert x.tolist() == [[5] * 3] * 2
-    assert ops.forward(x, tensor(3) - 4).tolist() == [[1] * 3] * 2
+    assert ops.capped_relu(x, tensor(3) - 4).tolist() == [[1] * 3] * 2
 
 
 PUBLIC: dict[str, tuple[Callable[[Tensor], Any], str]] = {
@@ -86,5 +88,5 @@ def test_no_memory_for_the_result_is_an_error_of_torch() -> None:
         dreluop.capped_relu(x, tensor(1), dim=0)
     # Through the stable ABI, torch's own exception arrives as its base class.
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        ops.forward_extra(x, tensor(1), 0, False, None)
-    assert ops.forward(tensor(2, 3), tensor(3)).tolist() == [[5] * 3] * 2
+        ops.capped_relu_with_aux(x, tensor(1), 0, False, None)
+    assert ops.capped_relu(tensor(2, 3), tensor(3)).tolist() == [[5] * 3] * 2

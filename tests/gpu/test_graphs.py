@@ -88,7 +88,7 @@ def model_of(save: str) -> nn.Sequential:
     ).cuda()
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_make_graphed_callables(save: str) -> None:
     model = model_of(save)
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), (torch.randn(4, 3, 12, 12, device="cuda"),))
@@ -117,7 +117,7 @@ class Penalised(nn.Module):
         return y, penalty + dreluop.cap_penalty(self.network, 0.25)
 
 
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_make_graphed_callables_of_a_module_with_a_penalty(save: str) -> None:
     model = Penalised(save)
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), (torch.randn(4, 3, 12, 12, device="cuda"),))
@@ -150,7 +150,7 @@ def test_a_whole_training_step_is_captured() -> None:
     def network() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         caps = dreluop.DReLU(64, init=0.5)
-        model = nn.Sequential(nn.Linear(32, 64), caps, nn.Linear(64, 64), dreluop.DReLU(init=0.5, save="code")).cuda()
+        model = nn.Sequential(nn.Linear(32, 64), caps, nn.Linear(64, 64), dreluop.DReLU(init=0.5, save="mask")).cuda()
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         return model, torch.optim.SGD(model.parameters(), lr=1e-3)

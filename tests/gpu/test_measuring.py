@@ -17,7 +17,7 @@ from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import EAGER_MODE, Point, modes_of, shape_of_size
 
 EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
-WHO = (c.RELU_MINIMUM.name, c.PACT.name, c.WHERE.name, c.REFERENCE.name, c.OURS.name, c.OURS_CODE.name)
+WHO = (c.RELU_MINIMUM.name, c.PACT.name, c.WHERE.name, c.REFERENCE.name, c.OURS.name, c.OURS_MASK.name)
 
 
 def test_launches_are_counted_call_by_call() -> None:

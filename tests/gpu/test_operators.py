@@ -24,11 +24,13 @@ def test_values_over_many_blocks(case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     grad = case.grad(dtype)
     there, cap_there, grad_there = (t.cuda() for t in (x, cap, grad))
-    y, code, _ = torch.ops.dreluop.forward_extra(there, cap_there, case.dim, True, None)
+    y, mask, _ = torch.ops.dreluop.capped_relu_with_aux(there, cap_there, case.dim, True, None)
     expected = oracle.forward(x, cap, case.dim)
     oracle.assert_same_bits(y.cpu(), expected)
-    for saved, order in ((y, []), (code, oracle.code_order(y, cap_there))):
-        dx, dcap, _ = torch.ops.dreluop.backward(grad_there, saved, cap_there, case.dim, order, True, True, None, None)
+    for saved, order in ((y, []), (mask, oracle.mask_order(y, cap_there))):
+        dx, dcap, _ = torch.ops.dreluop.capped_relu_backward(
+            grad_there, saved, cap_there, case.dim, order, True, True, None, None
+        )
         oracle.assert_same_bits(dx.cpu(), oracle.grad_x(grad, x, cap, case.dim))
         oracle.assert_grad_cap(dcap.cpu(), grad, x, cap, case.dim)
 
@@ -75,12 +77,12 @@ def test_deterministic_algorithms_are_satisfied(case: Case) -> None:
 def test_gradient_of_the_penalty_on_the_cpu_is_refused(case: Case) -> None:
     # autograd moves a 0-dimensional gradient itself; reading it here would break the capture of a graph.
     x, cap, grad = inputs(case, torch.float32)
-    y = torch.ops.dreluop.forward(x, cap, case.dim)
+    y = torch.ops.dreluop.capped_relu(x, cap, case.dim)
     with pytest.raises(ValueError, match="grad_penalty: got a tensor on another device"):
-        torch.ops.dreluop.backward(grad, y, cap, case.dim, [], True, True, 0.5, torch.tensor(1.5))
+        torch.ops.dreluop.capped_relu_backward(grad, y, cap, case.dim, [], True, True, 0.5, torch.tensor(1.5))
 
 
-@pytest.mark.parametrize(("save", "bytes_per_element"), [("output", 4), ("code", 4.25)])
+@pytest.mark.parametrize(("save", "bytes_per_element"), [("output", 4), ("mask", 4.25)])
 def test_memory_kept_for_backward(save: str, bytes_per_element: float) -> None:
     x = torch.randn(1024, 4096, device="cuda", requires_grad=True)
     cap = torch.rand(4096, device="cuda", requires_grad=True)
@@ -96,8 +98,8 @@ def test_memory_of_a_pass() -> None:
     x, grad = (torch.randn(1024, 4096, device="cuda") for _ in range(2))
     cap = torch.rand(4096, device="cuda")
     for call in (
-        lambda: torch.ops.dreluop.forward(x, cap),
-        lambda: torch.ops.dreluop.backward(grad, x, cap, 1, [], True, True, None, None),
+        lambda: torch.ops.dreluop.capped_relu(x, cap),
+        lambda: torch.ops.dreluop.capped_relu_backward(grad, x, cap, 1, [], True, True, None, None),
     ):
         call()
         torch.cuda.reset_peak_memory_stats()

@@ -37,10 +37,10 @@ def test_value_and_gradients(case: Case) -> None:
 
 def test_forward_and_backward_are_one_kernel_each() -> None:
     x, cap, grad = inputs(Case((401, 1009), (1009,)), torch.float32)
-    y = torch.ops.dreluop.forward(x, cap)
+    y = torch.ops.dreluop.capped_relu(x, cap)
     for call in (
-        lambda: torch.ops.dreluop.forward(x, cap),
-        lambda: torch.ops.dreluop.backward(grad, y, cap, 1, [], True, True, None, None),
+        lambda: torch.ops.dreluop.capped_relu(x, cap),
+        lambda: torch.ops.dreluop.capped_relu_backward(grad, y, cap, 1, [], True, True, None, None),
     ):
         (kernel,) = kernels_of(call)
         assert "dreluop" in kernel

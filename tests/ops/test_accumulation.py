@@ -21,7 +21,7 @@ def affordable(backend: SimpleNamespace, terms: int) -> int:
 
 
 def grad_cap(backend: SimpleNamespace, grad: Tensor, y: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    return backend.backward(grad, y, cap, dim, (), False, True, None, None)[1]
+    return backend.capped_relu_backward(grad, y, cap, dim, (), False, True, None, None)[1]
 
 
 def assert_constant_sum(got: Tensor, term: Tensor, terms: int) -> None:
@@ -52,14 +52,14 @@ def test_bound_on_constant_data(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
-@pytest.mark.parametrize("save", ["output", "code"])
+@pytest.mark.parametrize("save", ["output", "mask"])
 def test_bound_on_very_many_constants(backend, save: str, dtype: torch.dtype) -> None:
     # The reference is slow, and sums in fp64: fewer terms do.
     terms = affordable(backend, 2**22 if backend.name.startswith("reference") else 2**26)
     cap, grad = torch.full((1,), 2.0), torch.full((terms,), 0.1, dtype=dtype)
-    if save == "code":
+    if save == "mask":
         saved = torch.full((terms // 4,), 0b10101010, dtype=torch.uint8)
-        dcap = backend.backward(grad, saved, cap, 0, [0], False, True, None, None)[1]
+        dcap = backend.capped_relu_backward(grad, saved, cap, 0, [0], False, True, None, None)[1]
     else:
         dcap = grad_cap(backend, grad, torch.full((terms,), 2.0, dtype=dtype), cap, 0)
     assert_constant_sum(dcap, grad[0], terms)
@@ -99,14 +99,14 @@ LARGE = (
 def every_result(backend: SimpleNamespace, case: Case, dtype: torch.dtype) -> list[Tensor]:
     x, cap = case.inputs(dtype)
     grad, v = case.grad(dtype), torch.ones(case.cap_shape, dtype=dtype)
-    y, code, penalty = backend.forward_extra(x, cap, case.dim, True, 0.5)
-    results = [y, code, penalty, backend.forward(x, cap, case.dim), *backend.saturation(x, cap, case.dim)]
-    for saved, order in ((y, ()), (code, oracle.code_order(y, cap))):
-        results += backend.backward(grad, saved, cap, case.dim, order, True, True, 0.5, torch.ones(()))
-        results.append(backend.tangent(grad, v, saved, cap, case.dim, order))
-        results.append(backend.surrogate(grad, saved, cap, case.dim, order, None))
-    results.append(backend.surrogate(grad, x, cap, case.dim, (), v))
-    return [*results, backend.penalty([cap], 0.5)]
+    y, mask, penalty = backend.capped_relu_with_aux(x, cap, case.dim, True, 0.5)
+    results = [y, mask, penalty, backend.capped_relu(x, cap, case.dim), *backend.cap_saturation(x, cap, case.dim)]
+    for saved, order in ((y, ()), (mask, oracle.mask_order(y, cap))):
+        results += backend.capped_relu_backward(grad, saved, cap, case.dim, order, True, True, 0.5, torch.ones(()))
+        results.append(backend.capped_relu_jvp(grad, v, saved, cap, case.dim, order))
+        results.append(backend.capped_relu_surrogate_backward(grad, saved, cap, case.dim, order, None))
+    results.append(backend.capped_relu_surrogate_backward(grad, x, cap, case.dim, (), v))
+    return [*results, backend.cap_penalty([cap], 0.5)]
 
 
 @by_dtype
@@ -141,10 +141,10 @@ def test_values_with_two_threads(native_backend, threads, case: Case, dtype: tor
     threads(2)
     x, cap = case.inputs(dtype)
     grad = case.grad(dtype)
-    y = native_backend.forward(x, cap, case.dim)
+    y = native_backend.capped_relu(x, cap, case.dim)
     oracle.assert_same_bits(y, oracle.forward(x, cap, case.dim))
-    dx, dcap, _ = native_backend.backward(grad, y, cap, case.dim, (), True, True, None, None)
+    dx, dcap, _ = native_backend.capped_relu_backward(grad, y, cap, case.dim, (), True, True, None, None)
     oracle.assert_same_bits(dx, oracle.grad_x(grad, x, cap, case.dim))
     oracle.assert_grad_cap(dcap, grad, x, cap, case.dim)
-    native_backend.forward_(x, cap, case.dim)
+    native_backend.capped_relu_(x, cap, case.dim)
     oracle.assert_same_bits(x, y)

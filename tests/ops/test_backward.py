@@ -25,7 +25,7 @@ from tests.cases import (
 )
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-by_save = pytest.mark.parametrize("save", ["output", "code"])
+by_save = pytest.mark.parametrize("save", ["output", "mask"])
 
 
 def run(
@@ -33,9 +33,11 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Backward from what forward gave."""
     if save == "output":
-        return backend.backward(grad, backend.forward(x, cap, dim), cap, dim, (), True, True, None, None)[:2]
-    y, code, _ = backend.forward_extra(x, cap, dim, True, None)
-    return backend.backward(grad, code, cap, dim, oracle.code_order(y, cap), True, True, None, None)[:2]
+        return backend.capped_relu_backward(
+            grad, backend.capped_relu(x, cap, dim), cap, dim, (), True, True, None, None
+        )[:2]
+    y, mask, _ = backend.capped_relu_with_aux(x, cap, dim, True, None)
+    return backend.capped_relu_backward(grad, mask, cap, dim, oracle.mask_order(y, cap), True, True, None, None)[:2]
 
 
 def check(result: tuple[Tensor, Tensor], grad: Tensor, x: Tensor, cap: Tensor, dim: int) -> None:
@@ -46,17 +48,17 @@ def check(result: tuple[Tensor, Tensor], grad: Tensor, x: Tensor, cap: Tensor, d
 
 @by_dtype
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients_from_output_and_code(backend, case: Case, dtype: torch.dtype) -> None:
+def test_gradients_from_output_and_mask(backend, case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     grad = torch.empty_like(x).copy_(case.grad(dtype))
-    from_output, from_code = (run(backend, grad, x, cap, case.dim, save) for save in ("output", "code"))
+    from_output, from_mask = (run(backend, grad, x, cap, case.dim, save) for save in ("output", "mask"))
     check(from_output, grad, x, cap, case.dim)
-    oracle.assert_same_bits(from_code[0], from_output[0])
-    oracle.assert_same_bits(from_code[1], from_output[1])
+    oracle.assert_same_bits(from_mask[0], from_output[0])
+    oracle.assert_same_bits(from_mask[1], from_output[1])
     assert from_output[0].stride() == torch.empty_like(x).stride()
-    # A code whose order is not that of memory gives dx in the order of the code.
-    order = oracle.code_order(torch.empty_like(x), cap)
-    assert from_code[0].stride() == torch.empty_permuted(x.shape, order).stride()
+    # A mask whose order is not that of memory gives dx in the order of the mask.
+    order = oracle.mask_order(torch.empty_like(x), cap)
+    assert from_mask[0].stride() == torch.empty_permuted(x.shape, order).stride()
 
 
 @by_save
@@ -89,7 +91,7 @@ def test_gradient_with_other_strides(
         grad = grad[:1, :, :1, :1].expand(case.shape)
     else:
         grad = LAYOUTS[grad_layout](grad)
-    for save in ("output", "code"):
+    for save in ("output", "mask"):
         dx, dcap = run(backend, grad, x, cap, 1, save)
         check((dx, dcap), grad, x, cap, 1)
         assert dx.stride() == torch.empty_like(x).stride()
@@ -141,9 +143,9 @@ def test_only_what_is_asked_for(backend, case: Case, need_x: bool, need_cap: boo
     x, cap = case.inputs(torch.float32)
     grad = case.grad(torch.float32)
     both = run(backend, grad, x, cap, case.dim, save)
-    y, code, _ = backend.forward_extra(x, cap, case.dim, save == "code", None)
-    saved, order = (code, oracle.code_order(y, cap)) if save == "code" else (y, ())
-    *some, dbias = backend.backward(grad, saved, cap, case.dim, order, need_x, need_cap, None, None)
+    y, mask, _ = backend.capped_relu_with_aux(x, cap, case.dim, save == "mask", None)
+    saved, order = (mask, oracle.mask_order(y, cap)) if save == "mask" else (y, ())
+    *some, dbias = backend.capped_relu_backward(grad, saved, cap, case.dim, order, need_x, need_cap, None, None)
     assert dbias.numel() == 0
     for asked, got, full in zip((need_x, need_cap), some, both, strict=True):
         if asked:
@@ -160,7 +162,7 @@ def test_y_in_strided_memory(backend, dtype: torch.dtype) -> None:
         x, cap = case.inputs(dtype)
         y = LAYOUTS[layout](oracle.forward(x, cap))
         grad = case.grad(dtype)
-        result = backend.backward(grad, y, cap, 1, (), True, True, None, None)[:2]
+        result = backend.capped_relu_backward(grad, y, cap, 1, (), True, True, None, None)[:2]
         check(result, grad, x, cap, 1)
 
 

@@ -77,19 +77,19 @@ def main() -> None:
 def check(x: torch.Tensor, cap: torch.Tensor, dim: int) -> None:
     native = operators_of("native")
     grad, v = torch.randn(x.shape).to(x.dtype), torch.randn(cap.shape).to(cap.dtype)
-    y, code, _ = native.forward_extra(x, cap, dim, True, None)
+    y, mask, _ = native.capped_relu_with_aux(x, cap, dim, True, None)
     oracle.assert_same_bits(y, oracle.forward(x, cap, dim))
-    order = oracle.code_order(y, cap)
-    oracle.assert_same_bits(code, oracle.code(x, cap, dim, order))
-    for saved, its_order in ((y, []), (code, order)):
-        dx, dcap, _ = native.backward(grad, saved, cap, dim, its_order, True, True, None, None)
+    order = oracle.mask_order(y, cap)
+    oracle.assert_same_bits(mask, oracle.mask(x, cap, dim, order))
+    for saved, its_order in ((y, []), (mask, order)):
+        dx, dcap, _ = native.capped_relu_backward(grad, saved, cap, dim, its_order, True, True, None, None)
         oracle.assert_same_bits(dx, oracle.grad_x(grad, x, cap, dim))
         oracle.assert_grad_cap(dcap, grad, x, cap, dim)
-        tangent = native.tangent(grad, v, saved, cap, dim, its_order)
+        tangent = native.capped_relu_jvp(grad, v, saved, cap, dim, its_order)
         oracle.assert_same_bits(tangent, oracle.tangent(grad, v, x, cap, dim))
-        through = native.surrogate(grad, saved, cap, dim, its_order, None)
+        through = native.capped_relu_surrogate_backward(grad, saved, cap, dim, its_order, None)
         oracle.assert_same_bits(through, oracle.straight_through(grad, x, cap, dim))
     width = torch.rand(cap.shape) + 0.1
-    oracle.assert_soft(native.surrogate(grad, x, cap, dim, [], width), grad, x, cap, width, dim)
-    for got, want in zip(native.saturation(x, cap, dim), oracle.saturation(x, cap, dim), strict=True):
+    oracle.assert_soft(native.capped_relu_surrogate_backward(grad, x, cap, dim, [], width), grad, x, cap, width, dim)
+    for got, want in zip(native.cap_saturation(x, cap, dim), oracle.saturation(x, cap, dim), strict=True):
         oracle.assert_same_bits(got, want)

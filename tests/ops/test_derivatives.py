@@ -16,13 +16,13 @@ from tests.test_autograd import GRANULARITIES, Granularity
 
 ops = torch.ops.dreluop
 by_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-by_save = pytest.mark.parametrize("save", ["output", "code"])
+by_save = pytest.mark.parametrize("save", ["output", "mask"])
 
 
 @by_granularity
 def test_forward(granularity: Granularity) -> None:
     def function(x: Tensor, cap: Tensor) -> Tensor:
-        return ops.forward(x, cap, granularity.dim)
+        return ops.capped_relu(x, cap, granularity.dim)
 
     assert gradcheck(function, granularity.inputs(), check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(function, granularity.inputs(), check_fwd_over_rev=True)
@@ -32,8 +32,8 @@ def test_forward(granularity: Granularity) -> None:
 @by_save
 def test_forward_extra(granularity: Granularity, save: str) -> None:
     def function(x: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
-        y, code, penalty = ops.forward_extra(x, cap, granularity.dim, save == "code", 0.7)
-        assert not code.requires_grad
+        y, mask, penalty = ops.capped_relu_with_aux(x, cap, granularity.dim, save == "mask", 0.7)
+        assert not mask.requires_grad
         return y, penalty
 
     assert gradcheck(function, granularity.inputs(), check_forward_ad=True)
@@ -42,25 +42,25 @@ def test_forward_extra(granularity: Granularity, save: str) -> None:
 
 @by_granularity
 def test_in_place(granularity: Granularity) -> None:
-    def forward_(x: Tensor, cap: Tensor) -> Tensor:
+    def capped_relu_(x: Tensor, cap: Tensor) -> Tensor:
         y = x * 1
-        ops.forward_(y, cap, granularity.dim)
+        ops.capped_relu_(y, cap, granularity.dim)
         return y
 
-    def forward_extra_(x: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
+    def capped_relu_with_aux_(x: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
         y = x * 1
-        _, penalty = ops.forward_extra_(y, cap, granularity.dim, True, 0.7)
+        _, penalty = ops.capped_relu_with_aux_(y, cap, granularity.dim, True, 0.7)
         return y, penalty
 
-    for function in (forward_, forward_extra_):
+    for function in (capped_relu_, capped_relu_with_aux_):
         assert gradcheck(function, granularity.inputs(), check_forward_ad=True)
         assert gradgradcheck(function, granularity.inputs())
 
 
 def saved(granularity: Granularity, save: str) -> tuple[Tensor, Tensor, list[int]]:
     x, cap = (t.detach() for t in granularity.inputs())
-    y, code, _ = ops.forward_extra(x, cap, granularity.dim, True, None)
-    return (y, cap, []) if save == "output" else (code, cap, oracle.code_order(y, cap))
+    y, mask, _ = ops.capped_relu_with_aux(x, cap, granularity.dim, True, None)
+    return (y, cap, []) if save == "output" else (mask, cap, oracle.mask_order(y, cap))
 
 
 @by_granularity
@@ -71,9 +71,9 @@ def test_backward(granularity: Granularity, save: str) -> None:
     grad_penalty = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
 
     def function(grad: Tensor, grad_penalty: Tensor, cap: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.backward(grad, kept, cap, granularity.dim, order, True, True, 0.7, grad_penalty)
+        return ops.capped_relu_backward(grad, kept, cap, granularity.dim, order, True, True, 0.7, grad_penalty)
 
-    if save == "code":
+    if save == "mask":
         inputs: tuple[Tensor, ...] = (grad, grad_penalty, cap.requires_grad_())
         check = function
     else:
@@ -92,11 +92,13 @@ def test_tangent(granularity: Granularity, save: str) -> None:
     v = torch.randn(granularity.cap_shape, dtype=torch.float64, requires_grad=True)
 
     def function(u: Tensor, v: Tensor) -> Tensor:
-        return ops.tangent(u, v, kept, cap, granularity.dim, order)
+        return ops.capped_relu_jvp(u, v, kept, cap, granularity.dim, order)
 
     assert gradcheck(function, (u, v), check_forward_ad=True)
     assert gradgradcheck(function, (u, v))
-    assert gradcheck(lambda u: ops.tangent(u, None, kept, cap, granularity.dim, order), (u,), check_forward_ad=True)
+    assert gradcheck(
+        lambda u: ops.capped_relu_jvp(u, None, kept, cap, granularity.dim, order), (u,), check_forward_ad=True
+    )
 
 
 @by_granularity
@@ -106,7 +108,7 @@ def test_surrogate_straight_through(granularity: Granularity, save: str) -> None
     grad = torch.randn(granularity.shape, dtype=torch.float64, requires_grad=True)
 
     def function(grad: Tensor) -> Tensor:
-        return ops.surrogate(grad, kept, cap, granularity.dim, order, None)
+        return ops.capped_relu_surrogate_backward(grad, kept, cap, granularity.dim, order, None)
 
     assert gradcheck(function, (grad,), check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(function, (grad,), fast_mode=True)
@@ -119,7 +121,7 @@ def test_surrogate_soft(granularity: Granularity) -> None:
     width = torch.rand(granularity.cap_shape, dtype=torch.float64).add_(0.3).requires_grad_()
 
     def function(grad: Tensor, x: Tensor, cap: Tensor, width: Tensor) -> Tensor:
-        return ops.surrogate(grad, x, cap, granularity.dim, [], width)
+        return ops.capped_relu_surrogate_backward(grad, x, cap, granularity.dim, [], width)
 
     # The whole Jacobian of four arguments takes ten seconds, and twice that for its own.
     assert gradcheck(function, (grad, x, cap, width), check_forward_ad=True, fast_mode=True)
@@ -131,11 +133,11 @@ def test_surrogate_soft(granularity: Granularity) -> None:
 def test_penalty_and_its_backward() -> None:
     caps = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((), (3,), (2, 2))]
     grad = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda *caps: ops.penalty(caps, 0.7), caps, check_forward_ad=True)
-    assert gradgradcheck(lambda *caps: ops.penalty(caps, 0.7), caps)
+    assert gradcheck(lambda *caps: ops.cap_penalty(caps, 0.7), caps, check_forward_ad=True)
+    assert gradgradcheck(lambda *caps: ops.cap_penalty(caps, 0.7), caps)
 
     def backward(grad: Tensor, *caps: Tensor) -> tuple[Tensor, ...]:
-        return tuple(ops.penalty_backward(grad, caps, 0.7))
+        return tuple(ops.cap_penalty_backward(grad, caps, 0.7))
 
     assert gradcheck(backward, (grad, *caps), check_forward_ad=True)
     assert gradgradcheck(backward, (grad, *caps))
@@ -143,7 +145,7 @@ def test_penalty_and_its_backward() -> None:
 
 def test_saturation_has_no_derivative() -> None:
     x, cap = torch.randn(3, 4, requires_grad=True), torch.ones(4, requires_grad=True)
-    assert not any(t.requires_grad for t in ops.saturation(x, cap, 1))
+    assert not any(t.requires_grad for t in ops.cap_saturation(x, cap, 1))
 
 
 @by_granularity
@@ -153,7 +155,7 @@ def test_raw_operator_and_public_function_agree(granularity: Granularity) -> Non
     results = [
         torch.autograd.grad(function(x, cap), (x, cap), grad)
         for function in (
-            lambda x, cap: ops.forward(x, cap, granularity.dim),
+            lambda x, cap: ops.capped_relu(x, cap, granularity.dim),
             lambda x, cap: dreluop.capped_relu(x, cap, dim=granularity.dim),
         )
     ]
@@ -166,8 +168,12 @@ def test_calls_from_several_python_threads() -> None:
     grad = torch.randn(64, 1000)
 
     def work(_: int) -> tuple[Tensor, ...]:
-        y = ops.forward(x, cap, 1)
-        return (y, *ops.backward(grad, y, cap, 1, [], True, True, None, None), *ops.saturation(x, cap, 1))
+        y = ops.capped_relu(x, cap, 1)
+        return (
+            y,
+            *ops.capped_relu_backward(grad, y, cap, 1, [], True, True, None, None),
+            *ops.cap_saturation(x, cap, 1),
+        )
 
     expected = work(0)
     with ThreadPoolExecutor(4) as pool:

@@ -16,44 +16,56 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "forward": (lambda: OPS.forward(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
-    "forward dim": (lambda: OPS.forward(meta(2, 3), meta(3), 2), ValueError, "dim: got 2"),
-    "forward_": (lambda: OPS.forward_(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
-    "forward_extra": (lambda: OPS.forward_extra(meta(2, 3), meta(4), 1, True, None), ValueError, "cap: got shape"),
-    "forward_extra_": (lambda: OPS.forward_extra_(meta(2, 3), meta(4), 1, True, None), ValueError, "cap: got shape"),
+    "capped_relu": (lambda: OPS.capped_relu(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "forward dim": (lambda: OPS.capped_relu(meta(2, 3), meta(3), 2), ValueError, "dim: got 2"),
+    "capped_relu_": (lambda: OPS.capped_relu_(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "capped_relu_with_aux": (
+        lambda: OPS.capped_relu_with_aux(meta(2, 3), meta(4), 1, True, None),
+        ValueError,
+        "cap: got shape",
+    ),
+    "capped_relu_with_aux_": (
+        lambda: OPS.capped_relu_with_aux_(meta(2, 3), meta(4), 1, True, None),
+        ValueError,
+        "cap: got shape",
+    ),
     "backward cap": (
-        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(4), 1, [], True, True, None, None),
+        lambda: OPS.capped_relu_backward(meta(2, 3), meta(2, 3), meta(4), 1, [], True, True, None, None),
         ValueError,
         "cap: got shape",
     ),
     "backward grad": (
-        lambda: OPS.backward(meta(2, 4), meta(2, 3), meta(3), 1, [], True, True, None, None),
+        lambda: OPS.capped_relu_backward(meta(2, 4), meta(2, 3), meta(3), 1, [], True, True, None, None),
         ValueError,
         "grad: got shape",
     ),
     "backward bias": (
-        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, None, None, meta(4)),
+        lambda: OPS.capped_relu_backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, None, None, meta(4)),
         ValueError,
         "bias: got shape",
     ),
     "backward grad_penalty": (
-        lambda: OPS.backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, 0.5, meta(4)),
+        lambda: OPS.capped_relu_backward(meta(2, 3), meta(2, 3), meta(3), 1, [], True, True, 0.5, meta(4)),
         ValueError,
         "grad_penalty: got shape",
     ),
-    "tangent": (lambda: OPS.tangent(meta(2, 3), None, meta(2, 3), meta(4), 1, []), ValueError, "cap: got shape"),
+    "capped_relu_jvp": (
+        lambda: OPS.capped_relu_jvp(meta(2, 3), None, meta(2, 3), meta(4), 1, []),
+        ValueError,
+        "cap: got shape",
+    ),
     "surrogate grad": (
-        lambda: OPS.surrogate(meta(2, 4), meta(2, 3), meta(3), 1, [], None),
+        lambda: OPS.capped_relu_surrogate_backward(meta(2, 4), meta(2, 3), meta(3), 1, [], None),
         ValueError,
         "grad: got shape",
     ),
     "surrogate width": (
-        lambda: OPS.surrogate(meta(2, 3), meta(2, 3), meta(3), 1, [], meta(4)),
+        lambda: OPS.capped_relu_surrogate_backward(meta(2, 3), meta(2, 3), meta(3), 1, [], meta(4)),
         ValueError,
         "width: got shape",
     ),
-    "saturation": (lambda: OPS.saturation(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
-    "dtype": (lambda: OPS.forward(meta(2, 3, dtype=torch.int32), meta(3)), TypeError, "x: got dtype"),
+    "cap_saturation": (lambda: OPS.cap_saturation(meta(2, 3), meta(4)), ValueError, "cap: got shape"),
+    "dtype": (lambda: OPS.capped_relu(meta(2, 3, dtype=torch.int32), meta(3)), TypeError, "x: got dtype"),
 }
 
 

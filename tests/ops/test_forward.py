@@ -29,7 +29,7 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_value(backend, case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     before = x.clone()
-    y = backend.forward(x, cap, case.dim)
+    y = backend.capped_relu(x, cap, case.dim)
     oracle.assert_same_bits(y, oracle.forward(x, cap, case.dim))
     assert y.stride() == torch.empty_like(x).stride()
     oracle.assert_same_bits(x, before)
@@ -41,7 +41,7 @@ def test_value_in_place(backend, case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     expected = oracle.forward(x, cap, case.dim)
     strides, address = x.stride(), x.data_ptr()
-    backend.forward_(x, cap, case.dim)
+    backend.capped_relu_(x, cap, case.dim)
     oracle.assert_same_bits(x, expected)
     assert (x.stride(), x.data_ptr()) == (strides, address)
 
@@ -55,7 +55,7 @@ def test_in_place_leaves_the_memory_around_alone(backend, layout: str, dtype: to
     assert buffer is not None
     expected = buffer.clone()
     expected.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(oracle.forward(x, cap))
-    backend.forward_(x, cap, 1)
+    backend.capped_relu_(x, cap, 1)
     oracle.assert_same_bits(buffer, expected)
     assert int((buffer == SENTINEL).sum()) == buffer.numel() - x.numel()
 
@@ -64,7 +64,7 @@ def test_in_place_leaves_the_memory_around_alone(backend, layout: str, dtype: to
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
 def test_cap_of_another_dtype(backend, case: Case, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, cap = case.inputs(*dtypes)
-    y = backend.forward(x, cap, case.dim)
+    y = backend.capped_relu(x, cap, case.dim)
     assert y.dtype == x.dtype
     oracle.assert_same_bits(y, oracle.forward(x, cap, case.dim))
 
@@ -80,7 +80,7 @@ def test_cap_is_rounded_before_it_is_compared(backend, dtypes: tuple[torch.dtype
     cap = torch.cat([cap, overflow, -overflow]).to(cap_dtype)
     near = torch.tensor([1 - eps / 2, 1, 1 + eps, 1 + 2 * eps, 1 + 3 * eps, 0, 1e4, torch.inf], dtype=torch.float64)
     x = near.to(x_dtype)[:, None].expand(-1, cap.numel()).contiguous()
-    oracle.assert_same_bits(backend.forward(x, cap, 1), oracle.forward(x, cap, 1))
+    oracle.assert_same_bits(backend.capped_relu(x, cap, 1), oracle.forward(x, cap, 1))
 
 
 def _special_pairs(dtype: torch.dtype) -> list[tuple[str, torch.Tensor, torch.Tensor, int]]:
@@ -101,9 +101,9 @@ def _special_pairs(dtype: torch.dtype) -> list[tuple[str, torch.Tensor, torch.Te
 def test_special_values_against_special_caps(backend, dtype: torch.dtype, in_place: bool) -> None:
     for _, x, cap, dim in _special_pairs(dtype):
         expected = oracle.forward(x, cap, dim)
-        y = x.clone() if in_place else backend.forward(x, cap, dim)
+        y = x.clone() if in_place else backend.capped_relu(x, cap, dim)
         if in_place:
-            backend.forward_(y, cap, dim)
+            backend.capped_relu_(y, cap, dim)
         oracle.assert_same_bits(y, expected)
 
 
@@ -111,7 +111,7 @@ def test_special_values_against_special_caps(backend, dtype: torch.dtype, in_pla
 @pytest.mark.parametrize("cap", [1.0, 0.3, 1e-6, 0.0, -0.0, -1.0, float("inf"), float("-inf"), float("nan")])
 def test_every_half_value(backend, dtype: torch.dtype, cap: float) -> None:
     x, m = all_bit_patterns(dtype), torch.tensor([cap])
-    oracle.assert_same_bits(backend.forward(x, m, 0), oracle.forward(x, m, 0))
+    oracle.assert_same_bits(backend.capped_relu(x, m, 0), oracle.forward(x, m, 0))
 
 
 @by_dtype
@@ -120,7 +120,7 @@ def test_cap_in_strided_memory(backend, layout: str, dtype: torch.dtype) -> None
     case = Case((5, 33, 7), (33,))
     x, cap = case.inputs(dtype)
     cap = cap[:1].expand(33) if layout == "expanded" else LAYOUTS[layout](cap)
-    oracle.assert_same_bits(backend.forward(x, cap, 1), oracle.forward(x, cap, 1))
+    oracle.assert_same_bits(backend.capped_relu(x, cap, 1), oracle.forward(x, cap, 1))
 
 
 @by_dtype
@@ -130,17 +130,17 @@ def test_neuron_cap_in_strided_memory(backend, layout: str, x_layout: str, dtype
     case = Case((5, 6, 7, 4), (6, 7, 4), layout=x_layout)
     x, cap = case.inputs(dtype)
     cap = LAYOUTS[layout](cap)
-    oracle.assert_same_bits(backend.forward(x, cap, 1), oracle.forward(x, cap, 1))
+    oracle.assert_same_bits(backend.capped_relu(x, cap, 1), oracle.forward(x, cap, 1))
 
 
 def test_writing_over_the_result_leaves_the_input(backend) -> None:
     x = torch.ones(8)
-    backend.forward(x, torch.tensor(2.0), 1).fill_(5)
+    backend.capped_relu(x, torch.tensor(2.0), 1).fill_(5)
     assert torch.equal(x, torch.ones(8))
 
 
 def test_dim_defaults_to_1() -> None:
     x, cap = torch.ones(2, 2), torch.tensor([0.25, 0.5])
-    assert torch.equal(torch.ops.dreluop.forward(x, cap), cap.expand(2, 2))
-    torch.ops.dreluop.forward_(x, cap)
+    assert torch.equal(torch.ops.dreluop.capped_relu(x, cap), cap.expand(2, 2))
+    torch.ops.dreluop.capped_relu_(x, cap)
     assert torch.equal(x, cap.expand(2, 2))

@@ -34,29 +34,29 @@ def leaf(t: Tensor, needs_grad: bool) -> Tensor:
     return t.detach().requires_grad_(needs_grad)
 
 
-def forward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     return [(leaf(x, needs_grad), leaf(cap, needs_grad), case.dim)]
 
 
-def forward_(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu_(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     return [(x, leaf(cap, needs_grad), case.dim)]
 
 
-def forward_extra(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu_with_aux(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     x, cap = leaf(x, needs_grad), leaf(cap, needs_grad)
-    return [(x, cap, case.dim, code, balancer) for code in (False, True) for balancer in (None, 0.5)]
+    return [(x, cap, case.dim, mask, balancer) for mask in (False, True) for balancer in (None, 0.5)]
 
 
-def forward_extra_(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
-    return [(x, leaf(cap, needs_grad), case.dim, code, balancer) for code in (False, True) for balancer in (None, 0.5)]
+def capped_relu_with_aux_(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+    return [(x, leaf(cap, needs_grad), case.dim, mask, balancer) for mask in (False, True) for balancer in (None, 0.5)]
 
 
 def saved_both_ways(case: Case, x: Tensor, cap: Tensor) -> list[tuple[Tensor, list[int]]]:
-    y, code, _ = operator("forward_extra")(x, cap, case.dim, True, None)
-    return [(y, []), (code, oracle.code_order(y, cap))]
+    y, mask, _ = operator("capped_relu_with_aux")(x, cap, case.dim, True, None)
+    return [(y, []), (mask, oracle.mask_order(y, cap))]
 
 
-def backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     grad, penalty = (
         leaf(case.grad(x.dtype), needs_grad),
         leaf(torch.ones((), dtype=oracle.accumulator(cap)), needs_grad),
@@ -69,29 +69,29 @@ def backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple
     ]
 
 
-def tangent(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu_jvp(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     u, v = leaf(case.grad(x.dtype), needs_grad), leaf(torch.ones_like(cap), needs_grad)
     return [
         (u, given, saved, cap, case.dim, order) for saved, order in saved_both_ways(case, x, cap) for given in (v, None)
     ]
 
 
-def surrogate(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def capped_relu_surrogate_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     grad = leaf(case.grad(x.dtype), needs_grad)
     width = leaf(torch.full_like(cap, 0.5), needs_grad)
     through = [(grad, saved, cap, case.dim, order, None) for saved, order in saved_both_ways(case, x, cap)]
     return [*through, (grad, leaf(x, needs_grad), leaf(cap, needs_grad), case.dim, [], width)]
 
 
-def saturation(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def cap_saturation(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     return [(x, cap, case.dim)] if x.ndim else []
 
 
-def penalty(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def cap_penalty(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     return [([leaf(cap, needs_grad), torch.ones(3)], 0.5), ([leaf(cap, needs_grad)], 0.0)]
 
 
-def penalty_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
+def cap_penalty_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> list[tuple[Any, ...]]:
     grad = leaf(torch.ones((), dtype=oracle.accumulator(cap)), needs_grad)
     return [(grad, [leaf(cap, needs_grad), torch.ones(3)], 0.5)]
 
@@ -99,8 +99,8 @@ def penalty_backward(case: Case, x: Tensor, cap: Tensor, needs_grad: bool) -> li
 SAMPLES: dict[str, Callable[[Case, Tensor, Tensor, bool], list[tuple[Any, ...]]]] = {
     f.__name__: f
     for f in (
-        forward, forward_, forward_extra, forward_extra_, backward, tangent, surrogate, saturation, penalty,
-        penalty_backward,
+        capped_relu, capped_relu_, capped_relu_with_aux, capped_relu_with_aux_, capped_relu_backward, capped_relu_jvp,
+        capped_relu_surrogate_backward, cap_saturation, cap_penalty, cap_penalty_backward,
     )
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_opcheck(name: str, case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_of_a_chosen_backend(name: str, which: str, case: Case) -> None:
     x, cap = case.inputs(torch.float32)
-    for sample in SAMPLES[name](case, x, cap, name != "forward_extra_"):
+    for sample in SAMPLES[name](case, x, cap, name != "capped_relu_with_aux_"):
         torch.library.opcheck(operator(name, which), sample, test_utils=QUICK)
 
 
@@ -136,10 +136,10 @@ def test_opcheck_of_a_chosen_backend(name: str, which: str, case: Case) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_aot_dispatch(name: str, case: Case) -> None:
     x, cap = case.inputs(torch.float32)
-    # The check adds up an operator's results to differentiate them, and fails where the first is an integer: the code.
-    needs_grad = name != "forward_extra_"
-    # Of the twelve of backward: output and code, with and without each gradient, with and without a penalty.
-    for sample in SAMPLES[name](case, x, cap, needs_grad)[:: 5 if name == "backward" else 1]:
+    # The check adds up an operator's results to differentiate them, and fails where the first is an integer: the mask.
+    needs_grad = name != "capped_relu_with_aux_"
+    # Of the twelve of backward: output and mask, with and without each gradient, with and without a penalty.
+    for sample in SAMPLES[name](case, x, cap, needs_grad)[:: 5 if name == "capped_relu_backward" else 1]:
         torch.library.opcheck(operator(name), sample, test_utils="test_aot_dispatch_dynamic")
 
 
@@ -152,7 +152,7 @@ def test_every_operator_has_a_native_kernel(name: str) -> None:
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)
 def test_every_operator_has_a_reference_and_an_autograd_kernel(name: str) -> None:
-    keys = ["CompositeExplicitAutograd"] + ([] if name == "saturation" else ["Autograd"])
+    keys = ["CompositeExplicitAutograd"] + ([] if name == "cap_saturation" else ["Autograd"])
     for which in schemas.OVERLOADS:
         for key in keys:
             qualified = f"dreluop::{schemas.overload(name, which)}"

@@ -16,7 +16,9 @@ from tests.cases import CASES, DTYPES, FEW_CASES, MIXED_DTYPES, Case, dtype_id, 
 
 ops = torch.ops.dreluop
 TABLE = decompositions()
-forward, backward, tangent = (TABLE[getattr(ops, name).default] for name in ("forward", "backward", "tangent"))
+forward, backward, tangent = (
+    TABLE[getattr(ops, name).default] for name in ("capped_relu", "capped_relu_backward", "capped_relu_jvp")
+)
 
 
 def test_the_table_has_every_operator_that_does_not_write_over_x() -> None:
@@ -53,13 +55,16 @@ def test_special_values_and_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype]
 
 
 def every_operator(x: Tensor, cap: Tensor, grad: Tensor, dim: int, bias: Tensor, order: list[int]) -> list[Any]:
-    y, code, penalty = ops.forward_extra(x, cap, dim, True, 0.5, bias, x)
-    results = [y, code, penalty, ops.forward(x, cap, dim, bias, x)]
-    for saved in (y, code):
-        results += ops.backward(grad, saved, cap, dim, order, True, True, 0.5, penalty, bias)
-        results += [ops.tangent(grad, cap, saved, cap, dim, order), ops.surrogate(grad, saved, cap, dim, order)]
-    results += [ops.surrogate(grad, x, cap, dim, order, cap), ops.penalty([cap, cap], 0.5)]
-    return [*results, *ops.penalty_backward(penalty, [cap, cap], 0.5), *ops.saturation(x, cap, dim)]
+    y, mask, penalty = ops.capped_relu_with_aux(x, cap, dim, True, 0.5, bias, x)
+    results = [y, mask, penalty, ops.capped_relu(x, cap, dim, bias, x)]
+    for saved in (y, mask):
+        results += ops.capped_relu_backward(grad, saved, cap, dim, order, True, True, 0.5, penalty, bias)
+        results += [
+            ops.capped_relu_jvp(grad, cap, saved, cap, dim, order),
+            ops.capped_relu_surrogate_backward(grad, saved, cap, dim, order),
+        ]
+    results += [ops.capped_relu_surrogate_backward(grad, x, cap, dim, order, cap), ops.cap_penalty([cap, cap], 0.5)]
+    return [*results, *ops.cap_penalty_backward(penalty, [cap, cap], 0.5), *ops.cap_saturation(x, cap, dim)]
 
 
 @pytest.mark.parametrize("case", FEW_CASES, ids=str)
@@ -71,7 +76,7 @@ def test_a_traced_graph_has_no_operator_of_ours_and_writes_nothing(case: Case) -
     dim = case.dim if x.ndim > 1 else 0
     if x.ndim == 1:
         bias = torch.linspace(-1, 1, x.shape[0])
-    arguments = (x, cap, grad, dim, bias, oracle.code_order(ops.forward(x, cap, dim), cap))
+    arguments = (x, cap, grad, dim, bias, oracle.mask_order(ops.capped_relu(x, cap, dim), cap))
     graph = make_fx(every_operator, decomposition_table=TABLE)(*arguments)
     calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     assert not [target for target in calls if getattr(target, "namespace", "") == "dreluop"]
@@ -87,8 +92,8 @@ class Exported(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(3, 6, 3)
         self.channel = dreluop.DReLU(6, init=0.4, inplace=True)
-        self.neuron = dreluop.DReLU((6, 5, 5), init=0.3, save="code")
-        self.layer = dreluop.SReLU(0.2, inplace=True, save="code")
+        self.neuron = dreluop.DReLU((6, 5, 5), init=0.3, save="mask")
+        self.layer = dreluop.SReLU(0.2, inplace=True, save="mask")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.channel(self.convolution(x))

@@ -27,10 +27,10 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 
 
 def through(backend: SimpleNamespace, grad: Tensor, x: Tensor, cap: Tensor, dim: int, save: str) -> Tensor:
-    y, code, _ = backend.forward_extra(x, cap, dim, save == "code", None)
-    if save == "code":
-        return backend.surrogate(grad, code, cap, dim, oracle.code_order(y, cap), None)
-    return backend.surrogate(grad, y, cap, dim, (), None)
+    y, mask, _ = backend.capped_relu_with_aux(x, cap, dim, save == "mask", None)
+    if save == "mask":
+        return backend.capped_relu_surrogate_backward(grad, mask, cap, dim, oracle.mask_order(y, cap), None)
+    return backend.capped_relu_surrogate_backward(grad, y, cap, dim, (), None)
 
 
 def widths(case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -39,11 +39,11 @@ def widths(case: Case, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @by_dtype
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_straight_through_from_output_and_code(backend, case: Case, dtype: torch.dtype) -> None:
+def test_straight_through_from_output_and_mask(backend, case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     grad = torch.empty_like(x).copy_(case.grad(dtype))
     expected = oracle.straight_through(grad, x, cap, case.dim)
-    for save in ("output", "code"):
+    for save in ("output", "mask"):
         oracle.assert_same_bits(through(backend, grad, x, cap, case.dim, save), expected)
     assert through(backend, grad, x, cap, case.dim, "output").stride() == torch.empty_like(x).stride()
 
@@ -53,7 +53,7 @@ def test_straight_through_from_output_and_code(backend, case: Case, dtype: torch
 def test_soft(backend, case: Case, dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
     grad, width = torch.empty_like(x).copy_(case.grad(dtype)), widths(case)
-    got = backend.surrogate(grad, x, cap, case.dim, (), width)
+    got = backend.capped_relu_surrogate_backward(grad, x, cap, case.dim, (), width)
     oracle.assert_soft(got, grad, x, cap, width, case.dim)
     assert got.stride() == torch.empty_like(x).stride()
 
@@ -63,14 +63,14 @@ def test_soft(backend, case: Case, dtype: torch.dtype) -> None:
 def test_caps_and_widths_of_other_dtypes(backend, case: Case, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, cap = case.inputs(*dtypes)
     grad = case.grad(x.dtype)
-    for save in ("output", "code"):
+    for save in ("output", "mask"):
         got = through(backend, grad, x, cap, case.dim, save)
         oracle.assert_same_bits(got, oracle.straight_through(grad, x, cap, case.dim))
     for dtype in DTYPES:
         width = widths(case, dtype)
         # A width is rounded to what the slope is computed in.
         rounded = width.to(oracle.accumulator(x))
-        got = backend.surrogate(grad, x, cap, case.dim, (), width)
+        got = backend.capped_relu_surrogate_backward(grad, x, cap, case.dim, (), width)
         oracle.assert_soft(got, grad, x, cap, rounded, case.dim)
 
 
@@ -85,12 +85,12 @@ def test_gradients_and_widths_with_other_strides(
     grad = case.grad(torch.float32)
     grad = grad[:1].expand(case.shape) if layout == "expanded" else LAYOUTS[layout](grad)
     expected = oracle.straight_through(grad, x, cap)
-    for save in ("output", "code"):
+    for save in ("output", "mask"):
         oracle.assert_same_bits(through(backend, grad, x, cap, 1, save), expected)
     width = LAYOUTS["step"](widths(case)) if cap_shape else widths(case)
-    oracle.assert_soft(backend.surrogate(grad, x, cap, 1, (), width), grad, x, cap, width)
+    oracle.assert_soft(backend.capped_relu_surrogate_backward(grad, x, cap, 1, (), width), grad, x, cap, width)
     width = torch.tensor(0.5).expand(cap_shape)
-    oracle.assert_soft(backend.surrogate(grad, x, cap, 1, (), width), grad, x, cap, width)
+    oracle.assert_soft(backend.capped_relu_surrogate_backward(grad, x, cap, 1, (), width), grad, x, cap, width)
 
 
 @by_dtype
@@ -99,7 +99,7 @@ def test_straight_through_selects_and_never_multiplies(backend, dtype: torch.dty
     x = values.repeat(4)[:67].expand(2, values.numel(), 67).contiguous()
     for value in (math.inf, math.nan, -0.0):
         grad = torch.full_like(x, value)
-        for save in ("output", "code"):
+        for save in ("output", "mask"):
             expected = oracle.straight_through(grad, x, values)
             oracle.assert_same_bits(through(backend, grad, x, values, 1, save), expected)
 
@@ -108,12 +108,14 @@ def test_straight_through_selects_and_never_multiplies(backend, dtype: torch.dty
 def test_soft_on_special_values(backend, dtype: torch.dtype) -> None:
     x, cap = special_values(dtype), torch.ones((), dtype=dtype)
     width = torch.tensor(0.5)
-    got = backend.surrogate(torch.ones_like(x), x, cap, 0, (), width)
+    got = backend.capped_relu_surrogate_backward(torch.ones_like(x), x, cap, 0, (), width)
     oracle.assert_soft(got, torch.ones_like(x), x, cap, width, 0)
     assert torch.equal(got.isnan(), x.isnan())
     assert not got[x.isinf()].any()
     # Every x is far below an infinite cap.
-    got = backend.surrogate(torch.ones_like(x), x, torch.full((), math.inf, dtype=dtype), 0, (), width)
+    got = backend.capped_relu_surrogate_backward(
+        torch.ones_like(x), x, torch.full((), math.inf, dtype=dtype), 0, (), width
+    )
     oracle.assert_soft(got, torch.ones_like(x), x, torch.tensor(math.inf), width, 0)
     assert torch.equal(got.isnan(), x.isnan())
     assert got[x == math.inf].unique().tolist() == [1]
@@ -122,19 +124,19 @@ def test_soft_on_special_values(backend, dtype: torch.dtype) -> None:
     grad = torch.full((2,), math.inf, dtype=dtype)
     x = torch.ones(2, dtype=dtype)
     caps = torch.tensor([-1.0, 0.0], dtype=dtype)
-    assert backend.surrogate(grad, x, caps, 0, (), torch.ones(2)).tolist() == [0, 0]
+    assert backend.capped_relu_surrogate_backward(grad, x, caps, 0, (), torch.ones(2)).tolist() == [0, 0]
     caps = torch.full((2,), math.nan, dtype=dtype)
-    assert backend.surrogate(x, x, caps, 0, (), torch.ones(2)).isnan().all()
+    assert backend.capped_relu_surrogate_backward(x, x, caps, 0, (), torch.ones(2)).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_id)
 def test_every_value_of_a_half_type(backend, dtype: torch.dtype) -> None:
     x, cap, width = all_bit_patterns(dtype), torch.tensor(0.75), torch.tensor(0.3)
     grad = torch.ones_like(x)
-    for save in ("output", "code"):
+    for save in ("output", "mask"):
         got = through(backend, grad, x, cap, 0, save)
         oracle.assert_same_bits(got, oracle.straight_through(grad, x, cap, 0))
-    oracle.assert_soft(backend.surrogate(grad, x, cap, 0, (), width), grad, x, cap, width, 0)
+    oracle.assert_soft(backend.capped_relu_surrogate_backward(grad, x, cap, 0, (), width), grad, x, cap, width, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=dtype_id)
@@ -147,7 +149,7 @@ def test_the_slope_is_accurate_wherever_it_is_not_zero(backend, cap: float, dtyp
     end = (1.1 * least, 64 + 1.1 * least)
     z = torch.linspace(-end[0], end[1], 100_001, dtype=torch.float64).div(step).round().mul(step).to(dtype)
     grad, caps, width = torch.ones_like(z), torch.full((), cap, dtype=dtype), torch.ones((), dtype=dtype)
-    got = backend.surrogate(grad, z, caps, 0, (), width)
+    got = backend.capped_relu_surrogate_backward(grad, z, caps, 0, (), width)
     oracle.assert_soft(got, grad, z, caps, width, 0)
     want, _ = oracle.soft(grad, z, caps, width, 0)
     if cap >= 2.0**-6:
@@ -164,7 +166,7 @@ def test_the_slope_is_accurate_wherever_it_is_not_zero(backend, cap: float, dtyp
 def test_a_large_cap_passes_the_gradient_between_its_ends(backend, dtype: torch.dtype) -> None:
     x = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0, 50.0, 99.5, 100.0, 100.5, 110.0], dtype=dtype)
     cap, width = torch.tensor(100.0), torch.tensor(0.1)
-    got = backend.surrogate(torch.ones_like(x), x, cap, 0, (), width)
+    got = backend.capped_relu_surrogate_backward(torch.ones_like(x), x, cap, 0, (), width)
     near = 1 / (1 + math.exp(-5))
     expected = torch.tensor([0.0, 1 - near, 0.5, near, 1.0, 1.0, near, 0.5, 1 - near, 0.0])
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=5e-3)

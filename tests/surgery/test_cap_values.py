@@ -12,8 +12,8 @@ import torch.nn.utils as nn_utils
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from dreluop import DReLU, SReLU, cap_penalty, parameter_groups, project_caps
-from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps, to_plain
+from dreluop import DReLU, SReLU, cap_penalty, param_groups, project_caps
+from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, load_float_state_dict, set_caps, to_torch
 
 X = torch.linspace(0.5, 4.0, 24).view(8, 3)
 
@@ -182,7 +182,7 @@ def test_what_a_hook_makes_is_refused_everywhere(name: str) -> None:
     with pytest.raises(ValueError, match=r"caps\[1\]: got what is no parameter but made of one, the cap of '3'"):
         project_caps(model)
     with pytest.raises(ValueError, match="model: the cap of '3' is none of its parameters but made of one"):
-        parameter_groups(model, 0.1)
+        param_groups(model, 0.1)
     assert cap_summary(model).layers[1].caps == 3
 
 
@@ -343,7 +343,7 @@ def test_a_plain_copy_holds_the_value_of_a_parametrized_cap(fixed: bool) -> None
     layer = SReLU(torch.tensor([0.5, 1.0, 2.0])) if fixed else DReLU(3, init=0.5)
     model = nn.Sequential(nn.Linear(3, 3), layer)
     parametrize.register_parametrization(layer, "cap", Scaled())
-    plain = copy.deepcopy(to_plain(model))
+    plain = copy.deepcopy(to_torch(model))
     assert torch.equal(plain(X), model(X))
     assert [name for name, _ in plain.named_parameters()] == ["0.weight", "0.bias"] + ["1.cap"] * (not fixed)
     assert [name for name, _ in plain.named_buffers()] == ["1.cap"] * fixed

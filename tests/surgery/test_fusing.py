@@ -138,7 +138,7 @@ def test_autocast_where_the_two_addends_differ() -> None:
 
 
 class SumsUsed(nn.Module):
-    """Sums that have another user, or whose addends change before the activation runs."""
+    """Sums that have another user, or whose bias_and_residual change before the activation runs."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

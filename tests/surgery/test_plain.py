@@ -1,4 +1,4 @@
-"""to_plain: equal outputs, the same names, and nothing of dreluop left."""
+"""to_torch: equal outputs, the same names, and nothing of dreluop left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from dreluop import DReLU, SReLU
-from dreluop.surgery import freeze_caps, insert_head, insert_stem, replace_activations, set_caps, to_plain
+from dreluop.surgery import freeze_caps, insert_head, insert_stem, replace_activations, set_caps, to_torch
 from tests.patience import PATIENCE
 from tests.surgery.models import OptionalArgument, SharedBlock, TwoModes, Users
 
@@ -39,7 +39,7 @@ def test_outputs_and_names_are_equal(granularity: Any, frozen: bool) -> None:
     x = torch.randn(2, 3, 6, 6)
     replace_activations(model, granularity=granularity, init=0.2, example_input=x)
     freeze_caps(model, frozen)
-    plain = to_plain(model)
+    plain = to_torch(model)
     assert torch.equal(plain(x.clone()), model(x.clone()))
     assert not reachable(plain, set())
     assert b"dreluop" not in pickle.dumps(plain).replace(b"tests.surgery", b"")
@@ -61,7 +61,7 @@ def test_every_kind_of_cap_rounds_and_ties_alike(dtype: torch.dtype, cap_dtype: 
         SReLU(torch.rand(5, 3).to(cap_dtype)), DReLU(init=0.7, dtype=cap_dtype), SReLU(torch.tensor([torch.inf])),
     ]  # fmt: skip
     for layer in layers:
-        plain = to_plain(nn.Sequential(layer))
+        plain = to_torch(nn.Sequential(layer))
         got, want = plain(x.clone()), layer(x.clone())
         assert got.dtype is dtype
         assert torch.equal(got.nan_to_num(9), want.nan_to_num(9)), layer
@@ -71,7 +71,7 @@ def test_every_kind_of_cap_rounds_and_ties_alike(dtype: torch.dtype, cap_dtype: 
 def test_a_root_that_was_rewritten_becomes_a_graph_module() -> None:
     model = OptionalArgument()
     replace_activations(model, init=0.3)
-    plain = to_plain(model)
+    plain = to_torch(model)
     x = torch.randn(3, 5)
     assert torch.equal(plain(x), model(x))
     assert type(plain).__name__ == "OptionalArgument"
@@ -85,8 +85,8 @@ def test_blocks_called_often_and_shared_caps() -> None:
     twice = nn.Sequential(nn.Linear(5, 5), layer, nn.Linear(5, 5), layer)
     for model in (shared, twice):
         x = torch.randn(3, 5)
-        assert torch.equal(to_plain(model)(x), model(x))
-    plain = to_plain(twice)
+        assert torch.equal(to_torch(model)(x), model(x))
+    plain = to_torch(twice)
     assert plain[1] is plain[3]
 
 
@@ -96,16 +96,16 @@ def test_modes_that_differ_need_eval() -> None:
     with pytest.raises(
         ValueError, match=r"the forward of a TwoModes differs between train and eval mode; call model.eval"
     ):
-        to_plain(model)
+        to_torch(model)
     x = torch.randn(3, 6)
-    assert torch.equal(to_plain(model.eval())(x), model(x))
+    assert torch.equal(to_torch(model.eval())(x), model(x))
 
 
 def test_the_model_itself_is_left_as_it_is() -> None:
     model = Users()
     replace_activations(model, init=0.3)
     before, text = copy.deepcopy(model.state_dict()), repr(model)
-    plain = to_plain(model)
+    plain = to_torch(model)
     set_caps(model, 5.0)
     assert repr(model) == text
     caps = [value for name, value in plain.state_dict().items() if name.endswith("cap")]
@@ -116,7 +116,7 @@ def test_the_model_itself_is_left_as_it_is() -> None:
 def test_it_runs_where_dreluop_cannot_be_imported(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3), DReLU(3, init=0.2), nn.Linear(3, 2), SReLU(0.5))
     x = torch.randn(5, 4)
-    torch.save((to_plain(model), x, model(x).detach()), tmp_path / "plain.pt")
+    torch.save((to_torch(model), x, model(x).detach()), tmp_path / "plain.pt")
     code = (
         "import sys; sys.modules['dreluop'] = None\n"
         "import torch; model, x, y = torch.load('plain.pt', weights_only=False)\n"
@@ -127,7 +127,7 @@ def test_it_runs_where_dreluop_cannot_be_imported(tmp_path: Path) -> None:
 
 def test_a_model_without_caps_is_refused() -> None:
     with pytest.raises(ValueError, match="model: got a Linear without any DReLU or SReLU"):
-        to_plain(nn.Linear(2, 2))
+        to_torch(nn.Linear(2, 2))
 
 
 class Block(nn.Module):
@@ -199,7 +199,7 @@ def flat(output: Any) -> list[Tensor]:
 @pytest.mark.parametrize("how", ["made", "copied", "pickled"])
 def test_a_rewritten_forward_does_the_same(name: str, how: str) -> None:
     model = nn.Sequential(rewritten(FORWARDS[name]))
-    plain = to_plain(model)
+    plain = to_torch(model)
     assert list(plain.state_dict()) == list(model.state_dict())
     assert not reachable(plain, set())
     plain = {"made": lambda: plain, "copied": lambda: copy.deepcopy(plain), "pickled": lambda: pickled(plain)}[how]()
@@ -216,9 +216,9 @@ def shifted(self: Any, x: Any, shift: Any = None, scale: float = 2.0) -> Any:
 def test_optional_arguments_stay_or_are_asserted() -> None:
     x = torch.randn(3, 4)
     model = rewritten(lambda self, x, scale=2.0: self.relu(x) * scale)
-    assert torch.equal(to_plain(model)(x, scale=3.0), model(x, scale=3.0))
+    assert torch.equal(to_torch(model)(x, scale=3.0), model(x, scale=3.0))
     model = rewritten(shifted)
-    plain = to_plain(model)
+    plain = to_torch(model)
     assert torch.equal(plain(x), model(x))
     assert torch.equal(plain(x, shift=None, scale=2.0), model(x))
     with pytest.raises(AssertionError, match="shift has been specialized to have value None"):
@@ -285,16 +285,16 @@ def test_what_a_graph_would_not_hold_is_refused(name: str) -> None:
         match=rf"the forward of '0' \(tests.surgery.test_plain.Block\), which surgery rewrote, cannot .*{reason}"
         r".*; move that part of it into a submodule without activations, or deploy the model with dreluop",
     ):
-        to_plain(model)
+        to_torch(model)
 
 
 def test_modes_of_children_that_decide_need_eval() -> None:
     model = rewritten(lambda self, x: functional.dropout(self.relu(x), 0.5, self.drop.training)).train()
     with pytest.raises(ValueError, match="the forward of a Block differs between train and eval mode"):
-        to_plain(model)
+        to_torch(model)
     model = rewritten(FORWARDS["call_sites"]).train()
     model.linear.eval()
-    plain = to_plain(model)
+    plain = to_torch(model)
     assert plain.training and plain.drop.training and not plain.linear.training
 
 
@@ -312,7 +312,7 @@ def test_weights_that_hooks_compute(hook: Any, called: bool) -> None:
     x = torch.randn(4, 3, 1, 1)
     if called:
         model(x).sum().backward()
-    plain = to_plain(model)
+    plain = to_torch(model)
     copy.deepcopy(plain)
     assert list(plain.state_dict()) == list(model.state_dict())
     assert torch.equal(plain(x), model(x))
@@ -327,7 +327,7 @@ def test_a_recurrent_layer_whose_weights_a_hook_computes() -> None:
     model = nn.Sequential(nn.Linear(4, 4), DReLU(4), weight_norm(nn.LSTM(4, 4), "weight_hh_l0"))
     x = torch.randn(3, 4)
     model(x)[0].sum().backward()
-    assert torch.equal(to_plain(model)(x)[0], model(x)[0])
+    assert torch.equal(to_torch(model)(x)[0], model(x)[0])
 
 
 class Lists(nn.Module):
@@ -344,7 +344,7 @@ class Lists(nn.Module):
 
 def test_modules_in_lists_and_dictionaries_become_plain() -> None:
     model, x = Lists(), torch.randn(3, 4)
-    plain = to_plain(model)
+    plain = to_torch(model)
     assert torch.equal(plain(x), model(x))
     assert [plain.steps[0], plain.steps[1]["second"], plain.steps[2][0]] == list(plain.children())
     assert b"dreluop" not in pickle.dumps(plain)
@@ -355,11 +355,11 @@ def test_hooks_stay() -> None:
     for module in model:
         module.register_forward_hook(lambda module, args, y: y + 1)
         module.register_forward_pre_hook(lambda module, args, kwargs: ((args[0] * 2,), kwargs), with_kwargs=True)
-    assert torch.equal(to_plain(model)(x), model(x))
+    assert torch.equal(to_torch(model)(x), model(x))
 
 
 def test_a_model_that_cannot_be_copied() -> None:
     model = nn.Sequential(DReLU(4))
     model.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"model: it cannot be copied: cannot pickle '_thread\.lock' object"):
-        to_plain(model)
+        to_torch(model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.surgery import sweep
 from dreluop import DReLU, cap_penalty
-from dreluop.surgery import insert_head, insert_stem, replace_activations, set_caps, to_plain
+from dreluop.surgery import insert_head, insert_stem, replace_activations, set_caps, to_torch
 from tests.optional import torchvision_or_skip
 from tests.surgery.helpers import open_caps, weights_of
 
@@ -149,6 +149,6 @@ def test_plain_copy_and_export() -> None:
     replace_activations(model, init=0.5, granularity="neuron", example_input=torch.zeros(1, 3, 64, 64))
     x = torch.randn(2, 3, 64, 64)
     want = model(x)
-    assert torch.equal(to_plain(model)(x), want)
-    assert not any(isinstance(module, DReLU) for module in to_plain(model).modules())
+    assert torch.equal(to_torch(model)(x), want)
+    assert not any(isinstance(module, DReLU) for module in to_torch(model).modules())
     assert torch.equal(torch.export.export(model, (x,)).module()(x), want)

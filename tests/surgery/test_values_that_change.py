@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dreluop import DReLU
-from dreluop.surgery import replace_activations, set_caps, to_plain
+from dreluop.surgery import replace_activations, set_caps, to_torch
 from tests.surgery.models import OneCall
 
 SCALE = 3.0
@@ -122,7 +122,7 @@ def test_a_second_surgery_adds_to_the_first_and_does_not_stop_compilers() -> Non
     torch.compiler.reset()
     assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), want)
     assert torch.equal(torch.export.export(model, (x,)).module()(x), want)
-    assert torch.equal(to_plain(model.eval())(x), want)
+    assert torch.equal(to_torch(model.eval())(x), want)
     assert [site.name for site in replace_activations(model).replaced] == ["relu_1"]
     assert sum(isinstance(module, DReLU) for module in model.modules()) == 2
     assert type(model).__mro__[1] is TwoCalls

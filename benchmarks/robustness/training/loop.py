@@ -20,7 +20,7 @@ from benchmarks.robustness.training.config import TrainingConfig
 from benchmarks.robustness.training.history import EpochRecord, History, record_of, summary
 from benchmarks.robustness.training.objectives import CAP_FLOOR, caps_of, penalty, training_loss
 from benchmarks.robustness.training.parallel import Processes
-from dreluop import parameter_groups, project_caps
+from dreluop import param_groups, project_caps
 
 # What a checkpoint holds.
 STORED = (
@@ -130,7 +130,7 @@ class _Trainer:
         self.processes, self.file = processes, file
         self.device = next(model.parameters()).device
         self.caps = caps_of(model)
-        groups = parameter_groups(model, config.lr, config.cap_lr) if self.caps else model.parameters()
+        groups = param_groups(model, config.lr, config.cap_lr) if self.caps else model.parameters()
         self.optimizer = torch.optim.Adam(groups, lr=config.lr)
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=config.plateau_factor, patience=config.plateau_patience

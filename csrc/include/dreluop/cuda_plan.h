@@ -6,7 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 #include "dreluop/layout.h"
 
 namespace dreluop::cuda {
@@ -14,11 +14,11 @@ namespace dreluop::cuda {
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 constexpr int kWarp = 32;
 
-// Elements of a group, which one thread reads and writes with 16-byte accesses: at least four, so that the codes of a
-// group are whole bytes.
-constexpr int group_of(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16 ? 8 : 4; }
+// Elements of a vector, which one thread reads and writes with 16-byte accesses: at least four, so that the regions of
+// a vector are whole bytes.
+constexpr int vec_of(DType dtype) { return dtype == DType::kFloat16 || dtype == DType::kBFloat16 ? 8 : 4; }
 
-// Groups whose loads one thread issues before it uses any: four loads, which hide the memory's latency.
+// Vecs whose loads one thread issues before it uses any: four loads, which hide the memory's latency.
 constexpr int kInFlight = 4;
 constexpr int kInFlightOfTwo = kInFlight / 2;  // operands
 
@@ -29,23 +29,23 @@ inline int64_t checked_blocks(int64_t blocks) {
   return blocks;
 }
 
-// Elementwise passes: `head` elements up to the first aligned group, whole groups, the rest.
+// Elementwise passes: `head` elements up to the first aligned vector, whole vectors, the rest.
 constexpr int kFlatThreads = 256;
 struct FlatPlan {
   int64_t numel = 0;
   int64_t head = 0;
-  int64_t groups = 0;
-  int per_thread = 1;  // groups
-  int64_t blocks = 0;  // each takes kFlatThreads * per_thread groups; the last one also takes head and rest
+  int64_t vecs = 0;
+  int per_thread = 1;  // vectors
+  int64_t blocks = 0;  // each takes kFlatThreads * per_thread vectors; the last one also takes head and rest
 };
 
-// multiprocessors: of a device that small tensors are to fill, by threads with fewer groups; 0 for none.
+// multiprocessors: of a device that small tensors are to fill, by threads with fewer vectors; 0 for none.
 inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_flight, int64_t multiprocessors = 0) {
   FlatPlan plan;
   plan.numel = numel;
   plan.head = std::min(head, numel);
-  plan.groups = (numel - plan.head) / group_of(dtype);
-  const int64_t most = up_to(numel - plan.head, int64_t{group_of(dtype)} * kFlatThreads);  // blocks
+  plan.vecs = (numel - plan.head) / vec_of(dtype);
+  const int64_t most = up_to(numel - plan.head, int64_t{vec_of(dtype)} * kFlatThreads);  // blocks
   plan.per_thread = in_flight;
   if (multiprocessors > 0)
     plan.per_thread = static_cast<int>(std::clamp<int64_t>(most / (2 * multiprocessors), 1, in_flight));
@@ -53,16 +53,16 @@ inline FlatPlan flat_plan(DType dtype, int64_t numel, int64_t head, int in_fligh
   return plan;
 }
 
-// How an elementwise pass finds the caps of a group.
+// How an elementwise pass finds the caps of a vector.
 enum class CapMode : uint8_t {
-  kSpan,     // a group lies in one run of `inner` elements, or over the border of two
-  kAligned,  // one cap per element, and groups never wrap around
+  kSpan,     // a vector lies in one run of `inner` elements, or over the border of two
+  kAligned,  // one cap per element, and vectors never wrap around
   kEach,     // any other
 };
 
 inline CapMode cap_mode(DType dtype, const CapLayout& layout, int64_t head) {
-  if (layout.inner >= group_of(dtype)) return CapMode::kSpan;
-  return layout.inner == 1 && layout.caps % group_of(dtype) == 0 && head == 0 ? CapMode::kAligned : CapMode::kEach;
+  if (layout.inner >= vec_of(dtype)) return CapMode::kSpan;
+  return layout.inner == 1 && layout.caps % vec_of(dtype) == 0 && head == 0 ? CapMode::kAligned : CapMode::kEach;
 }
 
 // One cap is one run, whatever the layout that it came from.
@@ -71,31 +71,31 @@ inline CapLayout merged(const CapLayout& layout) {
 }
 
 // Long runs of one cap. Block b has cap b % caps, as its split b / caps. The splits of a cap take turns, so that what
-// the device reads at a time lies together: packed, where runs are whole aligned groups, by batches of kRowThreads
-// threads; else by batches of kRowWarps pieces, each a stretch of one run for one warp.
+// the device reads at a time lies together: packed, where runs are whole aligned vectors, by batches of kRowThreads
+// threads; else by batches of kRowWarps segments, each a stretch of one run for one warp.
 constexpr int kRowThreads = 256;
 constexpr int kRowWarps = kRowThreads / kWarp;
 struct RowPlan {
   bool packed = false;
-  int64_t run_groups = 1;  // packed: of a run; one cap is one run, whose head and rest the first split takes
-  int64_t groups = 0;      // packed: of a cap
-  int64_t chunk = 1;       // elements of a piece
-  int64_t chunks = 1;      // of a run
-  int64_t pieces = 0;      // of a cap
+  int64_t run_vecs = 1;          // packed: of a run; one cap is one run, whose head and rest the first split takes
+  int64_t vecs = 0;              // packed: of a cap
+  int64_t segment_size = 1;      // elements of a segment
+  int64_t segments_per_run = 1;  // of a run
+  int64_t segments = 0;          // of a cap
   int64_t splits = 1;
   int64_t blocks = 0;
 };
 
-// Elements in walking order as rows of `row` = repeat * caps * inner elements. A block takes `width` groups of columns
-// (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time, by turns with the other
-// blocks of its tile. Block b has tile b % tiles.
+// Elements in traversal order as rows of `row` = repeat * caps * inner elements. A block takes `width` vectors of
+// columns (whole caps), of which every thread has one, and the rows kInFlightOfTwo * height at a time, by turns with
+// the other blocks of its tile. Block b has tile b % tiles.
 constexpr int kColumnThreads = 256;
 struct ColumnPlan {
-  bool aligned = true;  // rows are whole groups; else the last group of a row is cut off
+  bool aligned = true;  // rows are whole vectors; else the last vector of a row is cut off
   int64_t repeat = 1;
   int64_t row = 1;
-  int64_t rows = 0;    // whole ones
-  int64_t groups = 1;  // of a row
+  int64_t rows = 0;  // whole ones
+  int64_t vecs = 1;  // of a row
   int width = 1;
   int height = 1;
   int64_t tiles = 1;
@@ -109,7 +109,7 @@ struct BackwardPlan {
   RowPlan rows;
   ColumnPlan columns;
   int64_t cap_blocks = 1;  // blocks that share a cap: as many partial sums per cap, none if it is one
-  int64_t counters = 0;    // one per set of caps finished together
+  int64_t counters = 0;    // one per tile of caps finished together
   int64_t partials = 0;    // per kind of sum
   int64_t blocks = 0;
 };
@@ -125,15 +125,15 @@ constexpr int64_t kWellFilled = 80;   // per cent of the places of a round, over
 constexpr int64_t kBatchesAlone = 4;  // that one block takes in the time that it takes several to share caps
 constexpr int64_t kLeastBatches = 2;  // of a block that shares its caps
 constexpr int64_t kLeastRows = 16;    // likewise, on average: keeps the partial sums few
-constexpr int64_t kWidth = 16;        // groups side by side: whole lines of memory
+constexpr int64_t kWidth = 16;        // vectors side by side: whole lines of memory
 
-// Blocks for each of `sets`, so that the last round of blocks on the device is not nearly empty: the fewest that fill
-// well, or the best found.
-inline int64_t splits_wanted(int64_t sets, int64_t resident) {
+// Blocks for each of `cap_tiles`, so that the last round of blocks on the device is not nearly empty: the fewest that
+// fill well, or the best found.
+inline int64_t splits_wanted(int64_t cap_tiles, int64_t resident) {
   int64_t best = 1, best_filled = 0;
   for (int64_t rounds = 1; rounds <= kMostRounds && best_filled < kWellFilled; ++rounds) {
-    const int64_t splits = std::max<int64_t>(1, rounds * resident / sets);
-    const int64_t filled = 100 * sets * splits / (up_to(sets * splits, resident) * resident);
+    const int64_t splits = std::max<int64_t>(1, rounds * resident / cap_tiles);
+    const int64_t filled = 100 * cap_tiles * splits / (up_to(cap_tiles * splits, resident) * resident);
     if (filled > best_filled) best = splits, best_filled = filled;
   }
   return best;
@@ -145,38 +145,39 @@ inline int64_t splits_of(int64_t batches, int64_t wanted) {
 
 inline RowPlan row_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors, bool packed, int64_t head) {
   RowPlan plan;
-  const int64_t group = group_of(dtype), wanted = splits_wanted(layout.caps, kBlocksWanted * multiprocessors);
+  const int64_t vec = vec_of(dtype), wanted = splits_wanted(layout.caps, kBlocksWanted * multiprocessors);
   plan.packed = packed;
   if (packed) {
     const int64_t run = layout.caps == 1 ? std::max<int64_t>(0, layout.outer * layout.inner - head) : layout.inner;
-    plan.run_groups = std::max<int64_t>(1, run / group);
-    plan.groups = layout.caps == 1 ? run / group : layout.outer * (run / group);
-    plan.splits = splits_of(up_to(plan.groups, int64_t{kRowThreads} * kInFlightOfTwo), wanted);
+    plan.run_vecs = std::max<int64_t>(1, run / vec);
+    plan.vecs = layout.caps == 1 ? run / vec : layout.outer * (run / vec);
+    plan.splits = splits_of(up_to(plan.vecs, int64_t{kRowThreads} * kInFlightOfTwo), wanted);
   } else {
-    plan.chunk = std::max<int64_t>(1, std::min(layout.inner, int64_t{kWarp} * kInFlightOfTwo * kBatchesAlone * group));
-    plan.chunks = up_to(layout.inner, plan.chunk);
-    plan.pieces = layout.outer * plan.chunks;
-    plan.splits = std::max<int64_t>(1, std::min(wanted, up_to(plan.pieces, kRowWarps)));
+    plan.segment_size =
+        std::max<int64_t>(1, std::min(layout.inner, int64_t{kWarp} * kInFlightOfTwo * kBatchesAlone * vec));
+    plan.segments_per_run = up_to(layout.inner, plan.segment_size);
+    plan.segments = layout.outer * plan.segments_per_run;
+    plan.splits = std::max<int64_t>(1, std::min(wanted, up_to(plan.segments, kRowWarps)));
   }
   plan.blocks = layout.caps > 0 && plan.splits > kMaxBlocks / layout.caps ? kMaxBlocks + 1 : layout.caps * plan.splits;
   return plan;
 }
 
-// Groups after which the borders of groups and of caps meet again.
+// Vectors after which the borders of vectors and of caps meet again.
 inline int64_t cap_unit(DType dtype, const CapLayout& layout) {
-  return layout.inner / std::gcd(layout.inner, int64_t{group_of(dtype)});
+  return layout.inner / std::gcd(layout.inner, int64_t{vec_of(dtype)});
 }
 
-// Rows repeated until they are whole groups.
+// Rows repeated until they are whole vectors.
 inline int64_t least_repeat(DType dtype, const CapLayout& layout) {
-  const int64_t group = group_of(dtype);
-  return group / std::gcd(layout.caps * layout.inner, group);
+  const int64_t vec = vec_of(dtype);
+  return vec / std::gcd(layout.caps * layout.inner, vec);
 }
 
 constexpr int64_t kWidestTile = kColumnThreads;
 
 inline bool fits_one_tile(DType dtype, const CapLayout& layout) {
-  return least_repeat(dtype, layout) * layout.caps * layout.inner <= kWidestTile * group_of(dtype);
+  return least_repeat(dtype, layout) * layout.caps * layout.inner <= kWidestTile * vec_of(dtype);
 }
 
 inline bool goes_by_rows(DType dtype, const CapLayout& layout) {
@@ -186,28 +187,28 @@ inline bool goes_by_rows(DType dtype, const CapLayout& layout) {
 
 inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors) {
   ColumnPlan plan;
-  const int64_t group = group_of(dtype), period = layout.caps * layout.inner;
+  const int64_t vec = vec_of(dtype), period = layout.caps * layout.inner;
   const int64_t repeat = least_repeat(dtype, layout);
-  const bool one_tile = fits_one_tile(dtype, layout) && (repeat > 1 || period < kWidth * group);
+  const bool one_tile = fits_one_tile(dtype, layout) && (repeat > 1 || period < kWidth * vec);
   if (one_tile) {
-    const int64_t shortest = repeat * period / group;
+    const int64_t shortest = repeat * period / vec;
     plan.repeat = repeat * std::max<int64_t>(1, std::min(up_to(kWidth, shortest), layout.outer / repeat));
   }
   plan.aligned = one_tile || repeat == 1;
   plan.row = plan.repeat * period;
   plan.rows = layout.outer / plan.repeat;
-  plan.groups = up_to(plan.row, group);
+  plan.vecs = up_to(plan.row, vec);
   if (one_tile) {
-    plan.width = static_cast<int>(plan.groups);
+    plan.width = static_cast<int>(plan.vecs);
     plan.tile_caps = layout.caps;
   } else {
     const int64_t unit = cap_unit(dtype, layout);
     const int64_t few_rows = up_to(kColumnThreads, std::max<int64_t>(1, plan.rows));
     const int64_t wanted =
-        std::min<int64_t>({std::max(kWidth, few_rows), kColumnThreads, up_to(plan.groups, unit) * unit});
+        std::min<int64_t>({std::max(kWidth, few_rows), kColumnThreads, up_to(plan.vecs, unit) * unit});
     plan.width = static_cast<int>(unit * std::max<int64_t>(1, wanted / unit));
-    plan.tiles = up_to(plan.groups, plan.width);
-    plan.tile_caps = plan.width * group / layout.inner;
+    plan.tiles = up_to(plan.vecs, plan.width);
+    plan.tile_caps = plan.width * vec / layout.inner;
   }
   plan.height = static_cast<int>(std::clamp<int64_t>(plan.rows, 1, kColumnThreads / plan.width));
 
@@ -218,14 +219,14 @@ inline ColumnPlan column_plan(DType dtype, const CapLayout& layout, int64_t mult
   return plan;
 }
 
-// packed_rows: whether runs, if it goes by rows, are whole aligned groups, but for the head and the rest of a single
+// packed_rows: whether runs, if it goes by rows, are whole aligned vectors, but for the head and the rest of a single
 // cap.
 inline BackwardPlan backward_plan(DType dtype, const CapLayout& layout, int64_t multiprocessors,
                                   bool packed_rows = false, int64_t head = 0) {
   BackwardPlan plan;
   if (layout.caps == 0) return plan;
   plan.by_rows = goes_by_rows(dtype, layout);
-  int64_t sets = layout.caps;
+  int64_t cap_tiles = layout.caps;
   if (plan.by_rows) {
     plan.rows = row_plan(dtype, layout, multiprocessors, packed_rows, head);
     plan.cap_blocks = plan.rows.splits;
@@ -234,9 +235,9 @@ inline BackwardPlan backward_plan(DType dtype, const CapLayout& layout, int64_t 
     plan.columns = column_plan(dtype, layout, multiprocessors);
     plan.cap_blocks = plan.columns.row_blocks;
     plan.blocks = checked_blocks(plan.columns.blocks);
-    sets = plan.columns.tiles;
+    cap_tiles = plan.columns.tiles;
   }
-  plan.counters = plan.cap_blocks > 1 ? sets : 0;
+  plan.counters = plan.cap_blocks > 1 ? cap_tiles : 0;
   plan.partials = plan.cap_blocks > 1 ? plan.cap_blocks * layout.caps : 0;
   return plan;
 }

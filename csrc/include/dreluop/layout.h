@@ -1,4 +1,4 @@
-// Which elements share which cap. Every case is one view of x, walked in memory order, as (outer, caps, inner):
+// Which elements share which cap. Every case is one view of x, traversed in memory order, as (outer, caps, inner):
 // element i uses cap (i / inner) % caps.
 #pragma once
 
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "dreluop/sizes.h"
+#include "dreluop/dim_vector.h"
 
 namespace dreluop {
 
@@ -22,26 +22,26 @@ struct CapLayout {
   int64_t inner = 1;
 };
 
-struct Walk {
-  Sizes order;  // dimensions of x, outermost first, in the order in which the elements are walked
+struct Traversal {
+  DimVector order;  // dimensions of x, outermost first, in the order in which the elements are traversed
   Granularity granularity = Granularity::kLayer;
   CapLayout layout;
   // One cap, but a bias per channel: the layout counts channels, and all of them use the one cap.
   bool shared_cap = false;
 };
 
-inline std::string to_string(const Sizes& sizes) {
+inline std::string to_string(const DimVector& sizes) {
   std::string text = "(";
   for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
   return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
-inline int64_t product(const Sizes& sizes) {
+inline int64_t product(const DimVector& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, [](int64_t a, int64_t b) { return a * b; });
 }
 
 // The shape rule: () or (1,) is one cap, (x.shape[dim],) one per channel, x.shape[1:] one per neuron.
-inline Granularity granularity_of(const Sizes& x, const Sizes& cap, int64_t dim) {
+inline Granularity granularity_of(const DimVector& x, const DimVector& cap, int64_t dim) {
   const auto rank = static_cast<int64_t>(x.size());
   if (cap.empty() || (cap.size() == 1 && cap[0] == 1)) return Granularity::kLayer;
   if (cap.size() > 1) {
@@ -59,8 +59,8 @@ inline Granularity granularity_of(const Sizes& x, const Sizes& cap, int64_t dim)
 }
 
 // Dimensions from the largest stride to the smallest.
-inline Sizes memory_order(const Sizes& strides) {
-  Sizes order(strides.size());
+inline DimVector memory_order(const DimVector& strides) {
+  DimVector order(strides.size());
   std::iota(order.begin(), order.end(), int64_t{0});
   // Insertion: stable, and without the buffer of std::stable_sort.
   for (size_t i = 1; i < order.size(); ++i)
@@ -69,7 +69,7 @@ inline Sizes memory_order(const Sizes& strides) {
 }
 
 // Whether two elements have one address.
-inline bool overlaps_itself(const Sizes& sizes, const Sizes& strides) {
+inline bool overlaps_itself(const DimVector& sizes, const DimVector& strides) {
   std::vector<std::pair<int64_t, int64_t>> dims;
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] == 0) return false;
@@ -94,17 +94,18 @@ inline bool overlaps_itself(const Sizes& sizes, const Sizes& strides) {
   return std::adjacent_find(offsets.begin(), offsets.end()) != offsets.end();
 }
 
-// Walk x in memory order where one (outer, caps, inner) view allows it; else neuron caps walk with the batch outermost.
-inline Walk walk_of(const Sizes& x, const Sizes& order, const Sizes& cap, int64_t dim) {
-  Walk walk;
-  walk.granularity = granularity_of(x, cap, dim);
-  walk.order = order;
+// Traverse x in memory order where one (outer, caps, inner) view allows it; else neuron caps are traversed with the
+// batch outermost.
+inline Traversal traversal_of(const DimVector& x, const DimVector& order, const DimVector& cap, int64_t dim) {
+  Traversal traversal;
+  traversal.granularity = granularity_of(x, cap, dim);
+  traversal.order = order;
   const int64_t numel = product(x);
-  if (walk.granularity == Granularity::kLayer) {
-    walk.layout = {1, 1, numel};
-    return walk;
+  if (traversal.granularity == Granularity::kLayer) {
+    traversal.layout = {1, 1, numel};
+    return traversal;
   }
-  if (walk.granularity == Granularity::kChannel) {
+  if (traversal.granularity == Granularity::kChannel) {
     const int64_t channel = dim < 0 ? dim + static_cast<int64_t>(x.size()) : dim;
     CapLayout layout{1, x[channel], 1};
     bool before = true;
@@ -114,31 +115,31 @@ inline Walk walk_of(const Sizes& x, const Sizes& order, const Sizes& cap, int64_
       else
         (before ? layout.outer : layout.inner) *= x[d];
     }
-    walk.layout = layout;
-    return walk;
+    traversal.layout = layout;
+    return traversal;
   }
   // A dimension of size one lies anywhere in memory.
-  Sizes real;
+  DimVector real;
   for (const int64_t d : order)
     if (x[d] != 1 || d == 0) real.push_back(d);
   const int64_t caps = product(cap);
   if (real.back() == 0 && real.front() != 0 && x[0] != 1) {
-    walk.layout = {1, caps, x[0]};
-    return walk;
+    traversal.layout = {1, caps, x[0]};
+    return traversal;
   }
   if (real.front() != 0) {
-    walk.order.clear();
-    walk.order.push_back(0);
+    traversal.order.clear();
+    traversal.order.push_back(0);
     for (const int64_t d : order)
-      if (d != 0) walk.order.push_back(d);
+      if (d != 0) traversal.order.push_back(d);
   }
-  walk.layout = {x[0], caps, 1};
-  return walk;
+  traversal.layout = {x[0], caps, 1};
+  return traversal;
 }
 
 // The shape rule of a bias: the cap's shape for neuron caps, else one value per channel of dim.
-inline void check_bias(const Sizes& x, const Sizes& cap, const Sizes& bias, int64_t dim) {
-  Sizes expected = cap;
+inline void check_bias(const DimVector& x, const DimVector& cap, const DimVector& bias, int64_t dim) {
+  DimVector expected = cap;
   if (granularity_of(x, cap, dim) != Granularity::kNeuron) {
     const auto rank = static_cast<int64_t>(x.size());
     if (dim < -rank || dim >= rank)
@@ -150,14 +151,15 @@ inline void check_bias(const Sizes& x, const Sizes& cap, const Sizes& bias, int6
                                 " and a cap of shape " + to_string(cap) + "; expected " + to_string(expected));
 }
 
-// With a bias, a single cap is walked as one per channel.
-inline Walk walk_with_bias(const Sizes& x, const Sizes& order, const Sizes& cap, const Sizes& bias, int64_t dim) {
+// With a bias, a single cap is traversed as one per channel.
+inline Traversal traversal_with_bias(const DimVector& x, const DimVector& order, const DimVector& cap,
+                                     const DimVector& bias, int64_t dim) {
   check_bias(x, cap, bias, dim);
   // Without channels the one cap stays, and has its gradient.
   const bool per_channel = granularity_of(x, cap, dim) == Granularity::kLayer && product(bias) > 0;
-  Walk walk = walk_of(x, order, per_channel ? bias : cap, dim);
-  walk.shared_cap = per_channel;
-  return walk;
+  Traversal traversal = traversal_of(x, order, per_channel ? bias : cap, dim);
+  traversal.shared_cap = per_channel;
+  return traversal;
 }
 
 }  // namespace dreluop

@@ -1,4 +1,4 @@
-// How a pass over an activation is cut into pieces: pure arithmetic, no device calls, the same for any number of
+// How a pass over an activation is cut into segments: pure arithmetic, no device calls, the same for any number of
 // threads.
 #pragma once
 
@@ -9,11 +9,11 @@
 
 namespace dreluop::cpu {
 
-// Elements handled between two looks at the layout; a multiple of the four codes of a byte. Buffers of this size stay
-// in L1.
+// Elements handled between two looks at the layout; a multiple of the four elements of a mask's byte. Buffers of this
+// size stay in L1.
 constexpr int64_t kBlock = 1024;
-// Runs of one cap shorter than this are walked as columns with a cap each; up to the longer bound too, where there are
-// enough rows to keep the sums per column small beside the elements.
+// Runs of one cap shorter than this are traversed as columns with a cap each; up to the longer bound too, where there
+// are enough rows to keep the sums per column small beside the elements.
 constexpr int64_t kShortestRun = 32;
 constexpr int64_t kShortestRunOfFewRows = 256;
 constexpr int64_t kFewRows = 16;
@@ -26,7 +26,7 @@ constexpr int64_t kTask = 32768;
 constexpr int64_t kMostColumnSums = int64_t{1} << 18;
 constexpr int64_t kTilesForThreads = 64;
 
-// Elements in walking order form rows. kRuns: a row shares one cap. kColumns: column c of every row has the cap of
+// Elements in traversal order form rows. kRuns: a row shares one cap. kColumns: column c of every row has the cap of
 // element c; the last row may be cut off.
 enum class Variant : uint8_t { kRuns, kColumns };
 

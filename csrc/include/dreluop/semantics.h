@@ -1,4 +1,4 @@
-// The scalar rule of every backend: the value, the region and the 2-bit code of one element.
+// The scalar rule of every backend: the value, the region (two bits) of one element.
 //
 //   y = max(0, min(x, m)), NaN where x or m is NaN, +0 wherever it is off.
 //
@@ -7,43 +7,43 @@
 
 #include <type_traits>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 
 namespace dreluop {
 
 enum Region : uint8_t { kOff = 0, kInside = 1, kCapped = 2 };
 
-constexpr int kCodesPerByte = 4;
+constexpr int kElementsPerByte = 4;
 
 // Bitwise operators instead of && and ||: no branch, so that a loop over elements vectorises.
-template <class Format>
-DRELUOP_INLINE typename Format::Storage capped_value(typename Format::Storage x, typename Format::Storage m) {
-  return Format::positive_part(Format::minimum(x, m));
+template <class Traits>
+DRELUOP_INLINE typename Traits::Storage capped_value(typename Traits::Storage x, typename Traits::Storage m) {
+  return Traits::positive_part(Traits::minimum(x, m));
 }
 
-template <class Format>
-DRELUOP_INLINE bool is_inside(typename Format::Storage y, typename Format::Storage m) {
-  return (Format::positive(y) & Format::less(y, m)) | Format::is_nan(y);
+template <class Traits>
+DRELUOP_INLINE bool is_inside(typename Traits::Storage y, typename Traits::Storage m) {
+  return (Traits::positive(y) & Traits::less(y, m)) | Traits::is_nan(y);
 }
 
-template <class Format>
-DRELUOP_INLINE bool is_capped(typename Format::Storage y, typename Format::Storage m) {
-  return Format::equal(y, m) & Format::positive(m);
+template <class Traits>
+DRELUOP_INLINE bool is_capped(typename Traits::Storage y, typename Traits::Storage m) {
+  return Traits::equal(y, m) & Traits::positive(m);
 }
 
-template <class Format>
-DRELUOP_INLINE uint8_t region_of(typename Format::Storage y, typename Format::Storage m) {
-  return static_cast<uint8_t>(is_inside<Format>(y, m) * kInside + is_capped<Format>(y, m) * kCapped);
+template <class Traits>
+DRELUOP_INLINE uint8_t region_of(typename Traits::Storage y, typename Traits::Storage m) {
+  return static_cast<uint8_t>(is_inside<Traits>(y, m) * kInside + is_capped<Traits>(y, m) * kCapped);
 }
 
 // The same for two 16-bit numbers in a word.
-template <class Format>
+template <class Traits>
 DRELUOP_INLINE uint32_t capped_values_of_two(uint32_t x, uint32_t m) {
 #if defined(__CUDA_ARCH__)
-  return Format::positive_part_of_two(Format::minimum_of_two(x, m));
+  return Traits::positive_part_of_two(Traits::minimum_of_two(x, m));
 #else
-  const uint16_t low = capped_value<Format>(static_cast<uint16_t>(x), static_cast<uint16_t>(m));
-  const uint16_t high = capped_value<Format>(static_cast<uint16_t>(x >> 16), static_cast<uint16_t>(m >> 16));
+  const uint16_t low = capped_value<Traits>(static_cast<uint16_t>(x), static_cast<uint16_t>(m));
+  const uint16_t high = capped_value<Traits>(static_cast<uint16_t>(x >> 16), static_cast<uint16_t>(m >> 16));
   return low | static_cast<uint32_t>(high) << 16;
 #endif
 }
@@ -68,10 +68,10 @@ DRELUOP_INLINE uint32_t spread_signs(uint32_t word) {
 
 // In bits 15 and 31; the others mean nothing. Of outputs of forward, which are +0, positive or NaN: NaN is a magnitude
 // above infinity, equal bits are equal numbers.
-template <class Format>
+template <class Traits>
 DRELUOP_INLINE Regions region_signs_of_two(uint32_t y, uint32_t m) {
   constexpr uint32_t kMagnitudes = 0x7fff7fff;
-  constexpr uint32_t kBelowNaN = 0x7fffu - Format::kInfinityBits;
+  constexpr uint32_t kBelowNaN = 0x7fffu - Traits::kInfinityBits;
   // What is added carries into a number's sign if it is not zero, or NaN, and never beyond.
   const uint32_t magnitude = y & kMagnitudes, nonzero = magnitude + kMagnitudes, nan = magnitude + kBelowNaN * 0x10001u;
   const uint32_t difference = y ^ m, differs = ((difference & kMagnitudes) + kMagnitudes) | difference;
@@ -80,31 +80,31 @@ DRELUOP_INLINE Regions region_signs_of_two(uint32_t y, uint32_t m) {
 }
 
 // Whole numbers as masks, of outputs of forward.
-template <class Format>
+template <class Traits>
 DRELUOP_INLINE Regions region_masks_of_two(uint32_t y, uint32_t m) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<Format, Float16>) {
-    const uint32_t on = Format::mask_if_above(y, 0);
-    return {on & Format::mask_if_below(y, m), on & Format::mask_if_equal(y, m)};
+  if constexpr (std::is_same_v<Traits, Float16>) {
+    const uint32_t on = Traits::mask_if_above(y, 0);
+    return {on & Traits::mask_if_below(y, m), on & Traits::mask_if_equal(y, m)};
   }
 #endif
-  const Regions signs = region_signs_of_two<Format>(y, m);
+  const Regions signs = region_signs_of_two<Traits>(y, m);
   return {spread_signs(signs.inside), spread_signs(signs.capped)};
 }
 
-template <class Format>
+template <class Traits>
 DRELUOP_INLINE Regions regions_of_two(uint32_t y, uint32_t m) {
-  const Regions signs = region_signs_of_two<Format>(y, m);
+  const Regions signs = region_signs_of_two<Traits>(y, m);
   return {signs.inside & kSigns, signs.capped & kSigns};
 }
 
-// The same masks from the codes of eight numbers, of which word w holds two.
-DRELUOP_INLINE Regions region_masks_of_two_codes(uint32_t codes, int w) {
-  const uint32_t apart = codes | codes << 14;  // of the second number 16 bits above the first
+// The same masks from the packed regions of eight numbers, of which word w holds two.
+DRELUOP_INLINE Regions region_masks_of_packed_pair(uint32_t region_bits, int w) {
+  const uint32_t apart = region_bits | region_bits << 14;  // of the second number 16 bits above the first
   return {spread_signs(apart << (15 - 4 * w)), spread_signs(apart << (14 - 4 * w))};
 }
 
-// The code of element i of a packed run: four to a byte from the low bits up.
+// The region of element i of a packed mask: four to a byte from the low bits up.
 DRELUOP_INLINE uint8_t region_in_byte(uint8_t byte, int position) { return (byte >> (2 * position)) & 3; }
 
 }  // namespace dreluop

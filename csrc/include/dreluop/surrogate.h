@@ -3,14 +3,14 @@
 
 #include <cmath>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 
 namespace dreluop {
 
 // Straight through: the gradient passes wherever y is on, also at its cap. Under a cap that is not positive y is off.
-template <class Format>
-DRELUOP_INLINE bool passes(typename Format::Storage y) {
-  return Format::positive(y) | Format::is_nan(y);
+template <class Traits>
+DRELUOP_INLINE bool passes(typename Traits::Storage y) {
+  return Traits::positive(y) | Traits::is_nan(y);
 }
 
 // exp from arithmetic alone: vectorises, and is the same on every instruction set. ln2 = kLn2High + kLn2Low, the first

@@ -88,16 +88,16 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     from dreluop.backends.triton import elementwise, gradients, penalties  # noqa: PLC0415
 
     found = (
-        elementwise.forward,
-        elementwise.forward_,
-        elementwise.forward_extra,
-        elementwise.forward_extra_,
-        gradients.backward,
-        elementwise.tangent,
-        elementwise.surrogate,
-        elementwise.saturation,
-        penalties.penalty,
-        penalties.penalty_backward,
+        elementwise.capped_relu,
+        elementwise.capped_relu_,
+        elementwise.capped_relu_with_aux,
+        elementwise.capped_relu_with_aux_,
+        gradients.capped_relu_backward,
+        elementwise.capped_relu_jvp,
+        elementwise.capped_relu_surrogate_backward,
+        elementwise.cap_saturation,
+        penalties.cap_penalty,
+        penalties.cap_penalty_backward,
     )
     return MappingProxyType({function.__name__: function for function in found})
 

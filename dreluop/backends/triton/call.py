@@ -9,10 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dreluop.backends.reference import code_order
+from dreluop.backends.reference import mask_order
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.plan import Layout, Tuning
-from dreluop.backends.triton.walk import Walk, dense_strides, is_dense, merge_dimensions, walk_of
+from dreluop.backends.triton.traversal import Traversal, dense_strides, is_dense, merge_dimensions, traversal_of
 
 Strides = tuple[int, ...]
 
@@ -21,7 +21,7 @@ Strides = tuple[int, ...]
 class Geometry:
     """What shapes and strides alone tell of a call: as in ``Call``."""
 
-    walk: Walk
+    traversal: Traversal
     layout: Layout
     sizes: Strides
     strides: Mapping[str, Strides]
@@ -35,31 +35,31 @@ def geometry_of(
     cap_shape: Strides,
     dim: int,
     bias_shape: Strides | None,
-    group: int,
+    vec: int,
     operands: tuple[tuple[str, Strides | None], ...],
 ) -> Geometry:
     """Args: ``operands`` by name with their strides by dimension of x, None for one that is not there."""
-    walk = walk_of(shape, order, cap_shape, dim, bias_shape)
-    layout = walk.layout.merged()
-    walked = [shape[d] for d in walk.order]
-    given = {name: [of[d] for d in walk.order] for name, of in operands if of is not None}
-    strided = {name: of for name, of in given.items() if not is_dense(walked, of)}
+    traversal = traversal_of(shape, order, cap_shape, dim, bias_shape)
+    layout = traversal.layout.merged()
+    traversed = [shape[d] for d in traversal.order]
+    given = {name: [of[d] for d in traversal.order] for name, of in operands if of is not None}
+    strided = {name: of for name, of in given.items() if not is_dense(traversed, of)}
     strides: dict[str, Strides] = dict.fromkeys((name for name, _ in operands), ())
     sizes: Strides = ()
     if strided and layout.numel > 0:
-        merged_sizes, merged = merge_dimensions(walked, list(strided.values()))
+        merged_sizes, merged = merge_dimensions(traversed, list(strided.values()))
         sizes = tuple(merged_sizes)
         strides |= {name: tuple(of) for name, of in zip(strided, merged, strict=True)}
-    reach = [sum((size - 1) * step for size, step in zip(walked, of, strict=True)) for of in given.values()]
-    wide = plan.needs_64_bits(group, layout, max(reach, default=0))
-    return Geometry(walk, layout, sizes, MappingProxyType(strides), wide)
+    reach = [sum((size - 1) * step for size, step in zip(traversed, of, strict=True)) for of in given.values()]
+    wide = plan.needs_64_bits(vec, layout, max(reach, default=0))
+    return Geometry(traversal, layout, sizes, MappingProxyType(strides), wide)
 
 
 class Call:
-    """x's shape walked in an order, with the caps (and the bias) that its elements use.
+    """x's shape traversed in an order, with the caps (and the bias) that its elements use.
 
     ``operands`` are the tensors of x's shape, by name: ``sizes`` and ``strides[name]`` say where their elements lie,
-    empty where that is side by side in walking order.
+    empty where that is side by side in traversal order.
     """
 
     def __init__(
@@ -73,12 +73,18 @@ class Call:
     ) -> None:
         self.device = like.device
         self.numel = like.numel()
-        self.group = plan.group_of(like.element_size())
+        self.vec = plan.vec_of(like.element_size())
         self.tuning: Tuning = tuning.for_device(self.device)
         bias_shape = None if bias is None else bias.shape
         given = tuple((name, _strides_of(operand)) for name, operand in operands.items())
-        of = geometry_of(like.shape, tuple(order), cap.shape, dim, bias_shape, self.group, given)
-        self.walk, self.layout, self.sizes, self.strides, self.wide = of.walk, of.layout, of.sizes, of.strides, of.wide
+        of = geometry_of(like.shape, tuple(order), cap.shape, dim, bias_shape, self.vec, given)
+        self.traversal, self.layout, self.sizes, self.strides, self.wide = (
+            of.traversal,
+            of.layout,
+            of.sizes,
+            of.strides,
+            of.wide,
+        )
 
     def readable(self, per_cap: Tensor) -> Tensor:
         """A cap, bias or tangent as the passes over x read it: flat, in the order in which caps are met.
@@ -87,7 +93,7 @@ class Call:
         """
         if per_cap.ndim <= 1:
             return per_cap.reshape(-1)
-        return per_cap.permute(self.walk.cap_order).reshape(-1)
+        return per_cap.permute(self.traversal.cap_order).reshape(-1)
 
     def stride_of(self, per_cap: Tensor) -> int:
         """Between the caps of what `readable` gave; 0 for one cap over all channels."""
@@ -98,7 +104,7 @@ class Call:
 
         A single cap over all channels does not count: it is not found by channel.
         """
-        shape = [self.layout.caps] if self.walk.shared_cap else self._shape_of_caps(per_cap)
+        shape = [self.layout.caps] if self.traversal.shared_cap else self._shape_of_caps(per_cap)
         given = [t for t in per_cap if t is not None]
         strides = [self._strides_of_caps(t, len(shape)) for t in given]
         if all(is_dense(shape, of) for of in strides):
@@ -110,18 +116,18 @@ class Call:
     def _shape_of_caps(self, per_cap: Sequence[Tensor | None]) -> list[int]:
         for t in per_cap:
             if t is not None:
-                return [t.shape[d] for d in self.walk.cap_order] if t.ndim > 1 else [t.numel()]
+                return [t.shape[d] for d in self.traversal.cap_order] if t.ndim > 1 else [t.numel()]
         return [1]
 
     def _strides_of_caps(self, t: Tensor, rank: int) -> list[int]:
         if t.ndim > 1:
-            return [t.stride(d) for d in self.walk.cap_order]
+            return [t.stride(d) for d in self.traversal.cap_order]
         return [t.stride(0) if t.ndim == 1 and t.numel() != 1 else 0] * rank
 
     def mode(self, *per_cap: Tensor) -> int:
-        """How an elementwise pass finds the caps of a group, in tensors as `readable` gave them."""
+        """How an elementwise pass finds the caps of a vector, in tensors as `readable` gave them."""
         side_by_side = all(self.stride_of(t) == 1 and t.data_ptr() % 16 == 0 for t in per_cap)
-        return plan.cap_mode(self.group, self.layout, side_by_side=side_by_side)
+        return plan.cap_mode(self.vec, self.layout, side_by_side=side_by_side)
 
 
 def _strides_of(operand: Tensor | Sequence[int] | None) -> Strides | None:
@@ -130,30 +136,30 @@ def _strides_of(operand: Tensor | Sequence[int] | None) -> Strides | None:
     return operand.stride() if isinstance(operand, Tensor) else tuple(operand)
 
 
-class Saved:
-    """What forward kept: y, or the code and where it lies."""
+class SavedInfo:
+    """What forward saved: y, or the packed mask and where it lies."""
 
     def __init__(self, like: Tensor, saved: Tensor, cap: Tensor, order: Sequence[int]) -> None:
         self.y: Tensor | None = None
-        self.code: Tensor | None = None
-        self.code_strides: list[int] | None = None  # counted in codes, by dimension of x
-        self.code_step = 1  # between bytes
+        self.packed: Tensor | None = None
+        self.packed_strides: list[int] | None = None  # counted in elements, by dimension of x
+        self.packed_step = 1  # between bytes
         if saved.dtype != torch.uint8:
             self.y = saved
-            self.walk_order = code_order(saved, cap)
+            self.traversal_order = mask_order(saved, cap)
             return
-        self.code = saved
-        self.code_step = saved.stride(0)
-        self.code_strides = [0] * like.ndim
+        self.packed = saved
+        self.packed_step = saved.stride(0)
+        self.packed_strides = [0] * like.ndim
         for d, stride in zip(order, dense_strides([like.shape[d] for d in order]), strict=True):
-            self.code_strides[d] = stride
-        self.walk_order = list(order)
+            self.packed_strides[d] = stride
+        self.traversal_order = list(order)
 
     def at_once(self, call: Call) -> bool:
-        """Whether the codes of a group lie side by side and can be read with one access."""
-        if self.code is None or call.strides["code"] or self.code_step != 1:
+        """Whether the packed regions of a vector lie side by side and can be read with one access."""
+        if self.packed is None or call.strides["packed"] or self.packed_step != 1:
             return False
-        return self.code.data_ptr() % 2 == 0
+        return self.packed.data_ptr() % 2 == 0
 
 
 def nothing(like: Tensor, dtype: torch.dtype) -> Tensor:

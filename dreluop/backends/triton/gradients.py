@@ -1,4 +1,4 @@
-"""backward on Triton kernels, with the arguments and results of `dreluop.backends.reference.backward`."""
+"""backward on Triton kernels, with the arguments and results of `dreluop.backends.reference.capped_relu_backward`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from dreluop.backends import checks
 from dreluop.backends.reference import empty_as_saved
 from dreluop.backends.triton import plan, tuning
-from dreluop.backends.triton.call import Call, Saved, nothing, same_device
+from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
-from dreluop.backends.triton.kernels.finish import finish_kernel
+from dreluop.backends.triton.kernels.reduction import reduction_kernel
 from dreluop.backends.triton.kernels.types import ACCUMULATORS
 from dreluop.backends.triton.launch import launch
 from dreluop.backends.triton.plan import BackwardPlan, ColumnPlan, RowPlan
 from dreluop.validation import bias_for
 
 
-def backward(
+def capped_relu_backward(
     grad: Tensor,
     saved: Tensor,
     cap: Tensor,
@@ -41,15 +41,23 @@ def backward(
     dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
     dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)
     dbias = nothing(grad, grad.dtype) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
-    kept = Saved(grad, saved, cap, order)
+    info = SavedInfo(grad, saved, cap, order)
     call = Call(
-        grad, cap, dim, kept.walk_order, bias, grad=grad, y=kept.y, dx=dx if need_x else None, code=kept.code_strides
+        grad,
+        cap,
+        dim,
+        info.traversal_order,
+        bias,
+        grad=grad,
+        y=info.y,
+        dx=dx if need_x else None,
+        packed=info.packed_strides,
     )
     if need_x or need_cap or bias is not None:
         weight = grad_penalty if balancer is not None and need_cap else None
         # Without channels there is a single cap and no bias to write.
         to_bias = dbias if bias is not None and bias.numel() > 0 else None
-        Backward(call, kept, cap, dcap if need_cap else None, to_bias, weight, balancer).run(
+        Backward(call, info, cap, dcap if need_cap else None, to_bias, weight, balancer).run(
             grad, dx if need_x else None
         )
     return dx, dcap, dbias
@@ -61,19 +69,19 @@ class Backward:
     def __init__(
         self,
         call: Call,
-        kept: Saved,
+        info: SavedInfo,
         cap: Tensor,
         dcap: Tensor | None,
         dbias: Tensor | None,
         grad_penalty: Tensor | None,
         balancer: float | None,
     ) -> None:
-        self.call, self.kept, self.cap, self.dcap, self.dbias = call, kept, cap, dcap, dbias
+        self.call, self.info, self.cap, self.dcap, self.dbias = call, info, cap, dcap, dbias
         self.grad_penalty = grad_penalty
         self.factor = 2 * (balancer or 0.0)
-        self.one_cap_over_channels = call.walk.shared_cap and dcap is not None
+        self.one_cap_over_channels = call.traversal.shared_cap and dcap is not None
         self.plan: BackwardPlan = plan.backward_plan(
-            call.group, call.layout, tuning.processors(call.device), call.tuning,
+            call.vec, call.layout, tuning.processors(call.device), call.tuning,
             one_cap_over_channels=self.one_cap_over_channels,
         )  # fmt: skip
 
@@ -92,7 +100,7 @@ class Backward:
                 (self.dbias, *self.partials[1], None),
             ):
                 if to is not None:
-                    self._finish(to, partials, errors, weight)
+                    self._reduce(to, partials, errors, weight)
 
     def _make_workspace(self, device: torch.device, wide: bool) -> None:
         def partials(wanted: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -109,49 +117,51 @@ class Backward:
             self.counters = torch.zeros(self.plan.counters, dtype=torch.int32, device=device)
 
     def _shared_arguments(self) -> tuple[Any, ...]:
-        """What both kernels need to read operands, and to finish."""
-        call, kept = self.call, self.kept
+        """What both kernels need to read operands, and to reduction."""
+        call, info = self.call, self.info
         # One cap over all channels is finished by the second launch.
         dcap = None if self.one_cap_over_channels else self.dcap
         sizes, strides = call.cap_sizes(None if self.one_cap_over_channels else self.cap, dcap, self.dbias)
         (cap_partials, cap_errors), (bias_partials, bias_errors) = self.partials
         return (
-            call.sizes, call.strides["grad"], call.strides["y"], call.strides["dx"], call.strides["code"],
-            kept.code_step, self.dcap, self.dbias, self.cap if self.grad_penalty is not None else None, sizes, *strides,
+            call.sizes, call.strides["grad"], call.strides["y"], call.strides["dx"], call.strides["packed"],
+            info.packed_step, self.dcap, self.dbias, self.cap if self.grad_penalty is not None else None,
+            sizes, *strides,
             self.grad_penalty, self.factor, cap_partials, cap_errors, bias_partials, bias_errors, self.counters,
         )  # fmt: skip
 
     def _caps(self) -> tuple[Tensor | None, int]:
-        """A code says all about regions."""
-        if self.kept.code is not None:
+        """The packed mask says all about regions."""
+        if self.info.packed is not None:
             return None, 0
         caps = self.call.readable(self.cap)
         return caps, self.call.stride_of(caps)
 
     def _run_rows(self, rows: RowPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
-        call, layout, kept = self.call, self.call.layout, self.kept
+        call, layout, info = self.call, self.call.layout, self.info
         launch(
             backward_rows_kernel, rows.programs, grad.device,
-            grad, kept.y, kept.code, dx, *self._caps(), layout.caps, layout.inner, rows.chunk, rows.chunks,
-            rows.pieces, rows.per_split, rows.splits, *self._shared_arguments(),
+            grad, info.y, info.packed, dx, *self._caps(), layout.caps, layout.inner,
+            rows.segment_size, rows.segments_per_run, rows.segments, rows.per_split, rows.splits,
+            *self._shared_arguments(),
             warps=call.tuning.row_warps, RUNS=rows.runs, WIDTH=rows.width, EDGES=rows.edges,
-            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide,
-            AT_ONCE=kept.at_once(call), PARTIALS=min(256, plan.power_of_two(rows.splits)),
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.vec, WIDE=call.wide,
+            AT_ONCE=info.at_once(call), PARTIALS=min(256, plan.power_of_two(rows.splits)),
         )  # fmt: skip
 
     def _run_columns(self, columns: ColumnPlan, grad: Tensor, dx: Tensor | None, wide: bool) -> None:
-        call, layout, kept = self.call, self.call.layout, self.kept
+        call, layout, info = self.call, self.call.layout, self.info
         launch(
             backward_columns_kernel, columns.programs, grad.device,
-            grad, kept.y, kept.code, dx, *self._caps(), call.numel, layout.caps, layout.inner, columns.row,
-            columns.rows, call.numel // columns.row, columns.groups, columns.tiles, columns.per_program,
+            grad, info.y, info.packed, dx, *self._caps(), call.numel, layout.caps, layout.inner, columns.row,
+            columns.rows, call.numel // columns.row, columns.vecs, columns.tiles, columns.per_program,
             columns.row_blocks, *self._shared_arguments(),
             warps=call.tuning.column_warps, WIDTH=columns.width, HEIGHT=columns.height,
-            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.group, WIDE=call.wide,
-            AT_ONCE=kept.at_once(call), PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
+            ALONE=self.plan.partials == 0, ACCUMULATE=ACCUMULATORS[wide], VEC=call.vec, WIDE=call.wide,
+            AT_ONCE=info.at_once(call), PARTIALS=min(8, plan.power_of_two(columns.row_blocks)),
         )  # fmt: skip
 
-    def _finish(self, to: Tensor, partials: Tensor | None, errors: Tensor | None, weight: Tensor | None) -> None:
+    def _reduce(self, to: Tensor, partials: Tensor | None, errors: Tensor | None, weight: Tensor | None) -> None:
         layout, p = self.call.layout, self.plan
         given_cap = self.cap if weight is not None else None
         if to is self.dcap and self.one_cap_over_channels:
@@ -162,10 +172,10 @@ class Backward:
         else:
             caps, repeat, inner, period = layout.caps, p.repeat, p.inner, layout.period if p.columns else layout.caps
             sizes, strides = self.call.cap_sizes(to, given_cap)
-        finish = plan.finish_plan(caps, p.blocks * repeat * inner)
+        reduction = plan.reduction_plan(caps, p.blocks * repeat * inner)
         launch(
-            finish_kernel, finish.programs, to.device,
+            reduction_kernel, reduction.programs, to.device,
             partials, errors, caps, p.blocks * repeat * inner, p.sum_columns, repeat, period, inner, to, sizes,
             strides[0], given_cap, strides[1], weight, self.factor,
-            ROWS=finish.terms, COLUMNS=finish.caps,
+            ROWS=reduction.terms, COLUMNS=reduction.caps,
         )  # fmt: skip

@@ -16,36 +16,36 @@ from dreluop.backends import checks
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import same_device
-from dreluop.backends.triton.kernels.squares import penalty_backward_kernel, penalty_kernel
+from dreluop.backends.triton.kernels.cap_penalty import penalty_backward_kernel, penalty_kernel
 from dreluop.backends.triton.launch import launch
 
 
-def penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
+def cap_penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
     checks.some_caps(caps)
     _same_devices(caps)
     device = caps[0].device
     result = torch.empty((), dtype=accumulation_dtype(*caps), device=device)
     flat = [cap.contiguous() for cap in caps]
-    groups = [_Listed(flat, first, last) for first, last in plan.launches_of([cap.numel() for cap in flat])]
-    # An empty list of caps is one piece of nothing.
-    pieces = max(1, sum(group.pieces for group in groups))
-    partials = torch.empty(2, pieces, dtype=result.dtype, device=device)
+    vecs = [_Listed(flat, first, last) for first, last in plan.launches_of([cap.numel() for cap in flat])]
+    # An empty list of caps is one segment of nothing.
+    segments = max(1, sum(vec.segments for vec in vecs))
+    partials = torch.empty(2, segments, dtype=result.dtype, device=device)
     counter = torch.zeros(1, dtype=torch.int32, device=device)
-    first_piece = 0
-    for group in groups:
-        is_last = group is groups[-1]
-        programs = max(1, group.pieces) if is_last else group.pieces
+    first_segment = 0
+    for vec in vecs:
+        is_last = vec is vecs[-1]
+        programs = max(1, vec.segments) if is_last else vec.segments
         launch(
             penalty_kernel, programs, device,
-            group.caps, group.counts, tuple(first_piece + k for k in group.first_pieces), first_piece, result,
-            partials[0], partials[1], counter if is_last else None, programs, pieces, balancer,
-            PIECE=plan.PIECE_OF_CAPS, TILE=plan.SQUARES_TILE,
+            vec.caps, vec.counts, tuple(first_segment + k for k in vec.first_segments), first_segment, result,
+            partials[0], partials[1], counter if is_last else None, programs, segments, balancer,
+            SEGMENT=plan.SEGMENT_OF_CAPS, TILE=plan.PENALTY_TILE,
         )  # fmt: skip
-        first_piece += group.pieces
+        first_segment += vec.segments
     return result
 
 
-def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
+def cap_penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
     checks.one_element("grad", grad)
     checks.some_caps(caps)
     _same_devices(caps)
@@ -53,11 +53,11 @@ def penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
     gradients = [torch.empty(cap.shape, dtype=cap.dtype, device=cap.device) for cap in caps]
     flat = [cap.contiguous() for cap in caps]
     for first, last in plan.launches_of([cap.numel() for cap in flat]):
-        group = _Listed(flat, first, last)
+        vec = _Listed(flat, first, last)
         launch(
-            penalty_backward_kernel, group.pieces, grad.device,
-            grad, group.caps, group.padded(gradients[first:last]), group.counts, group.first_pieces, 2 * balancer,
-            PIECE=plan.PIECE_OF_CAPS, TILE=plan.SQUARES_TILE,
+            penalty_backward_kernel, vec.segments, grad.device,
+            grad, vec.caps, vec.padded(gradients[first:last]), vec.counts, vec.first_segments, 2 * balancer,
+            SEGMENT=plan.SEGMENT_OF_CAPS, TILE=plan.PENALTY_TILE,
         )  # fmt: skip
     return gradients
 
@@ -67,15 +67,15 @@ class _Listed:
 
     def __init__(self, caps: Sequence[Tensor], first: int, last: int) -> None:
         some = caps[first:last]
-        self.pieces = 0
-        first_pieces = []
+        self.segments = 0
+        first_segments = []
         for cap in some:
-            first_pieces.append(self.pieces)
-            self.pieces += plan.up_to(cap.numel(), plan.PIECE_OF_CAPS)
+            first_segments.append(self.segments)
+            self.segments += plan.up_to(cap.numel(), plan.SEGMENT_OF_CAPS)
         more = plan.power_of_two(len(some)) - len(some)
         self.caps = self.padded(some)
         self.counts = (*(cap.numel() for cap in some), *(0,) * more)
-        self.first_pieces = (*first_pieces, *(0,) * more)
+        self.first_segments = (*first_segments, *(0,) * more)
 
     def padded(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (*tensors, *[tensors[-1]] * (plan.power_of_two(len(tensors)) - len(tensors)))

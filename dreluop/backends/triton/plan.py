@@ -1,7 +1,7 @@
 """How a pass over an activation is cut into Triton programs: pure arithmetic, as csrc/include/dreluop/cuda_plan.h is.
 
-A program handles a tile of groups; a group is `group_of(itemsize)` elements that one thread reads and writes with
-16-byte accesses. Masks go by whole groups wherever possible, so that odd sizes keep these accesses.
+A program handles a tile of vecs; a vector is `vec_of(itemsize)` elements that one thread reads and writes with
+16-byte accesses. Masks go by whole vectors wherever possible, so that odd sizes keep these accesses.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ remembered = functools.lru_cache(maxsize=1024)
 
 MOST_PROGRAMS = 2**31 - 1
 LEAST_ROWS = 32  # of a program that shares its caps: keeps the partial sums few
-LEAST_WIDTH = 32  # groups side by side: whole lines of memory
+LEAST_WIDTH = 32  # vecs side by side: whole lines of memory
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Launch parameters. ``*_tile``: groups of a program at a time; ``*_warps``: warps of a program.
+    """Launch parameters. ``*_tile``: vecs of a program at a time; ``*_warps``: warps of a program.
 
     ``*_programs``: programs that a multiprocessor holds at once, given what registers allow. ``waves``: rounds of
     programs where one is not enough (the last may be part empty).
@@ -46,11 +46,11 @@ class Tuning:
             threads, tile = 32 * getattr(self, f"{kind}_warps"), getattr(self, f"{kind}_tile")
             if threads > 1024 or not threads <= tile <= 32 * threads:
                 raise ValueError(
-                    f"{kind}_tile: got {tile} groups for {threads} threads; expected 1 to 32 for each of at most 1024"
+                    f"{kind}_tile: got {tile} vecs for {threads} threads; expected 1 to 32 for each of at most 1024"
                 )
 
 
-LARGEST_TILE = 32 * 1024  # groups
+LARGEST_TILE = 32 * 1024  # vecs
 
 
 # One thread, whatever the number of warps: few programs of large tiles.
@@ -59,7 +59,7 @@ INTERPRETER = Tuning(flat_tile=1024, row_tile=1024, column_tile=1024, row_progra
 
 @dataclass(frozen=True)
 class Layout:
-    """x, walked in some order, as (outer, caps, inner): element i uses cap ``(i // inner) % caps``."""
+    """x, traversed in some order, as (outer, caps, inner): element i uses cap ``(i // inner) % caps``."""
 
     outer: int
     caps: int
@@ -78,8 +78,8 @@ class Layout:
         return Layout(1, 1, self.outer * self.inner) if self.caps == 1 else self
 
 
-def group_of(itemsize: int) -> int:
-    """Elements of a group: at least four, so that the codes of a group are whole bytes."""
+def vec_of(itemsize: int) -> int:
+    """Elements of a vector: at least four, so that the packed regions of a vector are whole bytes."""
     return 8 if itemsize == 2 else 4
 
 
@@ -98,30 +98,30 @@ def checked_programs(programs: int) -> int:
     return programs
 
 
-# How an elementwise pass finds the caps of a group.
+# How an elementwise pass finds the caps of a vector.
 ONE, SPAN, ALIGNED, RING, EACH = range(5)
 CAP_MODES = {
     ONE: "a single cap",
-    SPAN: "a group lies in one run of `inner` elements, or over the border of two",
-    ALIGNED: "one cap per element, groups never wrap around, and the caps lie side by side",
-    RING: "one cap per element, and a group wraps around at most once",
+    SPAN: "a vector lies in one run of `inner` elements, or over the border of two",
+    ALIGNED: "one cap per element, vecs never wrap around, and the caps lie side by side",
+    RING: "one cap per element, and a vector wraps around at most once",
     EACH: "any other",
 }
 
 
-def cap_mode(group: int, layout: Layout, *, side_by_side: bool) -> int:
+def cap_mode(vec: int, layout: Layout, *, side_by_side: bool) -> int:
     if layout.caps == 1:
         return ONE
-    if layout.inner >= group:
+    if layout.inner >= vec:
         return SPAN
-    if layout.inner == 1 and layout.caps % group == 0 and side_by_side:
+    if layout.inner == 1 and layout.caps % vec == 0 and side_by_side:
         return ALIGNED
-    return RING if layout.inner == 1 and layout.caps >= group else EACH
+    return RING if layout.inner == 1 and layout.caps >= vec else EACH
 
 
 @dataclass(frozen=True)
 class FlatPlan:
-    """Elementwise passes: program p takes the groups ``[p * tile, (p + 1) * tile)``; the first `full` need no mask."""
+    """Elementwise passes: program p takes the vecs ``[p * tile, (p + 1) * tile)``; the first `full` need no mask."""
 
     numel: int
     tile: int
@@ -130,10 +130,10 @@ class FlatPlan:
 
 
 @remembered
-def flat_plan(group: int, numel: int, tile: int) -> FlatPlan:
-    # A small tensor needs no wider program than it has groups.
-    tile = min(tile, power_of_two(up_to(max(1, numel), group)))
-    return FlatPlan(numel, tile, numel // (tile * group), checked_programs(up_to(numel, tile * group)))
+def flat_plan(vec: int, numel: int, tile: int) -> FlatPlan:
+    # A small tensor needs no wider program than it has vecs.
+    tile = min(tile, power_of_two(up_to(max(1, numel), vec)))
+    return FlatPlan(numel, tile, numel // (tile * vec), checked_programs(up_to(numel, tile * vec)))
 
 
 def splits_wanted(sets: int, resident: int, waves: int) -> int:
@@ -143,16 +143,16 @@ def splits_wanted(sets: int, resident: int, waves: int) -> int:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Runs of one cap. A cap has outer * chunks pieces, each a stretch of one run.
+    """Runs of one cap. A cap has outer * segments_per_run segments, each a stretch of one run.
 
-    A program sums the pieces ``[split * per_split, (split + 1) * per_split)`` of one cap, `runs` pieces at a time, each
-    spread over `width` groups. Program b has cap ``b % caps``, split ``b // caps``. Unless a run is whole groups, the
-    elements before its first and after its last whole group are read one by one (`edges`).
+    A program sums the segments ``[split * per_split, (split + 1) * per_split)`` of one cap, `runs` segments at a time,
+    each spread over `width` vecs. Program b has cap ``b % caps``, split ``b // caps``. Unless a run is whole
+    vectors, the elements before its first and after its last whole vector are read one by one (`edges`).
     """
 
-    chunk: int
-    chunks: int
-    pieces: int
+    segment_size: int
+    segments_per_run: int
+    segments: int
     width: int
     runs: int
     per_split: int
@@ -161,34 +161,36 @@ class RowPlan:
     edges: bool
 
 
-def row_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> RowPlan:
-    chunk = max(1, min(layout.inner, tuning.row_tile * group))
-    chunks = up_to(layout.inner, chunk)
-    pieces = layout.outer * chunks
-    width = power_of_two(up_to(chunk, group))
-    runs = max(1, min(tuning.row_tile // width, power_of_two(max(1, pieces))))
+def row_plan(vec: int, layout: Layout, processors: int, tuning: Tuning) -> RowPlan:
+    segment_size = max(1, min(layout.inner, tuning.row_tile * vec))
+    segments_per_run = up_to(layout.inner, segment_size)
+    segments = layout.outer * segments_per_run
+    width = power_of_two(up_to(segment_size, vec))
+    runs = max(1, min(tuning.row_tile // width, power_of_two(max(1, segments))))
     wanted = splits_wanted(layout.caps, tuning.row_programs * processors, tuning.waves)
-    per_split = up_to(max(1, pieces), max(1, min(wanted, up_to(pieces, runs))))
+    per_split = up_to(max(1, segments), max(1, min(wanted, up_to(segments, runs))))
     per_split = up_to(per_split, runs) * runs
-    splits = max(1, up_to(pieces, per_split))
+    splits = max(1, up_to(segments, per_split))
     return RowPlan(
-        chunk, chunks, pieces, width, runs, per_split, splits, checked_programs(layout.caps * splits),
-        edges=layout.inner % group != 0,
+        segment_size, segments_per_run, segments, width, runs, per_split, splits,
+        checked_programs(layout.caps * splits),
+        edges=layout.inner % vec != 0,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ColumnPlan:
-    """Elements in walking order as rows of ``row = repeat * caps * inner`` elements, whole groups; the last may be cut.
+    """Elements in traversal order as rows of ``row = repeat * caps * inner`` elements: whole vectors; the last may be
+    cut.
 
-    A program sums each of `width` groups of columns over `per_program` rows, two by `height` rows at a time. Program b
+    A program sums each of `width` vecs of columns over `per_program` rows, two by `height` rows at a time. Program b
     has tile ``b % tiles``, row block ``b // tiles``.
     """
 
     repeat: int
     row: int
     rows: int
-    groups: int
+    vecs: int
     width: int
     height: int
     tiles: int
@@ -197,24 +199,24 @@ class ColumnPlan:
     programs: int
 
 
-def column_plan(group: int, layout: Layout, processors: int, tuning: Tuning) -> ColumnPlan:
-    least = group // math.gcd(layout.period, group)
+def column_plan(vec: int, layout: Layout, processors: int, tuning: Tuning) -> ColumnPlan:
+    least = vec // math.gcd(layout.period, vec)
     repeat = least
     if least > 1:
         # Narrow rows side by side, as long as some stay one below the other: they need a second launch anyway.
-        repeat *= max(1, min(up_to(LEAST_WIDTH * group, least * layout.period), layout.outer // least))
+        repeat *= max(1, min(up_to(LEAST_WIDTH * vec, least * layout.period), layout.outer // least))
     row = repeat * layout.period
-    rows, groups = up_to(layout.numel, row), row // group
+    rows, vecs = up_to(layout.numel, row), row // vec
     few_rows = up_to(tuning.column_tile, rows)
-    width = min(power_of_two(groups), tuning.column_tile, power_of_two(max(LEAST_WIDTH, few_rows)))
+    width = min(power_of_two(vecs), tuning.column_tile, power_of_two(max(LEAST_WIDTH, few_rows)))
     height = min(tuning.column_tile // width, power_of_two(rows))
-    tiles = up_to(groups, width)
+    tiles = up_to(vecs, width)
     wanted = splits_wanted(tiles, tuning.column_programs * processors, tuning.waves)
     per_program = max(LEAST_ROWS, 2 * height, up_to(rows, max(1, wanted)))
     per_program = up_to(per_program, height) * height
     row_blocks = up_to(rows, per_program)
     return ColumnPlan(
-        repeat, row, rows, groups, width, height, tiles, per_program, row_blocks, checked_programs(tiles * row_blocks)
+        repeat, row, rows, vecs, width, height, tiles, per_program, row_blocks, checked_programs(tiles * row_blocks)
     )
 
 
@@ -239,35 +241,35 @@ class BackwardPlan:
     programs: int
 
 
-def runs_by_rows(group: int, layout: Layout) -> bool:
-    return layout.caps == 1 or layout.inner >= group or layout.numel == 0
+def runs_by_rows(vec: int, layout: Layout) -> bool:
+    return layout.caps == 1 or layout.inner >= vec or layout.numel == 0
 
 
-def needs_64_bits(group: int, layout: Layout, reach: int) -> bool:
+def needs_64_bits(vec: int, layout: Layout, reach: int) -> bool:
     """Whether a kernel forms a number of an element, or an offset up to `reach`, that 32 bits do not hold.
 
     Numbers go beyond the last element before they are masked: to the end of a tile, or of a row of columns that is cut.
     """
-    beyond = LARGEST_TILE * group + (0 if runs_by_rows(group, layout) else group * layout.period)
+    beyond = LARGEST_TILE * vec + (0 if runs_by_rows(vec, layout) else vec * layout.period)
     return max(layout.numel, reach) + beyond >= 2**31
 
 
 @remembered
 def backward_plan(
-    group: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
+    vec: int, layout: Layout, processors: int, tuning: Tuning, *, one_cap_over_channels: bool
 ) -> BackwardPlan:
     """``one_cap_over_channels``: the layout counts channels, for the bias, and the one cap wants a gradient too."""
     if layout.caps == 0:
         return BackwardPlan(None, None, 0, 1, 0, 0, False, 1, 1, 0)
-    if runs_by_rows(group, layout):
-        rows = row_plan(group, layout, processors, tuning)
+    if runs_by_rows(vec, layout):
+        rows = row_plan(vec, layout, processors, tuning)
         second = one_cap_over_channels
         shared = rows.splits > 1
         return BackwardPlan(
             rows, None, layout.caps, rows.splits, rows.splits * layout.caps if shared or second else 0,
             layout.caps if shared and not second else 0, second, 1, 1, rows.programs,
         )  # fmt: skip
-    columns = column_plan(group, layout, processors, tuning)
+    columns = column_plan(vec, layout, processors, tuning)
     # A tile of columns that is a tile of caps is finished by its last program.
     second = one_cap_over_channels or layout.inner > 1 or columns.repeat > 1
     shared = columns.row_blocks > 1
@@ -277,17 +279,17 @@ def backward_plan(
     )  # fmt: skip
 
 
-SQUARES_TILE = 1024
-SQUARES_PER_PROGRAM = 8192
+PENALTY_TILE = 1024
+CAPS_PER_PROGRAM = 8192
 MOST_PENALTY_PROGRAMS = 64
 
 
 def penalty_programs(caps: int) -> int:
     """Programs of the forward launch that sum squares of caps."""
-    return min(max(1, up_to(caps, SQUARES_PER_PROGRAM)), MOST_PENALTY_PROGRAMS)
+    return min(max(1, up_to(caps, CAPS_PER_PROGRAM)), MOST_PENALTY_PROGRAMS)
 
 
-PIECE_OF_CAPS = 4096  # of one program, in the passes over many caps
+SEGMENT_OF_CAPS = 4096  # of one program, in the passes over many caps
 CAPS_PER_LAUNCH = 16
 
 
@@ -300,7 +302,7 @@ FINISH_TILE = 1024
 
 
 @dataclass(frozen=True)
-class FinishPlan:
+class ReductionPlan:
     """The second launch: `caps` caps at a time per program, `terms` of their partial sums at a time."""
 
     caps: int
@@ -309,8 +311,8 @@ class FinishPlan:
 
 
 @remembered
-def finish_plan(caps: int, terms: int) -> FinishPlan:
+def reduction_plan(caps: int, terms: int) -> ReductionPlan:
     side_by_side = min(32, power_of_two(max(1, caps)))
-    return FinishPlan(
+    return ReductionPlan(
         side_by_side, min(FINISH_TILE // side_by_side, power_of_two(max(1, terms))), up_to(caps, side_by_side)
     )

@@ -196,9 +196,9 @@ def _passes(device: torch.device, mebibytes: int) -> dict[str, list[Callable[[],
         for kind, shape in (("row", (rows, 64, 32, 32)), ("column", (rows * 64, 1024))):
             x = torch.randn(shape, device=device).to(dtype)
             cap = torch.full((shape[1],), 0.5, device=device)
-            grad, y = torch.randn_like(x), operators["forward"](x, cap, 1)
-            passes["flat"].append(partial(operators["forward"], x, cap, 1))
-            passes[kind].append(partial(operators["backward"], grad, y, cap, 1, (), True, True, None, None))
+            grad, y = torch.randn_like(x), operators["capped_relu"](x, cap, 1)
+            passes["flat"].append(partial(operators["capped_relu"], x, cap, 1))
+            passes[kind].append(partial(operators["capped_relu_backward"], grad, y, cap, 1, (), True, True, None, None))
     return passes
 
 

@@ -21,7 +21,7 @@ def test_a_second_call_of_the_same_kind_computes_nothing_anew() -> None:
     for _ in range(3):
         x, cap = torch.randn(4, 6, 5), torch.rand(6)
         found = of(x, cap, (0, 1, 2))
-        plan.flat_plan(found.group, found.numel, 256)
+        plan.flat_plan(found.vec, found.numel, 256)
     for remembered in (call.geometry_of, plan.flat_plan):
         info = remembered.cache_info()
         assert (info.misses, info.hits) == (1, 2)
@@ -33,7 +33,7 @@ def test_what_differs_is_not_taken_for_the_same() -> None:
     assert (dense.sizes, dict(dense.strides)) == ((), {"x": (), "y": (), "residual": ()})
     assert strided.sizes and strided.strides["x"] == strided.strides["y"] != ()
     assert of(x, torch.rand(1), (0, 1, 2)).layout != dense.layout
-    assert of(x.half(), torch.rand(6), (0, 1, 2)).group != dense.group
+    assert of(x.half(), torch.rand(6), (0, 1, 2)).vec != dense.vec
 
 
 def test_what_is_shared_by_calls_cannot_be_written() -> None:

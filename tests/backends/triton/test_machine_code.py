@@ -35,9 +35,9 @@ def _forward(shape: tuple[int, ...], caps: int, *, fused: bool = False) -> Calla
     def call(operators: dict[str, Any], dtype: torch.dtype) -> None:
         x, cap = torch.zeros(shape, dtype=dtype), torch.ones(caps)
         if fused:
-            operators["forward_extra"](x, cap, 1, True, 0.5, torch.zeros(shape[1]), torch.zeros_like(x))
+            operators["capped_relu_with_aux"](x, cap, 1, True, 0.5, torch.zeros(shape[1]), torch.zeros_like(x))
         else:
-            operators["forward"](x, cap, 1)
+            operators["capped_relu"](x, cap, 1)
 
     return call
 
@@ -48,20 +48,20 @@ def _backward(shape: tuple[int, ...], *, code: bool = False, bias: bool = False)
         size = -(-grad.numel() // 4)
         saved, order = (torch.zeros(size, dtype=torch.uint8), range(len(shape))) if code else (grad.clone(), ())
         weight = torch.ones(()) if bias else None
-        operators["backward"](grad, saved, cap, 1, order, True, True, 0.5, weight, cap if bias else None)
+        operators["capped_relu_backward"](grad, saved, cap, 1, order, True, True, 0.5, weight, cap if bias else None)
 
     return call
 
 
 def _tangent(operators: dict[str, Any], dtype: torch.dtype) -> None:
     u, cap = torch.zeros(IMAGES, dtype=dtype), torch.ones(IMAGES[1])
-    operators["tangent"](u, cap, u.clone(), cap, 1, ())
+    operators["capped_relu_jvp"](u, cap, u.clone(), cap, 1, ())
 
 
 def _surrogate(width: bool) -> Callable[..., object]:
     def call(operators: dict[str, Any], dtype: torch.dtype) -> None:
         grad, cap = torch.zeros(IMAGES, dtype=dtype), torch.ones(IMAGES[1])
-        operators["surrogate"](grad, grad.clone(), cap, 1, (), cap if width else None)
+        operators["capped_relu_surrogate_backward"](grad, grad.clone(), cap, 1, (), cap if width else None)
 
     return call
 
@@ -81,7 +81,7 @@ HOT: dict[str, tuple[Callable[..., object], int]] = {
     "backward of rows": (_backward(ROWS), 4),
     "backward of rows from the code, with everything": (_backward(ROWS, code=True, bias=True), 4),
     "backward of odd rows": (_backward(ODD_ROWS), 4),
-    "tangent": (_tangent, 6),
+    "capped_relu_jvp": (_tangent, 6),
     "surrogate straight through": (_surrogate(False), 6),
     "surrogate soft": (_surrogate(True), 4),
 }
@@ -98,21 +98,21 @@ def test_hot_launch(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dty
     launches = record(monkeypatch, lambda operators: call(operators, dtype))
     launch = launches[0]
     function = launch.machine_code(arch)
-    operands = 2 if "backward" in name or "everything" in name or name == "tangent" else 1
+    operands = 2 if "capped_relu_backward" in name or "everything" in name or name == "capped_relu_jvp" else 1
     assert most_before_a_store(function.code) >= 2 * (1 if "code" in name else operands), function.code
     assert wide_accesses(function.code, "STG")
     assert not local_accesses(function.code)
     assert function.stack == 0
     ceiling = register_ceiling(32 * launch.options["num_warps"], programs)
     assert function.registers <= ceiling, f"{function.registers} registers; {programs} programs need <= {ceiling}"
-    if len(launches) == 1 and "backward" in name and not launch.options["ALONE"]:
+    if len(launches) == 1 and "capped_relu_backward" in name and not launch.options["ALONE"]:
         check_fences_around_counts(function.code, after="CCTL.IVALL")
 
 
 def test_the_checks_see_a_narrow_access(monkeypatch: pytest.MonkeyPatch) -> None:
     # A misaligned slice: Triton may not assume 16 bytes.
     def call(operators: dict[str, Any]) -> None:
-        operators["forward"](torch.zeros(4097)[1:], torch.ones(()), 0)
+        operators["capped_relu"](torch.zeros(4097)[1:], torch.ones(()), 0)
 
     (launch,) = record(monkeypatch, call)
     function = launch.machine_code("sm_90")
@@ -123,28 +123,28 @@ def _every_operator(operators: dict[str, Any]) -> None:
     """Every kernel on operands that no fast path takes: strides, fp64, other dtypes, many caps."""
     x, cap = torch.zeros(6, 7, 10, dtype=torch.float64)[..., ::2], torch.ones(7, dtype=torch.float16)
     bias, one = torch.zeros(7, dtype=torch.bfloat16), torch.ones((), dtype=torch.float64)
-    y, code, _ = operators["forward_extra"](x, cap, 1, True, 0.5, bias, x)
-    operators["forward_extra_"](x, torch.ones(7, 5).t().contiguous().t(), 1, True, 0.5, None, None)
+    y, code, _ = operators["capped_relu_with_aux"](x, cap, 1, True, 0.5, bias, x)
+    operators["capped_relu_with_aux_"](x, torch.ones(7, 5).t().contiguous().t(), 1, True, 0.5, None, None)
     order = (0, 1, 2)
     for saved in (y, code, x):
-        operators["backward"](x, saved, cap, 1, order, True, True, 0.5, one, bias)
-        operators["tangent"](x, cap, saved, cap, 1, order)
-        operators["surrogate"](x, saved, cap, 1, order, None)
-    operators["surrogate"](x, y, cap, 1, order, torch.ones(7))
-    # Neuron caps, short runs, a bias under one cap; codes that lie otherwise than elements are walked.
+        operators["capped_relu_backward"](x, saved, cap, 1, order, True, True, 0.5, one, bias)
+        operators["capped_relu_jvp"](x, cap, saved, cap, 1, order)
+        operators["capped_relu_surrogate_backward"](x, saved, cap, 1, order, None)
+    operators["capped_relu_surrogate_backward"](x, y, cap, 1, order, torch.ones(7))
+    # Neuron caps, short runs, a bias under one cap; codes that lie otherwise than elements are traversed.
     for cap_shape in ((7, 5), ()):
         some = torch.ones(cap_shape)
         bias = torch.zeros(cap_shape or 7)
-        operators["backward"](x.float(), x.float(), some, 1, order, True, True, 0.5, one.float(), bias)
-        operators["backward"](x.float(), code, some, 1, (1, 0, 2), True, True, 0.5, one.float(), bias)
-    operators["backward"](x[:, :, :2].float(), x[:, :, :2].float(), cap, 1, order, True, True, None, None)
-    operators["saturation"](x, cap)
-    operators["saturation"](x, torch.ones(()))
+        operators["capped_relu_backward"](x.float(), x.float(), some, 1, order, True, True, 0.5, one.float(), bias)
+        operators["capped_relu_backward"](x.float(), code, some, 1, (1, 0, 2), True, True, 0.5, one.float(), bias)
+    operators["capped_relu_backward"](x[:, :, :2].float(), x[:, :, :2].float(), cap, 1, order, True, True, None, None)
+    operators["cap_saturation"](x, cap)
+    operators["cap_saturation"](x, torch.ones(()))
     many = [torch.ones(5, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)]
-    operators["penalty"](many, 0.5)
-    operators["penalty_backward"](one, many, 0.5)
+    operators["cap_penalty"](many, 0.5)
+    operators["cap_penalty_backward"](one, many, 0.5)
     wide = torch.ones(20_000)
-    operators["forward_extra"](torch.zeros(1, 20_000), wide, 1, False, 0.5)
+    operators["capped_relu_with_aux"](torch.zeros(1, 20_000), wide, 1, False, 0.5)
 
 
 def test_everything_else_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_everything_else_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         given = [argument is None for argument in launch.arguments]
         seen.setdefault(f"{launch.name} {options} {ranks} {given}", launch)
     assert {launch.name for launch in seen.values()} == {
-        "forward_kernel", "backward_rows_kernel", "backward_columns_kernel", "finish_kernel", "tangent_kernel",
+        "forward_kernel", "backward_rows_kernel", "backward_columns_kernel", "reduction_kernel", "tangent_kernel",
         "saturation_kernel", "surrogate_kernel", "penalty_kernel", "penalty_backward_kernel",
     }  # fmt: skip
     for launch in seen.values():

@@ -21,14 +21,14 @@ from dreluop.backends.triton.plan import (
     cap_mode,
     checked_programs,
     column_plan,
-    finish_plan,
     flat_plan,
-    group_of,
     launches_of,
     needs_64_bits,
     penalty_programs,
+    reduction_plan,
     row_plan,
     runs_by_rows,
+    vec_of,
 )
 
 TUNINGS = (Tuning(), INTERPRETER, Tuning(row_tile=128, column_tile=256, column_warps=8, waves=1, row_programs=1))
@@ -47,64 +47,64 @@ def layouts() -> list[Layout]:
     return list({layout: None for layout in [*small, *some, *large]})
 
 
-def elements_of_rows(plan: RowPlan, group: int, layout: Layout) -> Counter[int]:
-    """As backward_rows_kernel walks: groups of every piece, then what is left at both its ends."""
+def elements_of_rows(plan: RowPlan, vec: int, layout: Layout) -> Counter[int]:
+    """As backward_rows_kernel walks: vecs of every segment, then what is left at both its ends."""
     seen: Counter[int] = Counter()
     for program in range(plan.programs):
         split, cap = divmod(program, layout.caps)
-        for piece in range(split * plan.per_split, min(plan.pieces, (split + 1) * plan.per_split)):
-            run, chunk = divmod(piece, plan.chunks)
-            begin = (run * layout.caps + cap) * layout.inner + chunk * plan.chunk
-            stop = begin + min(plan.chunk, layout.inner - chunk * plan.chunk)
-            first = -(-begin // group)
-            whole = [g for g in range(first, first + plan.width) if (g + 1) * group <= stop]
-            seen.update(e for g in whole for e in range(g * group, (g + 1) * group))
+        for segment in range(split * plan.per_split, min(plan.segments, (split + 1) * plan.per_split)):
+            run, segment_size = divmod(segment, plan.segments_per_run)
+            begin = (run * layout.caps + cap) * layout.inner + segment_size * plan.segment_size
+            stop = begin + min(plan.segment_size, layout.inner - segment_size * plan.segment_size)
+            first = -(-begin // vec)
+            whole = [g for g in range(first, first + plan.width) if (g + 1) * vec <= stop]
+            seen.update(e for g in whole for e in range(g * vec, (g + 1) * vec))
             if plan.edges:
-                head_end = min(first * group, stop)
-                tail = max(stop // group * group, head_end)
-                assert head_end - begin <= group
-                assert stop - tail <= group
+                head_end = min(first * vec, stop)
+                tail = max(stop // vec * vec, head_end)
+                assert head_end - begin <= vec
+                assert stop - tail <= vec
                 seen.update(range(begin, head_end))
                 seen.update(range(tail, stop))
     return seen
 
 
-def elements_of_columns(plan: ColumnPlan, group: int, layout: Layout) -> Counter[int]:
+def elements_of_columns(plan: ColumnPlan, vec: int, layout: Layout) -> Counter[int]:
     """As backward_columns_kernel walks: whole rows, then the one that is cut."""
     seen: Counter[int] = Counter()
     whole_rows = layout.numel // plan.row
     for program in range(plan.programs):
         block, tile = divmod(program, plan.tiles)
-        groups = [g for g in range(tile * plan.width, (tile + 1) * plan.width) if g < plan.groups]
+        vecs = [g for g in range(tile * plan.width, (tile + 1) * plan.width) if g < plan.vecs]
         begin, end = block * plan.per_program, min(plan.rows, (block + 1) * plan.per_program)
         rows = list(range(begin, min(end, whole_rows))) + ([whole_rows] if end > whole_rows else [])
-        for row, g in itertools.product(rows, groups):
-            first = row * plan.row + g * group
-            seen.update(e for e in range(first, first + group) if e < layout.numel)
-            assert first % group == 0
+        for row, g in itertools.product(rows, vecs):
+            first = row * plan.row + g * vec
+            seen.update(e for e in range(first, first + vec) if e < layout.numel)
+            assert first % vec == 0
     return seen
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("tuning", TUNINGS, ids=["gpu", "interpreter", "other"])
 def test_every_element_belongs_to_one_program(tuning: Tuning, itemsize: int) -> None:
-    group = group_of(itemsize)
+    vec = vec_of(itemsize)
     by_rows = by_columns = 0
     for number, given in enumerate(layouts()):
         layout, processors = given.merged(), PROCESSORS[number % len(PROCESSORS)]
-        plan = backward_plan(group, layout, processors, tuning, one_cap_over_channels=False)
+        plan = backward_plan(vec, layout, processors, tuning, one_cap_over_channels=False)
         check_workspace(plan, layout)
         if layout.caps == 0 or (layout.numel > 20_000):
             continue
         if plan.rows is not None:
             by_rows += 1
             check_row_plan(plan.rows, layout, tuning)
-            seen = elements_of_rows(plan.rows, group, layout)
+            seen = elements_of_rows(plan.rows, vec, layout)
         else:
             assert plan.columns is not None
             by_columns += 1
-            check_column_plan(plan.columns, group, tuning)
-            seen = elements_of_columns(plan.columns, group, layout)
+            check_column_plan(plan.columns, vec, tuning)
+            seen = elements_of_columns(plan.columns, vec, layout)
         assert len(seen) == layout.numel, layout
         assert set(seen.values()) <= {1}, layout
     assert min(by_rows, by_columns) > 50, (by_rows, by_columns)
@@ -117,18 +117,18 @@ def check_row_plan(plan: RowPlan, layout: Layout, tuning: Tuning) -> None:
     assert plan.per_split % plan.runs == 0
     assert plan.programs == layout.caps * plan.splits
     if layout.numel:
-        # No program without a piece.
-        assert (plan.splits - 1) * plan.per_split < plan.pieces
+        # No program without a segment.
+        assert (plan.splits - 1) * plan.per_split < plan.segments
 
 
-def check_column_plan(plan: ColumnPlan, group: int, tuning: Tuning) -> None:
+def check_column_plan(plan: ColumnPlan, vec: int, tuning: Tuning) -> None:
     for size in (plan.width, plan.height):
         assert size & (size - 1) == 0
     assert plan.width * plan.height <= tuning.column_tile
-    assert plan.row == plan.groups * group
+    assert plan.row == plan.vecs * vec
     assert plan.per_program % plan.height == 0
     assert (plan.row_blocks - 1) * plan.per_program < plan.rows
-    assert (plan.tiles - 1) * plan.width < plan.groups
+    assert (plan.tiles - 1) * plan.width < plan.vecs
 
 
 def check_workspace(plan: BackwardPlan, layout: Layout) -> None:
@@ -159,12 +159,12 @@ def test_a_second_launch_only_where_caps_are_spread_over_tiles(one_cap_over_chan
 
 
 def test_usual_shapes_are_one_launch() -> None:
-    for group in (4, 8):
+    for vec in (4, 8):
         for layout in (
             Layout(32, 64, 784), Layout(32, 64, 49), Layout(4096, 1024, 1), Layout(25_088, 64, 1), Layout(1, 1, 2**24),
             Layout(256, 25_088, 1), Layout(64, 2048, 49),
         ):  # fmt: skip
-            assert not backward_plan(group, layout, 132, Tuning(), one_cap_over_channels=False).second_launch, layout
+            assert not backward_plan(vec, layout, 132, Tuning(), one_cap_over_channels=False).second_launch, layout
 
 
 def test_large_tensors_fill_the_device() -> None:
@@ -184,25 +184,25 @@ def test_numbers_of_elements_that_are_not_wide_fit_32_bits() -> None:
         caps, inner = generator.choice((1, 7, 64, 16_385, 1_000_001)), generator.choice((1, 2, 3, 49, 1 << 20))
         short = generator.randrange(1, 1 << generator.randrange(4, 30))
         layouts.append(Layout(max(1, (2**31 - short) // (caps * inner)), caps, inner))
-    narrow = 0
-    for layout, group, tuning in itertools.product(layouts, (2, 4, 8), (Tuning(), INTERPRETER, LARGEST)):
-        if layout.numel >= 2**31 or needs_64_bits(group, layout, 0):
+    downcast = 0
+    for layout, vec, tuning in itertools.product(layouts, (2, 4, 8), (Tuning(), INTERPRETER, LARGEST)):
+        if layout.numel >= 2**31 or needs_64_bits(vec, layout, 0):
             continue
-        narrow += 1
+        downcast += 1
         tile = tuning.flat_tile
-        assert flat_plan(group, layout.numel, tile).programs * tile * group < 2**31
-        if not runs_by_rows(group, layout):
-            columns = column_plan(group, layout, 132, tuning)
-            assert columns.rows * columns.row < 2**31, (layout, group)
-    assert narrow > 1000
+        assert flat_plan(vec, layout.numel, tile).programs * tile * vec < 2**31
+        if not runs_by_rows(vec, layout):
+            columns = column_plan(vec, layout, 132, tuning)
+            assert columns.rows * columns.row < 2**31, (layout, vec)
+    assert downcast > 1000
     assert needs_64_bits(8, Layout(2147, 1_000_001, 1), 0)
 
 
-@pytest.mark.parametrize("group", [4, 8])
-def test_flat_plan(group: int) -> None:
+@pytest.mark.parametrize("vec", [4, 8])
+def test_flat_plan(vec: int) -> None:
     for numel in [*range(200), *(2**k + d for k in range(8, 20) for d in (-1, 0, 1))]:
-        plan = flat_plan(group, numel, 256)
-        size = plan.tile * group
+        plan = flat_plan(vec, numel, 256)
+        size = plan.tile * vec
         assert plan.tile & (plan.tile - 1) == 0
         assert plan.programs * size >= numel > (plan.programs - 1) * size
         assert plan.full in (plan.programs, plan.programs - 1)
@@ -219,13 +219,13 @@ def test_index_beyond_32_bits() -> None:
         checked_programs(2**31)
 
 
-@pytest.mark.parametrize("group", [4, 8])
-def test_cap_mode(group: int) -> None:
+@pytest.mark.parametrize("vec", [4, 8])
+def test_cap_mode(vec: int) -> None:
     for layout in layouts():
-        mode = cap_mode(group, layout, side_by_side=True)
+        mode = cap_mode(vec, layout, side_by_side=True)
         assert (mode == ONE) == (layout.caps == 1)
-        if layout.caps > 1 and runs_by_rows(group, layout) and layout.numel:
-            assert layout.inner >= group
+        if layout.caps > 1 and runs_by_rows(vec, layout) and layout.numel:
+            assert layout.inner >= vec
     assert cap_mode(4, Layout(1, 8, 1), side_by_side=True) != cap_mode(4, Layout(1, 8, 1), side_by_side=False)
 
 
@@ -239,7 +239,7 @@ def test_launches_of_many_caps() -> None:
 
 def test_finish_plan() -> None:
     for caps, terms in itertools.product((1, 3, 64, 1000), (1, 7, 4096)):
-        plan = finish_plan(caps, terms)
+        plan = reduction_plan(caps, terms)
         assert (plan.programs - 1) * plan.caps < caps <= plan.programs * plan.caps
         assert plan.caps * plan.terms <= 1024
 
@@ -250,8 +250,8 @@ def test_finish_plan() -> None:
         ({"flat_tile": 100}, "flat_tile: got 100; expected a power of two"),
         ({"row_warps": 0}, "row_warps: got 0; expected a whole number"),
         ({"waves": 1.5}, "waves: got 1.5"),
-        ({"column_tile": 64}, "column_tile: got 64 groups for 128 threads"),
-        ({"row_warps": 64, "row_tile": 2048}, "row_tile: got 2048 groups for 2048 threads"),
+        ({"column_tile": 64}, "column_tile: got 64 vecs for 128 threads"),
+        ({"row_warps": 64, "row_tile": 2048}, "row_tile: got 2048 vecs for 2048 threads"),
     ],
 )
 def test_bad_launch_parameters(change: dict[str, int], message: str) -> None:

@@ -62,14 +62,14 @@ def launched(x: Tensor, cap: Tensor) -> Launch:
 def test_the_plan_is_the_operators(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x, cap = arguments(shape, dtype)
     mine = launched(x, cap)
-    (own,) = record(monkeypatch, lambda operators: operators["forward"](x, cap, 1))
+    (own,) = record(monkeypatch, lambda operators: operators["capped_relu"](x, cap, 1))
     assert mine.programs == own.programs
     assert mine.arguments[3:] == own.arguments[6:11]
     assert mine.options == {key: own.options[key] for key in mine.options}
     # What the kernel of few arguments does not pass on.
     assert own.arguments[2] is own.arguments[4] is own.arguments[5] is None
     assert own.arguments[12:16] == ((), (), (), ())
-    assert (own.options["BIAS_MODE"], own.options["PENALTY_PROGRAMS"], own.options["SQUARES_TILE"]) == (0, 0, 1024)
+    assert (own.options["BIAS_MODE"], own.options["PENALTY_PROGRAMS"], own.options["PENALTY_TILE"]) == (0, 0, 1024)
 
 
 def test_what_cannot_be_planned() -> None:
@@ -120,7 +120,7 @@ def test_what_the_compiler_sees(contender: str, monkeypatch: pytest.MonkeyPatch)
     ours = [name for name in names if "dreluop" in name]
     if contender in triton_op.OPAQUE:
         # Native is the default.
-        assert ours == [f"dreluop.forward.{'triton' if contender == 'opaque, Triton' else 'default'}"]
+        assert ours == [f"dreluop.capped_relu.{'triton' if contender == 'opaque, Triton' else 'default'}"]
         return
     assert ours == []
     if contender == triton_op.FUSED:

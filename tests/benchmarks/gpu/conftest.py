@@ -25,7 +25,7 @@ CARD: Card = {
     "cache_bytes": 50 * 2**20,
     "driver": "580.1",
 }
-WHO = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_CODE.name)
+WHO = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_MASK.name)
 CASES = [
     GpuCase("tiny image", "channel", (2, 3, 4, 5), torch.float32, WHO, in_place=False),
     GpuCase("tiny dense", "neuron", (4, 8), torch.bfloat16, WHO, in_place=False, addends=("bias", "residual")),

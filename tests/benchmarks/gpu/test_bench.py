@@ -39,7 +39,7 @@ def test_cases_cover_what_the_targets_speak_of() -> None:
     small = [case for case in plain if case.x_bytes <= 2**20]
     assert {case.granularity for case in small} == {"channel", "layer", "neuron"}
     assert {case.addends for case in found} == {(), ("bias",), ("residual",), ("bias", "residual")}
-    assert all({c.OURS.name, c.OURS_CODE.name} <= set(case.contenders) for case in found)
+    assert all({c.OURS.name, c.OURS_MASK.name} <= set(case.contenders) for case in found)
 
 
 def test_quick_cases_are_few() -> None:
@@ -93,7 +93,7 @@ def test_rows(case: suite.GpuCase, machine: Machine) -> None:
         assert (row["mode"], row["threads"]) == ("cold", None)
         assert row["peak_bytes"] == (None if who == c.COPY else 1 if pass_ == FORWARD else 2)
         code = -(-torch.Size(case.shape).numel() // 4)
-        if who == c.OURS_CODE.name:
+        if who == c.OURS_MASK.name:
             assert row["saved_bytes"] == code and (row["saves_x"], row["saves_y"]) == (False, False)
         if who == c.OURS.name:
             assert row["saved_bytes"] == 0 and (row["saves_x"], row["saves_y"]) == (False, True)
@@ -231,7 +231,11 @@ def test_targets(rows: list[suite.Row]) -> None:
     share = Target(FORWARD, c.COPY, 0.95, ("float32",))
     assert [verdict.met for verdict in judge(share, [large])] == [False]
     assert [verdict.met for verdict in judge(share, [row_like(large, fraction_of_copy=0.95)])] == [True]
-    for other in (row_like(large, addends=["bias"]), row_like(large, dtype="float64"), row_like(large, x_bytes=9)):
+    for other in (
+        row_like(large, addends=["bias"]),
+        row_like(large, dtype="float64"),
+        row_like(large, x_bytes=9),
+    ):
         assert judge(share, [other]) == []
     rival = row_like(large, contender=c.CLAMP.name, ms=4.0)
     assert judge(Target(FORWARD, c.CLAMP.name, 4), [large, rival])[0].met
@@ -248,7 +252,7 @@ def test_the_targets_of_the_plan() -> None:
     assert limits[BACKWARD, LAUNCHES, c.OURS.name, False] == 1
     assert limits[BOTH, c.RELU_MINIMUM.name, c.OURS.name, False] == 4
     assert limits[BOTH, c.COMPILED.name, c.OURS.name, False] == 1.15
-    assert limits[BOTH, c.COMPILED.name, c.OURS_CODE.name, False] == 1.3
+    assert limits[BOTH, c.COMPILED.name, c.OURS_MASK.name, False] == 1.3
     assert limits[BOTH, c.RELU_MINIMUM.name, c.OURS.name, True] == 2
 
 

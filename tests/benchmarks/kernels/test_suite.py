@@ -161,7 +161,7 @@ def test_cases_are_those_that_the_targets_need() -> None:
         assert all(c.OURS.name in case.contenders and case.in_place for case in of)
         assert any(case.threads is None for case in of)
     assert any(case.shape == suite.SMALL and c.RELU_MINIMUM.name in case.contenders for case in found)
-    expected = set(c.installed(tuple(c.CONTENDERS))) - {c.OURS_CODE.name, c.OURS_TRITON.name}
+    expected = set(c.installed(tuple(c.CONTENDERS))) - {c.OURS_MASK.name, c.OURS_TRITON.name}
     assert {name for case in found for name in case.contenders} == expected
     alone = [case for case in found if case.threads is not None]
     assert {case.threads for case in alone} == {1} and len({case.shape for case in alone}) == 2

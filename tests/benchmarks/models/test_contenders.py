@@ -15,7 +15,7 @@ from benchmarks.models.contenders import (
     CONTENDERS,
     FULL,
     FUSED,
-    FUSED_CODE,
+    FUSED_MASK,
     HEAD,
     IN_PLACE,
     OURS,
@@ -60,7 +60,7 @@ def test_the_same_outputs_and_gradients(name: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "against"), [*((name, REFERENCE) for name in CAPPED[1:]), (FUSED, OURS), (FUSED_CODE, OURS)]
+    ("name", "against"), [*((name, REFERENCE) for name in CAPPED[1:]), (FUSED, OURS), (FUSED_MASK, OURS)]
 )
 def test_the_same_in_half_precision(name: str, against: str) -> None:
     """bfloat16 often meets a cap exactly, where contenders send the gradient to different places, but ours to one."""
@@ -111,7 +111,7 @@ def test_what_each_contender_is_made_of() -> None:
         (OURS, False, 0, "output"),
         (IN_PLACE, True, 0, "output"),
         (FUSED, True, 1, "output"),
-        (FUSED_CODE, True, 1, "code"),
+        (FUSED_MASK, True, 1, "code"),
     ):
         ours = activations(name)
         assert len(ours) == ACTIVATIONS

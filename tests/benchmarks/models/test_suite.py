@@ -99,7 +99,7 @@ def test_rows(cases: list[suite.Case], place: Place) -> None:
             size = 6 * 8 * 64 * 4
             assert saved[OURS] == saved[IN_PLACE] == saved[FUSED] == saved[RELU]
             # A code takes 2 bits of an element's 32, and what the mean gets is then not kept.
-            assert saved[contenders.FUSED_CODE] == saved[OURS] + ACTIVATIONS * size // 16 - size
+            assert saved[contenders.FUSED_MASK] == saved[OURS] + ACTIVATIONS * size // 16 - size
             assert saved[c.RELU_MINIMUM.name] >= saved[OURS] + ACTIVATIONS * size
 
 

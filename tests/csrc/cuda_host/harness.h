@@ -186,7 +186,7 @@ inline double value(double x, double m) {
   return where == kInsideRegion ? x : where == kCappedRegion ? m : 0.0;
 }
 
-inline int code_at(const std::vector<uint8_t>& code, int64_t i) { return (code[i / 4] >> (2 * (i % 4))) & 3; }
+inline int mask_at(const std::vector<uint8_t>& mask, int64_t i) { return (mask[i / 4] >> (2 * (i % 4))) & 3; }
 
 // |got - sum| <= 8 eps * magnitude, then one rounding; not finite as the sum is not.
 inline void check_sum(const Array& got, int64_t i, long double sum, long double magnitude, double eps,

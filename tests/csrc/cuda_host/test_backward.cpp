@@ -7,15 +7,15 @@ namespace {
 
 struct Options {
   DType cap_dtype, bias_dtype;
-  bool dx = true, dcap = true, dbias = false, code = false, penalty = false, in_place = false;
-  int64_t gap = 0, shift = 0, cap_gap = 0, code_shift = 0;
+  bool dx = true, dcap = true, dbias = false, mask = false, penalty = false, in_place = false;
+  int64_t gap = 0, shift = 0, cap_gap = 0, mask_shift = 0;
   bool expanded_grad = false, transposed_y = false;
   bool constant = false;
   int multiprocessors = 2;
 };
 
 std::string describe(DType dtype, const Shape& shape, const Options& o) {
-  return shape.text() + (o.code ? " code" : " y") + " dtype " + std::to_string(static_cast<int>(dtype)) + " cap " +
+  return shape.text() + (o.mask ? " mask" : " y") + " dtype " + std::to_string(static_cast<int>(dtype)) + " cap " +
          std::to_string(static_cast<int>(o.cap_dtype)) + " gap " + std::to_string(o.gap) + " shift " +
          std::to_string(o.shift);
 }
@@ -52,8 +52,8 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
   if (o.expanded_grad) grad.strides = {0, 0, 0};
   const std::vector<int> y_order = o.transposed_y ? std::vector<int>{2, 1, 0} : std::vector<int>{0, 1, 2};
   Array y(dtype, shape.sizes(), y_order, 0, o.shift);
-  std::vector<uint8_t> codes(o.code_shift + (numel + 3) / 4, 0);
-  uint8_t* const code = codes.data() + o.code_shift;
+  std::vector<uint8_t> region_bits(o.mask_shift + (numel + 3) / 4, 0);
+  uint8_t* const mask = region_bits.data() + o.mask_shift;
   Array dx = o.in_place ? grad : Array(dtype, shape.sizes(), y_order, 0, o.shift);
   Array dcap = cap_array(o.cap_dtype, shape, o.cap_gap),
         dbias(o.bias_dtype, shape.cap_sizes(), shape.cap_order(), o.cap_gap);
@@ -65,18 +65,18 @@ void check_backward(DType dtype, const Shape& shape, const Options& o) {
     const double m = rounded(dtype, cap.get(c)), g = grad.get(i);
     y.set(i, value(x.get(i), m));
     const int where = region(x.get(i), m);
-    code[i / 4] = static_cast<uint8_t>(code[i / 4] | where << (2 * (i % 4)));
+    mask[i / 4] = static_cast<uint8_t>(mask[i / 4] | where << (2 * (i % 4)));
     expected[i] = where == kInsideRegion ? g : 0.0;
     if (where == kInsideRegion) to_bias.add(c, g);
     if (where == kCappedRegion) to_cap.add(shape.shared_cap ? 0 : c, g);
   }
   Backward pass;
   pass.grad = grad.operand();
-  if (o.code)
-    pass.code = code;
+  if (o.mask)
+    pass.mask = mask;
   else
     pass.y = y.operand();
-  if (!o.code || o.penalty) pass.cap = cap.per_cap();
+  if (!o.mask || o.penalty) pass.cap = cap.per_cap();
   if (o.dx) pass.dx = dx.operand();
   if (o.dcap) pass.dcap = dcap.per_cap();
   if (o.dbias) pass.dbias = dbias.per_cap();
@@ -106,7 +106,7 @@ Options variant_of(DType dtype, int variant) {
   Options o{};
   o.cap_dtype = variant < 6 || variant == 18 ? dtype : kDTypes[variant % 4];
   o.bias_dtype = kDTypes[(variant / 3) % 4];
-  o.code = variant % 2 == 1 || variant == 18;
+  o.mask = variant % 2 == 1 || variant == 18;
   o.dbias = variant == 2 || variant == 3 || variant == 9 || (variant >= 14 && variant < 18);
   o.dx = variant != 4 && variant != 14;
   o.dcap = variant != 5 && variant != 15;
@@ -117,7 +117,7 @@ Options variant_of(DType dtype, int variant) {
   o.cap_gap = variant == 12 || variant == 9 ? 3 : 0;
   o.expanded_grad = variant == 12 || variant == 13;
   o.transposed_y = variant == 10 || variant == 16;
-  o.code_shift = variant == 17 || variant == 18 ? 1 : 0;
+  o.mask_shift = variant == 17 || variant == 18 ? 1 : 0;
   if (variant >= 16) o.multiprocessors = variant == 16 ? 1 : 7;
   return o;
 }

@@ -7,7 +7,7 @@ namespace {
 
 struct Options {
   DType cap_dtype;
-  bool bias, residual, code, penalty, in_place;
+  bool bias, residual, mask, penalty, in_place;
   DType bias_dtype = DType::kFloat32;
   int64_t gap = 0, shift_x = 0, shift_y = 0, cap_gap = 0;
   bool transposed = false;
@@ -51,15 +51,15 @@ void check_forward(DType dtype, const Shape& shape, const Options& options) {
     expected[i] = value(t, m);
     regions[i] = region(t, m);
   }
-  std::vector<uint8_t> code((numel + 3) / 4, 0xff);
-  code.shrink_to_fit();
+  std::vector<uint8_t> mask((numel + 3) / 4, 0xff);
+  mask.shrink_to_fit();
   Forward pass;
   pass.x = x.operand();
   pass.y = y.operand();
   pass.residual = residual.operand();
   pass.cap = cap.per_cap();
   pass.bias = bias.per_cap();
-  if (options.code) pass.code = code.data();
+  if (options.mask) pass.mask = mask.data();
   double penalty = 0;
   float penalty32 = 0;
   const bool wide = options.cap_dtype == DType::kFloat64;
@@ -75,10 +75,10 @@ void check_forward(DType dtype, const Shape& shape, const Options& options) {
   for (int64_t i = 0; i < numel; ++i) {
     CHECK(same(y.get(i), expected[i]), which + " at " + std::to_string(i) + ": got " + std::to_string(y.get(i)) +
                                            ", expected " + std::to_string(expected[i]));
-    if (options.code) CHECK(code_at(code, i) == regions[i], which + " code at " + std::to_string(i));
+    if (options.mask) CHECK(mask_at(mask, i) == regions[i], which + " mask at " + std::to_string(i));
   }
-  if (options.code)
-    for (int64_t i = numel; i < static_cast<int64_t>(code.size()) * 4; ++i) CHECK(code_at(code, i) == 0, which);
+  if (options.mask)
+    for (int64_t i = numel; i < static_cast<int64_t>(mask.size()) * 4; ++i) CHECK(mask_at(mask, i) == 0, which);
   if (!options.penalty) return;
   long double sum = 0;
   for (int64_t c = 0; c < (shape.shared_cap ? 1 : shape.layout.caps); ++c) sum += 0.5L * cap.get(c) * cap.get(c);
@@ -149,7 +149,7 @@ int main() {
         options.bias = variant == 2 || variant == 6 || variant >= 12;
         options.bias_dtype = kDTypes[(variant / 2) % 4];
         options.residual = variant == 3 || variant == 7 || variant == 13;
-        options.code = variant % 3 == 1;
+        options.mask = variant % 3 == 1;
         options.penalty = variant % 5 == 4;
         options.in_place = variant == 5 || variant == 8 || variant == 12;
         options.gap = variant == 8 || variant == 9 ? 2 : 0;
@@ -157,7 +157,7 @@ int main() {
         options.shift_y = variant == 10 || variant == 14 ? 1 : 0;
         options.cap_gap = variant == 11 || variant == 15 ? 3 : 0;
         options.transposed = variant == 14;
-        if (variant == 13) options.shift_y = 1, options.code = false;
+        if (variant == 13) options.shift_y = 1, options.mask = false;
         check_forward(dtype, shape, options);
         ++runs;
       }

@@ -20,7 +20,7 @@ const Shape kShapes[] = {{{1, 1, 1}},
                          {{4, 6, 9}, true},
                          {{300, 5, 3}}};
 
-void check_tangent(DType dtype, const Shape& shape, bool with_v, bool with_code, int64_t shift, DType cap_dtype) {
+void check_tangent(DType dtype, const Shape& shape, bool with_v, bool with_mask, int64_t shift, DType cap_dtype) {
   const std::string which = "tangent " + shape.text() + " dtype " + std::to_string(static_cast<int>(dtype));
   Described described(dtype, shape);
   const int64_t numel = shape.numel();
@@ -28,51 +28,51 @@ void check_tangent(DType dtype, const Shape& shape, bool with_v, bool with_code,
   Array u = Array(dtype, shape.sizes(), {0, 1, 2}, shift, shift).fill(), y(dtype, shape.sizes(), {0, 1, 2}, 0, shift);
   Array cap = cap_array(cap_dtype, shape).fill(), v = cap_array(cap_dtype, shape).fill();
   Array out(dtype, shape.sizes(), {2, 1, 0}, 0, shift);
-  std::vector<uint8_t> code((numel + 3) / 4, 0);
+  std::vector<uint8_t> mask((numel + 3) / 4, 0);
   for (int64_t i = 0; i < numel; ++i) {
     const double m = rounded(dtype, cap.get(shape.cap_of(i)));
     y.set(i, value(x.get(i), m));
-    code[i / 4] = static_cast<uint8_t>(code[i / 4] | region(x.get(i), m) << (2 * (i % 4)));
+    mask[i / 4] = static_cast<uint8_t>(mask[i / 4] | region(x.get(i), m) << (2 * (i % 4)));
   }
   Tangent pass;
   pass.u = u.operand();
   pass.out = out.operand();
-  if (with_code)
-    pass.code = code.data();
+  if (with_mask)
+    pass.mask = mask.data();
   else
     pass.y = y.operand(), pass.cap = cap.per_cap();
   if (with_v) pass.v = v.per_cap();
   CHECK(tangent(described.problem, pass).ok(), which);
   for (int64_t i = 0; i < numel; ++i) {
-    const int where = code_at(code, i);
+    const int where = mask_at(mask, i);
     const double at_cap = with_v && where == kCappedRegion ? rounded(dtype, v.get(shape.cap_of(i))) : 0.0;
     CHECK(same(out.get(i), where == kInsideRegion ? u.get(i) : at_cap), which + " at " + std::to_string(i));
   }
 }
 
-void check_straight_through(DType dtype, const Shape& shape, bool with_code, int64_t shift, DType cap_dtype) {
+void check_straight_through(DType dtype, const Shape& shape, bool with_mask, int64_t shift, DType cap_dtype) {
   const std::string which = "straight through " + shape.text() + " dtype " + std::to_string(static_cast<int>(dtype));
   Described described(dtype, shape);
   const int64_t numel = shape.numel();
   Array x = Array(dtype, shape.sizes(), {0, 1, 2}).fill(), cap = cap_array(cap_dtype, shape).fill();
   Array g = Array(dtype, shape.sizes(), {0, 1, 2}, shift, shift).fill(), y(dtype, shape.sizes(), {0, 1, 2}, 0, shift);
   Array dx(dtype, shape.sizes(), {2, 1, 0}, 0, shift);
-  std::vector<uint8_t> code((numel + 3) / 4, 0);
+  std::vector<uint8_t> mask((numel + 3) / 4, 0);
   for (int64_t i = 0; i < numel; ++i) {
     const double m = rounded(dtype, cap.get(shape.cap_of(i)));
     y.set(i, value(x.get(i), m));
-    code[i / 4] = static_cast<uint8_t>(code[i / 4] | region(x.get(i), m) << (2 * (i % 4)));
+    mask[i / 4] = static_cast<uint8_t>(mask[i / 4] | region(x.get(i), m) << (2 * (i % 4)));
   }
   Surrogate pass;
   pass.grad = g.operand();
   pass.dx = dx.operand();
-  if (with_code)
-    pass.code = code.data();
+  if (with_mask)
+    pass.mask = mask.data();
   else
     pass.saved = y.operand();
   CHECK(surrogate(described.problem, pass).ok(), which);
   for (int64_t i = 0; i < numel; ++i)
-    CHECK(same(dx.get(i), code_at(code, i) != kOffRegion ? g.get(i) : 0.0), which + " at " + std::to_string(i));
+    CHECK(same(dx.get(i), mask_at(mask, i) != kOffRegion ? g.get(i) : 0.0), which + " at " + std::to_string(i));
 }
 
 void check_soft(DType dtype, const Shape& shape, int64_t shift, DType cap_dtype, DType width_dtype) {
@@ -114,22 +114,22 @@ void check_saturation(DType dtype, const Shape& shape, int64_t shift, DType cap_
   std::vector<int64_t> counts(3 * caps, -1), expected(3 * caps, 0);
   const Array one(DType::kFloat64, shape.cap_sizes(), shape.cap_order());
   const int64_t samples = shape.layout.outer, sample_inner = caps * shape.layout.inner;
-  std::vector<uint8_t> live(samples, 7), expected_live(samples, 0);
+  std::vector<uint8_t> has_gradient(samples, 7), expected_has_gradient(samples, 0);
   for (int64_t i = 0; i < numel; ++i) {
     const int where = region(x.get(i), rounded(dtype, cap.get(shape.cap_of(i))));
     ++expected[where * caps + one.at(shape.cap_of(i))];
-    if (where == kInsideRegion) expected_live[i / sample_inner] = 1;
+    if (where == kInsideRegion) expected_has_gradient[i / sample_inner] = 1;
   }
   Saturation pass;
   pass.x = x.operand();
   pass.cap = cap.per_cap();
   pass.counts = counts.data();
   pass.counts_strides = one.strides.data();
-  pass.live = live.data();
+  pass.has_gradient = has_gradient.data();
   pass.samples = samples;
   pass.sample_inner = sample_inner;
   CHECK(saturation(described.problem, pass).ok(), which);
-  CHECK(counts == expected && live == expected_live, which);
+  CHECK(counts == expected && has_gradient == expected_has_gradient, which);
 }
 
 void check_penalty(const std::vector<int64_t>& sizes, DType result_dtype, bool strided) {

@@ -1,6 +1,6 @@
-"""Elements of x: the scalar rule (csrc/include/dreluop/semantics.h), where they lie, which caps they use, their codes.
+"""Elements of x: the scalar rule (csrc/include/dreluop/semantics.h), their addresses, their caps, the packed mask.
 
-Groups are tiles of shape [groups, VEC]; masks that are the same over a group leave its 16-byte accesses whole.
+Vectors are tiles of shape [vecs, VEC]; masks that are the same over a vector leave its 16-byte accesses whole.
 """
 
 import triton
@@ -19,7 +19,7 @@ CAPPED = tl.constexpr(2)
 
 
 @triton.jit
-def widen(value):
+def upcast(value):
     """For comparing and adding: fp32, or fp64."""
     if value.dtype == tl.float64:
         wide = value
@@ -35,38 +35,38 @@ def widen(value):
 def round_to(value, dtype: tl.constexpr):
     """`value` in another dtype, by way of fp32 where it is narrower, as torch rounds."""
     if dtype == tl.float64:
-        result = widen(value).to(tl.float64)
+        result = upcast(value).to(tl.float64)
     elif INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the low bits off where it should round.
-        single = widen(value).to(tl.float32)
+        single = upcast(value).to(tl.float32)
         bits = single.to(tl.uint32, bitcast=True)
         rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
         result = tl.where(single != single, 0x7FC0, rounded).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        result = widen(value).to(tl.float32).to(dtype)
+        result = upcast(value).to(tl.float32).to(dtype)
     return result
 
 
 @triton.jit
 def capped_value(x, m):
     """max(0, min(x, m)), NaN where either is; +0 wherever it is off. A selection: nothing is rounded."""
-    wide_x = widen(x)
-    smaller = tl.where((wide_x < widen(m)) | (wide_x != wide_x), x, m)
-    wide = widen(smaller)
+    wide_x = upcast(x)
+    smaller = tl.where((wide_x < upcast(m)) | (wide_x != wide_x), x, m)
+    wide = upcast(smaller)
     # Not `> 0 or NaN` selecting the value: -0.0 must not pass.
     return tl.where(wide <= 0, tl.zeros_like(smaller), smaller)
 
 
 @triton.jit
 def is_inside(y, m):
-    wide = widen(y)
-    return ((wide > 0) & (wide < widen(m))) | (wide != wide)
+    wide = upcast(y)
+    return ((wide > 0) & (wide < upcast(m))) | (wide != wide)
 
 
 @triton.jit
 def is_capped(y, m):
-    wide = widen(m)
-    return (widen(y) == wide) & (wide > 0)
+    wide = upcast(m)
+    return (upcast(y) == wide) & (wide > 0)
 
 
 @triton.jit
@@ -100,7 +100,7 @@ def cap_of(i, inner, caps):
 
 @triton.jit
 def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl.constexpr):
-    """What belongs to the caps of groups that begin at elements ``first``: [1, 1] for one cap, else [groups, VEC]."""
+    """What belongs to the caps of vecs that begin at elements ``first``: [1, 1] for one cap, else [vecs, VEC]."""
     e = tl.arange(0, VEC)[None, :]
     if MODE == ONE:
         values = tl.load(source + tl.zeros((1, 1), tl.int32))
@@ -109,7 +109,7 @@ def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl
         cap = run % caps
         left = inner - (first - run * inner)
         after = tl.where(cap + 1 == caps, 0, cap + 1)
-        # Loaded for every group: as cheap as asking which need it.
+        # Loaded for every vec: as cheap as asking which need it.
         one = tl.load(source + cap * stride)
         following = tl.load(source + after * stride)
         values = tl.where(e < left[:, None], one[:, None], following[:, None])
@@ -124,30 +124,30 @@ def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl
 
 
 @triton.jit
-def store_codes(code, first, regions, numel, VEC: tl.constexpr, GROUPS: tl.constexpr, MASKED: tl.constexpr):
-    """Two bits per element, four to a byte from the low bits up; a group is whole bytes."""
+def store_packed(packed, first, regions, numel, VEC: tl.constexpr, VECS: tl.constexpr, MASKED: tl.constexpr):
+    """Two bits per element, four to a byte from the low bits up; a vector is whole bytes."""
     shift = (tl.arange(0, VEC) % 4 * 2)[None, :]
-    packed = tl.sum((regions << shift).reshape(GROUPS, VEC // 4, 4), axis=2).to(tl.uint8)
+    packed = tl.sum((regions << shift).reshape(VECS, VEC // 4, 4), axis=2).to(tl.uint8)
     byte = (first // 4)[:, None] + tl.arange(0, VEC // 4)[None, :]
     if MASKED:
-        tl.store(code + byte, packed, mask=byte * 4 < numel)
+        tl.store(packed + byte, packed, mask=byte * 4 < numel)
     else:
-        tl.store(code + byte, packed)
+        tl.store(packed + byte, packed)
 
 
 @triton.jit
-def region_of_code(code, i, mask, sizes, strides, step):
+def region_of_packed(packed, i, mask, sizes, strides, step):
     """The region of each element, read one by one."""
     place = offset_of(i, sizes, strides)
-    byte = load(code + (place // 4) * step, mask).to(tl.int32)
+    byte = load(packed + (place // 4) * step, mask).to(tl.int32)
     return (byte >> ((place % 4) * 2).to(tl.int32)) & 3
 
 
 @triton.jit
-def region_of_groups(code, group, mask, VEC: tl.constexpr):
-    """The regions of whole groups of a code that lies as elements are walked: one access per group."""
+def regions_of_vecs(packed, vec, mask, VEC: tl.constexpr):
+    """The regions of whole vectors of a packed mask in traversal order: one access per vec."""
     if VEC == 8:
-        word = load(code.to(tl.pointer_type(tl.uint16)) + group, mask)
+        word = load(packed.to(tl.pointer_type(tl.uint16)) + vec, mask)
     else:
-        word = load(code + group, mask)
+        word = load(packed + vec, mask)
     return (word.to(tl.int32)[:, None] >> (tl.arange(0, VEC) * 2)[None, :]) & 3

@@ -14,35 +14,35 @@ from dreluop.backends.triton.kernels.elements import (
     load,
     offset_of,
     read_per_cap,
-    region_of_code,
-    region_of_groups,
+    region_of_packed,
+    regions_of_vecs,
     round_to,
 )
 
 
 @triton.jit
 def _tangent_tile(
-    u, v, y, code, out, cap, group, numel, inner, caps, cap_stride, v_stride,
-    sizes, u_strides, y_strides, out_strides, code_strides, code_step,
+    u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride,
+    sizes, u_strides, y_strides, out_strides, packed_strides, packed_step,
     VEC: tl.constexpr, MODE: tl.constexpr, V_MODE: tl.constexpr, AT_ONCE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    first = group * VEC
+    first = vec * VEC
     i = first[:, None] + tl.arange(0, VEC)[None, :]
     mask = None
     if MASKED:
         mask = i < numel
     dtype: tl.constexpr = u.dtype.element_ty
     given = load(u + offset_of(i, sizes, u_strides), mask)
-    if code is None:
-        kept = load(y + offset_of(i, sizes, y_strides), mask)
+    if packed is None:
+        saved = load(y + offset_of(i, sizes, y_strides), mask)
         m = round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype)
-        inside = is_inside(kept, m)
-        capped = is_capped(kept, m)
+        inside = is_inside(saved, m)
+        capped = is_capped(saved, m)
     else:
         if AT_ONCE:
-            region = region_of_groups(code, group, None, VEC)
+            region = regions_of_vecs(packed, vec, None, VEC)
         else:
-            region = region_of_code(code, i, mask, sizes, code_strides, code_step)
+            region = region_of_packed(packed, i, mask, sizes, packed_strides, packed_step)
         inside = region == INSIDE
         capped = region == CAPPED
     other = tl.zeros_like(given)
@@ -52,41 +52,41 @@ def _tangent_tile(
 
 
 @triton.jit(do_not_specialize=["numel", "full", "inner", "caps", "sizes", "u_strides", "y_strides", "out_strides",
-                               "code_strides", "code_step"])  # fmt: skip
+                               "packed_strides", "packed_step"])  # fmt: skip
 def tangent_kernel(
-    u, v, y, code, out, cap, numel, full, inner, caps, cap_stride, v_stride,
-    sizes, u_strides, y_strides, out_strides, code_strides, code_step,
+    u, v, y, packed, out, cap, numel, full, inner, caps, cap_stride, v_stride,
+    sizes, u_strides, y_strides, out_strides, packed_strides, packed_step,
     TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, V_MODE: tl.constexpr, WIDE: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """u where inside, v of the cap where capped, else 0."""
     program = tl.program_id(0)
-    group = program * TILE + tl.arange(0, TILE)
+    vec = program * TILE + tl.arange(0, TILE)
     if WIDE:
-        group = program.to(tl.int64) * TILE + tl.arange(0, TILE)
+        vec = program.to(tl.int64) * TILE + tl.arange(0, TILE)
     if program < full:
         _tangent_tile(
-            u, v, y, code, out, cap, group, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
-            out_strides, code_strides, code_step, VEC, MODE, V_MODE, AT_ONCE, False,
+            u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
+            out_strides, packed_strides, packed_step, VEC, MODE, V_MODE, AT_ONCE, False,
         )  # fmt: skip
     else:
         _tangent_tile(
-            u, v, y, code, out, cap, group, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
-            out_strides, code_strides, code_step, VEC, MODE, V_MODE, False, True,
+            u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
+            out_strides, packed_strides, packed_step, VEC, MODE, V_MODE, False, True,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["numel", "inner", "caps", "sizes", "x_strides", "cap_sizes", "counts_strides",
                                "sample_inner", "samples"])  # fmt: skip
 def saturation_kernel(
-    x, cap, counts, live, numel, inner, caps, cap_stride, sizes, x_strides, cap_sizes, counts_strides,
+    x, cap, counts, has_gradient, numel, inner, caps, cap_stride, sizes, x_strides, cap_sizes, counts_strides,
     sample_inner, samples, TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Counts of off, inside and capped elements per cap, added in any order: they are whole numbers."""
-    group = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    vec = tl.program_id(0) * TILE + tl.arange(0, TILE)
     if WIDE:
-        group = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    first = group * VEC
+        vec = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    first = vec * VEC
     i = first[:, None] + tl.arange(0, VEC)[None, :]
     mask = i < numel
     values = load(x + offset_of(i, sizes, x_strides), mask)
@@ -96,7 +96,7 @@ def saturation_kernel(
     capped = is_capped(y, m) & mask
     off = mask & (inside == 0) & (capped == 0)
     # All write the same.
-    tl.store(live + (i // sample_inner) % samples, tl.full((TILE, VEC), 1, tl.uint8), mask=inside)
+    tl.store(has_gradient + (i // sample_inner) % samples, tl.full((TILE, VEC), 1, tl.uint8), mask=inside)
     if MODE == ONE:
         one = tl.arange(0, 1)
         tl.atomic_add(counts + one, tl.sum(tl.sum(off.to(tl.int64), axis=1), axis=0) + one, sem="relaxed")

@@ -32,7 +32,7 @@ def sum_tile(value, error):
 
 
 @triton.jit
-def arrives_last(counter, expected):
+def is_last_program(counter, expected):
     """Whether this program is the last of `expected` to get here: it sees all that the others wrote before."""
     # The count is released by one thread for what all threads of the program wrote.
     tl.debug_barrier()

@@ -8,10 +8,10 @@ from dreluop.backends.triton.kernels.elements import (
     load,
     offset_of,
     read_per_cap,
-    region_of_code,
-    region_of_groups,
+    region_of_packed,
+    regions_of_vecs,
     round_to,
-    widen,
+    upcast,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -84,11 +84,11 @@ def _softened(g, x, m, width, ROUNDED: tl.constexpr):
 
 @triton.jit
 def _tile(
-    grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
-    sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+    grad, saved, packed, out, cap, width, vec, numel, inner, caps, cap_stride, width_stride,
+    sizes, grad_strides, saved_strides, out_strides, packed_strides, packed_step,
     VEC: tl.constexpr, MODE: tl.constexpr, WIDTH_MODE: tl.constexpr, AT_ONCE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    first = group * VEC
+    first = vec * VEC
     i = first[:, None] + tl.arange(0, VEC)[None, :]
     mask = None
     if MASKED:
@@ -97,43 +97,43 @@ def _tile(
     g = load(grad + offset_of(i, sizes, grad_strides), mask)
     if width is not None:
         x = load(saved + offset_of(i, sizes, saved_strides), mask)
-        m = widen(round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype))
+        m = upcast(round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype))
         w = read_per_cap(width, width_stride, first, inner, caps, VEC, WIDTH_MODE)
-        wide = widen(g)
-        result = round_to(_softened(wide, widen(x), m, round_to(w, wide.dtype), dtype == tl.float32), dtype)
+        wide = upcast(g)
+        result = round_to(_softened(wide, upcast(x), m, round_to(w, wide.dtype), dtype == tl.float32), dtype)
     else:
-        if code is None:
-            y = widen(load(saved + offset_of(i, sizes, saved_strides), mask))
+        if packed is None:
+            y = upcast(load(saved + offset_of(i, sizes, saved_strides), mask))
             passes = (y > 0) | (y != y)
         elif AT_ONCE:
-            passes = region_of_groups(code, group, None, VEC) != OFF
+            passes = regions_of_vecs(packed, vec, None, VEC) != OFF
         else:
-            passes = region_of_code(code, i, mask, sizes, code_strides, code_step) != OFF
+            passes = region_of_packed(packed, i, mask, sizes, packed_strides, packed_step) != OFF
         result = tl.where(passes, g, tl.zeros_like(g))
     tl.store(out + offset_of(i, sizes, out_strides), result, mask=mask)
 
 
 @triton.jit(do_not_specialize=["numel", "full", "inner", "caps", "sizes", "grad_strides", "saved_strides",
-                               "out_strides", "code_strides", "code_step"])  # fmt: skip
+                               "out_strides", "packed_strides", "packed_step"])  # fmt: skip
 def surrogate_kernel(
-    grad, saved, code, out, cap, width, numel, full, inner, caps, cap_stride, width_stride,
-    sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+    grad, saved, packed, out, cap, width, numel, full, inner, caps, cap_stride, width_stride,
+    sizes, grad_strides, saved_strides, out_strides, packed_strides, packed_step,
     TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, WIDTH_MODE: tl.constexpr, WIDE: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    group = program * TILE + tl.arange(0, TILE)
+    vec = program * TILE + tl.arange(0, TILE)
     if WIDE:
-        group = program.to(tl.int64) * TILE + tl.arange(0, TILE)
+        vec = program.to(tl.int64) * TILE + tl.arange(0, TILE)
     if program < full:
         _tile(
-            grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
-            sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+            grad, saved, packed, out, cap, width, vec, numel, inner, caps, cap_stride, width_stride,
+            sizes, grad_strides, saved_strides, out_strides, packed_strides, packed_step,
             VEC, MODE, WIDTH_MODE, AT_ONCE, False,
         )  # fmt: skip
     else:
         _tile(
-            grad, saved, code, out, cap, width, group, numel, inner, caps, cap_stride, width_stride,
-            sizes, grad_strides, saved_strides, out_strides, code_strides, code_step,
+            grad, saved, packed, out, cap, width, vec, numel, inner, caps, cap_stride, width_stride,
+            sizes, grad_strides, saved_strides, out_strides, packed_strides, packed_step,
             VEC, MODE, WIDTH_MODE, False, True,
         )  # fmt: skip

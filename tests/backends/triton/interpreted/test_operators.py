@@ -1,5 +1,5 @@
 """What the operators' own tests (tests/ops, with this backend) do not reach: how launches are cut as for a GPU, 64-bit
-offsets, codes that lie anyhow, many dimensions, many caps, which calls are one launch."""
+offsets, masks that lie anyhow, many dimensions, many caps, which calls are one launch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = (
     Case((70, 4, 3), (4, 3)),
     Case((2, 8, 7, 7), (8,), layout="channels_last"),
     Case((7, 3, 2, 3), (3, 2, 3), layout="channels_last"),
-    Case((3, 4, 33), (4,), layout="narrow"),
+    Case((3, 4, 33), (4,), layout="downcast"),
     Case((19, 30), (30,), layout="expanded_last"),
 )
 IN_FP64 = (CASES[1], CASES[3], CASES[5])
@@ -76,19 +76,19 @@ def test_tiles_of_a_gpu(small_tiles: None, case: Case, dtype: torch.dtype) -> No
     bias_shape = case.cap_shape if len(case.cap_shape) > 1 else (case.shape[case.dim],) if with_bias else ()
     bias = torch.randn(bias_shape) if with_bias else None
     residual = case.grad(dtype, seed=5) if with_bias else None
-    y, code, penalty = TRITON["forward_extra"](x, cap, case.dim, True, 0.37, bias, residual)
-    want = reference.forward_extra(x, cap, case.dim, True, 0.37, bias, residual)
-    compare((y, code, penalty), want, 2)
-    order = reference.code_order(y, cap)
-    for saved in (y, code):
+    y, mask, penalty = TRITON["capped_relu_with_aux"](x, cap, case.dim, True, 0.37, bias, residual)
+    want = reference.capped_relu_with_aux(x, cap, case.dim, True, 0.37, bias, residual)
+    compare((y, mask, penalty), want, 2)
+    order = reference.mask_order(y, cap)
+    for saved in (y, mask):
         compare(
-            gradients(TRITON["backward"], grad, saved, cap, case.dim, order, bias),
-            gradients(reference.backward, grad, saved, cap, case.dim, order, bias), 1,
+            gradients(TRITON["capped_relu_backward"], grad, saved, cap, case.dim, order, bias),
+            gradients(reference.capped_relu_backward, grad, saved, cap, case.dim, order, bias), 1,
         )  # fmt: skip
         v = torch.randn(cap.shape).to(dtype)
         arguments = (grad, v, saved, cap, case.dim, order)
-        compare((TRITON["tangent"](*arguments),), (reference.tangent(*arguments),), 1)
-    compare(TRITON["saturation"](x, cap, case.dim), reference.saturation(x, cap, case.dim), 2)
+        compare((TRITON["capped_relu_jvp"](*arguments),), (reference.capped_relu_jvp(*arguments),), 1)
+    compare(TRITON["cap_saturation"](x, cap, case.dim), reference.cap_saturation(x, cap, case.dim), 2)
 
 
 @pytest.mark.parametrize("case", CASES[3:6], ids=str)
@@ -117,30 +117,32 @@ def test_when_offsets_need_64_bits() -> None:
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)], ids=str)
 @pytest.mark.parametrize("cap_shape", [(), (5,), (5, 6)], ids=str)
 @pytest.mark.parametrize("laid_out", ["as it is", "misaligned", "every second byte"])
-def test_code_in_any_order_and_place(cap_shape: tuple[int, ...], order: tuple[int, ...], laid_out: str) -> None:
+def test_mask_in_any_order_and_place(cap_shape: tuple[int, ...], order: tuple[int, ...], laid_out: str) -> None:
     grad, cap = torch.randn(7, 5, 6).to(torch.bfloat16), torch.rand(cap_shape)
     regions = torch.randint(0, 3, grad.shape)
-    code = reference.pack(regions == 1, regions == 2, order)
+    mask = reference.pack(regions == 1, regions == 2, order)
     if laid_out == "misaligned":
-        code = torch.cat([code[:1], code])[1:]
+        mask = torch.cat([mask[:1], mask])[1:]
     elif laid_out == "every second byte":
-        code = code.repeat_interleave(2)[::2]
+        mask = mask.repeat_interleave(2)[::2]
     compare(
-        gradients(TRITON["backward"], grad, code, cap, 1, order),
-        gradients(reference.backward, grad, code, cap, 1, order), 1,
+        gradients(TRITON["capped_relu_backward"], grad, mask, cap, 1, order),
+        gradients(reference.capped_relu_backward, grad, mask, cap, 1, order), 1,
     )  # fmt: skip
-    arguments = (grad, torch.randn(cap_shape), code, cap, 1, order)
-    compare((TRITON["tangent"](*arguments),), (reference.tangent(*arguments),), 1)
+    arguments = (grad, torch.randn(cap_shape), mask, cap, 1, order)
+    compare((TRITON["capped_relu_jvp"](*arguments),), (reference.capped_relu_jvp(*arguments),), 1)
 
 
 def test_many_dimensions_that_do_not_merge() -> None:
     x = torch.randn(3, 5, 3, 5, 3, 5, 3, 5)[..., ::2, ::2][:, ::2, ::2, ::2, ::2, ::2]
     cap = torch.rand(x.shape[1]) + 0.3
-    y = TRITON["forward"](x, cap, 1)
-    compare((y,), (reference.forward(x, cap, 1),), 1)
+    y = TRITON["capped_relu"](x, cap, 1)
+    compare((y,), (reference.capped_relu(x, cap, 1),), 1)
     arguments = (x, y, cap, 1, ())
-    compare(gradients(TRITON["backward"], *arguments), gradients(reference.backward, *arguments), 1)
-    TRITON["forward_"](x, cap, 1)
+    compare(
+        gradients(TRITON["capped_relu_backward"], *arguments), gradients(reference.capped_relu_backward, *arguments), 1
+    )
+    TRITON["capped_relu_"](x, cap, 1)
     oracle.assert_same_bits(x, y)
 
 
@@ -148,13 +150,13 @@ def test_many_dimensions_that_do_not_merge() -> None:
 def test_lists_of_caps(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     caps = [torch.randn(17 * (k + 1) % 71 * 10 + k) for k in range(count)]
     results = []
-    launches = record(monkeypatch, lambda operators: results.append(operators["penalty"](caps, 0.5)), run=True)
+    launches = record(monkeypatch, lambda operators: results.append(operators["cap_penalty"](caps, 0.5)), run=True)
     assert len(launches) == -(-count // 16)
     expected = torch.tensor(oracle.penalty(caps, 0.5), dtype=torch.float64)
     oracle.assert_sum(results[0], expected, expected, torch.float32)
     for got, want in zip(
-        TRITON["penalty_backward"](torch.tensor(1.3), caps, 0.5),
-        reference.penalty_backward(torch.tensor(1.3), caps, 0.5),
+        TRITON["cap_penalty_backward"](torch.tensor(1.3), caps, 0.5),
+        reference.cap_penalty_backward(torch.tensor(1.3), caps, 0.5),
         strict=True,
     ):
         torch.testing.assert_close(got, want)
@@ -166,7 +168,9 @@ def backward_of(
     def call(operators: dict[str, Callable[..., Any]]) -> None:
         grad = torch.randn(shape)
         some = torch.randn(shape[1]) if bias else None
-        operators["backward"](grad, grad, torch.ones(cap_shape), 1, (), True, need_cap, 0.5, torch.ones(()), some)
+        operators["capped_relu_backward"](
+            grad, grad, torch.ones(cap_shape), 1, (), True, need_cap, 0.5, torch.ones(()), some
+        )
 
     return call
 
@@ -199,7 +203,7 @@ def test_launches_of_backward(monkeypatch: pytest.MonkeyPatch, name: str, launch
 def test_forward_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     x, cap = torch.randn(9, 7, 11), torch.rand(7)
     for arguments in ((False, None), (True, 0.5)):
-        assert len(record(monkeypatch, lambda o: o["forward_extra"](x, cap, 1, *arguments, cap, x))) == 1  # noqa: B023
+        assert len(record(monkeypatch, lambda o: o["capped_relu_with_aux"](x, cap, 1, *arguments, cap, x))) == 1  # noqa: B023
 
 
 def test_nothing_is_launched_for_bad_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,21 +211,21 @@ def test_nothing_is_launched_for_bad_arguments(monkeypatch: pytest.MonkeyPatch) 
 
     def bad(operators: dict[str, Callable[..., Any]]) -> None:
         for name, arguments, message in (
-            ("forward", (x, torch.ones(4), 1), "cap: got shape"),
-            ("forward_", (x[:1].expand(2, 3), cap, 1), "inplace: x of shape"),
-            ("forward_extra_", (x, cap, 1, True, 0.5, torch.ones(2)), "bias: got shape"),
-            ("backward", (x, x.double(), cap, 1, (), True, True, None, None), "grad: got dtype"),
+            ("capped_relu", (x, torch.ones(4), 1), "cap: got shape"),
+            ("capped_relu_", (x[:1].expand(2, 3), cap, 1), "inplace: x of shape"),
+            ("capped_relu_with_aux_", (x, cap, 1, True, 0.5, torch.ones(2)), "bias: got shape"),
+            ("capped_relu_backward", (x, x.double(), cap, 1, (), True, True, None, None), "grad: got dtype"),
             (
-                "backward",
+                "capped_relu_backward",
                 (x, torch.zeros(9, dtype=torch.uint8), cap, 1, (0, 1), True, True, None, None),
                 "saved: got a",
             ),
-            ("backward", (x, x, cap, 1, (), True, True, 0.5, torch.ones(2)), "grad_penalty: got shape"),
-            ("tangent", (x, torch.ones(2), x, cap, 1, ()), "v: got shape"),
-            ("saturation", (torch.ones(()), torch.ones(())), "x: got 0 dimensions"),
-            ("penalty", ([], 0.5), "caps: got no tensor"),
-            ("penalty_backward", (torch.ones(2), [cap], 0.5), "grad: got shape"),
-            ("forward", (x, cap.to("meta"), 1), "cap: got a tensor on meta; expected x's device, cpu"),
+            ("capped_relu_backward", (x, x, cap, 1, (), True, True, 0.5, torch.ones(2)), "grad_penalty: got shape"),
+            ("capped_relu_jvp", (x, torch.ones(2), x, cap, 1, ()), "v: got shape"),
+            ("cap_saturation", (torch.ones(()), torch.ones(())), "x: got 0 dimensions"),
+            ("cap_penalty", ([], 0.5), "caps: got no tensor"),
+            ("cap_penalty_backward", (torch.ones(2), [cap], 0.5), "grad: got shape"),
+            ("capped_relu", (x, cap.to("meta"), 1), "cap: got a tensor on meta; expected x's device, cpu"),
         ):
             with pytest.raises((ValueError, TypeError), match=message):
                 operators[name](*arguments)
@@ -236,6 +240,6 @@ def test_in_place_writes_nothing_outside(small_tiles: None) -> None:
             buffer.fill_(SENTINEL)
             buffer[first:last] = torch.randn(last - first)
             expected = buffer.clone()
-            expected[first:last] = reference.forward(buffer[first:last], torch.ones(()), 0)
-            TRITON["forward_extra_"](buffer[first:last], torch.ones(()), 0, True, None)
+            expected[first:last] = reference.capped_relu(buffer[first:last], torch.ones(()), 0)
+            TRITON["capped_relu_with_aux_"](buffer[first:last], torch.ones(()), 0, True, None)
             oracle.assert_same_bits(buffer, expected)

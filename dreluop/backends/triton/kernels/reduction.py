@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.elements import load, offset_of, round_to, widen
-from dreluop.backends.triton.kernels.sums import add, arrives_last, sum_partials, sum_tile, total_of
+from dreluop.backends.triton.kernels.elements import load, offset_of, round_to, upcast
+from dreluop.backends.triton.kernels.sums import add, is_last_program, sum_partials, sum_tile, total_of
 
 
 @triton.jit
@@ -17,8 +17,8 @@ def _write_gradient(
     c = first + column
     if grad_penalty is not None:
         # Of the cap as given, not as rounded to x's dtype.
-        scale = tl.full((1,), factor, total.dtype) * widen(tl.load(grad_penalty + tl.arange(0, 1))).to(total.dtype)
-        total += scale * widen(load(cap + offset_of(c, sizes, cap_strides), mask)).to(total.dtype)
+        scale = tl.full((1,), factor, total.dtype) * upcast(tl.load(grad_penalty + tl.arange(0, 1))).to(total.dtype)
+        total += scale * upcast(load(cap + offset_of(c, sizes, cap_strides), mask)).to(total.dtype)
     tl.store(to + offset_of(c, sizes, strides), round_to(total, to.dtype.element_ty), mask=mask)
 
 
@@ -31,7 +31,7 @@ def _leave(partials, errors, value, error, block, columns, first, count, COLUMNS
 
 
 @triton.jit
-def finish(
+def reduction(
     cap_value, cap_error, bias_value, bias_error, set_, block, blocks, first, count, columns,
     dcap, dbias, cap, cap_sizes, cap_strides, dcap_strides, dbias_strides, grad_penalty, factor,
     cap_partials, cap_errors, bias_partials, bias_errors, counters,
@@ -55,7 +55,7 @@ def finish(
         if dbias is not None:
             _leave(bias_partials, bias_errors, bias_value, bias_error, block, columns, first, count, COLUMNS)
         if counters is not None:
-            if arrives_last(counters + set_, blocks):
+            if is_last_program(counters + set_, blocks):
                 if dcap is not None:
                     value, error = sum_partials(cap_partials, cap_errors, first, count, blocks, columns, ROWS, COLUMNS)
                     _write_gradient(dcap, total_of(value, error), first, count, cap_sizes, dcap_strides, cap,
@@ -70,7 +70,7 @@ def finish(
 
 @triton.jit(do_not_specialize=["caps", "terms", "columns", "repeat", "period", "inner", "sizes", "strides",
                                "cap_strides"])  # fmt: skip
-def finish_kernel(
+def reduction_kernel(
     partials, errors, caps, terms, columns, repeat, period, inner, to, sizes, strides, cap, cap_strides,
     grad_penalty, factor: tl.float64, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip

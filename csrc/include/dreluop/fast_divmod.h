@@ -3,19 +3,19 @@
 
 #include <cstdint>
 
-#include "dreluop/formats.h"
+#include "dreluop/dtype_traits.h"
 
 namespace dreluop {
 
 // For dividends below 2^63; `short_quotient` for dividends below 2^31, if the divisor is, too.
-struct Divider {
+struct FastDivmod {
   uint64_t divisor = 1;
   uint64_t magic = 1;
   uint32_t shift = 0;
   uint32_t short_magic = 1;
 
-  static Divider of(int64_t divisor) {
-    Divider result;
+  static FastDivmod of(int64_t divisor) {
+    FastDivmod result;
     result.divisor = static_cast<uint64_t>(divisor);
     while (result.shift < 63 && (uint64_t{1} << result.shift) < result.divisor) ++result.shift;
     const unsigned __int128 above = (uint64_t{1} << result.shift) - result.divisor;

@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.elements import load, round_to, widen
-from dreluop.backends.triton.kernels.sums import add, arrives_last, sum_partials, sum_tile, total_of
+from dreluop.backends.triton.kernels.elements import load, round_to, upcast
+from dreluop.backends.triton.kernels.sums import add, is_last_program, sum_partials, sum_tile, total_of
 
 
 @triton.jit
@@ -12,7 +12,7 @@ def _add_squares(source, stride, begin, end, step, value, error, TILE: tl.conste
     first = begin
     while first < end:
         place = first + tl.arange(0, TILE)
-        m = widen(load(source + place * stride, place < end)).to(value.dtype)
+        m = upcast(load(source + place * stride, place < end)).to(value.dtype)
         value, error = add(value, error, m * m)
         first += step
     return value, error
@@ -33,52 +33,52 @@ def penalty_program(
     else:
         tl.store(partials + program + one, value)
         tl.store(partials + PROGRAMS + program + one, error)
-        if arrives_last(counter, PROGRAMS):
+        if is_last_program(counter, PROGRAMS):
             value, error = sum_partials(partials, partials + PROGRAMS, 0, 1, PROGRAMS, 1, 64, 1)
             tl.store(result + one, total_of(value, error) * tl.full((1,), balancer, value.dtype))
 
 
-@triton.jit(do_not_specialize=["first_pieces", "counts", "first_piece", "expected", "pieces"])
+@triton.jit(do_not_specialize=["first_segments", "counts", "first_segment", "expected", "segments"])
 def penalty_kernel(
-    caps, counts, first_pieces, first_piece, result, partials, errors, counter, expected, pieces, balancer: tl.float64,
-    PIECE: tl.constexpr, TILE: tl.constexpr,
+    caps, counts, first_segments, first_segment, result, partials, errors, counter, expected, segments,
+    balancer: tl.float64, SEGMENT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Program p sums piece `first_piece + p` of all caps; the last of the `expected` of the last launch adds all up.
+    """Program p sums segment `first_segment + p` of all caps; the last of the `expected` of the last launch adds up.
 
-    Cap k has the pieces from ``first_pieces[k]`` on. ``counter`` is None in all launches but the last one.
+    Cap k has the segments from ``first_segments[k]`` on. ``counter`` is None in all launches but the last one.
     """
-    piece = first_piece + tl.program_id(0)
+    segment = first_segment + tl.program_id(0)
     value = tl.zeros((TILE,), result.dtype.element_ty)
     error = tl.zeros((TILE,), result.dtype.element_ty)
     for k in tl.static_range(len(caps)):
-        begin = (piece - first_pieces[k]) * PIECE
-        # Nothing where the piece belongs to another tensor.
-        end = tl.where(begin >= 0, tl.minimum(counts[k], begin + PIECE), begin)
+        begin = (segment - first_segments[k]) * SEGMENT
+        # Nothing where the segment belongs to another tensor.
+        end = tl.where(begin >= 0, tl.minimum(counts[k], begin + SEGMENT), begin)
         value, error = _add_squares(caps[k], 1, begin, end, TILE, value, error, TILE)
     value, error = sum_tile(value[:, None], error[:, None])
     one = tl.arange(0, 1)
-    tl.store(partials + piece + one, value)
-    tl.store(errors + piece + one, error)
+    tl.store(partials + segment + one, value)
+    tl.store(errors + segment + one, error)
     if counter is not None:
-        if arrives_last(counter, expected):
-            value, error = sum_partials(partials, errors, 0, 1, pieces, 1, 256, 1)
+        if is_last_program(counter, expected):
+            value, error = sum_partials(partials, errors, 0, 1, segments, 1, 256, 1)
             tl.store(result + one, total_of(value, error) * tl.full((1,), balancer, value.dtype))
 
 
-@triton.jit(do_not_specialize=["first_pieces", "counts"])
+@triton.jit(do_not_specialize=["first_segments", "counts"])
 def penalty_backward_kernel(
-    grad, caps, gradients, counts, first_pieces, factor: tl.float64, PIECE: tl.constexpr, TILE: tl.constexpr
+    grad, caps, gradients, counts, first_segments, factor: tl.float64, SEGMENT: tl.constexpr, TILE: tl.constexpr
 ):
-    """gradients[k] = factor * grad * caps[k]; program p does the p-th piece of all caps."""
-    weight = widen(tl.load(grad + tl.arange(0, 1)))
+    """gradients[k] = factor * grad * caps[k]; program p does the p-th segment of all caps."""
+    weight = upcast(tl.load(grad + tl.arange(0, 1)))
     weight = tl.full((1,), factor, weight.dtype) * weight
     for k in tl.static_range(len(caps)):
-        begin = (tl.program_id(0) - first_pieces[k]) * PIECE
-        end = tl.where(begin >= 0, tl.minimum(counts[k], begin + PIECE), begin)
+        begin = (tl.program_id(0) - first_segments[k]) * SEGMENT
+        end = tl.where(begin >= 0, tl.minimum(counts[k], begin + SEGMENT), begin)
         first = begin
         while first < end:
             place = first + tl.arange(0, TILE)
-            m = widen(load(caps[k] + place, place < end))
+            m = upcast(load(caps[k] + place, place < end))
             product = weight * m
             tl.store(gradients[k] + place, round_to(product, gradients[k].dtype.element_ty), mask=place < end)
             first += TILE

@@ -1,4 +1,4 @@
-// Sizes, strides or an order of dimensions: a short list without memory of its own, as every call makes a dozen of
+// DimVector, strides or an order of dimensions: a short list without memory of its own, as every call makes a dozen of
 // them.
 #pragma once
 
@@ -15,17 +15,17 @@ namespace dreluop {
 // torch's own limit.
 constexpr size_t kMaxDims = 64;
 
-class Sizes {
+class DimVector {
  public:
-  Sizes() = default;
-  explicit Sizes(size_t count, int64_t value = 0) { resize(count, value); }
-  Sizes(std::initializer_list<int64_t> values) : Sizes(values.begin(), values.end()) {}
-  Sizes(const std::vector<int64_t>& values) : Sizes(values.data(), values.data() + values.size()) {}
-  Sizes(const int64_t* first, const int64_t* last) : count_(checked(static_cast<size_t>(last - first))) {
+  DimVector() = default;
+  explicit DimVector(size_t count, int64_t value = 0) { resize(count, value); }
+  DimVector(std::initializer_list<int64_t> values) : DimVector(values.begin(), values.end()) {}
+  DimVector(const std::vector<int64_t>& values) : DimVector(values.data(), values.data() + values.size()) {}
+  DimVector(const int64_t* first, const int64_t* last) : count_(checked(static_cast<size_t>(last - first))) {
     std::copy(first, last, values_);
   }
-  Sizes(const Sizes& other) : Sizes(other.begin(), other.end()) {}
-  Sizes& operator=(const Sizes& other) {
+  DimVector(const DimVector& other) : DimVector(other.begin(), other.end()) {}
+  DimVector& operator=(const DimVector& other) {
     count_ = other.count_;
     std::copy_n(other.values_, count_, values_);
     return *this;
@@ -54,8 +54,10 @@ class Sizes {
   int64_t front() const { return values_[0]; }
   int64_t back() const { return values_[count_ - 1]; }
 
-  friend bool operator==(const Sizes& a, const Sizes& b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
-  friend bool operator!=(const Sizes& a, const Sizes& b) { return !(a == b); }
+  friend bool operator==(const DimVector& a, const DimVector& b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  }
+  friend bool operator!=(const DimVector& a, const DimVector& b) { return !(a == b); }
 
  private:
   static size_t checked(size_t count) {

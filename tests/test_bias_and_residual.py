@@ -15,7 +15,7 @@ from tests.devices import moved
 from tests.test_autograd import GRANULARITIES, Granularity
 
 by_granularity = pytest.mark.parametrize("granularity", [g for g in GRANULARITIES if g.shape], ids=str)
-by_save = pytest.mark.parametrize("save", ["output", "code"])
+by_save = pytest.mark.parametrize("save", ["output", "mask"])
 by_balancer = pytest.mark.parametrize("balancer", [None, 0.7], ids=["", "balancer"])
 
 
@@ -40,7 +40,7 @@ def test_derivatives(device: torch.device, granularity: Granularity, save: Any, 
             x, cap, dim=granularity.dim, save=save, balancer=balancer, bias=bias, residual=residual
         )
 
-    # A code cannot be batched; forward mode adds first and has the same code.
+    # A mask cannot be batched; forward mode adds first and has the same mask.
     leaves = inputs(granularity, device)
     assert gradcheck(function, leaves, check_forward_ad=True, check_batched_grad=save == "output")
     assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
@@ -59,18 +59,18 @@ def test_derivatives_in_place(device: torch.device, granularity: Granularity, sa
 
 
 @by_granularity
-@pytest.mark.parametrize("raw", ["forward", "forward_extra", "forward_", "forward_extra_"])
+@pytest.mark.parametrize("raw", ["capped_relu", "capped_relu_with_aux", "capped_relu_", "capped_relu_with_aux_"])
 def test_derivatives_of_the_raw_operators(granularity: Granularity, raw: str) -> None:
     operator = getattr(torch.ops.dreluop, raw)
 
     def function(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Any:
-        if raw == "forward":
+        if raw == "capped_relu":
             return operator(x, cap, granularity.dim, bias, residual)
-        if raw == "forward_extra":
+        if raw == "capped_relu_with_aux":
             y, _, penalty = operator(x, cap, granularity.dim, True, 0.5, bias, residual)
             return y, penalty
         y = x * 1
-        if raw == "forward_":
+        if raw == "capped_relu_":
             operator(y, cap, granularity.dim, bias, residual)
             return y
         return y, operator(y, cap, granularity.dim, True, 0.5, bias, residual)[1]
@@ -153,7 +153,7 @@ def test_only_the_wanted_gradients(needs: tuple[int, ...], save: Any) -> None:
 
 
 @by_save
-def test_nothing_but_output_or_code_is_saved(save: Any) -> None:
+def test_nothing_but_output_or_mask_is_saved(save: Any) -> None:
     saved: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:

@@ -7,16 +7,16 @@
 namespace dreluop::cuda {
 
 // Sums one value per block, and lets the last block finish. Partials: one per block; zeroed counter.
-DRELUOP_DEVICE bool finish_across_blocks(Sum<double> sum, int64_t block, int64_t blocks, Sum<double>* partials,
+DRELUOP_DEVICE bool reduce_across_blocks(Sum<double> sum, int64_t block, int64_t blocks, Sum<double>* partials,
                                          unsigned* counter, Sum<double>* total) {
-  unsigned* slot = reinterpret_cast<unsigned*>(shared_memory());
+  unsigned* ticket = reinterpret_cast<unsigned*>(shared_memory());
   auto* scratch = reinterpret_cast<Sum<double>*>(shared_memory() + 16);
 #pragma unroll 1
   for (bool alone = blocks == 1;; alone = true) {
     sum = block_sum(sum, scratch);
     if (alone) break;
     if (threadIdx.x == 0) partials[block] = sum;
-    if (!arrives_last(counter, static_cast<unsigned>(blocks), slot)) return false;
+    if (!is_last_block(counter, static_cast<unsigned>(blocks), ticket)) return false;
     sum = Sum<double>();
     for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) sum.add(read_partial(partials + b));
   }
@@ -24,7 +24,7 @@ DRELUOP_DEVICE bool finish_across_blocks(Sum<double> sum, int64_t block, int64_t
   return threadIdx.x == 0;
 }
 
-// The penalty of one set of caps, by the first blocks of a launch.
+// The penalty of one list of caps, by the first blocks of a launch.
 struct Penalty {
   CapIndex index;
   CapArray cap;
@@ -42,7 +42,7 @@ struct Penalty {
       sum.add(m * m);
     }
     Sum<double> total;
-    if (finish_across_blocks(sum, block, blocks, partials, counter, &total))
+    if (reduce_across_blocks(sum, block, blocks, partials, counter, &total))
       write_number(result.data, result.dtype, 0, balancer * total.total());
   }
 };

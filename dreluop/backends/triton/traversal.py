@@ -1,4 +1,4 @@
-"""The order in which a pass walks over x, and which elements share a cap: csrc/include/dreluop/layout.h, for Python."""
+"""The order in which a pass traverses x, and which elements share a cap: csrc/include/dreluop/layout.h, for Python."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dreluop.granularity import granularity_of
 
 
 @dataclass(frozen=True)
-class Walk:
+class Traversal:
     """``order``: dimensions of x, outermost first. ``cap_order``: those of a tensor of the cap's shape, as met."""
 
     order: tuple[int, ...]
@@ -21,21 +21,21 @@ class Walk:
     shared_cap: bool = False
 
 
-def walk_of(
+def traversal_of(
     sizes: Sequence[int], order: Sequence[int], cap_shape: Sequence[int], dim: int, bias_shape: Sequence[int] | None
-) -> Walk:
-    """Walk x in ``order`` where one (outer, caps, inner) view allows it; else with the batch outermost."""
+) -> Traversal:
+    """Traverse x in ``order`` where one (outer, caps, inner) view allows it; else with the batch outermost."""
     granularity = granularity_of(sizes, cap_shape, dim)
     shared_cap = False
     if granularity == "layer" and bias_shape is not None and math.prod(bias_shape) > 0:
         # Without channels the one cap stays, and has its gradient.
         granularity, shared_cap = "channel", True
     if granularity == "layer":
-        return Walk(tuple(order), tuple(range(len(cap_shape))), Layout(1, 1, math.prod(sizes)))
+        return Traversal(tuple(order), tuple(range(len(cap_shape))), Layout(1, 1, math.prod(sizes)))
     if granularity == "channel":
         at = order.index(dim % len(sizes))
         outer, inner = (math.prod(sizes[d] for d in part) for part in (order[:at], order[at + 1 :]))
-        return Walk(tuple(order), (0,), Layout(outer, sizes[order[at]], inner), shared_cap)
+        return Traversal(tuple(order), (0,), Layout(outer, sizes[order[at]], inner), shared_cap)
     # A dimension of size one lies anywhere in memory.
     real = [d for d in order if sizes[d] != 1 or d == 0]
     if real[-1] == 0 and real[0] != 0 and sizes[0] != 1:
@@ -44,7 +44,7 @@ def walk_of(
         if real[0] != 0:
             order = [0, *(d for d in order if d != 0)]
         layout = Layout(sizes[0], math.prod(cap_shape), 1)
-    return Walk(tuple(order), tuple(d - 1 for d in order if d != 0), layout)
+    return Traversal(tuple(order), tuple(d - 1 for d in order if d != 0), layout)
 
 
 def dense_strides(sizes: Sequence[int]) -> list[int]:
@@ -66,12 +66,12 @@ def merge_dimensions(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> 
     for d, size in enumerate(sizes):
         if size == 1:
             continue
-        if merged and all(kept[-1] == size * of[d] for kept, of in zip(merged_strides, strides, strict=True)):
+        if merged and all(result[-1] == size * of[d] for result, of in zip(merged_strides, strides, strict=True)):
             merged[-1] *= size
-            for kept, of in zip(merged_strides, strides, strict=True):
-                kept[-1] = of[d]
+            for result, of in zip(merged_strides, strides, strict=True):
+                result[-1] = of[d]
         else:
             merged.append(size)
-            for kept, of in zip(merged_strides, strides, strict=True):
-                kept.append(of[d])
+            for result, of in zip(merged_strides, strides, strict=True):
+                result.append(of[d])
     return (merged, merged_strides) if merged else ([1], [[0] for _ in strides])

@@ -51,16 +51,16 @@ DRELUOP_INLINE T select(bool condition, T a, T b) {
 #endif
 }
 
-// The smaller number, NaN if one of them is NaN: `minimum` of a format. Never asked to tell -0 from +0.
-template <class Format>
-DRELUOP_INLINE typename Format::Storage minimum_by_select(typename Format::Storage a, typename Format::Storage b) {
-  return select(Format::less(a, b) | Format::is_nan(a), a, b);
+// The smaller number, NaN if one of them is NaN: `minimum` of its traits. Never asked to tell -0 from +0.
+template <class Traits>
+DRELUOP_INLINE typename Traits::Storage minimum_by_select(typename Traits::Storage a, typename Traits::Storage b) {
+  return select(Traits::less(a, b) | Traits::is_nan(a), a, b);
 }
 
-// max(0, a), +0 where that is zero, NaN if a is NaN: `positive_part` of a format.
-template <class Format>
-DRELUOP_INLINE typename Format::Storage positive_part_by_select(typename Format::Storage a) {
-  return select(Format::positive(a) | Format::is_nan(a), a, Format::zero());
+// max(0, a), +0 where that is zero, NaN if a is NaN: `positive_part` of its traits.
+template <class Traits>
+DRELUOP_INLINE typename Traits::Storage positive_part_by_select(typename Traits::Storage a) {
+  return select(Traits::positive(a) | Traits::is_nan(a), a, Traits::zero());
 }
 
 template <class Real>
@@ -91,7 +91,7 @@ struct Native {
 #endif
     return positive_part_by_select<Native>(a);
   }
-  static DRELUOP_INLINE double widen(Real a) { return static_cast<double>(a); }
+  static DRELUOP_INLINE double upcast(Real a) { return static_cast<double>(a); }
   static DRELUOP_INLINE Real round(double a) { return static_cast<Real>(a); }
 };
 
@@ -102,7 +102,7 @@ struct Bits16 {
   static DRELUOP_INLINE uint16_t zero() { return 0; }
   static constexpr uint32_t kInfinityBits = kInfinity;
 #if defined(__CUDA_ARCH__)
-  // A GPU widens in one instruction, and its comparisons know NaN.
+  // A GPU upcasts in one instruction, and its comparisons know NaN.
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return Self::to_float(a) != Self::to_float(a); }
   static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return Self::to_float(a) < Self::to_float(b); }
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return Self::to_float(a) == Self::to_float(b); }
@@ -122,7 +122,7 @@ struct Bits16 {
   static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) { return minimum_by_select<Bits16>(a, b); }
   static DRELUOP_INLINE uint16_t positive_part(uint16_t a) { return positive_part_by_select<Bits16>(a); }
 #endif
-  static DRELUOP_INLINE double widen(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
+  static DRELUOP_INLINE double upcast(uint16_t a) { return static_cast<double>(Self::to_float(a)); }
   static DRELUOP_INLINE uint16_t round(double a) { return Self::from_float(static_cast<float>(a)); }
 };
 
@@ -249,9 +249,9 @@ struct Float16 : Bits16<Float16, 0x7c00> {
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// Calls f with the format of a dtype, f(Format()), and gives what it returns.
+// Calls f with the traits of a dtype, f(Traits()), and gives what it returns.
 template <class F>
-auto with_format(DType dtype, const F& f) {
+auto with_dtype_traits(DType dtype, const F& f) {
   switch (dtype) {
     case DType::kFloat32:
       return f(Float32());

@@ -17,7 +17,7 @@ from dreluop.modules import DReLU
 MINIMUM = 1e-3
 
 
-def parameter_groups(
+def param_groups(
     model: nn.Module,
     lr: float | Tensor,
     cap_lr: float | Tensor | None = None,

@@ -18,7 +18,9 @@ by_given = pytest.mark.parametrize("given", GIVEN)
 WITH_CHANNELS = [case for case in CASES[::2] if -len(case.shape) <= case.dim < len(case.shape)]
 
 
-def addends(case: Case, dtype: torch.dtype, given: str, bias_dtype: torch.dtype | None = None) -> list[Tensor | None]:
+def bias_and_residual(
+    case: Case, dtype: torch.dtype, given: str, bias_dtype: torch.dtype | None = None
+) -> list[Tensor | None]:
     wants_bias, wants_residual = GIVEN[given]
     bias_shape = case.cap_shape if len(case.cap_shape) > 1 else (case.shape[case.dim],)
     generator = torch.Generator().manual_seed(5)
@@ -31,22 +33,22 @@ def addends(case: Case, dtype: torch.dtype, given: str, bias_dtype: torch.dtype 
 @pytest.mark.parametrize("case", WITH_CHANNELS, ids=str)
 def test_forward_and_backward(backend: Any, case: Case, dtype: torch.dtype, given: str) -> None:
     x, cap = case.inputs(dtype)
-    bias, residual = addends(case, dtype, given)
+    bias, residual = bias_and_residual(case, dtype, given)
     total = oracle.fused_sum(x, bias, residual, case.dim)
     expected = oracle.forward(total, cap, case.dim)
-    y, code, penalty = backend.forward_extra(x, cap, case.dim, True, 0.5, bias, residual)
-    for got in (y, backend.forward(x, cap, case.dim, bias, residual)):
+    y, mask, penalty = backend.capped_relu_with_aux(x, cap, case.dim, True, 0.5, bias, residual)
+    for got in (y, backend.capped_relu(x, cap, case.dim, bias, residual)):
         oracle.assert_same_bits(got, expected)
         assert got.stride() == torch.empty_like(x).stride()
-    order = oracle.code_order(y, cap)
-    oracle.assert_same_bits(code, oracle.code(total, cap, case.dim, order))
+    order = oracle.mask_order(y, cap)
+    oracle.assert_same_bits(mask, oracle.mask(total, cap, case.dim, order))
     assert penalty.item() == pytest.approx(oracle.penalty([cap], 0.5), rel=1e-6)
     if bias is None:
         return
     grad = case.grad(dtype)
-    for saved, saved_order in ((y, ()), (code, order)):
+    for saved, saved_order in ((y, ()), (mask, order)):
         for need_x, need_cap in ((True, True), (False, False)):
-            dx, dcap, dbias = backend.backward(
+            dx, dcap, dbias = backend.capped_relu_backward(
                 grad, saved, cap, case.dim, saved_order, need_x, need_cap, None, None, bias
             )
             if need_x:
@@ -65,7 +67,7 @@ def test_residual_with_other_strides(backend: Any, cap_shape: tuple[int, ...], x
     x, cap = case.inputs(torch.bfloat16)
     residual = Case(case.shape, cap_shape, layout=layout).lay_out(case.grad(x.dtype))
     expected = oracle.forward(oracle.fused_sum(x, None, residual), cap)
-    oracle.assert_same_bits(backend.forward(x, cap, 1, None, residual), expected)
+    oracle.assert_same_bits(backend.capped_relu(x, cap, 1, None, residual), expected)
 
 
 @by_given
@@ -73,12 +75,12 @@ def test_residual_with_other_strides(backend: Any, cap_shape: tuple[int, ...], x
 @pytest.mark.parametrize("case", [case for case in WRITABLE_CASES if case in WITH_CHANNELS], ids=str)
 def test_in_place(backend: Any, case: Case, dtype: torch.dtype, given: str) -> None:
     x, cap = case.inputs(dtype)
-    more = addends(case, dtype, given)
+    more = bias_and_residual(case, dtype, given)
     expected = oracle.forward(oracle.fused_sum(x, *more, case.dim), cap, case.dim)
     extra = case.lay_out(x.clone())
-    backend.forward_(x, cap, case.dim, *more)
+    backend.capped_relu_(x, cap, case.dim, *more)
     oracle.assert_same_bits(x, expected)
-    packed, _ = backend.forward_extra_(extra, cap, case.dim, True, None, *more)
+    packed, _ = backend.capped_relu_with_aux_(extra, cap, case.dim, True, None, *more)
     oracle.assert_same_bits(extra, expected)
     assert packed.numel() == math.ceil(x.numel() / 4)
 
@@ -88,13 +90,13 @@ def test_in_place(backend: Any, case: Case, dtype: torch.dtype, given: str) -> N
 @pytest.mark.parametrize("case", FEW_CASES[2:], ids=str)
 def test_bias_of_another_dtype(backend: Any, case: Case, dtype: torch.dtype, bias_dtype: torch.dtype) -> None:
     x, cap = case.inputs(dtype)
-    bias, residual = addends(case, dtype, "both", bias_dtype)
+    bias, residual = bias_and_residual(case, dtype, "both", bias_dtype)
     assert bias is not None
     total = oracle.fused_sum(x, bias, residual, case.dim)
-    y = backend.forward(x, cap, case.dim, bias, residual)
+    y = backend.capped_relu(x, cap, case.dim, bias, residual)
     oracle.assert_same_bits(y, oracle.forward(total, cap, case.dim))
     grad = case.grad(dtype)
-    dbias = backend.backward(grad, y, cap, case.dim, (), False, False, None, None, bias)[2]
+    dbias = backend.capped_relu_backward(grad, y, cap, case.dim, (), False, False, None, None, bias)[2]
     assert dbias.dtype == bias_dtype
     accumulator = oracle.accumulator(grad, bias)
     oracle.assert_sum(dbias, *oracle.grad_bias(grad, total, cap, bias, case.dim), accumulator)
@@ -108,7 +110,7 @@ def test_special_values(backend: Any, dtype: torch.dtype) -> None:
     residual = values.expand(x.shape).contiguous()
     cap = torch.tensor(1.0, dtype=dtype)
     expected = oracle.forward(oracle.fused_sum(x, bias, residual), cap)
-    oracle.assert_same_bits(backend.forward(x, cap, 1, bias, residual), expected)
+    oracle.assert_same_bits(backend.capped_relu(x, cap, 1, bias, residual), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=dtype_id)
@@ -118,12 +120,12 @@ def test_the_sum_is_rounded_once(backend: Any, dtype: torch.dtype) -> None:
     x, residual = torch.ones(1, 1, dtype=dtype), torch.full((1, 1), half_ulp, dtype=dtype)
     bias = torch.full((1,), half_ulp, dtype=dtype)
     assert ((x + bias) + residual).item() == 1
-    assert backend.forward(x, torch.tensor(8.0), 1, bias, residual).item() == 1 + torch.finfo(dtype).eps
+    assert backend.capped_relu(x, torch.tensor(8.0), 1, bias, residual).item() == 1 + torch.finfo(dtype).eps
 
 
 def test_the_bias_is_added_before_the_residual(backend: Any) -> None:
     x, bias, residual = torch.ones(1, 1), torch.tensor([1e8]), torch.full((1, 1), -1e8)
-    assert backend.forward(x, torch.tensor(8.0), 1, bias, residual).item() == 0
+    assert backend.capped_relu(x, torch.tensor(8.0), 1, bias, residual).item() == 0
 
 
 def test_gradient_of_the_bias_does_not_depend_on_threads(native_backend: Any, threads: Any) -> None:
@@ -132,8 +134,8 @@ def test_gradient_of_the_bias_does_not_depend_on_threads(native_backend: Any, th
     results = []
     for count in (1, 2, 5):
         threads(count)
-        y = native_backend.forward(x, cap, 1, bias, None)
-        results.append(native_backend.backward(grad, y, cap, 1, (), True, True, None, None, bias))
+        y = native_backend.capped_relu(x, cap, 1, bias, None)
+        results.append(native_backend.capped_relu_backward(grad, y, cap, 1, (), True, True, None, None, bias))
     for other in results[1:]:
         for got, want in zip(other, results[0], strict=True):
             oracle.assert_same_bits(got, want)
@@ -142,9 +144,9 @@ def test_gradient_of_the_bias_does_not_depend_on_threads(native_backend: Any, th
 @pytest.mark.parametrize("shape", [(4, 0, 3), (0, 4, 3), (4, 3, 0)], ids=str)
 def test_without_elements_one_cap_still_has_its_penalty(backend: Any, shape: tuple[int, ...]) -> None:
     x, cap, bias = torch.randn(shape), torch.tensor([2.0]), torch.randn(shape[1])
-    y, _, penalty = backend.forward_extra(x, cap, 1, True, 0.5, bias, None)
+    y, _, penalty = backend.capped_relu_with_aux(x, cap, 1, True, 0.5, bias, None)
     assert penalty.item() == 2
-    dx, dcap, dbias = backend.backward(x, y, cap, 1, (), True, True, 0.5, torch.ones(()), bias)
+    dx, dcap, dbias = backend.capped_relu_backward(x, y, cap, 1, (), True, True, 0.5, torch.ones(()), bias)
     assert dx.shape == shape
     assert dcap.tolist() == [2.0]
     assert dbias.tolist() == [0.0] * shape[1]
@@ -166,10 +168,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
 def test_bad_arguments_change_nothing(backend: Any, name: str) -> None:
     (cap, dim, bias, residual), message = BAD[name]
     x = X * 5
-    for call in (backend.forward, backend.forward_):
+    for call in (backend.capped_relu, backend.capped_relu_):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
             call(x, cap, dim, bias, residual)
-    for call in (backend.forward_extra, backend.forward_extra_):
+    for call in (backend.capped_relu_with_aux, backend.capped_relu_with_aux_):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
             call(x, cap, dim, True, 0.5, bias, residual)
     assert bool((x == 5).all())

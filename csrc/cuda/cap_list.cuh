@@ -1,16 +1,16 @@
 // The penalty over many tensors of caps, and its gradient. The tensors' addresses travel in the kernel's parameters.
 #pragma once
 
-#include "cuda/squares.cuh"
+#include "cuda/cap_penalty.cuh"
 
 namespace dreluop::cuda {
 
 constexpr int kTensorDims = 4;
-constexpr int kPieceOfCaps = 4096;  // of one block
-constexpr int kFewTensors = 16;     // so many need a short list of parameters only
+constexpr int kSegmentOfCaps = 4096;  // of one block
+constexpr int kFewTensors = 16;       // so many need a short list of parameters only
 
 struct ListedTensor {
-  int64_t first_piece;
+  int64_t first_segment;
   int64_t numel;
   void* data;
   void* gradient;
@@ -34,7 +34,7 @@ struct ListedTensor {
 template <int kTensors>
 struct PenaltyListParameters {
   int count;
-  int64_t pieces;
+  int64_t segments;
   double factor;
   Scalar scalar;         // the result, or the gradient coming in
   Sum<double>* carried;  // what earlier launches summed; null for the first
@@ -43,15 +43,15 @@ struct PenaltyListParameters {
   unsigned* counter;
   ListedTensor tensors[kTensors];
 
-  // Calls f(tensor, i) for this thread's elements of piece blockIdx.x.
+  // Calls f(tensor, i) for this thread's elements of segment blockIdx.x.
   template <class F>
   DRELUOP_DEVICE void for_each(const F& f) const {
-    if (blockIdx.x >= pieces) return;
+    if (blockIdx.x >= segments) return;
     int k = 0;
-    while (k + 1 < count && tensors[k + 1].first_piece <= blockIdx.x) ++k;
+    while (k + 1 < count && tensors[k + 1].first_segment <= blockIdx.x) ++k;
     const ListedTensor& tensor = tensors[k];
-    const int64_t begin = (blockIdx.x - tensor.first_piece) * kPieceOfCaps;
-    const int64_t end = min(tensor.numel, begin + kPieceOfCaps);
+    const int64_t begin = (blockIdx.x - tensor.first_segment) * kSegmentOfCaps;
+    const int64_t end = min(tensor.numel, begin + kSegmentOfCaps);
     for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) f(tensor, i);
   }
 };
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kFlatThreads)
     sum.add(m * m);
   });
   Sum<double> total;
-  if (!finish_across_blocks(sum, blockIdx.x, gridDim.x, p.partials, p.counter, &total)) return;
+  if (!reduce_across_blocks(sum, blockIdx.x, gridDim.x, p.partials, p.counter, &total)) return;
   if (p.carried != nullptr) total.add(*p.carried);
   if (p.carry != nullptr)
     *p.carry = total;

@@ -63,15 +63,15 @@ void parallel_over_blocks(const Problem& problem, const F& work) {
 }
 
 // Regions of elements [begin, begin + n), which share a row, from whatever was saved.
-template <class Format>
-void regions_of(const Plan& plan, const CapValues<typename Format::Storage>& caps, const Saved& saved, int64_t begin,
+template <class Traits>
+void regions_of(const Plan& plan, const CapValues<typename Traits::Storage>& caps, const Saved& saved, int64_t begin,
                 int64_t n, int64_t cap, int64_t column, uint8_t* regions) {
-  const Primitives<Format>& loops = primitives<Format>();
-  if (saved.code != nullptr) {
-    loops.unpack(saved.code, begin, n, regions);
+  const Primitives<Traits>& loops = primitives<Traits>();
+  if (saved.mask != nullptr) {
+    loops.unpack(saved.mask, begin, n, regions);
     return;
   }
-  typename Format::Storage buffer[kBlock];
+  typename Traits::Storage buffer[kBlock];
   const auto* y = saved.y->read(begin, n, buffer);
   if (plan.variant == Variant::kRuns)
     loops.regions_one(y, caps[cap], regions, n);

@@ -36,7 +36,7 @@ def same(got: list[Any], want: list[Any]) -> bool:
 
 def test_groups() -> None:
     model = network()
-    weights, caps = dreluop.parameter_groups(model, 1e-3, 1e-2, weight_decay=0.1)
+    weights, caps = dreluop.param_groups(model, 1e-3, 1e-2, weight_decay=0.1)
     assert (weights.pop("name"), caps.pop("name")) == ("weights", "caps")
     assert same(weights.pop("params"), [p for layer in (model[0], model[2], model[4]) for p in layer.parameters()])
     assert same(caps.pop("params"), caps_of(model))
@@ -44,33 +44,33 @@ def test_groups() -> None:
 
 
 def test_balancer_is_the_weight_decay_of_the_caps_only() -> None:
-    weights, caps = dreluop.parameter_groups(network(), 1e-3, balancer=0.25)
+    weights, caps = dreluop.param_groups(network(), 1e-3, balancer=0.25)
     assert (weights["weight_decay"], caps["weight_decay"]) == (0.0, 0.5)
     assert weights["lr"] == caps["lr"] == 1e-3
 
 
 def test_tensor_rates_are_not_shared() -> None:
     lr = torch.tensor(0.1)
-    weights, caps = dreluop.parameter_groups(network(), lr)
+    weights, caps = dreluop.param_groups(network(), lr)
     assert weights["lr"] is lr and caps["lr"] is not lr and caps["lr"] == lr
 
 
 def test_a_rate_that_is_trained_too_is_a_leaf_in_both_groups() -> None:
     lr = torch.tensor(0.1, requires_grad=True)
-    weights, caps = dreluop.parameter_groups(network(), lr)
+    weights, caps = dreluop.param_groups(network(), lr)
     assert weights["lr"] is caps["lr"] is lr
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_tensor_rates_of_every_float_dtype(dtype: torch.dtype) -> None:
-    _, caps = dreluop.parameter_groups(network(), 0.5, torch.tensor([0.25], dtype=dtype))
+    _, caps = dreluop.param_groups(network(), 0.5, torch.tensor([0.25], dtype=dtype))
     assert caps["lr"].dtype == dtype and caps["lr"].tolist() == [0.25]
 
 
 def test_capturable_rates_train() -> None:
     models = network(), network()
     for model, lr in zip(models, (torch.tensor(0.01), 0.01), strict=True):
-        optimizer = torch.optim.Adam(dreluop.parameter_groups(model, lr), foreach=False)
+        optimizer = torch.optim.Adam(dreluop.param_groups(model, lr), foreach=False)
         model(X).sum().backward()
         optimizer.step()
     assert largest_difference(*([p.detach() for p in model.parameters()] for model in models)) < 1e-8
@@ -82,7 +82,7 @@ def test_shared_caps_come_once_and_frozen_ones_too() -> None:
     model = nn.Sequential(nn.Linear(5, 5), shared, shared, DReLU(), SReLU(1.0))
     model[3].cap = shared.cap
     freeze_caps(model)
-    weights, caps = dreluop.parameter_groups(model, 1e-3)
+    weights, caps = dreluop.param_groups(model, 1e-3)
     assert same(caps["params"], [shared.cap])
     assert same(weights["params"], [*model[0].parameters()])
 
@@ -98,8 +98,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrapped_models(name: str) -> None:
     model = network()
-    groups = dreluop.parameter_groups(model, 1e-3)
-    wrapped = dreluop.parameter_groups(WRAPPERS[name](model), 1e-3)
+    groups = dreluop.param_groups(model, 1e-3)
+    wrapped = dreluop.param_groups(WRAPPERS[name](model), 1e-3)
     for got, want in zip(wrapped, groups, strict=True):
         assert same(got["params"], want["params"])
 
@@ -111,7 +111,7 @@ def test_fully_sharded() -> None:
 
     model = network()
     fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-    weights, caps = dreluop.parameter_groups(model, 1e-3)
+    weights, caps = dreluop.param_groups(model, 1e-3)
     assert (len(weights["params"]), len(caps["params"])) == (6, 2)
     assert all(isinstance(cap, DTensor) for cap in caps["params"])
     with torch.no_grad():
@@ -127,26 +127,26 @@ def parametrized() -> nn.Module:
 
 
 BAD_GROUPS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "no_model": (lambda: dreluop.parameter_groups([], 0.1), TypeError, "model: got list; expected a torch.nn.Module"),
-    "no_caps": (lambda: dreluop.parameter_groups(nn.Linear(2, 2), 0.1), ValueError, "model: got a Linear without"),
+    "no_model": (lambda: dreluop.param_groups([], 0.1), TypeError, "model: got list; expected a torch.nn.Module"),
+    "no_caps": (lambda: dreluop.param_groups(nn.Linear(2, 2), 0.1), ValueError, "model: got a Linear without"),
     "lazy": (
-        lambda: dreluop.parameter_groups(nn.Sequential(LazyDReLU()), 0.1), ValueError,
+        lambda: dreluop.param_groups(nn.Sequential(LazyDReLU()), 0.1), ValueError,
         "model: its LazyDReLU '0' has no shape yet; run the model once before",
     ),
     "parametrized": (
-        lambda: dreluop.parameter_groups(parametrized(), 0.1), ValueError,
+        lambda: dreluop.param_groups(parametrized(), 0.1), ValueError,
         "model: the cap of '1' is none of its parameters but made of one",
     ),
-    "lr": (lambda: dreluop.parameter_groups(network(), -0.1), ValueError, "lr: got -0.1; expected a finite number"),
-    "lr_type": (lambda: dreluop.parameter_groups(network(), "0.1"), TypeError, "lr: got str; expected a number"),
+    "lr": (lambda: dreluop.param_groups(network(), -0.1), ValueError, "lr: got -0.1; expected a finite number"),
+    "lr_type": (lambda: dreluop.param_groups(network(), "0.1"), TypeError, "lr: got str; expected a number"),
     "lr_shape": (
-        lambda: dreluop.parameter_groups(network(), torch.ones(2)), ValueError,
+        lambda: dreluop.param_groups(network(), torch.ones(2)), ValueError,
         r"lr: got a tensor of shape \(2,\); expected one element",
     ),
     **{
         f"{name} {value}": (
             # As a lambda's default, or all would be the last one.
-            lambda name=name, value=value: dreluop.parameter_groups(
+            lambda name=name, value=value: dreluop.param_groups(
                 network(), **{"lr": 0.1, name: torch.tensor(value)}
             ), ValueError, rf"{name}: got {value}; expected a finite number >= 0",
         )
@@ -154,27 +154,27 @@ BAD_GROUPS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     },
     **{
         f"lr {value.dtype}": (
-            lambda value=value: dreluop.parameter_groups(network(), value), TypeError,
+            lambda value=value: dreluop.param_groups(network(), value), TypeError,
             f"lr: got a tensor of {value.dtype}; expected a floating-point dtype",
         )
         for value in (torch.tensor(1), torch.tensor(True), torch.tensor(0.1 + 0j))
     },
     "lr on meta": (
-        lambda: dreluop.parameter_groups(network(), torch.tensor(0.1, device="meta")), ValueError,
+        lambda: dreluop.param_groups(network(), torch.tensor(0.1, device="meta")), ValueError,
         "lr: got a tensor on the meta device, where it has no value",
     ),
     "weight_decay tensor": (
-        lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=torch.ones(2)), TypeError,
+        lambda: dreluop.param_groups(network(), 0.1, weight_decay=torch.ones(2)), TypeError,
         r"weight_decay: got Tensor of shape \(2,\) and torch.float32 on cpu; expected a number",
     ),
     "cap_lr": (
-        lambda: dreluop.parameter_groups(network(), 0.1, math.nan), ValueError, "cap_lr: got nan; expected a finite"
+        lambda: dreluop.param_groups(network(), 0.1, math.nan), ValueError, "cap_lr: got nan; expected a finite"
     ),
     "balancer": (
-        lambda: dreluop.parameter_groups(network(), 0.1, balancer=-1), ValueError, "balancer: got -1; expected a finite"
+        lambda: dreluop.param_groups(network(), 0.1, balancer=-1), ValueError, "balancer: got -1; expected a finite"
     ),
     "weight_decay": (
-        lambda: dreluop.parameter_groups(network(), 0.1, weight_decay=math.inf), ValueError, "weight_decay: got inf"
+        lambda: dreluop.param_groups(network(), 0.1, weight_decay=math.inf), ValueError, "weight_decay: got inf"
     ),
 }  # fmt: skip
 
@@ -194,7 +194,7 @@ def trained(make: MakeOptimizer, penalty_in_loss: bool, dtype: torch.dtype = tor
     """All parameters after twenty steps."""
     model = network().to(dtype)
     balancer = None if penalty_in_loss else BALANCER
-    optimizer = make(dreluop.parameter_groups(model, 1e-2, 3e-2, balancer, weight_decay=1e-3))
+    optimizer = make(dreluop.param_groups(model, 1e-2, 3e-2, balancer, weight_decay=1e-3))
     for _ in range(20):
         optimizer.zero_grad()
         loss = (model(X.to(dtype)) - 1).square().mean()

@@ -1,4 +1,4 @@
-// From the sums of blocks to the gradients of cap and bias: the last block of every set of caps adds them up and
+// From the sums of blocks to the gradients of cap and bias: the last block of every tile of caps adds them up and
 // writes.
 #pragma once
 
@@ -9,32 +9,32 @@ namespace dreluop::cuda {
 
 enum SumOf : int { kCapSum = 0, kBiasSum = 1 };
 
-// Shared memory begins with a slot for the counter that a block has drawn.
-constexpr size_t kSlotBytes = 16;
+// Shared memory begins with the ticket that a block has drawn from the counter.
+constexpr size_t kTicketBytes = 16;
 
 template <class Real>
-struct Finish {
+struct LastBlockReduction {
   using P = Partial<Real>;
   CapIndex index;
   CapArray cap, gradient[2];  // of the cap, of the bias; data is null where not wanted
   Scalar grad_penalty;
   double penalty_factor;  // times grad_penalty, times the cap
   int64_t caps;
-  int64_t sets;        // of caps that are finished together
+  int64_t cap_tiles;   // of caps that are finished together
   int64_t cap_blocks;  // that share a cap
   unsigned* counters;
   P* partials[2];
-  // One cap over all channels, if its gradient is wanted: the sums per channel, the counter of finished sets. Else
+  // One cap over all channels, if its gradient is wanted: the sums per channel, the counter of finished cap tiles. Else
   // null.
   P* channel_sums;
-  unsigned* finished_sets;
+  unsigned* finished_cap_tiles;
 
   DRELUOP_DEVICE bool wants(int k) const { return gradient[k].data != nullptr; }
 
   // Called by a whole block for caps [first, first + local.count), as its `block`-th. fill(k) lays this block's sums of
   // kind k where `local`, in shared memory, says.
   template <int kSums, class Fill>
-  DRELUOP_DEVICE void run(const Terms<P>& local, int64_t set, int64_t first, int64_t block, unsigned* slot,
+  DRELUOP_DEVICE void run(const Terms<P>& local, int64_t set, int64_t first, int64_t block, unsigned* ticket,
                           const Fill& fill) const {
     const bool alone = cap_blocks == 1;
 #pragma unroll 1
@@ -51,13 +51,14 @@ struct Finish {
       });
     }
     if (!wants(kCapSum) && !wants(kBiasSum)) return;
-    if (!alone && !arrives_last(&counters[set], static_cast<unsigned>(cap_blocks), slot)) return;
+    if (!alone && !is_last_block(&counters[set], static_cast<unsigned>(cap_blocks), ticket)) return;
     // Then what other blocks have left: the partial sums, the sums per channel. One loop, as its body is long.
 #pragma unroll 1
     for (int k = alone ? kSums : 0; k <= kSums; ++k) {
       const bool over_channels = k == kSums;
       if (over_channels) {
-        if (channel_sums == nullptr || !arrives_last(finished_sets, static_cast<unsigned>(sets), slot)) return;
+        if (channel_sums == nullptr || !is_last_block(finished_cap_tiles, static_cast<unsigned>(cap_tiles), ticket))
+          return;
       } else if (!wants(k)) {
         continue;
       }
