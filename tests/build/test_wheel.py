@@ -18,7 +18,7 @@ from benchmarks.wheels import build
 
 ROOT = Path(__file__).parents[2]
 # What the archive lacks of what git has: this host's own, and what was measured.
-NOT_IN_THE_ARCHIVE = (".ci/", ".gitignore", "benchmarks/results/", "docs/pictures/")
+NOT_IN_THE_ARCHIVE = (".ci/", ".github/", ".gitignore", "benchmarks/results/", "docs/pictures/")
 METADATA = ("PKG-INFO", "setup.cfg", "dreluop.egg-info/")
 
 
