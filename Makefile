@@ -52,7 +52,7 @@ test-python: $(VENV)/.installed
 # The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
 test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-k triton tests/ops tests/backends/test_choice.py tests/benchmarks/kernels/test_contenders.py
+		-k triton tests/ops tests/backends/test_choice.py tests/benchmarks/kernels/test_implementations.py
 
 test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) \
@@ -77,7 +77,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.kernels --limit 320
 	$(BIN)/python -m benchmarks.scaling --limit 180
 
-# No virtual environment: the machine with the card has its torch, and may have no network.
+# No virtual environment: the machine with the GPU has its torch, and may have no network.
 gpu:
 	@$(PYTHON) -c "import torch" 2>/dev/null || { \
 		echo "$(PYTHON) has no torch: make gpu runs with the torch of the machine (PYTHON=...); nothing was run." >&2; exit 2; }

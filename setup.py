@@ -74,7 +74,7 @@ def cuda_home() -> Path | None:
 
 def torch_module():
     try:
-        import torch  # noqa: PLC0415 (absent in an isolated build, which is told apart here)
+        import torch  # noqa: PLC0415 (absent in an isolated build, which is distinguished here)
     except ImportError:
         stop(
             "torch is not visible to this build (pip isolates builds from installed packages). Install torch first, "
@@ -282,7 +282,7 @@ def extensions() -> list[Extension]:
             ("DRELUOP_TORCH_HEADERS", f'"{torch.__version__}"'),
             ("DRELUOP_TORCH_TARGET", f'"{TORCH_TARGET}"'),
         ],
-        # Asked once: not worth the time of optimising it.
+        # Asked once: not worth the time of optimizing it.
         extra_compile_args=["-O1", "-g0", *warnings],
         extra_link_args=["-s"],
         cxx_std=20,

@@ -26,15 +26,15 @@ IDENTITY = (
         "case",
         "granularity",
         "memory_format",
-        "addends",
+        "bias_and_residual",
         "shape",
         "dtype",
         "threads",
         "mode",
     ),
-    *("pass", "contender"),
+    *("pass", "implementation"),
 )
-SHOWN = ("case", "dtype", "threads", "mode", "pass", "contender")
+SHOWN = ("case", "dtype", "threads", "mode", "pass", "implementation")
 TOLERANCE = 0.02
 REGRESSION, IMPROVEMENT, SAME = "slower", "faster", "same"
 USAGE = 2
@@ -157,12 +157,14 @@ def _cells(change: Change, tolerance: float, floors: Mapping[str, float]) -> tup
 
 
 def _floors(changes: Sequence[Change]) -> dict[str, float]:
-    """How the copy changed, by everything but the contender: a change of the machine shows there too."""
-    return {_place(change.new): change.ratio for change in changes if change.new["contender"] in ("copy_", "clone")}
+    """How the copy changed, by everything but the implementation: a change of the machine shows there too."""
+    return {
+        _place(change.new): change.ratio for change in changes if change.new["implementation"] in ("copy_", "clone")
+    }
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return json.dumps([row.get(key) for key in IDENTITY if key != "contender"])
+    return json.dumps([row.get(key) for key in IDENTITY if key != "implementation"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.entry import exit_with
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
 from benchmarks.running import run_cases
 from dreluop.tables import text_table
@@ -51,7 +51,7 @@ ACTIVATIONS: dict[str, c.Activation] = {
 
 class Row(TypedDict):
     chain: str
-    contender: str
+    implementation: str
     depth: int
     kept_bytes: int
     x_bytes: int
@@ -103,13 +103,13 @@ def kept_bytes(forward: Callable[[], Tensor], parts: Sequence[Tensor]) -> int:
     return sum(found.values())
 
 
-def row_of(chain: str, contender: str, depth: int) -> Row:
+def row_of(chain: str, implementation: str, depth: int) -> Row:
     """Measure one network."""
     generator = torch.Generator().manual_seed(0)
     layers = [nn.Linear(WIDTH, WIDTH) for _ in range(depth)]
     caps = [nn.Parameter(torch.ones(WIDTH)) for _ in range(depth)]
     x = torch.randn(BATCH, WIDTH, generator=generator)
-    activation = ACTIVATIONS[contender]
+    activation = ACTIVATIONS[implementation]
 
     def forward() -> Tensor:
         h = x
@@ -121,7 +121,7 @@ def row_of(chain: str, contender: str, depth: int) -> Row:
     parts = [x, *caps, *(parameter for layer in layers for parameter in layer.parameters())]
     x_bytes = x.numel() * x.element_size()
     kept = kept_bytes(forward, parts)
-    return {"chain": chain, "contender": contender, "depth": depth, "kept_bytes": kept, "x_bytes": x_bytes}
+    return {"chain": chain, "implementation": implementation, "depth": depth, "kept_bytes": kept, "x_bytes": x_bytes}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     document = new_document()
     folder = options.out or results.default_path(document["device"]).parent
-    cases = [(chain, contender) for chain in CHAINS for contender in ACTIVATIONS]
+    cases = [(chain, implementation) for chain in CHAINS for implementation in ACTIVATIONS]
     mask = run_cases(
         document,
         cases,
@@ -145,17 +145,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def table(document: Document) -> str:
     """What one more block keeps, in parts of x."""
-    rows = [(chain, contender, f"{per_block(document, chain, contender):.3f}") for chain, contender in _kinds(document)]
+    rows = [
+        (chain, implementation, f"{per_block(document, chain, implementation):.3f}")
+        for chain, implementation in _kinds(document)
+    ]
     return text_table(("chain", "activation", "kept per block / x"), rows)
 
 
 def _kinds(document: Document) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row["chain"], row["contender"]) for row in document["rows"]))
+    return list(dict.fromkeys((row["chain"], row["implementation"]) for row in document["rows"]))
 
 
-def per_block(document: Document, chain: str, contender: str) -> float:
+def per_block(document: Document, chain: str, implementation: str) -> float:
     """Bytes kept for one more block, in parts of x: the slope between the two deepest networks."""
-    *_, before, last = [row for row in document["rows"] if (row["chain"], row["contender"]) == (chain, contender)]
+    *_, before, last = [
+        row for row in document["rows"] if (row["chain"], row["implementation"]) == (chain, implementation)
+    ]
     kept = last["kept_bytes"] - before["kept_bytes"]
     return kept / (last["depth"] - before["depth"]) / last["x_bytes"]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 
-class Kept(NamedTuple):
+class Saved(NamedTuple):
     """What the graph of one activation holds for backward.
 
     Attributes:
@@ -23,7 +23,7 @@ class Kept(NamedTuple):
     saves_y: bool
 
 
-def kept_for_backward(y: Tensor, x: Tensor, *others: Tensor) -> Kept:
+def saved_for_backward(y: Tensor, x: Tensor, *others: Tensor) -> Saved:
     """What y's graph holds.
 
     Args:
@@ -33,7 +33,7 @@ def kept_for_backward(y: Tensor, x: Tensor, *others: Tensor) -> Kept:
     """
     found = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _saved(y)}
     of_x, of_y, *_ = [found.pop(tensor.untyped_storage().data_ptr(), None) for tensor in (x, y, *others)]
-    return Kept(sum(found.values()), of_x is not None, of_y is not None)
+    return Saved(sum(found.values()), of_x is not None, of_y is not None)
 
 
 def _saved(y: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Forward and backward of a contender, many times over, on buffers that take turns: what is captured and timed."""
+"""Forward and backward of an implementation, many times over, on rotated buffers: what is captured and timed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import contenders as c
-from benchmarks.memory import Kept, kept_for_backward
+from benchmarks.kernels import implementations as c
+from benchmarks.memory import Saved, saved_for_backward
 
 if TYPE_CHECKING:
     from benchmarks.kernels.suite import Data
@@ -57,27 +57,27 @@ class Repeated(Work):
 
     def __init__(
         self,
-        contender: c.Contender,
+        implementation: c.Implementation,
         data: Sequence[Data],
         calls: int,
-        addends: Mapping[str, Tensor] | None = None,
+        bias_and_residual: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Get ready; torch.compile compiles at the first call.
 
         Args:
-            contender: what to call.
+            implementation: what to call.
             data: the buffers; the cap is that of the first.
             calls: in one ``forward``.
-            addends: bias and residual by name; those that need a gradient get one.
+            bias_and_residual: bias and residual by name; those that need a gradient get one.
         """
         super().__init__(data, calls)
-        self._activation = contender.ready()
-        self._contender = contender
-        self._more = dict(addends or {})
+        self._activation = implementation.ready()
+        self._implementation = implementation
+        self._more = dict(bias_and_residual or {})
         self._xs = [d.x.detach().requires_grad_() for d in data]
         self._cap = data[0].cap.detach().requires_grad_()
         others = [tensor for tensor in self._more.values() if tensor.requires_grad]
-        self._inputs = [(*contender.inputs(x, self._cap), *others) for x in self._xs]
+        self._inputs = [(*implementation.inputs(x, self._cap), *others) for x in self._xs]
 
     def one_forward(self, index: int = 0) -> Tensor:
         return self._activation(self._xs[index], self._cap, 1, **self._more)
@@ -94,11 +94,11 @@ class Repeated(Work):
         Raises:
             ValueError: it is wrong.
         """
-        self._contender.check(self.one_forward(), self._xs[0], self._cap)
+        self._implementation.check(self.one_forward(), self._xs[0], self._cap)
 
-    def kept(self) -> Kept:
+    def kept(self) -> Saved:
         """What the graph of one call holds for backward."""
-        return kept_for_backward(self.one_forward(), self._xs[0], self._cap, *self._more.values())
+        return saved_for_backward(self.one_forward(), self._xs[0], self._cap, *self._more.values())
 
 
 class Copies(Work):
@@ -116,7 +116,7 @@ class Copies(Work):
 
 
 class Clones(Work):
-    """The floor of results that are fresh tensors, as those of contenders are."""
+    """The floor of results that are fresh tensors, as those of implementations are."""
 
     def one_forward(self, index: int = 0) -> Tensor:
         return self._data[index].x.clone()

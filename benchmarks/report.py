@@ -50,15 +50,15 @@ def kernels(folder: Path) -> str:
 
 def gpu(folder: Path) -> str:
     """The same for the documents of ``benchmarks.gpu``."""
-    return _of_cards(folder, gpu_tables.target_table, gpu_tables.case_table)
+    return _of_gpus(folder, gpu_tables.target_table, gpu_tables.case_table)
 
 
 def gpu_targets(folder: Path) -> str:
     """Of those, the targets alone."""
-    return _of_cards(folder, gpu_tables.target_table)
+    return _of_gpus(folder, gpu_tables.target_table)
 
 
-def _of_cards(folder: Path, *parts: Callable[[GpuDocument], Table]) -> str:
+def _of_gpus(folder: Path, *parts: Callable[[GpuDocument], Table]) -> str:
     documents = [cast(GpuDocument, document) for document in _documents(folder) if _is_of_gpu(document)]
     if not documents:
         return NOTHING
@@ -88,8 +88,8 @@ NOTHING = "Nothing has been measured yet."
 
 
 KERNELS_LEGEND = (
-    "Times are medians; the contenders take turns in one process, on random data. Much of the time of a fresh large "
-    "tensor is page faults, for a clone too; the native kernels ask for large pages, which are fewer. "
+    "Times are medians; the implementations are interleaved in one process, on random data. Much of the time of a "
+    "fresh large tensor is page faults, for a clone too; the native kernels ask for large pages, which are fewer. "
     "Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. "
     "The fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
     "backward (read y and its gradient, write the gradient of x). Ratios to a floor: smaller is better. "
@@ -136,7 +136,7 @@ def _compiled_report(document: Any) -> str:
 
 
 def traced(folder: Path) -> str:
-    """Our kernels in a compiled forward pass, opaque and traced, for each card."""
+    """Our kernels in a compiled forward pass, opaque and traced, for each GPU."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{triton_op.FILE_NAME}"))]
     if not documents:
         return NOTHING
@@ -145,7 +145,7 @@ def traced(folder: Path) -> str:
 
 
 def profile(folder: Path) -> str:
-    """Hardware counters of backward kernels, for each card."""
+    """Hardware counters of backward kernels, for each GPU."""
     documents = [results.load(path) for path in sorted(folder.glob(f"*/{profiles.FILE_NAME}"))]
     if not documents:
         return NOTHING

@@ -38,13 +38,13 @@ class Suite(Generic[Item]):
 
     Attributes:
         name: what ``run_cases`` calls a case.
-        contenders: those of a case: it was measured whole if there are rows of all of them.
+        implementations: those of a case: it was measured whole if there are rows of all of them.
         rows: see ``Rows``.
         failed: the names of the cases of which a document says that something was not measured.
     """
 
     name: Callable[[Item], str]
-    contenders: Callable[[Item], Collection[str]]
+    implementations: Callable[[Item], Collection[str]]
     rows: Rows
     failed: Callable[[Mapping[str, Any]], Iterable[str]] = failed_cases
 
@@ -90,7 +90,7 @@ def go_on(document: Any, former: Mapping[str, Any], cases: Sequence[Item], suite
         if name not in CHANGES and name not in suite.rows and former.get(name) != value:
             raise ValueError(f"resume: got {name} {former.get(name)}; expected what is measured now, {value}")
     try:
-        measured = _contenders(former, suite.rows)
+        measured = _implementations(former, suite.rows)
         failed = set(suite.failed(former))
     except KeyError as error:
         raise ValueError(f"resume: got a file without {error}; expected one of this suite") from error
@@ -99,7 +99,9 @@ def go_on(document: Any, former: Mapping[str, Any], cases: Sequence[Item], suite
     if unknown:
         raise ValueError(f"resume: got rows of {unknown[0]!r}; expected those of the cases of this run alone")
     done = {
-        name: None for name, who in measured.items() if name not in failed and who >= set(suite.contenders(known[name]))
+        name: None
+        for name, who in measured.items()
+        if name not in failed and who >= set(suite.implementations(known[name]))
     }
     left = [case for name, case in known.items() if name not in done]
     earlier: list[Run] = former.get("earlier", [])
@@ -119,12 +121,12 @@ def go_on(document: Any, former: Mapping[str, Any], cases: Sequence[Item], suite
     return left
 
 
-def _contenders(document: Mapping[str, Any], rows: Rows) -> dict[str, set[str]]:
+def _implementations(document: Mapping[str, Any], rows: Rows) -> dict[str, set[str]]:
     """Who was measured, by the name of the case."""
     found: dict[str, set[str]] = {}
     for field, name_of in rows.items():
         for row in document[field]:
-            found.setdefault(name_of(row), set()).add(row["contender"])
+            found.setdefault(name_of(row), set()).add(row["implementation"])
     return found
 
 
@@ -138,7 +140,7 @@ def dates(document: Mapping[str, Any], rows: Rows) -> str:
     last: Run = {
         "date": document["date"],
         "commit": document["commit"],
-        "cases": [name for name in _contenders(document, rows) if name not in taken],
+        "cases": [name for name in _implementations(document, rows) if name not in taken],
     }
     return "in several runs: " + ", ".join(
         f"{len(cases)} cases on {date[:10]} ({commit_name(commit)})"

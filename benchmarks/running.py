@@ -77,7 +77,9 @@ def run_cases(
             if output is not None:
                 save(document, output)
             for failure in failures:
-                print(f"not measured: {name(case)}: {failure['contender'] or 'all'}: {failure['reason']}", flush=True)
+                print(
+                    f"not measured: {name(case)}: {failure['implementation'] or 'all'}: {failure['reason']}", flush=True
+                )
     except KeyboardInterrupt:
         return _ended("interrupted", done, len(cases), output if kept else None, INTERRUPTED)
     if out_of_time:
@@ -96,7 +98,7 @@ def _bar(cases: Sequence[Item], name: Callable[[Item], str]) -> Iterator[Item]:
     bar = None
     if sys.stderr.isatty():
         try:
-            from tqdm import tqdm  # noqa: PLC0415 (a machine with a card may lack it)
+            from tqdm import tqdm  # noqa: PLC0415 (a machine with a GPU may lack it)
         except ImportError:
             pass
         else:

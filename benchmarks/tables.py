@@ -16,7 +16,7 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub-flavoured table."""
+    """A GitHub-flavored table."""
     lines = [table.header, tuple("---" for _ in table.header), *table.rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -52,7 +52,7 @@ def verdicts(target: Target, rows: Sequence[Any], measure: Callable[[Any], float
 def table_of_targets(
     header: tuple[str, str, str],
     targets: Sequence[SomeTarget],
-    judge: Callable[[SomeTarget], Sequence[Verdict]],
+    evaluate: Callable[[SomeTarget], Sequence[Verdict]],
     subject: Callable[[SomeTarget], tuple[str, str, str]],
     measured: Callable[[Verdict], str],
     note: str = "",
@@ -62,14 +62,14 @@ def table_of_targets(
     Args:
         header: of the columns that say what the target is.
         targets: one row each.
-        judge: the verdicts on a target, the worst first.
+        evaluate: the verdicts on a target, the worst first.
         subject: what the target is, in three cells.
         measured: a verdict's value as text.
         note: added to every outcome.
     """
     rows: list[tuple[str, ...]] = []
     for target in targets:
-        found = judge(target)
+        found = evaluate(target)
         if not found:
             rows.append((*subject(target), MISSING, MISSING, "not measured"))
             continue

@@ -29,7 +29,7 @@ def cpu_capability() -> Literal["default", "avx2", "avx512"]:
     """Instruction set in use; a lower one can be asked for by DRELUOP_CPU_CAPABILITY."""
 
 def cpu_plan(shape: Sequence[int], strides: Sequence[int], cap_shape: Sequence[int], dim: int = 1) -> CpuPlan:
-    """How the CPU kernels walk and cut an activation.
+    """How the CPU kernels traverse and tile an activation.
 
     Raises:
         ValueError: the cap's shape does not fit, dim is out of range, or strides and shape differ in length.

@@ -63,7 +63,7 @@ def surrogate_backward(
         tau: of the soft form: its width in standard deviations, finite and > 0.
         std: of the soft form: the standard deviation of t. None takes it from each batch, over the elements that share
             a cap (the layer; the channel; the neuron over the batch), where a cap under which t is constant gets the
-            root mean square of its layer's others, at the cost of one synchronisation with a GPU per layer. Else a
+            root mean square of its layer's others, at the cost of one synchronization with a GPU per layer. Else a
             number for all, or a mapping from cap to a number or a tensor of the cap's shape, as ``measure_std`` gives.
 
     Raises:
@@ -115,7 +115,7 @@ def measure_std(model: nn.Module, *inputs: Any) -> dict[Tensor, Tensor]:
     """The standard deviation before each cap, for ``std`` of ``surrogate_backward("soft")`` and ``smooth_forward``.
 
     So that an attack on one sample, or on few, has the width of a larger batch, and one that does not change with the
-    sample's neighbours.
+    sample's neighbors.
 
     Args:
         model: called once as ``model(*inputs)``, without gradients, in the mode it is in (``eval()``, mostly). A cap

@@ -52,7 +52,7 @@ class CappedReLUFunction(Function):
     """``y = max(0, min(x, cap))`` as an autograd.Function; ``dreluop.capped_relu`` checks its arguments and calls it.
 
     ``apply(x, cap, dim, inplace, save, balancer)``, all positionally, and where there is one
-    ``apply(..., bias, residual)``. Returns y, or a tuple: y, then the 2-bit mask if ``save="mask"`` (under
+    ``apply(..., bias, residual)``. Returns y, or a tuple: y, then the packed mask if ``save="mask"`` (under
     ``torch.vmap`` y again), then the penalty if ``balancer`` is a number. Shapes, dtypes and granularities are those of
     ``dreluop.capped_relu``. Saved for backward: the cap, and y or the mask (N/4 bytes), and a bias that needs a
     gradient; nothing when no input needs one.

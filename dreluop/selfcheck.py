@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
 
 def backends() -> list[Backend]:
-    """Every backend. Initialises CUDA, where there is a card."""
+    """Every backend. Initializes CUDA, where there is a GPU."""
     found = []
     for name in names.BACKENDS:
         reasons = {device: choice.unavailable_reason(name, device) for device in choice.DEFAULT_RULE}

@@ -43,7 +43,7 @@ _of_thread = threading.local()
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What a context asks for. ``look``: only be told of every call (what is capped, the cap, dim)."""
+    """What a context asks for. ``look``: only look at every call (what is capped, the cap, dim)."""
 
     form: Literal["straight_through", "soft", "smooth"]
     tau: float = 1.0

@@ -173,7 +173,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the interpreter, of the tests by Triton only every so-manieth, if so asked: a kernel takes a second there."""
+    """With DRELUOP_TEST_SAMPLE=n, run only every n-th Triton test: each takes about a second in the interpreter."""
     step = int(os.environ.get(SAMPLE, "1"))
     if step > 1:
         by_triton = [item for item in items if "triton" in item.nodeid.partition("[")[2]]

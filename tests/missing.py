@@ -1,6 +1,6 @@
 """Where ``make gpu`` says so, tests that need a development package which is not installed are skipped, by its name.
 
-The card's machine runs the torch that is installed there and cannot install anything; elsewhere such a package is a
+The gpu's machine runs the torch that is installed there and cannot install anything; elsewhere such a package is a
 failure, as it must be.
 """
 

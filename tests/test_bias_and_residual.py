@@ -203,7 +203,7 @@ def test_forward_mode_in_place() -> None:
     oracle.assert_same_bits(tangent, oracle.tangent(torch.ones(4, 3), None, x + residual, cap))
 
 
-def test_the_function_by_itself_takes_tangents_of_addends() -> None:
+def test_the_function_by_itself_takes_tangents_of_bias_and_residual() -> None:
     x, residual, cap = torch.randn(4, 3), torch.randn(4, 3), torch.rand(3) + 0.5
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(residual, torch.ones(4, 3))
@@ -246,7 +246,7 @@ def test_bad_arguments(name: str, inplace: bool) -> None:
     assert bool((x == 5).all())
 
 
-def test_in_place_refuses_addends_in_the_memory_of_x() -> None:
+def test_in_place_refuses_others_in_the_memory_of_x() -> None:
     x = torch.randn(4, 3)
     for keywords, name in (({"residual": x}, "residual"), ({"bias": x[0]}, "bias")):
         with pytest.raises(ValueError, match=f"inplace: {name} lies in the memory of x"):

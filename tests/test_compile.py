@@ -147,7 +147,7 @@ def test_a_new_batch_size_is_no_reason_to_compile_again(case: Case, dynamic: boo
     for batch in (5, 7, 8, 13):
         one = replace(case, shape=(batch, *case.shape[1:]))
         assert_same(forward_and_backward(compiled, one), forward_and_backward(function, one))
-    # Without being told, torch takes the second size for a sign that there will be more.
+    # Without a mark, torch takes the second size for a sign that there will be more.
     assert counter.frame_count == (1 if dynamic else 2)
 
 

@@ -91,7 +91,7 @@ def test_a_subclass_of_tensor_sees_the_operators_that_it_may_have_rules_for() ->
     assert overloads_seen(dreluop.capped_relu, TwoTensor(x, x), cap) == ["capped_relu.default"]
 
 
-def test_export_is_told_from_compile() -> None:
+def test_export_is_distinguished_from_compile() -> None:
     assert not compiling.exporting()
     program = torch.export.export(dreluop.SReLU(0.5), (torch.randn(3),))
     assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [

@@ -54,7 +54,7 @@ class Everything(nn.Module):
                 dreluop.SReLU(0.6),
             ]
         )
-        self.with_addends = nn.ModuleList(
+        self.with_bias_and_residual = nn.ModuleList(
             [dreluop.DReLU(CHANNELS, init=0.5), dreluop.DReLU(CHANNELS, init=0.5, save="mask")]
         )
         self.caps = nn.ParameterList([torch.rand(CHANNELS) for _ in FUNCTIONAL])
@@ -62,7 +62,7 @@ class Everything(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> list[Tensor]:
         results = [module(x) for module in self.modules_alone]
-        results += [module(x, residual, bias=self.bias) for module in self.with_addends]
+        results += [module(x, residual, bias=self.bias) for module in self.with_bias_and_residual]
         for how, cap in zip(FUNCTIONAL, self.caps, strict=True):
             added = {"bias": self.bias, "residual": residual} if how["bias_and_residual"] else {}
             start = x * 1 if how["inplace"] else x

@@ -30,7 +30,7 @@ UNTOUCHED = """
 import os, torch
 
 def refuse(*_):
-    raise AssertionError("CUDA was initialised")
+    raise AssertionError("CUDA was initialized")
 
 def devices():
     links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
@@ -47,12 +47,12 @@ assert not [name for name in devices() - before if "nvidia" in name]
 """
 
 
-def test_import_and_cpu_tensors_do_not_initialise_cuda() -> None:
+def test_import_and_cpu_tensors_do_not_initialize_cuda() -> None:
     run(UNTOUCHED)
 
 
 def test_the_check_above_can_fail() -> None:
-    with pytest.raises(AssertionError, match="CUDA was initialised"):
+    with pytest.raises(AssertionError, match="CUDA was initialized"):
         run(UNTOUCHED.replace("import dreluop\n", "import dreluop\ntorch.cuda.init()\n"))
 
 

@@ -221,7 +221,7 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), dreluop.DReLU(4, init=2.0), nn.Sequential(dreluop.DReLU(init=3.0)))
 
 
-PENALISED: dict[str, tuple[Callable[[], Any], float]] = {
+PENALIZED: dict[str, tuple[Callable[[], Any], float]] = {
     "tensor": (lambda: torch.full((2, 3), 2.0), 24),
     "list": (lambda: [torch.full((2,), 2.0), torch.tensor(3.0)], 17),
     "tuple": (lambda: (torch.full((2,), 2.0),), 8),
@@ -234,9 +234,9 @@ PENALISED: dict[str, tuple[Callable[[], Any], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("name", PENALIZED)
 def test_cap_penalty(name: str) -> None:
-    make, squares = PENALISED[name]
+    make, squares = PENALIZED[name]
     penalty = dreluop.cap_penalty(make(), 0.5)
     assert (penalty.shape, penalty.dtype, penalty.item()) == ((), torch.float32, squares / 2)
 

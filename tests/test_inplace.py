@@ -319,10 +319,10 @@ def test_fake_tensors_have_no_memory_to_share() -> None:
     assert y.shape == (4, 3)
 
 
-def test_a_copy_on_write_twin_keeps_its_values() -> None:
+def test_a_copy_on_write_baseline_keeps_its_values() -> None:
     values = torch.randn(4, 3)
-    twin = torch._lazy_clone(values)
+    baseline = torch._lazy_clone(values)
     before = values.clone()
-    torch.ops.dreluop.capped_relu_(twin, torch.full((3,), 0.1))
+    torch.ops.dreluop.capped_relu_(baseline, torch.full((3,), 0.1))
     oracle.assert_same_bits(values, before)
-    oracle.assert_same_bits(twin, oracle.forward(before, torch.full((3,), 0.1)))
+    oracle.assert_same_bits(baseline, oracle.forward(before, torch.full((3,), 0.1)))

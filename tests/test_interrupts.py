@@ -94,7 +94,7 @@ def state() -> list[Any]:
 CONTEXTS: dict[str, tuple[Callable[[], Any], Any]] = {
     "use_backend": (lambda: enter(lambda: dreluop.use_backend("reference")), choice),
     "use_backend, nested": (nested, choice),
-    "when_compiling": (lambda: enter(lambda: dreluop.when_compiling("opaque")), choice),
+    "compile_mode": (lambda: enter(lambda: dreluop.compile_mode("opaque")), choice),
     "using": (lambda: enter(lambda: choice.using(choice.operators_of("reference"))), choice),
     "surrogate_backward": (lambda: enter(adaptive.surrogate_backward), adaptive),
     "measure_std": (lambda: adaptive.measure_std(MODEL, torch.randn(4, 2)), adaptive),

@@ -165,22 +165,22 @@ def _saved_and_loaded(value: Any, weights_only: bool) -> Any:
 def test_copy(name: str, how: str) -> None:
     module = modules()[name]()
     change(module)
-    twin = COPIES[how](module)
-    assert (type(twin), repr(twin)) == (type(module), repr(module))
-    oracle.assert_same_bits(twin(X), module(X))
-    before = twin.cap.clone()
+    baseline = COPIES[how](module)
+    assert (type(baseline), repr(baseline)) == (type(module), repr(module))
+    oracle.assert_same_bits(baseline(X), module(X))
+    before = baseline.cap.clone()
     change(module)
-    assert torch.equal(twin.cap, before)
+    assert torch.equal(baseline.cap, before)
 
 
 @by_module
 def test_state_dict_round_trip(name: str) -> None:
-    module, twin = modules()[name](), modules()[name]()
+    module, baseline = modules()[name](), modules()[name]()
     change(module)
     state = _saved_and_loaded(module.state_dict(), weights_only=True)
     assert list(state) == ["cap"]
-    assert str(twin.load_state_dict(state)) == "<All keys matched successfully>"
-    oracle.assert_same_bits(twin.cap.detach(), module.cap.detach())
+    assert str(baseline.load_state_dict(state)) == "<All keys matched successfully>"
+    oracle.assert_same_bits(baseline.cap.detach(), module.cap.detach())
 
 
 def test_state_dict_of_another_shape_is_refused() -> None:
@@ -254,10 +254,10 @@ def test_lazy_on_another_dim_and_before_an_optimizer() -> None:
 def test_lazy_state() -> None:
     module = LazyDReLU("channel", init=0.5)
     module.reset_parameters()
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert isinstance(twin.cap, UninitializedParameter)
-        twin(X)
-        assert twin.cap.shape == (3,)
+    for baseline in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert isinstance(baseline.cap, UninitializedParameter)
+        baseline(X)
+        assert baseline.cap.shape == (3,)
     loaded = LazyDReLU("channel")
     loaded.load_state_dict(DReLU(3, init=0.25).state_dict())
     assert loaded.cap.tolist() == [0.25] * 3

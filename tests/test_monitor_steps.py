@@ -103,10 +103,10 @@ def test_calibration_counts_a_recomputation_once() -> None:
     batches = [X, X + 1, X - 2]
     rows = cap_summary(model, batches, progress=False).layers
     assert cap_summary(model, batches, forward=with_gradient, progress=False).layers == rows
-    twin = copy.deepcopy(model)
+    baseline = copy.deepcopy(model)
     calibrate_caps(model, batches, 0.7, forward=with_gradient, progress=False)
-    calibrate_caps(twin, batches, 0.7, progress=False)
-    assert torch.equal(model[1].cap, twin[1].cap)
+    calibrate_caps(baseline, batches, 0.7, progress=False)
+    assert torch.equal(model[1].cap, baseline[1].cap)
 
 
 @pytest.mark.parametrize("run", [reentrant, not_reentrant])
@@ -255,8 +255,8 @@ def test_a_cuda_graph_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) 
 def test_a_deep_copy_does_not_count_for_the_original() -> None:
     model = layers()
     with SaturationMonitor(model, every=1) as monitor:
-        twin = copy.deepcopy(model)
-        twin(X)
+        baseline = copy.deepcopy(model)
+        baseline(X)
         assert (monitor.step, monitor.latest) == (0, None)
         model(X)
     assert (monitor.step, len(monitor.history)) == (1, 1)

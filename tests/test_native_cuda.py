@@ -1,4 +1,4 @@
-"""When the compiled CUDA kernels come to serve: never at import, then only if every card can run them."""
+"""When the compiled CUDA kernels come to serve: never at import, then only if every GPU can run them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_import_neither_starts_cuda_nor_registers(built_for_cuda: native_cuda.Cu
     assert run(code) == "False False"
 
 
-def test_every_operator_is_registered_where_the_cards_can(built_for_cuda: native_cuda.CudaKernels) -> None:
+def test_every_operator_is_registered_where_the_gpus_can(built_for_cuda: native_cuda.CudaKernels) -> None:
     code = f"""
 import torch, dreluop
 from dreluop.backends import native
@@ -54,7 +54,7 @@ print(all(has_kernels()), native.cuda_kernels.reason())
 
 
 @pytest.mark.parametrize("asked_by_name", [False, True])
-def test_a_card_that_cannot_leaves_the_reference_or_an_error(
+def test_a_gpu_that_cannot_leaves_the_reference_or_an_error(
     built_for_cuda: native_cuda.CudaKernels, asked_by_name: bool
 ) -> None:
     code = f"""
@@ -105,7 +105,7 @@ print(native.cuda_kernels.reason())
     assert run(code) == "OSError: driver gone"
 
 
-def test_which_cards_can_run_the_build(built_for_cuda: native_cuda.CudaKernels) -> None:
+def test_which_gpus_can_run_the_build(built_for_cuda: native_cuda.CudaKernels) -> None:
     if "80;90;100+PTX" not in (built_for_cuda.built_for() or ""):
         pytest.skip("built for other architectures than the default ones")
     # 8.6 and 8.9 run code of 8.0, 12.0 compiles the PTX of 8.0; nothing is there for what is older.

@@ -252,7 +252,7 @@ def test_what_onnxruntime_makes_of_nan(name: str) -> None:
         np.testing.assert_array_equal(np.isnan(y), expected)
 
 
-def test_an_operator_without_translation_is_told() -> None:
+def test_an_operator_without_translation_is_reported() -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return dreluop.saturation(x, 1.0).inside

@@ -97,10 +97,10 @@ def test_forward_backward_tangent(backend, d: Drawn) -> None:
 @given(drawn(may_overlap=False))
 def test_in_place(backend, d: Drawn) -> None:
     expected = oracle.forward(d.x, d.cap, d.dim)
-    twin = d.x.as_strided(d.x.shape, d.x.stride()).clone(memory_format=torch.preserve_format)
+    baseline = d.x.as_strided(d.x.shape, d.x.stride()).clone(memory_format=torch.preserve_format)
     mask = oracle.mask(d.x, d.cap, d.dim, oracle.mask_order(d.x, d.cap))
-    backend.capped_relu_(twin, d.cap, d.dim)
-    oracle.assert_same_bits(twin, expected)
+    backend.capped_relu_(baseline, d.cap, d.dim)
+    oracle.assert_same_bits(baseline, expected)
     got, _ = backend.capped_relu_with_aux_(d.x, d.cap, d.dim, True, None)
     oracle.assert_same_bits(d.x, expected)
     oracle.assert_same_bits(got, mask)

@@ -104,9 +104,9 @@ def test_whole_modules_with_weights_only(name: str) -> None:
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         torch.load(saved(module), weights_only=True)
     with torch.serialization.safe_globals(CLASSES):
-        twin = torch.load(saved(module), weights_only=True)
-    assert repr(twin) == repr(module)
-    assert torch.equal(twin(x), module(x))
+        baseline = torch.load(saved(module), weights_only=True)
+    assert repr(baseline) == repr(module)
+    assert torch.equal(baseline(x), module(x))
 
 
 def test_a_forward_that_surgery_wrote_is_code_and_not_loaded_with_weights_only() -> None:

@@ -21,7 +21,7 @@ SPLITS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "every_other_channel": lambda t: (t[:, ::2], t[:, 1::2]),
     "halves_of_the_last": lambda t: (t[..., :2], t[..., 2:]),
     "every_other_of_the_last": lambda t: (t[..., 1::2], t[..., ::2]),
-    "chunks": lambda t: t.chunk(2, dim=1),  # type: ignore[dict-item]
+    "chunk": lambda t: t.chunk(2, dim=1),  # type: ignore[dict-item]
     "transposed": lambda t: (t[:, :, :2].transpose(1, 3), t[:, :, 2:].transpose(1, 3)),
     "a_corner_beside_another": lambda t: (t[:, :3, :, 1:3], t[:, 4:7, :, 2:]),
     "channels_last": lambda t: (

@@ -29,7 +29,7 @@ from tests.patience import PATIENCE
 THREADS = 4
 ROUNDS = 15
 BACKENDS: tuple[BackendName, ...] = ("native", "reference")
-# Several pieces for the threads inside an operator.
+# Several tiles for the threads inside an operator.
 X_SHAPE = (16, 24, 33, 9)
 CAP_SHAPES = ((1,), X_SHAPE[1:2], X_SHAPE[1:])
 # A hang is a failure, not a wait without end.
@@ -48,7 +48,7 @@ def two_threads_inside(threads: Callable[[int], None]) -> None:
 
 
 WAYS = ("mask", "penalty", "in place")
-# Neighbours differ in backend and way.
+# Neighbors differ in backend and way.
 TASKS = list(itertools.product(DTYPES, CAP_SHAPES, WAYS, BACKENDS))
 
 

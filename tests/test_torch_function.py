@@ -155,8 +155,8 @@ def test_the_caps_of_a_module_under_a_mode() -> None:
 def test_saturation_is_still_a_named_tuple() -> None:
     counted = dreluop.saturation(X, CAP)
     by_name = dreluop.Saturation(**counted._asdict())
-    for twin in (by_name, pickle.loads(pickle.dumps(counted)), dreluop.Saturation(*counted), counted._replace()):
-        assert type(twin) is dreluop.Saturation and torch.equal(twin.has_gradient, counted.has_gradient)
+    for baseline in (by_name, pickle.loads(pickle.dumps(counted)), dreluop.Saturation(*counted), counted._replace()):
+        assert type(baseline) is dreluop.Saturation and torch.equal(baseline.has_gradient, counted.has_gradient)
 
 
 class Everything(nn.Module):

@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = tuple(dict.fromkeys(case.name for cases in suite.CASES.values() for case in cases))
     parser.add_argument("--networks", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
     parser.add_argument(
-        "--contenders", nargs="+", choices=suite.CONTENDERS, default=suite.CONTENDERS, metavar="NAME",
-        help=f"some of {'; '.join(suite.CONTENDERS)}; default: all",
+        "--implementations", nargs="+", choices=suite.IMPLEMENTATIONS, default=suite.IMPLEMENTATIONS, metavar="NAME",
+        help=f"some of {'; '.join(suite.IMPLEMENTATIONS)}; default: all",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="three samples of the dense network; no file")
     parser.add_argument("--limit", type=float, help="seconds for the whole run; what does not fit is left out, by name")
@@ -49,21 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.limit is not None and not options.limit > 0:
         parser.error(f"--limit: got {options.limit}; expected more than 0 seconds")
     (served_by_cuda if options.device == "cuda" else served_by)(parser)
-    cases = suite.chosen(options.device, options.networks, options.contenders)
-    effort = suite.EFFORT[options.device]
+    cases = suite.chosen(options.device, options.networks, options.implementations)
+    budget = suite.BUDGET[options.device]
     if options.quick:
-        cases, effort = [suite.DENSE], suite.QUICK
+        cases, budget = [suite.DENSE], suite.QUICK
     with measure.threads(options.threads if options.device == "cpu" else torch.get_num_threads()):
-        place = suite.place_of(options.device)
-        document = new_document(place.device, quick=options.quick)
-        resumable = suite.resumable(options.contenders)
+        platform = suite.platform_of(options.device)
+        document = new_document(platform.device, quick=options.quick)
+        resumable = suite.resumable(options.implementations)
         cases = resuming.cases_left(parser, options.resume, document, cases, resumable)
         folder = options.out or (None if options.quick else folder_of(document["device"]))
         output = folder / FILE_NAME if folder else None
         until = None if options.limit is None else time.monotonic() + options.limit
 
         def run_one(case: suite.Case) -> tuple[list[dict[str, Any]], list[Failure]]:
-            return suite.run_case(case, tuple(options.contenders), effort, place, until)
+            return suite.run_case(case, tuple(options.implementations), budget, platform, until)
 
         name, seconds = resumable.name, (lambda case: case.seconds)
         code = run_cases(document, cases, run_one, output, name=name, limit=options.limit, seconds=seconds)
@@ -82,7 +82,7 @@ def new_document(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "complete": False,
         "quick": quick,
         "date": results.now(),
-        "device": gpu.describe_card() if on_a_gpu else results.describe_device(device),
+        "device": gpu.describe_gpu() if on_a_gpu else results.describe_device(device),
         "threads": torch.get_num_threads(),
         "versions": gpu.versions() if on_a_gpu else results.versions(),
         "commit": results.commit(),

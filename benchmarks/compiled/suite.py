@@ -1,4 +1,4 @@
-"""The networks, who takes part, and how a step is timed: all contenders take turns in one process."""
+"""The networks, who takes part, and how a step is timed: all implementations take turns in one process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 import dreluop
 from benchmarks import resuming
 from benchmarks.gpu.timing import sample_in_a_row
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Timed, interleave
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, Timed, interleave
 from benchmarks.models.attempts import Failure, attempt
-from benchmarks.models.contenders import CAP, SEED, PlainDReLU
+from benchmarks.models.implementations import CAP, SEED, PlainDReLU
 from benchmarks.models.steps import (
     AMP,
     FP32,
     LEARNING_RATE,
     MOMENTUM,
-    Place,
+    Platform,
     cpu_place,
-    cuda_place,
+    cuda_platform,
     memory_format,
     searching_algorithms,
 )
@@ -38,15 +38,15 @@ from dreluop.surgery import replace_activations
 RELU, CLAMP = "relu", c.CLAMP.name
 FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "decompose"}
 BY_RULE = "dreluop"
-CONTENDERS = (CLAMP, *FORMS, BY_RULE, RELU)
+IMPLEMENTATIONS = (CLAMP, *FORMS, BY_RULE, RELU)
 CLASSES = 10
-EFFORT = {
-    "cpu": Effort(seconds=8.0, min_samples=15, max_samples=200, warmup=3, sample_seconds=0),
-    "cuda": Effort(seconds=0.4, min_samples=7, max_samples=15, warmup=1, sample_seconds=0.04),
+BUDGET = {
+    "cpu": Budget(seconds=8.0, min_samples=15, max_samples=200, warmup=3, sample_seconds=0),
+    "cuda": Budget(seconds=0.4, min_samples=7, max_samples=15, warmup=1, sample_seconds=0.04),
 }
 # The last of these steps replays CUDA graphs, which the second records.
 WARM_UP = {"cpu": 1, "cuda": 4}
-QUICK = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+QUICK = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 COMPILER = "inductor"
 
 
@@ -108,55 +108,55 @@ CASES: dict[str, tuple[Case, ...]] = {
 def label_of(row: Mapping[str, Any]) -> str:
     """The label of the case that a row is of; of a case that no suite has any more, what the row tells of it."""
     # The oldest files have no ``how``.
-    told = (row["network"], row.get("how", ""), row["batch"])
-    known = (case for cases in CASES.values() for case in cases if (case.name, case.how, case.batch) == told)
-    return next((case.label for case in known), ", ".join(str(one) for one in told if one))
+    shown = (row["network"], row.get("how", ""), row["batch"])
+    known = (case for cases in CASES.values() for case in cases if (case.name, case.how, case.batch) == shown)
+    return next((case.label for case in known), ", ".join(str(one) for one in shown if one))
 
 
 ROWS: resuming.Rows = {"rows": label_of}
 
 
-def resumable(contenders: Collection[str]) -> resuming.Suite[Case]:
-    """The suite with these contenders."""
-    return resuming.Suite(name=lambda case: case.label, contenders=lambda case: contenders, rows=ROWS)
+def resumable(implementations: Collection[str]) -> resuming.Suite[Case]:
+    """The suite with these implementations."""
+    return resuming.Suite(name=lambda case: case.label, implementations=lambda case: implementations, rows=ROWS)
 
 
-def place_of(device: str) -> Place:
+def platform_of(device: str) -> Platform:
     """ "cpu", by the host's clock, or "cuda": the current device, by the host's clock over steps in a row."""
-    return replace(cuda_place(), sampler=sample_in_a_row) if device == "cuda" else cpu_place()
+    return replace(cuda_platform(), sampler=sample_in_a_row) if device == "cuda" else cpu_place()
 
 
-def chosen(device: str, network_names: Sequence[str], contender_names: Sequence[str]) -> list[Case]:
-    """The cases of a device with these networks; few contenders take less time."""
-    part = len(contender_names) / len(CONTENDERS)
+def chosen(device: str, network_names: Sequence[str], implementation_names: Sequence[str]) -> list[Case]:
+    """The cases of a device with these networks; few implementations take less time."""
+    part = len(implementation_names) / len(IMPLEMENTATIONS)
     return [replace(case, seconds=case.seconds * part) for case in CASES[device] if case.name in network_names]
 
 
-def build(case: Case, contender: str) -> nn.Module:
+def build(case: Case, implementation: str) -> nn.Module:
     """The network with every ReLU replaced, a cap per channel, residual sums where ours can take them."""
     model = case.build().train()
-    if contender == RELU:
+    if implementation == RELU:
         return model
-    replace_activations(model, init=CAP, fuse=contender != CLAMP)
-    if contender == CLAMP:
+    replace_activations(model, init=CAP, fuse=implementation != CLAMP)
+    if implementation == CLAMP:
         for name, layer in capped_layers(model).items():
             model.set_submodule(name, PlainDReLU(layer, c.clamp_tensor))
     return model
 
 
-def training_step(case: Case, contender: str, data: Tensor, labels: Tensor) -> Callable[[], None]:
+def training_step(case: Case, implementation: str, data: Tensor, labels: Tensor) -> Callable[[], None]:
     """A step of SGD with momentum, the network compiled; compiles at the first call, and leaves no gradients.
 
     Args:
         data: of the precision's ``memory_format``; where it lies, the network is trained.
     """
     kind = data.device.type
-    model = build(case, contender).to(device=data.device, memory_format=memory_format(case.precision))
+    model = build(case, implementation).to(device=data.device, memory_format=memory_format(case.precision))
     options: dict[str, Any] = {"mode": "reduce-overhead"} if case.graphs else {}
     forward = torch.compile(model, dynamic=False, fullgraph=True, backend=COMPILER, **options)
     amp = case.precision == AMP
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=MOMENTUM, foreach=True)
-    form = FORMS.get(contender, "auto")
+    form = FORMS.get(implementation, "auto")
 
     def step() -> None:
         if case.graphs:
@@ -166,39 +166,39 @@ def training_step(case: Case, contender: str, data: Tensor, labels: Tensor) -> C
                 loss = nn.functional.cross_entropy(forward(data), labels)
             loss.backward()
             optimizer.step()
-            # Those of CUDA graphs lie in memory that the next contender's may use.
+            # Those of CUDA graphs lie in memory that the next implementation's may use.
             optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
 def run_case(
-    case: Case, names: tuple[str, ...], effort: Effort, place: Place, until: float | None = None
+    case: Case, names: tuple[str, ...], budget: Budget, platform: Platform, until: float | None = None
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
-    """Time a step of every contender; one that fails, or for which no time is left, is left out, with its reason."""
+    """Time a step of every implementation; one that fails or has no time left is left out, with its reason."""
     torch._dynamo.reset()
-    place.release()
+    platform.release()
     generator = torch.Generator().manual_seed(SEED + 1)
     data = torch.randn(case.batch, *case.sample, generator=generator)
-    labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(place.device)
+    labels = torch.randint(CLASSES, (case.batch,), generator=generator).to(platform.device)
     if data.ndim == 4:
         data = data.to(memory_format=memory_format(case.precision))
-    data = data.to(place.device)
+    data = data.to(platform.device)
 
     def begin(name: str) -> Callable[[], None]:
         skipped = graphs_skipped()
         step = training_step(case, name, data, labels)
-        for _ in range(WARM_UP[place.device.type]):
+        for _ in range(WARM_UP[platform.device.type]):
             step()
         if case.graphs and graphs_skipped() > skipped:
             raise RuntimeError("torch.compile left CUDA graphs out")
         return step
 
-    with _compile_workers(place), searching_algorithms(place.device.type == "cuda"):
-        begun, failures = attempt(names, case.label, begin, place.release, until)
+    with _compile_workers(platform), searching_algorithms(platform.device.type == "cuda"):
+        begun, failures = attempt(names, case.label, begin, platform.release, until)
         host: dict[str, list[float]] = {name: [] for name in begun}
         timed = [Timed(name, (noting(step, host[name]),)) for name, step in begun.items()]
-        samples = interleave(timed, effort, sampler=place.sampler)
+        samples = interleave(timed, budget, sampler=platform.sampler)
     seconds = {name: found.seconds() for name, found in samples.items()}
     clamp = seconds[CLAMP].median if CLAMP in seconds else None
     rows: list[dict[str, Any]] = [
@@ -206,9 +206,9 @@ def run_case(
             "network": case.name,
             "how": case.how,
             "batch": case.batch,
-            "contender": name,
+            "implementation": name,
             **of.in_ms(),
-            "host_ms": statistics.median(host[name]) * 1e3 if place.sampler else None,
+            "host_ms": statistics.median(host[name]) * 1e3 if platform.sampler else None,
             "ratio_to_clamp": None if clamp is None else of.median / clamp,
         }
         for name, of in seconds.items()
@@ -220,12 +220,12 @@ def graphs_skipped() -> int:
     return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
 
 
-def _compile_workers(place: Place) -> contextlib.AbstractContextManager[object]:
-    """As many as inductor likes for a card: they end their work before the first step does, and then wait for more.
+def _compile_workers(platform: Platform) -> contextlib.AbstractContextManager[object]:
+    """As many as inductor likes for a GPU: they end their work before the first step does, and then wait for more.
 
     On a CPU none: workers that idle beside the measurement would be measured too.
     """
-    if place.device.type == "cuda":
+    if platform.device.type == "cuda":
         return contextlib.nullcontext()
     patched: contextlib.AbstractContextManager[object] = torch._inductor.config.patch(compile_threads=1)
     return patched

@@ -20,14 +20,14 @@ def headline(document: Mapping[str, Any]) -> str:
         dates(document, suite.ROWS),
     ]
     if document["rows"]:
-        parts.append(noise_of(document["rows"], "a contender"))
+        parts.append(noise_of(document["rows"], "an implementation"))
     if document["quick"]:
         parts.append("quick run: three samples")
     return "; ".join([*parts, *left_out(document)])
 
 
 def all_tables(document: Mapping[str, Any]) -> list[Table]:
-    """The times, and, of a card, how long the host takes for its part."""
+    """The times, and, of a GPU, how long the host takes for its part."""
     tables = [table(document)]
     # The oldest files do not have it.
     if any(row.get("host_ms") is not None for row in document["rows"]):
@@ -40,14 +40,14 @@ def table(document: Mapping[str, Any]) -> Table:
 
     def cell(row: Mapping[str, Any]) -> str:
         ratio = row["ratio_to_clamp"]
-        over = "" if ratio is None or row["contender"] == suite.CLAMP else f" ({ratio:.2f})"
+        over = "" if ratio is None or row["implementation"] == suite.CLAMP else f" ({ratio:.2f})"
         return f"{row['ms']:.3g} [{row['q1_ms']:.3g} .. {row['q3_ms']:.3g}]{over}"
 
     return _by_network(document, "Compiled training steps, ms: median, quartiles, over the clamp model", cell)
 
 
 def host_table(document: Mapping[str, Any]) -> Table:
-    """A line per network: where it is the time of the step, the card waits for Python."""
+    """A line per network: where it is the time of the step, the GPU waits for Python."""
     return _by_network(document, "Time of the host to launch such a step, ms", lambda row: f"{row['host_ms']:.3g}")
 
 
@@ -56,9 +56,9 @@ def _by_network(document: Mapping[str, Any], title: str, cell: Callable[[Mapping
     for row in document["rows"]:
         how = row.get("how")
         network = f"{row['network']}, {how}" if how else row["network"]
-        found.setdefault((network, row["batch"]), {})[row["contender"]] = cell(row)
+        found.setdefault((network, row["batch"]), {})[row["implementation"]] = cell(row)
     lines = [
-        (network, str(batch), *(cells.get(name, MISSING) for name in suite.CONTENDERS))
+        (network, str(batch), *(cells.get(name, MISSING) for name in suite.IMPLEMENTATIONS))
         for (network, batch), cells in found.items()
     ]
-    return Table(title, ("network", "batch", *suite.CONTENDERS), lines)
+    return Table(title, ("network", "batch", *suite.IMPLEMENTATIONS), lines)

@@ -1,7 +1,7 @@
 """What torch.compile makes of our forward kernels, opaque or traced: `python -m benchmarks.compiled.triton_op --help`.
 
 ===============  =====================================================================================
-contender        what the compiler sees of ``capped_relu``, without gradients
+implementation        what the compiler sees of ``capped_relu``, without gradients
 ===============  =====================================================================================
 opaque, Triton   an operator, which Triton serves: ``use_backend("triton")``
 triton_op        the same kernel and launch, by ``torch.library.triton_op`` and ``wrap_triton`` (traced.py)
@@ -34,12 +34,12 @@ from benchmarks.compiled.suite import graphs_skipped
 from benchmarks.entry import exit_with
 from benchmarks.gpu import document as gpu
 from benchmarks.gpu import timing
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
-from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave
+from benchmarks.kernels.measure import Budget, Sampler, Samples, Timed, interleave
 from benchmarks.kernels.tables import hardware, left_out, software
 from benchmarks.models.attempts import Failure, attempt
-from benchmarks.models.steps import Place, cuda_place
+from benchmarks.models.steps import Platform, cuda_platform
 from benchmarks.running import run_cases
 from benchmarks.tables import DTYPES, MISSING, Table, markdown, size_name
 from dreluop.backends.choice import BackendName, Form
@@ -48,12 +48,12 @@ FILE_NAME = "triton-op.json"
 TRACED = "triton_op"
 OPAQUE: dict[str, BackendName] = {"opaque, Triton": "triton", "opaque, native": "native"}
 FUSED = "fused"
-CONTENDERS = ("opaque, Triton", TRACED, "opaque, native", FUSED)
+IMPLEMENTATIONS = ("opaque, Triton", TRACED, "opaque, native", FUSED)
 
 ALONE, POINTWISE, LINEAR = "alone", "x * 2 before, + 1 after", "between linear layers"
 FEATURES = 512
 SMALL, MIDDLE, LARGE = 2**17, 2**24, 2**28  # bytes of x
-EFFORT = Effort(seconds=0.1, min_samples=7, max_samples=15, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0.1, min_samples=7, max_samples=15, warmup=1, sample_seconds=0)
 COMPILER = "inductor"
 WARM_UP = 4  # calls: the last one replays CUDA graphs, which the second records
 AHEAD = 5  # calls between events, which the host is to have launched before the first of them begins
@@ -116,22 +116,22 @@ def label_of(row: Mapping[str, Any]) -> str:
 ROWS: resuming.Rows = {"rows": label_of}
 
 
-def resumable(contenders: Collection[str]) -> resuming.Suite[Case]:
-    """The suite with these contenders."""
-    return resuming.Suite(name=lambda case: case.label, contenders=lambda case: contenders, rows=ROWS)
+def resumable(implementations: Collection[str]) -> resuming.Suite[Case]:
+    """The suite with these implementations."""
+    return resuming.Suite(name=lambda case: case.label, implementations=lambda case: implementations, rows=ROWS)
 
 
 @contextlib.contextmanager
-def chosen(contender: str) -> Iterator[None]:
+def chosen(implementation: str) -> Iterator[None]:
     """What torch.compile shall see, and who serves it."""
-    form: Form = "opaque" if contender in OPAQUE else "decompose"
-    with dreluop.use_backend(OPAQUE.get(contender)), dreluop.compile_mode(form):
+    form: Form = "opaque" if implementation in OPAQUE else "decompose"
+    with dreluop.use_backend(OPAQUE.get(implementation)), dreluop.compile_mode(form):
         yield
 
 
-def activation(contender: str, x: Tensor, cap: Tensor) -> Function:
-    """What a contender computes the activation of this x by."""
-    if contender != TRACED:
+def activation(implementation: str, x: Tensor, cap: Tensor) -> Function:
+    """What an implementation computes the activation of this x by."""
+    if implementation != TRACED:
         return _ours
     from benchmarks.compiled import traced  # noqa: PLC0415 (imports triton)
 
@@ -144,7 +144,7 @@ def _ours(x: Tensor, cap: Tensor) -> Tensor:
 
 
 def network(between: str, function: Function, weights: tuple[Tensor, Tensor]) -> Function:
-    """The activation with its neighbours; the weights are of linear layers."""
+    """The activation with its neighbors; the weights are of linear layers."""
     if between == ALONE:
         return function
     if between == POINTWISE:
@@ -154,15 +154,15 @@ def network(between: str, function: Function, weights: tuple[Tensor, Tensor]) ->
 
 
 def run_case(
-    case: Case, names: tuple[str, ...], place: Place, until: float | None = None
+    case: Case, names: tuple[str, ...], platform: Platform, until: float | None = None
 ) -> tuple[list[dict[str, Any]], list[Failure]]:
-    """Time a call of every contender; one that fails, is wrong, or has no time left is left out, with its reason."""
+    """Time a call of every implementation; one that fails, is wrong or has no time left is left out, with a reason."""
     torch._dynamo.reset()
-    place.release()
-    generator = torch.Generator(place.device).manual_seed(1)
+    platform.release()
+    generator = torch.Generator(platform.device).manual_seed(1)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=place.device).to(case.dtype)
+        return torch.randn(shape, generator=generator, device=platform.device).to(case.dtype)
 
     x, cap = random(case.rows, FEATURES), random(FEATURES).float().abs()
     weights = random(FEATURES, FEATURES) / FEATURES**0.5, random(FEATURES, FEATURES) / FEATURES**0.5
@@ -190,16 +190,16 @@ def run_case(
             torch.testing.assert_close(compiled(x, cap), expected)
         return calls
 
-    begun, failures = attempt(names, case.label, begin, place.release, until)
+    begun, failures = attempt(names, case.label, begin, platform.release, until)
 
     def samples(number: int, sampler: Sampler | None) -> dict[str, Samples]:
         def step(calls: Callable[[int], None]) -> Callable[[object], None]:
             return lambda _: calls(number)
 
         timed = [Timed(name, (step(calls),)) for name, calls in begun.items()]
-        return interleave(timed, EFFORT, sampler=sampler)
+        return interleave(timed, BUDGET, sampler=sampler)
 
-    sampler = place.sampler
+    sampler = platform.sampler
     if sampler is timing.sample:
         sampler = functools.partial(timing.sample, head_start=HEAD_START)
     in_a_row, ahead = samples(case.calls, timing.sample_in_a_row), samples(AHEAD, sampler)
@@ -210,7 +210,7 @@ def run_case(
             "x_bytes": case.x_bytes,
             "between": case.between,
             "graphs": case.graphs,
-            "contender": name,
+            "implementation": name,
             **found.seconds().in_ms(case.calls),
             "calls_per_sample": case.calls,
             "head_start_cycles": HEAD_START,
@@ -228,8 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=float, help="seconds for the whole run; what does not fit is left out, by name")
     parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, metavar="NAME",
-        help=f"some of {'; '.join(CONTENDERS)}; default: all",
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS, metavar="NAME",
+        help=f"some of {'; '.join(IMPLEMENTATIONS)}; default: all",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<device>")
     resuming.add_argument(parser)
@@ -239,9 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     served_by_cuda(parser)
     document = new_document()
     output = (options.out or gpu.folder_of(document["device"])) / FILE_NAME
-    names = tuple(options.contenders)
+    names = tuple(options.implementations)
     selected = resuming.cases_left(parser, options.resume, document, cases(), resumable(names))
-    code = measure(document, selected, names, cuda_place(), output, options.limit)
+    code = measure(document, selected, names, cuda_platform(), output, options.limit)
     print(f"\n{headline(document)}.\n\n{markdown(table(document))}")
     if document["rows"]:
         print(f"written: {output}")
@@ -253,7 +253,7 @@ def new_document() -> dict[str, Any]:
         "schema": results.SCHEMA,
         "complete": False,
         "date": results.now(),
-        "device": gpu.describe_card(),
+        "device": gpu.describe_gpu(),
         "versions": gpu.versions(),
         "commit": results.commit(),
         "earlier": [],
@@ -267,7 +267,7 @@ def measure(
     document: dict[str, Any],
     selected: Sequence[Case],
     names: tuple[str, ...],
-    place: Place,
+    platform: Platform,
     output: Path,
     limit: float | None = None,
 ) -> int:
@@ -275,7 +275,7 @@ def measure(
     until = None if limit is None else time.monotonic() + limit
 
     def run_one(case: Case) -> tuple[list[dict[str, Any]], list[Failure]]:
-        return run_case(case, names, place, until)
+        return run_case(case, names, platform, until)
 
     name, seconds = resumable(names).name, (lambda case: SECONDS)
     return run_cases(document, selected, run_one, output, name=name, limit=limit, seconds=seconds)
@@ -299,12 +299,12 @@ def table(document: Mapping[str, Any]) -> Table:
     for row in document["rows"]:
         size = size_name(row["x_bytes"])
         key = (size, DTYPES[row["dtype"]], row["between"], "CUDA graphs" if row["graphs"] else MISSING)
-        on_the_card = f"{row['device']['ms'] * 1e3:.1f}" if _host_was_ahead(row) else MISSING
-        cell = f"{row['ms'] * 1e3:.1f} / {on_the_card}"
-        found.setdefault(key, {})[row["contender"]] = cell
-    lines = [(*key, *(cells.get(name, MISSING) for name in CONTENDERS)) for key, cells in found.items()]
+        on_the_gpu = f"{row['device']['ms'] * 1e3:.1f}" if _host_was_ahead(row) else MISSING
+        cell = f"{row['ms'] * 1e3:.1f} / {on_the_gpu}"
+        found.setdefault(key, {})[row["implementation"]] = cell
+    lines = [(*key, *(cells.get(name, MISSING) for name in IMPLEMENTATIONS)) for key, cells in found.items()]
     title = "A compiled call, us: by the host's clock, calls in a row / between events"
-    return Table(title, ("x", "dtype", "neighbours", "mode", *CONTENDERS), lines)
+    return Table(title, ("x", "dtype", "neighbors", "mode", *IMPLEMENTATIONS), lines)
 
 
 if __name__ == "__main__":

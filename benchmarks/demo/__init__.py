@@ -1,1 +1,1 @@
-"""The demo: a network with a D-ReLU head and its ReLU twin on real digits, attacked and timed."""
+"""The demo: a network with a D-ReLU head and its ReLU baseline on real digits, attacked and timed."""

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     digits = _first(load_digits(), QUICK_SIZES) if options.quick else load_digits()
     console.print(
-        f"Training a dense network with a D-ReLU head and its ReLU twin on {len(digits.train.x)} real digits, "
+        f"Training a dense network with a D-ReLU head and its ReLU baseline on {len(digits.train.x)} real digits, "
         f"{epochs} epochs each.",
         highlight=False,
     )

@@ -42,7 +42,7 @@ TOLERANCE = 1e-9
 
 @dataclass
 class Run:
-    """A network and its optimiser."""
+    """A network and its optimizer."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

@@ -42,7 +42,7 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class Results:
-    """The two networks, their evaluations on the test digits, and the D-ReLU network's accuracy on its twin's PGD."""
+    """The two networks, their evaluations on the test digits, and the accuracy of one on the other's PGD."""
 
     drelu: TrainedNetwork
     relu: TrainedNetwork
@@ -64,7 +64,7 @@ def run(digits: Digits, epochs: int = EPOCHS) -> Results:
     if epochs <= WARM_UP_EPOCHS:
         raise ValueError(f"epochs: got {epochs}; expected more than the {WARM_UP_EPOCHS} of the warm-up")
     drelu = _train("D-ReLU", dense_drelu(SEED), digits, epochs)
-    relu = _train("ReLU twin", dense_relu(SEED), digits, epochs)
+    relu = _train("ReLU baseline", dense_relu(SEED), digits, epochs)
     x, y = digits.test
     return Results(
         drelu=drelu,

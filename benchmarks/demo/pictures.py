@@ -15,18 +15,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from benchmarks.demo.experiment import WARM_UP_EPOCHS, TrainedNetwork
 from benchmarks.demo.timing import TimingRow, milliseconds
-from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 
-CONTENDER_COLOURS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
+IMPLEMENTATION_COLORS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
 DPI = 150
 
 
 def draw_training(drelu: TrainedNetwork, relu: TrainedNetwork, path: Path) -> None:
     """Validation accuracy of both networks and the zero-gradient share over the epochs; below, the caps."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 6.5), sharex=True, layout="constrained")
-    for network, colour, style in ((drelu, BLUE, "-"), (relu, ORANGE, "--")):
+    for network, color, style in ((drelu, BLUE, "-"), (relu, ORANGE, "--")):
         accuracies = [record.validation_accuracy for record in network.records]
-        top.plot(network.epochs, accuracies, style, color=colour, label=f"accuracy, {network.name}")
+        top.plot(network.epochs, accuracies, style, color=color, label=f"accuracy, {network.name}")
     masked = [record.validation_zero_gradient for record in drelu.records]
     top.plot(drelu.epochs, masked, ":", color=PURPLE, linewidth=2, label="digits with zero gradient, D-ReLU")
     top.set(ylabel="share of validation digits", ylim=(-0.03, 1.03), title="Training with a D-ReLU head")
@@ -43,17 +43,17 @@ def draw_training(drelu: TrainedNetwork, relu: TrainedNetwork, path: Path) -> No
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.legend(loc="upper right")
     for axes in (top, bottom):
-        axes.axvline(WARM_UP_EPOCHS, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axvline(WARM_UP_EPOCHS, color=GRAY, linewidth=0.8, linestyle="--")
         _tidy(axes)
     bottom.annotate(
         "caps calibrated", (WARM_UP_EPOCHS, 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
-        textcoords="offset points", va="top", color=GREY, fontsize=9,
+        textcoords="offset points", va="top", color=GRAY, fontsize=9,
     )  # fmt: skip
     _save(figure, path)
 
 
 def draw_timing(rows: Sequence[TimingRow], threads: int, path: Path) -> None:
-    """Bars: times as multiples of the floor, one panel per dtype, labelled with milliseconds."""
+    """Bars: times as multiples of the floor, one panel per dtype, labeled with milliseconds."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure, panels = plt.subplots(
         len(dtypes), 1, figsize=(7.5, 1.4 + 2.5 * len(dtypes)), squeeze=False, layout="constrained"
@@ -70,13 +70,15 @@ def draw_timing(rows: Sequence[TimingRow], threads: int, path: Path) -> None:
 
 def _draw_dtype(axes: Axes, rows: Sequence[TimingRow]) -> None:
     passes = list(dict.fromkeys(row["pass"] for row in rows))
-    contenders = sorted({row["contender"] for row in rows}, key=lambda name: (name != "dreluop", name))
-    height = 0.8 / len(contenders)
-    for index, contender in enumerate(contenders):
-        own = [row for row in rows if row["contender"] == contender]
-        places = [passes.index(row["pass"]) + (index - (len(contenders) - 1) / 2) * height for row in own]
+    implementations = sorted({row["implementation"] for row in rows}, key=lambda name: (name != "dreluop", name))
+    height = 0.8 / len(implementations)
+    for index, implementation in enumerate(implementations):
+        own = [row for row in rows if row["implementation"] == implementation]
+        places = [passes.index(row["pass"]) + (index - (len(implementations) - 1) / 2) * height for row in own]
         ratios = [row["ratio_to_floor"] for row in own]
-        bars = axes.barh(places, ratios, height * 0.9, label=contender, color=CONTENDER_COLOURS.get(contender, GREY))
+        bars = axes.barh(
+            places, ratios, height * 0.9, label=implementation, color=IMPLEMENTATION_COLORS.get(implementation, GRAY)
+        )
         labels = [f"{row['ratio_to_floor']:.2f}x, {milliseconds(row['ms'])} ms" for row in own]
         axes.bar_label(bars, labels, padding=3, fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")

@@ -46,16 +46,16 @@ def explain(results: Results) -> str:
         "exactly zero in every pixel. FGSM and PGD follow that gradient, so they cannot move such a digit, and the "
         "network is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns "
         "of the D-ReLU row are NOT robustness.\n"
-        "Check with another attack: the PGD digits made on the ReLU twin, shown to the D-ReLU network, leave it "
+        "Check with another attack: the PGD digits made on the ReLU baseline, shown to the D-ReLU network, leave it "
         f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Attacks made for "
         "capped networks, whose backward pass goes through the cap, are stronger still; this demo does not run them."
     )
 
 
 def print_timing(console: Console, rows: Sequence[TimingRow], threads: int) -> None:
-    """Milliseconds of every contender and pass, beside the floor."""
+    """Milliseconds of every implementation and pass, beside the floor."""
     table = Table(title=f"Time on this machine, {threads} threads (floor: a clone of x)", box=box.SIMPLE_HEAD)
-    for name in ("dtype", "pass", "contender"):
+    for name in ("dtype", "pass", "implementation"):
         table.add_column(name)
     for name in ("ms", "floor ms", "x floor"):
         table.add_column(name, justify="right")
@@ -64,7 +64,7 @@ def print_timing(console: Console, rows: Sequence[TimingRow], threads: int) -> N
         table.add_row(
             row["dtype"],
             row["pass"],
-            row["contender"],
+            row["implementation"],
             milliseconds(row["ms"]),
             milliseconds(row["floor_ms"]),
             f"{row['ratio_to_floor']:.2f}",

@@ -7,13 +7,13 @@ from typing import TypedDict
 import torch
 
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Effort
+from benchmarks.kernels.measure import Budget
 
 TimingRow = TypedDict(
     "TimingRow",
-    {"contender": str, "dtype": str, "pass": str, "ms": float, "floor_ms": float, "ratio_to_floor": float},
+    {"implementation": str, "dtype": str, "pass": str, "ms": float, "floor_ms": float, "ratio_to_floor": float},
 )
-"""One contender, dtype and pass: median milliseconds, those of the floor (a clone of x), and their ratio."""
+"""One implementation, dtype and pass: median milliseconds, those of the floor (a clone of x), and their ratio."""
 
 
 def milliseconds(value: float) -> str:
@@ -31,12 +31,12 @@ def rows(threads: int, quick: bool = False) -> list[TimingRow]:
     if not quick:
         return [_row(row) for row in suite.demo_rows(threads)]
     case = suite.Case("tiny", "channel", (2, 8, 16, 16), torch.float32, suite.EAGER, in_place=False)
-    effort = Effort(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
+    budget = Budget(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
     return [
         _row(row)
-        for _, found in suite.run([case], effort, threads)
+        for _, found in suite.run([case], budget, threads)
         for row in found
-        if row["contender"] != row["floor"]
+        if row["implementation"] != row["floor"]
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.entry import exit_with
-from benchmarks.gpu.document import describe_card, folder_of, versions
+from benchmarks.gpu.document import describe_gpu, folder_of, versions
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
 from benchmarks.gpu.stages import STAGES, Context, Stage
 from benchmarks.kernels import results
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=",".join(STAGES),
         help=f"one or several of {', '.join(STAGES)}, separated by commas; default: all",
     )
-    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<gpu>")
     parser.add_argument("--limit", type=float, help="seconds for the whole run; default: none, 530 for each stage")
     parser.add_argument("--quick", action="store_true", help="a benchmark of about a minute")
     parser.add_argument(
-        "--resume", action="store_true", help="benchmarks go on from their files in benchmarks/results/<card>"
+        "--resume", action="store_true", help="benchmarks go on from their files in benchmarks/results/<gpu>"
     )
     options = parser.parse_args(arguments)
     asked = options.stage.split(",")
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(f"No CUDA device: torch {torch.__version__} sees none here, so nothing was run.", file=sys.stderr)
         return NOTHING_RAN
-    card = describe_card()
-    results_of_card = folder_of(card).resolve()
-    folder = options.out.resolve() if options.out else results_of_card
-    context = Context(card, folder, STAGE_LIMIT, options.quick, results_of_card if options.resume else None)
+    gpu = describe_gpu()
+    results_of_gpu = folder_of(gpu).resolve()
+    folder = options.out.resolve() if options.out else results_of_gpu
+    context = Context(gpu, folder, STAGE_LIMIT, options.quick, results_of_gpu if options.resume else None)
     selected = {name: stage for name, stage in STAGES.items() if name in asked}
     records = run(selected, context, options.limit)
     print("\n" + "\n".join(map(line, records)))
@@ -79,7 +79,7 @@ def run(selected: Mapping[str, Stage], context: Context, limit: float | None = N
             outcome = _guarded(stage, replace(context, limit=min(context.limit, left)))
         if name == "build" and outcome.status != PASSED:
             obstacle = f"the build {'failed' if outcome.status == FAILED else 'did not run'}"
-        record = record_of(name, outcome, time.monotonic() - began, context.card, known, commit)
+        record = record_of(name, outcome, time.monotonic() - began, context.gpu, known, commit)
         write(record, context.folder)
         print(line(record), flush=True)
         records.append(record)

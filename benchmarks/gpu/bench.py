@@ -1,4 +1,4 @@
-"""The kernel benchmark on a card: `python -m benchmarks.gpu.bench --help`."""
+"""The kernel benchmark on a GPU: `python -m benchmarks.gpu.bench --help`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.tables import markdown
 
 SUITE: resuming.Suite[GpuCase] = resuming.Suite(
     name=lambda case: case_name(case.name, case.dtype_name),
-    contenders=lambda case: case.contenders,
+    implementations=lambda case: case.implementations,
     rows=ROWS,
     failed=lambda document: map(case_of, document["failures"]),
 )
@@ -31,7 +31,7 @@ SUITE: resuming.Suite[GpuCase] = resuming.Suite(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few cases and samples, in about a minute")
-    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<card>")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<gpu>")
     parser.add_argument("--limit", type=float, help="seconds after which no other case is begun; default: none")
     resuming.add_argument(parser)
     options = parser.parse_args(arguments)
@@ -51,10 +51,10 @@ def measure(
     document: Document, selected: Sequence[GpuCase], machine: Machine, output: Path, limit: float | None = None
 ) -> int:
     """Fill the document; the exit code of ``run_cases``."""
-    effort = QUICK if document["quick"] else FULL
+    budget = QUICK if document["quick"] else FULL
 
     def run(case: GpuCase) -> tuple[list[Row], list[Failure]]:
-        found = run_case(case, effort, machine)
+        found = run_case(case, budget, machine)
         machine.release()
         return found
 

@@ -1,4 +1,4 @@
-"""The result file of the GPU benchmark: what was measured, on which card, with which software."""
+"""The result file of the GPU benchmark: what was measured, on which gpu, with which software."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.resuming import Rows, Run
 from benchmarks.tables import DTYPES
 
 
-class Card(TypedDict):
+class Gpu(TypedDict):
     type: str
     name: str
     capability: str
@@ -37,7 +37,7 @@ class Document(TypedDict):
     complete: bool
     quick: bool
     date: str
-    device: Card
+    device: Gpu
     versions: dict[str, str]
     commit: Commit | None
     earlier: list[Run]
@@ -51,7 +51,7 @@ def new_document(*, quick: bool) -> Document:
         "complete": False,
         "quick": quick,
         "date": results.now(),
-        "device": describe_card(),
+        "device": describe_gpu(),
         "versions": versions(),
         "commit": results.commit(),
         "earlier": [],
@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
     return {**results.versions(), "cuda": str(torch.version.cuda)}
 
 
-def describe_card() -> Card:
+def describe_gpu() -> Gpu:
     """The current CUDA device."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
@@ -90,8 +90,8 @@ def describe_card() -> Card:
     }
 
 
-def folder_of(card: Card) -> Path:
-    return results.RESULTS / results.slug(card["name"])
+def folder_of(gpu: Gpu) -> Path:
+    return results.RESULTS / results.slug(gpu["name"])
 
 
 def _driver() -> str | None:

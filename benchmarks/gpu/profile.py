@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.backend import served_by_cuda
 from benchmarks.entry import exit_with
-from benchmarks.gpu.document import describe_card, folder_of, versions
+from benchmarks.gpu.document import describe_gpu, folder_of, versions
 from benchmarks.kernels import results
 from benchmarks.kernels.tables import hardware, software
 from benchmarks.tables import DTYPES, Table, markdown
@@ -106,7 +106,7 @@ def table(document: Mapping[str, Any]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<card>")
+    parser.add_argument("--out", type=Path, help=f"folder for {FILE_NAME}; default: benchmarks/results/<gpu>")
     parser.add_argument("--launch", action="store_true", help="only launch the kernels: what ncu is called with")
     options = parser.parse_args(arguments)
     served_by_cuda(parser)
@@ -116,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ncu = shutil.which("ncu")
     if ncu is None:
         parser.error("ncu is not installed")
-    card = describe_card()
+    gpu = describe_gpu()
     sections = [flag for name in SECTIONS for flag in ("--section", name)]
-    # Its own clock control would need rights to the card, and change it for others.
+    # Its own clock control would need rights to the GPU, and change it for others.
     command = [ncu, "--clock-control", "none", "-k", "regex:backward_", *sections, sys.executable, "-m", PROGRAM]
     done = subprocess.run([*command, "--launch"], capture_output=True, text=True, check=False)
     try:
@@ -129,12 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {
         "schema": results.SCHEMA,
         "date": results.now(),
-        "device": card,
+        "device": gpu,
         "versions": versions(),
         "commit": results.commit(),
         "rows": rows,
     }
-    path = (options.out or folder_of(card)) / FILE_NAME
+    path = (options.out or folder_of(gpu)) / FILE_NAME
     results.save(document, path)
     print(f"{markdown(table(document))}\n\n{headline(document)}.\nwritten: {path}")
     return 0

@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "DRELUOP_SKIP_MISSING_PACKAGES": "1",
 }
 WORKERS = min(12, os.cpu_count() or 1)
-GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a card
+GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a GPU
 END = 45  # seconds in which the tests that run at the deadline can end, and the report be written
 # conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
 NEEDED_BY_FOLDER = {
@@ -67,10 +67,10 @@ def run_pytest(arguments: Sequence[str], *, limit: float, log: Path, parallel: b
             # A test may fail twice, the second time while it is torn down.
             details = {"failed": list(dict.fromkeys(failures.read_text().splitlines()))}
     details["not collected"] = {folder: f"needs {', '.join(missing)}" for folder, missing in ignored.items()}
-    return judge(done.code, done.timed_out, details, limit)
+    return evaluate(done.code, done.timed_out, details, limit)
 
 
-def judge(code: int, timed_out: bool, details: dict[str, Any], limit: float) -> Outcome:
+def evaluate(code: int, timed_out: bool, details: dict[str, Any], limit: float) -> Outcome:
     """The outcome of pytest's exit code and of its report."""
     reasons = []
     not_begun = details.get("skipped", {}).get(deadline.NOT_BEGUN, 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.kernels import results
 from benchmarks.kernels.results import Commit
 
@@ -37,13 +37,13 @@ class Record(TypedDict):
     seconds: float
     date: str
     versions: dict[str, str]
-    device: Card
+    device: Gpu
     commit: Commit | None
     details: dict[str, Any]
 
 
 def record_of(
-    stage: str, outcome: Outcome, seconds: float, card: Card, versions: dict[str, str], commit: Commit | None
+    stage: str, outcome: Outcome, seconds: float, gpu: Gpu, versions: dict[str, str], commit: Commit | None
 ) -> Record:
     return {
         "stage": stage,
@@ -52,7 +52,7 @@ def record_of(
         "seconds": round(seconds, 1),
         "date": results.now(),
         "versions": versions,
-        "device": card,
+        "device": gpu,
         "commit": commit,
         "details": outcome.details,
     }

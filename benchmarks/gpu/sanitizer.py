@@ -50,11 +50,11 @@ def run(*, limit: float, log: Path) -> Outcome:
         done = execute(
             [*command, sys.executable, "-m", PROGRAM, *FEW.get(tool, [])], limit=share, log=log, environment=ENVIRONMENT
         )
-        outcomes[tool] = judge(done, share)
+        outcomes[tool] = evaluate(done, share)
     return combine(outcomes)
 
 
-def judge(done: Finished, limit: float) -> Outcome:
+def evaluate(done: Finished, limit: float) -> Outcome:
     """What one tool found; passed only if the program ran to its end under it, and it says so itself."""
     summary = SUMMARY.findall(done.output)
     details = {"summary": summary[-1].lstrip("= ")} if summary else {}

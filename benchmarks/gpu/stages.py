@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.compiled.tables import FILE_NAME as COMPILED_FILE_NAME
 from benchmarks.gpu import sanitizer
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
@@ -28,9 +28,9 @@ COMPILED_LIMIT = 165.0  # what its cases take together
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets: the card, where results go, until when it may run, and where files to go on from may be."""
+    """What a stage gets: the GPU, where results go, until when it may run, and where files to go on from may be."""
 
-    card: Card
+    gpu: Gpu
     folder: Path
     limit: float
     quick: bool = False
@@ -48,7 +48,7 @@ def build(context: Context) -> Outcome:
     missing = [package for package in ("setuptools", "pybind11") if not is_installed(package)]
     if missing:
         return Outcome(NOT_RUN, f"needs {', '.join(missing)}, not installed")
-    archs = context.card["capability"].replace(".", "")
+    archs = context.gpu["capability"].replace(".", "")
     environment = {"DRELUOP_BUILD": "cuda", "DRELUOP_CUDA_ARCHS": archs}
     started = time.monotonic()
     done = execute(
@@ -71,7 +71,7 @@ def smoke(context: Context) -> Outcome:
 
 
 def tests(context: Context) -> Outcome:
-    # What needs no card runs in every `make test`.
+    # What needs no GPU runs in every `make test`.
     return run_pytest(["-m", "gpu and not large"], limit=context.limit, log=context.log, parallel=True)
 
 
@@ -131,7 +131,7 @@ def _measure(context: Context, module: str, file_name: str, *options: str) -> Ou
         last = done.output.strip().splitlines()[-1:] or ["no output"]
         return Outcome(FAILED, f"exit code {done.code}: {last[0]}", details)
     failures = [f for f in failures if f["reason"] != NO_TIME]
-    ours = [f for f in failures if f["contender"] is None or f["contender"].startswith("dreluop")]
+    ours = [f for f in failures if f["implementation"] is None or f["implementation"].startswith("dreluop")]
     if ours:
         dtype = f", {ours[0]['dtype']}" if "dtype" in ours[0] else ""
         return Outcome(FAILED, f"{ours[0]['case']}{dtype}: {ours[0]['reason']}", details)

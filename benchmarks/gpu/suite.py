@@ -3,13 +3,13 @@
 ==========  ==========================================  ==============================
 pass        read and written                            bytes per element of s bytes
 ==========  ==========================================  ==============================
-forward     x, y; a residual; a 2-bit code              2s; + s; + 1/4
-backward    gradient, y (or the code), dx               3s (2s + 1/4)
+forward     x, y; a residual; the packed mask           2s; + s; + 1/4
+backward    gradient, y (or the mask), dx               3s (2s + 1/4)
 ==========  ==========================================  ==============================
 
 Caps, bias and their gradients are negligible. "forward+backward" is both, one graph after the other. The floor is a
-copy of x to another tensor, timed in turn with the contenders: ``fraction_of_copy`` is the bandwidth of these bytes
-over the copy's (a read and a write). A contender that moves more bytes than the fewest shows a smaller fraction.
+copy of x to another tensor, interleaved with the implementations: ``fraction_of_copy`` is the bandwidth of these bytes
+over the copy's (a read and a write). An implementation that moves more bytes than the fewest shows a smaller fraction.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.timing import Call, Launches, Machine
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Samples, Timed, interleave
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, Samples, Timed, interleave
 from benchmarks.kernels.suite import (
     BACKWARD,
     BOTH,
@@ -42,17 +42,17 @@ from benchmarks.kernels.suite import (
     failure_of,
     make_data,
 )
-from benchmarks.memory import Kept
+from benchmarks.memory import Saved
 from benchmarks.repeated import Copies, Repeated
 
-FULL = Effort(seconds=0.15, min_samples=7, max_samples=25, warmup=2, sample_seconds=0)
-QUICK = Effort(seconds=0.1, min_samples=5, max_samples=15, warmup=2, sample_seconds=0)
+FULL = Budget(seconds=0.15, min_samples=7, max_samples=25, warmup=2, sample_seconds=0)
+QUICK = Budget(seconds=0.1, min_samples=5, max_samples=15, warmup=2, sample_seconds=0)
 
 COLD = 4  # times the cache: what the calls of one graph touch
 MOST_CALLS = 512
 LARGEST = 2**30  # bytes of x of the largest cases, about
-MEMORY_OF_X = 40  # times x: what all contenders of a case need at once
-ADDENDS = ("bias", "residual")
+MEMORY_OF_X = 40  # times x: what all implementations of a case need at once
+BIAS_AND_RESIDUAL = ("bias", "residual")
 MAIN = (torch.bfloat16, torch.float32)
 EAGER = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_MASK.name, c.OURS_TRITON.name)
 EVERYONE = (*EAGER, c.COMPILED.name)
@@ -63,12 +63,12 @@ Row = TypedDict(
         "case": str,
         "granularity": str,
         "memory_format": str,
-        "addends": list[str],
+        "bias_and_residual": list[str],
         "shape": list[int],
         "dtype": str,
         "x_bytes": int,
         "pass": str,
-        "contender": str,
+        "implementation": str,
         "ms": float,
         "q1_ms": float,
         "q3_ms": float,
@@ -95,16 +95,16 @@ Row = TypedDict(
 class Facts:
     """What is found without timing; ``peaks`` and ``launched`` are of forward and backward."""
 
-    kept: Kept | None = None
+    kept: Saved | None = None
     peaks: Sequence[int] | None = None
     launched: tuple[Launches | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class GpuCase(Case):
-    """A case with what is added to x first: some of ``ADDENDS``."""
+    """A case with what is added to x first: some of ``BIAS_AND_RESIDUAL``."""
 
-    addends: tuple[str, ...] = ()
+    bias_and_residual: tuple[str, ...] = ()
 
 
 def cases(*, quick: bool = False) -> list[GpuCase]:
@@ -128,21 +128,21 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
     for dtype in (*MAIN, torch.float16, torch.float64):
         for name, granularity, rest, batch, channels_last in inputs:
             for times in (1, 16):
-                contenders = _contenders(name, dtype, times)
+                implementations = _implementations(name, dtype, times)
                 shape = (batch * times * 4 // dtype.itemsize, *rest)
                 title = name if times == 1 else f"{name}, 1 GB"
-                large.append(GpuCase(title, granularity, shape, dtype, contenders, channels_last, in_place=False))
+                large.append(GpuCase(title, granularity, shape, dtype, implementations, channels_last, in_place=False))
     found = [case for case in large if case.dtype in MAIN]
     for dtype in MAIN:
         for name, granularity, rest, batch, channels_last in small:
             found.append(GpuCase(name, granularity, (batch, *rest), dtype, EAGER, channels_last, in_place=False))
     found += [case for case in large if case.dtype == torch.float16]
     for case in (case for case in large if case.dtype in MAIN and case.x_bytes < 2 * LARGE):
-        for addends in (("bias",), ("residual",), ADDENDS):
-            first = addends == ADDENDS and case.dtype == torch.bfloat16 and case.name == FIRST
-            contenders = EVERYONE if first else EAGER
-            name = f"{case.name}, {' and '.join(addends)}"
-            found.append(replace(case, name=name, addends=addends, contenders=contenders))
+        for bias_and_residual in (("bias",), ("residual",), BIAS_AND_RESIDUAL):
+            first = bias_and_residual == BIAS_AND_RESIDUAL and case.dtype == torch.bfloat16 and case.name == FIRST
+            implementations = EVERYONE if first else EAGER
+            name = f"{case.name}, {' and '.join(bias_and_residual)}"
+            found.append(replace(case, name=name, bias_and_residual=bias_and_residual, implementations=implementations))
     found += [case for case in large if case.dtype == torch.float64]
     if quick:
         names = (FIRST, "neuron caps, dense", "neuron caps, dense, small")
@@ -150,7 +150,7 @@ def cases(*, quick: bool = False) -> list[GpuCase]:
     return found
 
 
-def _contenders(name: str, dtype: torch.dtype, times: int) -> tuple[str, ...]:
+def _implementations(name: str, dtype: torch.dtype, times: int) -> tuple[str, ...]:
     if dtype not in MAIN:
         return EAGER
     if times > 1:
@@ -166,12 +166,12 @@ def is_small(row: Row) -> bool:
 
 
 def is_plain_and_large(row: Row) -> bool:
-    return row["x_bytes"] >= LARGE and not row["addends"]
+    return row["x_bytes"] >= LARGE and not row["bias_and_residual"]
 
 
 def min_bytes(case: GpuCase, pass_: str, *, code: bool) -> int:
     codes = -(-torch.Size(case.shape).numel() // 4) if code else 0
-    residual = case.x_bytes if "residual" in case.addends else 0
+    residual = case.x_bytes if "residual" in case.bias_and_residual else 0
     forward = 2 * case.x_bytes + residual + codes
     backward = 2 * case.x_bytes + (codes if code else case.x_bytes)
     return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[pass_]
@@ -183,13 +183,13 @@ def calls_per_graph(x_bytes: int, cache_bytes: int) -> int:
     return max(1 if x_bytes >= LARGEST // 2 else 2, min(wanted, MOST_CALLS))
 
 
-def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row], list[Failure]]:
-    """Time every contender of a case in all its passes; a contender that fails is left out, with its reason."""
+def run_case(case: GpuCase, budget: Budget, machine: Machine) -> tuple[list[Row], list[Failure]]:
+    """Time every implementation of a case in all its passes; one that fails is left out, with its reason."""
     needed, free = MEMORY_OF_X * case.x_bytes, machine.free_bytes()
     if case.x_bytes >= LARGE and needed > free:
         reason = f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}"
-        return [], [{"case": case.name, "dtype": case.dtype_name, "contender": None, "reason": reason}]
-    c.forget_compiled(case.contenders)
+        return [], [{"case": case.name, "dtype": case.dtype_name, "implementation": None, "reason": reason}]
+    c.forget_compiled(case.implementations)
     calls = calls_per_graph(case.x_bytes, machine.cache_bytes)
     data = [make_data(case, seed, machine.device) for seed in range(calls)]
     copies = Copies(data, calls)
@@ -197,10 +197,10 @@ def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row]
     facts: dict[str, Facts] = {}
     repeated: dict[str, Repeated] = {}
     failures: list[Failure] = []
-    for name in case.contenders:
+    for name in case.implementations:
         try:
-            work = Repeated(c.CONTENDERS[name], data, calls, _addends(case, machine.device))
-            if not case.addends:
+            work = Repeated(c.IMPLEMENTATIONS[name], data, calls, _bias_and_residual(case, machine.device))
+            if not case.bias_and_residual:
                 work.check()
             facts[name] = Facts(work.kept(), machine.peaks((work.first_forward, work.one_backward)))
             timed.append(_timed(name, machine.capture((work.forward, work.backward), work.clear)))
@@ -215,7 +215,7 @@ def run_case(case: GpuCase, effort: Effort, machine: Machine) -> tuple[list[Row]
             failures.append(failure_of(case, "launches", error))
         else:
             facts = {name: replace(of, launched=launched.get(name, ())) for name, of in facts.items()}
-    samples = interleave(timed, effort, sampler=machine.sampler)
+    samples = interleave(timed, budget, sampler=machine.sampler)
     rows = []
     for pass_, which in PASSES.items():
         copied = samples[c.COPY].steps(which).seconds().median / calls
@@ -234,14 +234,14 @@ def _launches(repeated: dict[str, Repeated], machine: Machine) -> dict[str, tupl
     return {name: tuple(found[2 * index : 2 * index + 2]) for index, name in enumerate(repeated)}
 
 
-def _addends(case: GpuCase, device: torch.device) -> dict[str, Tensor]:
+def _bias_and_residual(case: GpuCase, device: torch.device) -> dict[str, Tensor]:
     generator = torch.Generator(device).manual_seed(7)
     more = {}
-    if "bias" in case.addends:
+    if "bias" in case.bias_and_residual:
         shape = case.cap_shape if case.granularity == "neuron" else case.shape[1:2]
         bias = torch.randn(shape, generator=generator, dtype=case.dtype, device=device)
         more["bias"] = bias.requires_grad_()
-    if "residual" in case.addends:
+    if "residual" in case.bias_and_residual:
         # Its gradient is x's, the same tensor: asking for it too would only make eager copy.
         more["residual"] = make_data(case, 1000, device).x
     return more
@@ -266,12 +266,12 @@ def _row(case: GpuCase, pass_: str, name: str, found: Samples, calls: int, facts
         "case": case.name,
         "granularity": case.granularity,
         "memory_format": "channels-last" if case.channels_last else "contiguous",
-        "addends": list(case.addends),
+        "bias_and_residual": list(case.bias_and_residual),
         "shape": list(case.shape),
         "dtype": case.dtype_name,
         "x_bytes": case.x_bytes,
         "pass": pass_,
-        "contender": name,
+        "implementation": name,
         **seconds.in_ms(calls),
         "calls_per_sample": calls,
         "mode": COLD_MODE,

@@ -6,8 +6,8 @@ import statistics
 
 from benchmarks.gpu.document import ROWS, Document
 from benchmarks.gpu.suite import Row
-from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge, row_of
-from benchmarks.kernels import contenders as c
+from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, evaluate, row_of
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
 from benchmarks.kernels.tables import noise_of, software
 from benchmarks.resuming import dates
@@ -16,37 +16,39 @@ from benchmarks.verdicts import Verdict, table_of_targets
 
 OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name, c.OURS_TRITON.name)
 # Beside the kernels of the default rule: what it adds to the name of a column.
-VARIANTS = {c.OURS.name: "", c.OURS_MASK.name: ", code", c.OURS_TRITON.name: ", Triton"}
+VARIANTS = {c.OURS.name: "", c.OURS_MASK.name: ", mask", c.OURS_TRITON.name: ", Triton"}
 
 LEGEND = (
-    "Times are medians of CUDA-graph replays between events, contenders by turns, random data, buffers rotated so that "
-    "L2 is cold; no Python and no launches are in them. Per cent: the fewest bytes that the pass must move over its "
-    "time, against a copy of x to another tensor in the same run. Ratios: the other's forward + backward over ours, "
-    "larger is better."
+    "Times are medians of CUDA-graph replays between events, implementations interleaved, random data, buffers rotated "
+    "so that L2 is cold; no Python and no launches are in them. Per cent: the fewest bytes that the pass must move "
+    "over its time, against a copy of x to another tensor in the same run. Ratios: the other's forward + backward over "
+    "ours, larger is better."
 )
 
 
 def headline(document: Document) -> str:
     """One sentence: what measured this, when, and whether all of it."""
-    card = document["device"]
+    gpu = document["device"]
     parts = [
-        f"{card['name']}, {card['multiprocessors']} multiprocessors, driver {card['driver'] or 'unknown'}",
+        f"{gpu['name']}, {gpu['multiprocessors']} multiprocessors, driver {gpu['driver'] or 'unknown'}",
         software(document),
         dates(document, ROWS),
         copy_bandwidth(document),
-        noise_of([row for row in document["rows"] if row["contender"] == c.COPY], "the copy"),
+        noise_of([row for row in document["rows"] if row["implementation"] == c.COPY], "the copy"),
     ]
     if document["quick"]:
         parts.append("quick run: few cases and samples")
     if not document["complete"]:
         parts.append("interrupted: not all cases")
     if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
+        parts.append(f"{len(document['failures'])} implementations not measured")
     return "; ".join(parts)
 
 
 def copy_bandwidth(document: Document) -> str:
-    large = [row["copy_gb_per_s"] for row in document["rows"] if row["contender"] == c.COPY and row["x_bytes"] >= LARGE]
+    large = [
+        row["copy_gb_per_s"] for row in document["rows"] if row["implementation"] == c.COPY and row["x_bytes"] >= LARGE
+    ]
     if not large:
         return "copy bandwidth not measured"
     return f"copy {statistics.median(large):.0f} GB/s ({min(large):.0f} to {max(large):.0f})"
@@ -57,16 +59,16 @@ def target_table(document: Document) -> Table:
     return table_of_targets(
         ("measure", "x", "target"),
         TARGETS,
-        lambda target: judge(target, document["rows"]),
+        lambda target: evaluate(target, document["rows"]),
         lambda target: (_subject(target), _where(target), _limit(target)),
         _measured,
     )
 
 
 def _subject(target: Target) -> str:
-    code = ", 2-bit code" if target.contender == c.OURS_MASK.name else ""
+    mask = ", packed mask" if target.implementation == c.OURS_MASK.name else ""
     against = {c.COPY: "bandwidth of a copy", LAUNCHES: "kernels launched"}.get(target.against, target.against)
-    return f"{target.pass_}{code}: {against}"
+    return f"{target.pass_}{mask}: {against}"
 
 
 def _where(target: Target) -> str:
@@ -89,13 +91,13 @@ def _measured(verdict: Verdict) -> str:
 
 
 def case_table(document: Document) -> Table:
-    """Per input: our times and shares of the copy's bandwidth, with the 2-bit code and by Triton too, and ratios."""
+    """Per input: our times and shares of the copy's bandwidth, with the packed mask and by Triton too, and ratios."""
     rows = document["rows"]
-    ours = [row for row in rows if row["contender"] == c.OURS.name and row["pass"] == FORWARD]
+    ours = [row for row in rows if row["implementation"] == c.OURS.name and row["pass"] == FORWARD]
     lines = []
     for forward in ours:
         alike = [row for row in rows if _same_input(row, forward)]
-        by_variant = {name: {row["pass"]: row for row in alike if row["contender"] == name} for name in VARIANTS}
+        by_variant = {name: {row["pass"]: row for row in alike if row["implementation"] == name} for name in VARIANTS}
         passes = by_variant[c.OURS.name]
         both = passes.get(BOTH)
         lines.append(

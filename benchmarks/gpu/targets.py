@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.gpu.suite import Row, is_plain_and_large, is_small
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.verdicts import Verdict, verdicts
 
@@ -16,15 +16,15 @@ HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Target:
-    """A limit for a contender of ours.
+    """A limit for an implementation of ours.
 
     Attributes:
         pass_: the pass that is meant.
-        against: ``c.COPY``: the fraction of the copy's bandwidth; a contender: its time over ours; ``LAUNCHES``.
+        against: ``c.COPY``: the fraction of the copy's bandwidth; an implementation: its time over ours; ``LAUNCHES``.
         limit: at least this; of launches, at most.
         dtypes: to which it applies; None for all.
         small: whether it is meant for tensors of at most 1 MB rather than for those of 64 MB and more.
-        contender: which of ours.
+        implementation: which of ours.
     """
 
     pass_: str
@@ -32,7 +32,7 @@ class Target:
     limit: float
     dtypes: tuple[str, ...] | None = None
     small: bool = False
-    contender: str = c.OURS.name
+    implementation: str = c.OURS.name
 
     @property
     def is_floor(self) -> bool:
@@ -42,7 +42,7 @@ class Target:
     def applies_to(self, row: Row) -> bool:
         sized = is_small(row) if self.small else is_plain_and_large(row)
         of_dtype = self.dtypes is None or row["dtype"] in self.dtypes
-        return row["contender"] == self.contender and row["pass"] == self.pass_ and sized and of_dtype
+        return row["implementation"] == self.implementation and row["pass"] == self.pass_ and sized and of_dtype
 
     def met_by(self, measured: float) -> bool:
         return measured <= self.limit if self.is_floor else measured >= self.limit
@@ -64,21 +64,21 @@ TARGETS = (
     Target(BOTH, c.RELU_MINIMUM.name, 4),
     Target(BOTH, c.CLAMP.name, 4),
     Target(BOTH, c.COMPILED.name, 1.15),
-    Target(BOTH, c.COMPILED.name, 1.3, contender=c.OURS_MASK.name),
+    Target(BOTH, c.COMPILED.name, 1.3, implementation=c.OURS_MASK.name),
     Target(FORWARD, LAUNCHES, 1, small=True),
     Target(BACKWARD, LAUNCHES, 1, small=True),
     Target(BOTH, c.RELU_MINIMUM.name, 2, small=True),
 )
 
 
-def row_of(rows: Sequence[Row], like: Row, contender: str) -> Row | None:
-    """The row of another contender on the same input and pass."""
+def row_of(rows: Sequence[Row], like: Row, implementation: str) -> Row | None:
+    """The row of another implementation on the same input and pass."""
     for row in rows:
-        if row["contender"] == contender and all(row[key] == like[key] for key in ("case", "dtype", "pass")):
+        if row["implementation"] == implementation and all(row[key] == like[key] for key in ("case", "dtype", "pass")):
             return row
     return None
 
 
-def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on every row that has to reach the target and can be judged, the worst first."""
+def evaluate(target: Target, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on every row that has to reach the target and can be evaluated, the worst first."""
     return verdicts(target, rows, lambda row: target.measure(row, rows))

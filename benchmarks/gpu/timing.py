@@ -45,7 +45,7 @@ class Machine:
 
     Attributes:
         capture: turns work that is done in this order into what repeats it; the second argument drops its results.
-        sampler: times the steps of a contender, for ``measure.interleave``.
+        sampler: times the steps of an implementation, for ``measure.interleave``.
         launches: counts what each of several calls launches; None where that cannot be counted.
         peaks: runs steps, each on the result of the one before, and tells for each the most memory that was allocated
             during it above what was before the first; None where that is not known.
@@ -96,17 +96,19 @@ def _replay(graph: torch.cuda.CUDAGraph, step: Work) -> Work:
     return replay
 
 
-def sample(contender: Timed, number: int, head_start: int = HEAD_START) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample(
+    implementation: Timed, number: int, head_start: int = HEAD_START
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """By events; ``number`` has to be 1, as a graph repeats its calls itself.
 
     Args:
         head_start: clock cycles for which the stream is kept busy first.
     """
-    assert number == 1, "give Effort(sample_seconds=0)"
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(contender.steps) + 1)]
+    assert number == 1, "give Budget(sample_seconds=0)"
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(implementation.steps) + 1)]
     torch.cuda._sleep(head_start)
     marks[0].record()
-    for step, mark in zip(contender.steps, marks[1:], strict=True):
+    for step, mark in zip(implementation.steps, marks[1:], strict=True):
         step(None)
         mark.record()
     torch.cuda.synchronize()
@@ -114,13 +116,13 @@ def sample(contender: Timed, number: int, head_start: int = HEAD_START) -> tuple
     return seconds, (0.0,) * len(seconds)
 
 
-def sample_with_host(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample_with_host(implementation: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The same for work that the host launches while the clock runs: each step begins with an idle device."""
-    assert number == 1, "give Effort(sample_seconds=0)"
+    assert number == 1, "give Budget(sample_seconds=0)"
     seconds = []
     kept: list[Any] = []
     value = None
-    for step in contender.steps:
+    for step in implementation.steps:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         begin.record()
@@ -132,12 +134,12 @@ def sample_with_host(contender: Timed, number: int) -> tuple[tuple[float, ...], 
     return tuple(seconds), (0.0,) * len(seconds)
 
 
-def sample_in_a_row(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample_in_a_row(implementation: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """By the host's clock, over so many calls, of one step each, that end together: as in a loop that never waits.
 
     The slower of host and device decides.
     """
-    (step,) = contender.steps
+    (step,) = implementation.steps
     torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(number):

@@ -64,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(document: Document, selected: Sequence[Case], output: Path | None, limit: float | None = None) -> int:
     """Fill the document; the exit code of ``run_cases``."""
-    effort = QUICK if document["quick"] else FULL
+    budget = QUICK if document["quick"] else FULL
     threads = document["threads"]
 
     def run(case: Case) -> tuple[list[Row], list[Failure]]:
-        return suite.run_case(replace(case, threads=case.threads or threads), effort)
+        return suite.run_case(replace(case, threads=case.threads or threads), budget)
 
     return run_cases(document, selected, run, output, name=_label, limit=limit)
 

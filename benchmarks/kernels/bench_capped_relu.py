@@ -1,6 +1,6 @@
 """pytest-benchmark view of the suite, for looking at one case: `pytest benchmarks/kernels/bench_capped_relu.py -k ...`.
 
-It is no test (nothing is asserted, and pytest collects it only when named), and its contenders do not take turns:
+It is no test (nothing is asserted, and pytest collects it only when named), and its implementations do not take turns:
 figures to quote come from `python -m benchmarks.kernels`.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import suite
 from benchmarks.kernels.measure import release_free_memory, threads
 from benchmarks.kernels.targets import THREADS
@@ -30,13 +30,13 @@ def fixed_threads() -> Iterator[None]:
     [
         pytest.param(case, name, id=f"{case.name}-{case.dtype_name}-{name}".replace(", ", "-").replace(" ", "-"))
         for case in suite.cases()
-        for name in case.contenders
+        for name in case.implementations
     ],
 )
 @pytest.mark.parametrize("pass_", [suite.FORWARD, suite.BACKWARD, suite.BOTH])
 def test_speed(benchmark: BenchmarkFixture, case: suite.Case, name: str, pass_: str) -> None:
     c.forget_compiled([name])
-    work = Repeated(c.CONTENDERS[name], [suite.make_data(case)], 1)
+    work = Repeated(c.IMPLEMENTATIONS[name], [suite.make_data(case)], 1)
     forward, backward = work.first_forward, work.one_backward
     benchmark.group = f"{case.name}, {case.dtype_name}, {pass_}"
     prepared, timed = {

@@ -1,6 +1,6 @@
 """Every operator by pytest-benchmark, for looking at one: `pytest benchmarks/kernels/bench_operators.py -k ...`.
 
-By backend, granularity, memory format, dtype and size, on the processor and, where there is one, on the card (with the
+By backend, granularity, memory format, dtype and size, on the processor and, where there is one, on the GPU (with the
 launch and the wait for it). It is no test: pytest collects it only when named. Figures to quote come from the suites.
 """
 
@@ -28,14 +28,20 @@ INPUTS = {
     "neuron-dense": ("neuron", (1024,), False),
 }
 NAMES = (
-    *("capped_relu", "forward with bias and residual", "capped_relu_", "capped_relu_with_aux", "capped_relu_with_aux_"),
+    *(
+        "capped_relu",
+        "capped_relu with bias and residual",
+        "capped_relu_",
+        "capped_relu_with_aux",
+        "capped_relu_with_aux_",
+    ),
     *(
         "capped_relu_backward",
-        "backward with bias",
-        "backward from mask",
+        "capped_relu_backward with bias",
+        "capped_relu_backward from mask",
         "capped_relu_jvp",
         "capped_relu_surrogate_backward",
-        "surrogate, soft",
+        "capped_relu_surrogate_backward, soft",
     ),
     *("cap_saturation", "cap_penalty", "cap_penalty_backward"),
 )

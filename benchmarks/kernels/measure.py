@@ -1,15 +1,15 @@
-"""The timing harness: contenders take turns in one process, and medians are compared.
+"""The timing harness: implementations take turns in one process, and medians are compared.
 
-- Interleaved: every round calls each contender once, in a shuffled order, so that a slow second of the machine falls on
-  all of them. Contenders too slow for every round sit some out, evenly spread.
+- Interleaved: every round calls each implementation once, in a shuffled order, so that a slow second of the machine
+  affects all of them. Implementations too slow for every round sit some out, evenly spread.
 - One call is one or more steps (forward, then backward), each timed by its own lap. Results live until the last lap has
-  ended: freeing them is not timed. Whatever a contender frees inside a step is.
-- Steps shorter than a clock can judge are repeated within a sample, and the sample is their mean.
+  ended: freeing them is not timed. Whatever an implementation frees inside a step is.
+- Steps shorter than a clock can resolve are repeated within a sample, and the sample is their mean.
 - A large fresh tensor costs page faults (the system zeroes its memory on first touch), often more than its arithmetic.
-  The floors allocate as torch does and pay likewise, so they are no measure of memory bandwidth, and a contender that
-  asks the system for large pages, as the native kernels do, can be faster than a clone. Which tensor finds a hole in
-  the heap and pays nothing depends on everything allocated before: ``fresh_memory`` as ``prepare`` takes that luck away
-  from all alike. The page faults of every step are counted.
+  The floors allocate as torch does and pay likewise, so they do not measure memory bandwidth, and an implementation
+  that asks the system for large pages, as the native kernels do, can be faster than a clone. Which tensor finds a hole
+  in the heap and pays nothing depends on everything allocated before: ``fresh_memory`` as ``prepare`` removes that
+  luck for all alike. The page faults of every step are counted.
 - The garbage collector is off while timing.
 """
 
@@ -36,7 +36,7 @@ class Timed:
     """What is timed under one name.
 
     Attributes:
-        name: the contender's name, unique within one ``interleave``.
+        name: the implementation's name, unique within one ``interleave``.
         steps: called one after another, each with the result of the one before (the first with None).
         prepare: called before the first step of every call, not timed.
     """
@@ -47,13 +47,13 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How long to measure.
 
     Attributes:
-        seconds: time to spend on each contender, roughly; one that is slow still gets ``min_samples``.
-        min_samples, max_samples: bounds on the number of samples of each contender.
-        warmup: calls of each contender before the first sample; at least 1.
+        seconds: time to spend on each implementation, roughly; one that is slow still gets ``min_samples``.
+        min_samples, max_samples: bounds on the number of samples of each implementation.
+        warmup: calls of each implementation before the first sample; at least 1.
         sample_seconds: a sample repeats its call until it takes about this long.
     """
 
@@ -138,70 +138,70 @@ def summarize(samples: Sequence[float]) -> Statistics:
     return Statistics(median, q1, q3, min(samples), len(samples))
 
 
-# Times the steps of so many calls of a contender: their means in seconds, and their page faults.
+# Times the steps of so many calls of an implementation: their means in seconds, and their page faults.
 Sampler = Callable[[Timed, int], tuple[tuple[float, ...], tuple[float, ...]]]
 
 
 def interleave(
-    contenders: Sequence[Timed], effort: Effort, *, seed: int = 0, sampler: Sampler | None = None
+    implementations: Sequence[Timed], budget: Budget, *, seed: int = 0, sampler: Sampler | None = None
 ) -> dict[str, Samples]:
-    """Measure all contenders against each other.
+    """Measure all implementations against each other.
 
     Args:
-        contenders: what to time, each with a name of its own.
-        effort: how long to measure.
+        implementations: what to time, each with a name of its own.
+        budget: how long to measure.
         seed: of the order within the rounds.
         sampler: what takes a sample; by default the host's clock around each step.
 
     Returns:
-        The samples by the contender's name.
+        The samples by the implementation's name.
 
     Raises:
-        ValueError: two contenders have one name, or one has no steps.
+        ValueError: two implementations have one name, or one has no steps.
     """
-    if len({c.name for c in contenders}) < len(contenders):
-        raise ValueError(f"contenders: got the names {[c.name for c in contenders]}; expected each once")
-    for contender in contenders:
-        if not contender.steps:
-            raise ValueError(f"contenders: {contender.name!r} has no steps; expected at least one")
+    if len({c.name for c in implementations}) < len(implementations):
+        raise ValueError(f"implementations: got the names {[c.name for c in implementations]}; expected each once")
+    for implementation in implementations:
+        if not implementation.steps:
+            raise ValueError(f"implementations: {implementation.name!r} has no steps; expected at least one")
     take = sampler or sample
     with _without_garbage_collection():
         numbers: dict[str, int] = {}
         counts: dict[str, int] = {}
-        for contender in contenders:
-            for _ in range(effort.warmup):
+        for implementation in implementations:
+            for _ in range(budget.warmup):
                 started = time.perf_counter()
-                laps, _ = take(contender, 1)
+                laps, _ = take(implementation, 1)
                 elapsed = time.perf_counter() - started
-            numbers[contender.name] = max(1, math.ceil(effort.sample_seconds / max(sum(laps), 1e-9)))
-            affordable = effort.seconds / max(elapsed * numbers[contender.name], 1e-9)
-            counts[contender.name] = round(min(max(affordable, effort.min_samples), effort.max_samples))
+            numbers[implementation.name] = max(1, math.ceil(budget.sample_seconds / max(sum(laps), 1e-9)))
+            affordable = budget.seconds / max(elapsed * numbers[implementation.name], 1e-9)
+            counts[implementation.name] = round(min(max(affordable, budget.min_samples), budget.max_samples))
         rounds = max(counts.values(), default=0)
-        found = {c.name: Samples([], [], numbers[c.name]) for c in contenders}
-        order = list(contenders)
+        found = {c.name: Samples([], [], numbers[c.name]) for c in implementations}
+        order = list(implementations)
         shuffle = random.Random(seed).shuffle
         for index in range(rounds):
             shuffle(order)
-            for contender in order:
-                count = counts[contender.name]
+            for implementation in order:
+                count = counts[implementation.name]
                 if (index + 1) * count // rounds > index * count // rounds:
-                    laps, faults = take(contender, numbers[contender.name])
-                    found[contender.name].laps.append(laps)
-                    found[contender.name].faults.append(faults)
+                    laps, faults = take(implementation, numbers[implementation.name])
+                    found[implementation.name].laps.append(laps)
+                    found[implementation.name].faults.append(faults)
     return found
 
 
-def sample(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def sample(implementation: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """By the host's clock."""
     clock, faults = time.perf_counter_ns, _page_faults
-    elapsed = [0] * len(contender.steps)
-    faulted = [0] * len(contender.steps)
+    elapsed = [0] * len(implementation.steps)
+    faulted = [0] * len(implementation.steps)
     for _ in range(number):
-        if contender.prepare is not None:
-            contender.prepare()
+        if implementation.prepare is not None:
+            implementation.prepare()
         kept = []
         value = None
-        for index, step in enumerate(contender.steps):
+        for index, step in enumerate(implementation.steps):
             faults_before = faults()
             before = clock()
             value = step(value)

@@ -33,16 +33,20 @@ def every_call(case: Case, data: Data, calls: Operators) -> dict[str, Call]:
     caps: list[Tensor] = [cap] * 8
     return {
         "capped_relu": lambda: calls.capped_relu(x, cap, 1),
-        "forward with bias and residual": lambda: calls.capped_relu(x, cap, 1, bias, grad),
+        "capped_relu with bias and residual": lambda: calls.capped_relu(x, cap, 1, bias, grad),
         "capped_relu_": lambda: calls.capped_relu_(scratch, cap, 1),
         "capped_relu_with_aux": lambda: calls.capped_relu_with_aux(x, cap, 1, True, BALANCER),
         "capped_relu_with_aux_": lambda: calls.capped_relu_with_aux_(scratch, cap, 1, True, BALANCER),
         "capped_relu_backward": lambda: calls.capped_relu_backward(grad, y, cap, 1, (), True, True, BALANCER, weight),
-        "backward with bias": lambda: calls.capped_relu_backward(grad, y, cap, 1, (), True, True, None, None, bias),
-        "backward from mask": lambda: calls.capped_relu_backward(grad, mask, cap, 1, order, True, True, None, None),
+        "capped_relu_backward with bias": lambda: calls.capped_relu_backward(
+            grad, y, cap, 1, (), True, True, None, None, bias
+        ),
+        "capped_relu_backward from mask": lambda: calls.capped_relu_backward(
+            grad, mask, cap, 1, order, True, True, None, None
+        ),
         "capped_relu_jvp": lambda: calls.capped_relu_jvp(grad, cap, y, cap, 1, ()),
         "capped_relu_surrogate_backward": lambda: calls.capped_relu_surrogate_backward(grad, y, cap, 1, (), None),
-        "surrogate, soft": lambda: calls.capped_relu_surrogate_backward(grad, x, cap, 1, (), cap),
+        "capped_relu_surrogate_backward, soft": lambda: calls.capped_relu_surrogate_backward(grad, x, cap, 1, (), cap),
         "cap_saturation": lambda: calls.cap_saturation(x, cap, 1),
         "cap_penalty": lambda: calls.cap_penalty(caps, BALANCER),
         "cap_penalty_backward": lambda: calls.cap_penalty_backward(weight, caps, BALANCER),

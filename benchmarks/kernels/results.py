@@ -17,7 +17,7 @@ import torch
 
 import dreluop
 from benchmarks.files import DamagedFileError, replacing
-from benchmarks.kernels import contenders
+from benchmarks.kernels import implementations
 from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
 
@@ -99,7 +99,7 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     ours = {"python": platform.python_version(), "torch": torch.__version__, "dreluop": dreluop.__version__}
-    return ours | contenders.versions()
+    return ours | implementations.versions()
 
 
 def save(document: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ forward+backward          the two, one after the other              5s          
 s is the size of an element; caps are negligible. The bytes are the fewest that any implementation keeping y can move;
 GB/s is those bytes over the time, so an implementation that moves more shows fewer GB/s. Forward and backward are laps
 of the same calls, and every call builds its own graph. ``mode`` is cold where x and y are larger than the last-level
-cache, else hot: x is the same in all calls. ``saved_bytes``, ``saves_x`` and ``saves_y`` are those of ``memory.Kept``,
+cache, else hot: x is the same in all calls. ``saved_bytes``, ``saves_x`` and ``saves_y`` are those of ``memory.Saved``,
 of one call; in place nothing is saved. In all passes but in-place the result is a fresh tensor, whose
 page faults are part of the time, the floor's too (``measure`` says more). Before each in-place call x is restored,
 untimed, so that the data stay random: values off, inside and capped.
@@ -29,9 +29,9 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Samples, Timed, fresh_memory, interleave, threads
-from benchmarks.memory import Kept
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, Samples, Timed, fresh_memory, interleave, threads
+from benchmarks.memory import Saved
 from benchmarks.processor import last_level_cache
 from benchmarks.repeated import Repeated
 
@@ -49,9 +49,9 @@ IMAGE = (64, 92, 92)
 DENSE = (4096, 4096)
 SMALL = (64, 512)
 
-FULL = Effort()
-QUICK = Effort(seconds=0.3, min_samples=3, max_samples=8)
-DEMO = Effort(seconds=0.3, min_samples=3, max_samples=8, warmup=1)
+FULL = Budget()
+QUICK = Budget(seconds=0.3, min_samples=3, max_samples=8)
+DEMO = Budget(seconds=0.3, min_samples=3, max_samples=8, warmup=1)
 
 Row = TypedDict(
     "Row",
@@ -63,7 +63,7 @@ Row = TypedDict(
         "dtype": str,
         "x_bytes": int,
         "pass": str,
-        "contender": str,
+        "implementation": str,
         "ms": float,
         "q1_ms": float,
         "q3_ms": float,
@@ -86,11 +86,11 @@ Row = TypedDict(
 
 
 class Failure(TypedDict):
-    """A contender, or a whole case (None), that was not measured."""
+    """An implementation, or a whole case (None), that was not measured."""
 
     case: str
     dtype: str
-    contender: str | None
+    implementation: str | None
     reason: str
 
 
@@ -106,7 +106,7 @@ class Case:
         granularity: "layer", "channel" or "neuron".
         shape: of x; the channels are dimension 1.
         dtype: of x, the cap and the gradient of y.
-        contenders: names from ``contenders.CONTENDERS``.
+        implementations: names from ``implementations.IMPLEMENTATIONS``.
         channels_last: the memory format of x and of the gradient of y.
         in_place: whether the in-place forms are timed as well.
         threads: of the CPU; None for those that torch uses.
@@ -116,7 +116,7 @@ class Case:
     granularity: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    contenders: tuple[str, ...]
+    implementations: tuple[str, ...]
     channels_last: bool = False
     in_place: bool = True
     threads: int | None = None
@@ -164,7 +164,7 @@ def cases(*, quick: bool = False, compiled: bool = True) -> list[Case]:
             compared = dtype in (torch.float32, torch.bfloat16)
             if quick and not (name == FIRST and compared):
                 continue
-            who = EVERYONE if quick else _contenders(name, dtype, compared)
+            who = EVERYONE if quick else _implementations(name, dtype, compared)
             batch = (FP32_BATCH if rest is IMAGE else DENSE[0]) * 4 // dtype.itemsize
             found.append(Case(name, granularity, (batch, *rest), dtype, who, channels_last))
     found += [
@@ -173,11 +173,11 @@ def cases(*, quick: bool = False, compiled: bool = True) -> list[Case]:
     ]
     if not quick:
         alone = [case for case in found if case.dtype == torch.float32 and (case.name == FIRST or case.shape == SMALL)]
-        found += [replace(case, name=f"{case.name}, 1 thread", threads=1, contenders=EAGER) for case in alone]
+        found += [replace(case, name=f"{case.name}, 1 thread", threads=1, implementations=EAGER) for case in alone]
     return found if compiled else [_without_compiled(case) for case in found]
 
 
-def _contenders(name: str, dtype: torch.dtype, compared: bool) -> tuple[str, ...]:
+def _implementations(name: str, dtype: torch.dtype, compared: bool) -> tuple[str, ...]:
     # Eager takes a second a call in half types: elsewhere only what the targets ask for is compared.
     who = EVERYONE if compared else EAGER if name == FIRST else (c.OURS.name,)
     if name == FIRST and dtype == torch.float32:
@@ -186,8 +186,8 @@ def _contenders(name: str, dtype: torch.dtype, compared: bool) -> tuple[str, ...
 
 
 def _without_compiled(case: Case) -> Case:
-    eager = tuple(name for name in case.contenders if not c.CONTENDERS[name].compiled)
-    return replace(case, contenders=eager)
+    eager = tuple(name for name in case.implementations if not c.IMPLEMENTATIONS[name].compiled)
+    return replace(case, implementations=eager)
 
 
 @dataclass(frozen=True)
@@ -209,16 +209,16 @@ def make_data(case: Case, seed: int = 0, device: torch.device | str = "cpu") -> 
     return Data(x, cap, grad)
 
 
-def run_case(case: Case, effort: Effort) -> tuple[list[Row], list[Failure]]:
-    """Time every contender of a case in all its passes; one that fails is left out, with its reason."""
-    c.forget_compiled(case.contenders)
+def run_case(case: Case, budget: Budget) -> tuple[list[Row], list[Failure]]:
+    """Time every implementation of a case in all its passes; one that fails is left out, with its reason."""
+    c.forget_compiled(case.implementations)
     data = make_data(case)
     with contextlib.nullcontext() if case.threads is None else threads(case.threads):
-        rows, failures = _training_rows(case, data, effort)
+        rows, failures = _training_rows(case, data, budget)
         if case.in_place:
-            failed = {failure["contender"] for failure in failures}
-            left = tuple(name for name in case.contenders if name not in failed)
-            rows += _in_place_rows(replace(case, contenders=left), data, effort)
+            failed = {failure["implementation"] for failure in failures}
+            left = tuple(name for name in case.implementations if name not in failed)
+            rows += _in_place_rows(replace(case, implementations=left), data, budget)
     return rows, failures
 
 
@@ -228,20 +228,20 @@ def preparation(x_bytes: int) -> Callable[[], None] | None:
     return fresh_memory(TENSORS_OF_A_CALL * x_bytes) if x_bytes >= LARGE else None
 
 
-def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], list[Failure]]:
+def _training_rows(case: Case, data: Data, budget: Budget) -> tuple[list[Row], list[Failure]]:
     prepare = preparation(case.x_bytes)
     timed = [Timed(c.CLONE, (lambda _: data.x.clone(), lambda _: data.grad.clone()), prepare)]
-    kept: dict[str, Kept] = {}
+    kept: dict[str, Saved] = {}
     failures = []
-    for name in case.contenders:
+    for name in case.implementations:
         try:
-            work = Repeated(c.CONTENDERS[name], [data], 1)
+            work = Repeated(c.IMPLEMENTATIONS[name], [data], 1)
             work.check()
             kept[name] = work.kept()
             timed.append(Timed(name, (work.first_forward, work.one_backward), prepare))
         except Exception as error:
             failures.append(failure_of(case, name, error))
-    samples = interleave(timed, effort)
+    samples = interleave(timed, budget)
     rows = [
         row
         for name, which in PASSES.items()
@@ -250,31 +250,31 @@ def _training_rows(case: Case, data: Data, effort: Effort) -> tuple[list[Row], l
     return rows, failures
 
 
-def failure_of(case: Case, contender: str | None, error: Exception) -> Failure:
+def failure_of(case: Case, implementation: str | None, error: Exception) -> Failure:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"case": case.name, "dtype": case.dtype_name, "contender": contender, "reason": reason}
+    return {"case": case.name, "dtype": case.dtype_name, "implementation": implementation, "reason": reason}
 
 
 @torch.no_grad()
-def _in_place_rows(case: Case, data: Data, effort: Effort) -> list[Row]:
+def _in_place_rows(case: Case, data: Data, budget: Budget) -> list[Row]:
     x, y = torch.empty_like(data.x), torch.empty_like(data.x)
 
     def restore() -> Tensor:
         return x.copy_(data.x)
 
     timed = [Timed(c.COPY, (lambda _: y.copy_(x),), restore)]
-    for name in case.contenders:
-        inplace = c.CONTENDERS[name].inplace
+    for name in case.implementations:
+        inplace = c.IMPLEMENTATIONS[name].inplace
         if inplace is not None:
             timed.append(Timed(name, (_in_place_step(inplace, x, data.cap),), restore))
-    return _rows(case, IN_PLACE, interleave(timed, effort), {})
+    return _rows(case, IN_PLACE, interleave(timed, budget), {})
 
 
 def _in_place_step(activation: c.Activation, x: Tensor, cap: Tensor) -> Step:
     return lambda _: activation(x, cap, 1)
 
 
-def _rows(case: Case, pass_: str, samples: dict[str, Samples], kept: dict[str, Kept]) -> list[Row]:
+def _rows(case: Case, pass_: str, samples: dict[str, Samples], kept: dict[str, Saved]) -> list[Row]:
     min_bytes = BYTES_PER_ELEMENT[pass_] * case.x_bytes
     floor = FLOORS[pass_]
     floor_ms = samples[floor].seconds().median * 1e3
@@ -291,7 +291,7 @@ def _rows(case: Case, pass_: str, samples: dict[str, Samples], kept: dict[str, K
                 "dtype": case.dtype_name,
                 "x_bytes": case.x_bytes,
                 "pass": pass_,
-                "contender": name,
+                "implementation": name,
                 **seconds.in_ms(),
                 "calls_per_sample": found.number,
                 "mode": COLD_MODE if 2 * case.x_bytes > last_level_cache() else HOT_MODE,
@@ -310,16 +310,16 @@ def _rows(case: Case, pass_: str, samples: dict[str, Samples], kept: dict[str, K
     return rows
 
 
-def run(selected: Sequence[Case], effort: Effort, number_of_threads: int) -> Iterator[tuple[Case, list[Row]]]:
+def run(selected: Sequence[Case], budget: Budget, number_of_threads: int) -> Iterator[tuple[Case, list[Row]]]:
     """Time the cases one after another, on this many threads; yields each case with its rows as soon as it is done.
 
     Raises:
-        RuntimeError: a contender could not be measured.
+        RuntimeError: an implementation could not be measured.
     """
     for case in selected:
-        rows, failures = run_case(replace(case, threads=number_of_threads), effort)
+        rows, failures = run_case(replace(case, threads=number_of_threads), budget)
         if failures:
-            raise RuntimeError(f"{failures[0]['contender']}: {failures[0]['reason']}")
+            raise RuntimeError(f"{failures[0]['implementation']}: {failures[0]['reason']}")
         yield case, rows
 
 
@@ -330,15 +330,16 @@ def demo_rows(threads: int = 2) -> list[dict[str, Any]]:
         threads: number of CPU threads.
 
     Returns:
-        One dict per contender, dtype and pass, in this order of importance: ``contender`` ("relu(minimum)", "clamp" or
-        "dreluop"), ``dtype`` ("float32", "bfloat16"), ``pass`` ("forward", "backward" or "forward+backward"), ``ms``
-        (median), ``floor_ms`` (a clone of x, for the two passes together two clones) and ``ratio_to_floor``.
+        One dict per implementation, dtype and pass, in this order of importance: ``implementation`` ("relu(minimum)",
+        "clamp" or "dreluop"), ``dtype`` ("float32", "bfloat16"), ``pass`` ("forward", "backward",
+        "forward+backward"), ``ms`` (median), ``floor_ms`` (a clone of x; two clones for both passes) and
+        ``ratio_to_floor``.
     """
-    keys = ("contender", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor")
+    keys = ("implementation", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor")
     selected = [replace(case, in_place=False) for case in cases(quick=True, compiled=False) if case.in_place]
     return [
         {key: row[key] for key in keys}  # type: ignore[literal-required]
         for _, rows in run(selected, DEMO, threads)
         for row in rows
-        if row["contender"] != row["floor"]
+        if row["implementation"] != row["floor"]
     ]

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.results import Document, commit_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
-from benchmarks.kernels.targets import TARGETS, THREADS, Target, judge, ratio_against
+from benchmarks.kernels.targets import TARGETS, THREADS, Target, evaluate, ratio_against
 from benchmarks.tables import DTYPES, MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
@@ -61,13 +61,13 @@ def left_out(document: Mapping[str, Any]) -> list[str]:
     if not document["complete"]:
         parts.append(f"not all cases: {len(document['missing'])} missing")
     if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
+        parts.append(f"{len(document['failures'])} implementations not measured")
     return parts
 
 
 def noise(document: Document) -> str:
     """How far the machine's own speed moved, seen on the floors."""
-    return noise_of([row for row in document["rows"] if row["contender"] == row["floor"]], "a floor")
+    return noise_of([row for row in document["rows"] if row["implementation"] == row["floor"]], "a floor")
 
 
 def noise_of(rows: Sequence[Mapping[str, Any]], whose: str) -> str:
@@ -81,8 +81,8 @@ def page_faults(document: Document) -> str:
     """How many page faults a forward pass takes, ours beside the clone's: the cause of most of their difference."""
     found: dict[str, list[float]] = {c.CLONE: [], c.OURS.name: []}
     for row in document["rows"]:
-        if row["pass"] == FORWARD and row["x_bytes"] >= LARGE and row["contender"] in found:
-            found[row["contender"]].append(row["page_faults"])
+        if row["pass"] == FORWARD and row["x_bytes"] >= LARGE and row["implementation"] in found:
+            found[row["implementation"]].append(row["page_faults"])
     if not all(found.values()):
         return "page faults not measured"
     counts = ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in found.items())
@@ -95,7 +95,7 @@ def target_table(document: Document) -> Table:
     return table_of_targets(
         ("time of", "x", "target"),
         TARGETS,
-        lambda target: judge(target, rows),
+        lambda target: evaluate(target, rows),
         lambda target: (f"{target.pass_} against {target.against}", _where(target), _limit(target)),
         _measured,
         "" if document["threads"] == THREADS else f" (meant for {THREADS} threads)",
@@ -117,7 +117,7 @@ def _measured(verdict: Verdict) -> str:
 
 def case_table(document: Document) -> Table:
     """Our times per input, and their ratios: to the floors (smaller is better), and of the others' times to ours."""
-    ours = [row for row in document["rows"] if row["contender"] == c.OURS.name]
+    ours = [row for row in document["rows"] if row["implementation"] == c.OURS.name]
     found: dict[tuple[str, str], dict[str, Row]] = {}
     for row in ours:
         found.setdefault((row["case"], row["dtype"]), {})[row["pass"]] = row
@@ -157,7 +157,7 @@ def row_tables(document: Document) -> list[Table]:
         found.setdefault(title, Table(title, header, [])).rows.append(
             (
                 row["pass"],
-                row["contender"],
+                row["implementation"],
                 f"{row['ms']:.4g}",
                 f"{row['q1_ms']:.4g} to {row['q3_ms']:.4g}",
                 f"{row['ratio_to_floor']:.2f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
 from benchmarks.verdicts import Verdict, verdicts
 
@@ -18,8 +18,8 @@ class Target:
 
     Attributes:
         pass_: the pass of ``suite`` that is meant.
-        against: whose time ours is compared with: a floor or a contender.
-        limit: of our time over a floor's (at most), or of a contender's time over ours (at least).
+        against: whose time ours is compared with: a floor or an implementation.
+        limit: of our time over a floor's (at most), or of an implementation's time over ours (at least).
         dtypes: to which it applies; None for all.
         small: whether it is meant for the small case rather than for x of 64 MiB and more.
     """
@@ -38,7 +38,7 @@ class Target:
         """Whether a row is one of ours that has to reach this target."""
         sized = tuple(row["shape"]) == SMALL if self.small else row["x_bytes"] >= LARGE
         of_dtype = self.dtypes is None or row["dtype"] in self.dtypes
-        return row["contender"] == c.OURS.name and row["pass"] == self.pass_ and sized and of_dtype
+        return row["implementation"] == c.OURS.name and row["pass"] == self.pass_ and sized and of_dtype
 
     def met_by(self, measured: float) -> bool:
         return measured <= self.limit if self.is_floor else measured >= self.limit
@@ -56,15 +56,15 @@ TARGETS = (
 
 
 def ratio_against(row: Row, against: str, rows: Sequence[Row]) -> float | None:
-    """Our time over a floor's, or a contender's time over ours; None if the other was not measured on this input."""
+    """Our time over a floor's, or an implementation's time over ours; None if the other was not measured here."""
     if against == row["floor"]:
         return row["ratio_to_floor"]
     for other in rows:
-        if other["contender"] == against and all(other[key] == row[key] for key in ("case", "dtype", "pass")):
+        if other["implementation"] == against and all(other[key] == row[key] for key in ("case", "dtype", "pass")):
             return other["ms"] / row["ms"]
     return None
 
 
-def judge(target: Target, rows: Sequence[Row]) -> list[Verdict]:
-    """The verdicts on every row that has to reach the target and can be judged, the worst first."""
+def evaluate(target: Target, rows: Sequence[Row]) -> list[Verdict]:
+    """The verdicts on every row that has to reach the target and can be evaluated, the worst first."""
     return verdicts(target, rows, lambda row: ratio_against(row, target.against, rows))

@@ -16,12 +16,12 @@ from benchmarks.kernels import measure
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
 from benchmarks.models.attempts import Failure, reason_of
-from benchmarks.models.contenders import CONTENDERS
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
+from benchmarks.models.implementations import IMPLEMENTATIONS
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
-from benchmarks.models.steps import MODES, Place, cpu_place, cuda_place, searching_algorithms
-from benchmarks.models.suite import CPU_EFFORT, GPU_EFFORT, QUICK, Row, Work
+from benchmarks.models.steps import MODES, Platform, cpu_place, cuda_platform, searching_algorithms
+from benchmarks.models.suite import CPU_BUDGET, GPU_BUDGET, QUICK, Row, Work
 from benchmarks.running import run_cases
 from benchmarks.tables import markdown
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     resuming.add_argument(parser)
     _choice(parser, "--networks", tuple(NETWORKS))
-    _choice(parser, "--contenders", CONTENDERS)
+    _choice(parser, "--implementations", IMPLEMENTATIONS)
     _choice(parser, "--modes", MODES)
     parser.add_argument("--threads", type=int, default=THREADS, help=f"CPU threads without a GPU (default: {THREADS})")
     options = parser.parse_args(arguments)
@@ -47,19 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--threads: got {options.threads}; expected at least 1")
     if options.limit is not None and not options.limit > 0:
         parser.error(f"--limit: got {options.limit}; expected more than 0 seconds")
-    place = _place(parser, options.device)
-    on_a_gpu = place.device.type == "cuda"
+    platform = _place(parser, options.device)
+    on_a_gpu = platform.device.type == "cuda"
     threads = torch.get_num_threads() if on_a_gpu else options.threads
     with measure.threads(threads):
-        document = new_document(place.device, quick=options.quick)
-        everything = suite.cases(place.device, quick=options.quick)
-        work = suite.chosen(everything, options.networks, options.contenders, options.modes)
+        document = new_document(platform.device, quick=options.quick)
+        everything = suite.cases(platform.device, quick=options.quick)
+        work = suite.chosen(everything, options.networks, options.implementations, options.modes)
         if not work:
-            parser.error("--networks, --contenders, --modes: no case is left of them")
+            parser.error("--networks, --implementations, --modes: no case is left of them")
         work = resuming.cases_left(parser, options.resume, document, work, suite.SUITE)
         folder = options.out or (None if options.quick else folder_of(document))
         output = folder / FILE_NAME if folder else None
-        code = run(document, work, place, output, options.limit)
+        code = run(document, work, platform, output, options.limit)
     measured = document["rows"] or document["largest"]
     if measured:
         show(document)
@@ -79,17 +79,19 @@ def _choice(parser: argparse.ArgumentParser, option: str, known: tuple[str, ...]
     )
 
 
-def _place(parser: argparse.ArgumentParser, asked: str | None) -> Place:
+def _place(parser: argparse.ArgumentParser, asked: str | None) -> Platform:
     if asked == "cuda" or (asked is None and torch.cuda.is_available()):
         served_by_cuda(parser)
-        return cuda_place()
+        return cuda_platform()
     served_by(parser)
     return cpu_place()
 
 
-def run(document: Document, work: Sequence[Work], place: Place, output: Path | None, limit: float | None = None) -> int:
+def run(
+    document: Document, work: Sequence[Work], platform: Platform, output: Path | None, limit: float | None = None
+) -> int:
     """Fill the document; the exit code of ``run_cases``."""
-    effort = QUICK if document["quick"] else GPU_EFFORT if place.device.type == "cuda" else CPU_EFFORT
+    budget = QUICK if document["quick"] else GPU_BUDGET if platform.device.type == "cuda" else CPU_BUDGET
     until = None if limit is None else time.monotonic() + limit
 
     def run_one(one: Work) -> tuple[list[Row], list[Failure]]:
@@ -97,13 +99,13 @@ def run(document: Document, work: Sequence[Work], place: Place, output: Path | N
         with searching_algorithms(not isinstance(one, Search)):
             try:
                 if isinstance(one, Search):
-                    found, failures = largest.find_all(one, place, until)
+                    found, failures = largest.find_all(one, platform, until)
                     document["largest"] += found
                 else:
-                    rows, failures = suite.run_case(one, effort, place, until)
+                    rows, failures = suite.run_case(one, budget, platform, until)
             except Exception as error:
-                failures = [{"case": one.label, "contender": None, "reason": reason_of(error)}]
-        suite.forget(one, place)
+                failures = [{"case": one.label, "implementation": None, "reason": reason_of(error)}]
+        suite.forget(one, platform)
         return rows, failures
 
     name = suite.SUITE.name

@@ -1,4 +1,4 @@
-"""One thing for every contender: as long as there is time, and whatever fails is named."""
+"""One thing for every implementation: as long as there is time, and whatever fails is named."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 class Failure(TypedDict):
-    """A contender of a case, or (None) a whole case, that was not measured."""
+    """An implementation of a case, or (None) a whole case, that was not measured."""
 
     case: str
-    contender: str | None
+    implementation: str | None
     reason: str
 
 
 def attempt(
     names: Sequence[str], label: str, do: Callable[[str], T], release: Callable[[], None], until: float | None
 ) -> tuple[dict[str, T], list[Failure]]:
-    """Do something for every contender of a case.
+    """Do something for every implementation of a case.
 
     Args:
         label: the case's.
@@ -38,12 +38,12 @@ def attempt(
     for name in names:
         started = time.monotonic()
         if until is not None and started + longest > until:
-            failures.append({"case": label, "contender": name, "reason": NO_TIME})
+            failures.append({"case": label, "implementation": name, "reason": NO_TIME})
             continue
         try:
             done[name] = do(name)
         except Exception as error:
-            failures.append({"case": label, "contender": name, "reason": reason_of(error)})
+            failures.append({"case": label, "implementation": name, "reason": reason_of(error)})
         if name not in done:
             # What the error's frames held is free only now.
             release()

@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 
 from benchmarks.gpu import document as gpu
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.kernels import results
 from benchmarks.kernels.results import Commit, Device
 from benchmarks.models.attempts import Failure
@@ -32,7 +32,7 @@ class Document(TypedDict):
     complete: bool
     quick: bool
     date: str
-    device: Card | Device
+    device: Gpu | Device
     threads: int
     tf32: bool
     versions: dict[str, str]
@@ -52,7 +52,7 @@ def new_document(device: torch.device, *, quick: bool) -> Document:
         "complete": False,
         "quick": quick,
         "date": results.now(),
-        "device": gpu.describe_card() if on_a_gpu else results.describe_device(device),
+        "device": gpu.describe_gpu() if on_a_gpu else results.describe_device(device),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cudnn.allow_tf32,
         "versions": {**versions, "torchvision": _torchvision()},

@@ -1,7 +1,7 @@
 """The largest batch of a training step that fits into a GPU's memory.
 
 Two small batches tell what an image takes; from there on, batches are tried with a whole step, running out of memory
-being one of the answers. Memory is handed out in pieces, so that less than what the first estimate gives may fit.
+being one of the answers. Memory is handed out in parts, so that less than what the first estimate gives may fit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.models import networks
 from benchmarks.models.attempts import Failure, attempt
-from benchmarks.models.contenders import FULL
+from benchmarks.models.implementations import FULL
 from benchmarks.models.networks import NETWORKS
-from benchmarks.models.steps import EAGER, Place, Subject, memory_format
+from benchmarks.models.steps import EAGER, Platform, Subject, memory_format
 
 SMALL = (16, 32)
 GRAIN = 8  # batches are multiples of it
@@ -26,11 +26,11 @@ TRIES = 6
 
 
 class Largest(TypedDict):
-    """What was found for a contender: ``batch`` ran a whole step; ``too_large`` ran out of memory, or is not known."""
+    """What was found for an implementation: ``batch`` ran a whole step; ``too_large`` ran out of memory, or unknown."""
 
     network: str
     precision: str
-    contender: str
+    implementation: str
     image: int
     batch: int
     too_large: int | None
@@ -44,7 +44,7 @@ class Search:
 
     network: str
     precision: str
-    contenders: tuple[str, ...]
+    implementations: tuple[str, ...]
     seconds: float
     mode: str = EAGER
 
@@ -110,32 +110,34 @@ def _grained(batch: float) -> int:
     return max(GRAIN, int(batch) // GRAIN * GRAIN)
 
 
-def find_all(of: Search, place: Place, until: float | None = None) -> tuple[list[Largest], list[Failure]]:
-    """Search for every contender; ``until`` as in ``attempts.attempt``."""
+def find_all(of: Search, platform: Platform, until: float | None = None) -> tuple[list[Largest], list[Failure]]:
+    """Search for every implementation; ``until`` as in ``attempts.attempt``."""
 
     def time_is_left() -> bool:
         return until is None or time.monotonic() < until
 
     found, failures = attempt(
-        of.contenders, of.label, lambda name: find(of, name, place, time_is_left), place.release, until
+        of.implementations, of.label, lambda name: find(of, name, platform, time_is_left), platform.release, until
     )
     return list(found.values()), failures
 
 
-def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bool] = lambda: True) -> Largest:
-    """Search on a place that counts its memory, a GPU.
+def find(
+    of: Search, implementation: str, platform: Platform, time_is_left: Callable[[], bool] = lambda: True
+) -> Largest:
+    """Search on a platform that counts its memory, a GPU.
 
     Raises:
         RuntimeError: nothing that was tried fits, or memory does not grow with the batch.
     """
     image = NETWORKS[of.network].image
-    place.release()
-    free = place.free_bytes()
+    platform.release()
+    free = platform.free_bytes()
 
     def data(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return networks.data(batch, image, place.device, memory_format(of.precision))
+        return networks.data(batch, image, platform.device, memory_format(of.precision))
 
-    subject = Subject(of.network, FULL, contender, data(SMALL[0]), precision=of.precision)
+    subject = Subject(of.network, FULL, implementation, data(SMALL[0]), precision=of.precision)
     # Makes what every later step needs too, such as the optimizer's state.
     subject.step()
 
@@ -143,8 +145,8 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
         # The last batch goes before the next one comes.
         subject.images = subject.labels = torch.empty(0)
         subject.images, subject.labels = data(batch)
-        found = subject.peak_bytes(place)
-        assert found is not None, f"{place.device} counts no memory"
+        found = subject.peak_bytes(platform)
+        assert found is not None, f"{platform.device} counts no memory"
         return found
 
     def fits(batch: int) -> bool:
@@ -154,11 +156,11 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
         except torch.cuda.OutOfMemoryError:
             fitted = False
         # What the error's frames held is free only now.
-        place.release()
+        platform.release()
         return fitted
 
     few, many = map(peak, SMALL)
-    place.release()
+    platform.release()
     per_image = (many - few) / (SMALL[1] - SMALL[0])
     if per_image <= 0:
         raise RuntimeError(f"{SMALL[0]} images take {few} bytes and {SMALL[1]} take {many}: nothing to estimate from")
@@ -166,7 +168,7 @@ def find(of: Search, contender: str, place: Place, time_is_left: Callable[[], bo
     return {
         "network": of.network,
         "precision": of.precision,
-        "contender": contender,
+        "implementation": implementation,
         "image": image,
         "batch": found.batch,
         "too_large": found.too_large,

@@ -44,7 +44,7 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
 NETWORKS: dict[str, Network] = {
     "resnet50": Network(_torchvision("resnet50")),
     "mobilenet_v2": Network(_torchvision("mobilenet_v2")),
-    # Without its own initialisation, which is slow. Its auxiliary head takes no smaller images in training.
+    # Without its own initialization, which is slow. Its auxiliary head takes no smaller images in training.
     "inception_v3": Network(
         _torchvision("inception_v3", init_weights=False), image=299, small_image=299, small_batch=2
     ),

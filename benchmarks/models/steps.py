@@ -1,4 +1,4 @@
-"""One contender's network with its optimizer and data: its steps, and the memory that they take."""
+"""One implementation's network with its optimizer and data: its steps, and the memory that they take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu import timing
 from benchmarks.kernels.measure import Sampler, release_free_memory
-from benchmarks.models import contenders
+from benchmarks.models import implementations
 from benchmarks.models.networks import loss_of
 
 FP32, AMP = "fp32", "AMP bf16"
@@ -28,7 +28,7 @@ MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class Place:
+class Platform:
     """A device to measure on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Place:
     release: Callable[[], None]
 
 
-def cuda_place() -> Place:
+def cuda_platform() -> Platform:
     """The current CUDA device."""
     device = torch.device("cuda", torch.cuda.current_device())
 
@@ -54,7 +54,7 @@ def cuda_place() -> Place:
         gc.collect()
         torch.cuda.empty_cache()
 
-    return Place(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], release)
+    return Platform(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], release)
 
 
 def _cuda_growth(step: Callable[[], None]) -> int:
@@ -66,7 +66,7 @@ def _cuda_growth(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def cpu_place() -> Place:
+def cpu_place() -> Platform:
     def release() -> None:
         gc.collect()
         release_free_memory()
@@ -74,7 +74,7 @@ def cpu_place() -> Place:
     def free_bytes() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    return Place(torch.device("cpu"), None, lambda step: None, free_bytes, release)
+    return Platform(torch.device("cpu"), None, lambda step: None, free_bytes, release)
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ def memory_format(precision: str) -> torch.memory_format:
 
 
 class Subject:
-    """A contender's network on a device, ready to make steps.
+    """An implementation's network on a device, ready to make steps.
 
     Args:
         data: images, of the precision's ``memory_format``, and labels, on the device.
@@ -108,7 +108,7 @@ class Subject:
         self,
         network: str,
         variant: str,
-        contender: str,
+        implementation: str,
         data: tuple[Tensor, Tensor],
         *,
         precision: str,
@@ -118,13 +118,13 @@ class Subject:
         device = data[0].device
         self.amp = precision == AMP
         self.images, self.labels = data
-        model = contenders.build(network, variant, contender)
+        model = implementations.build(network, variant, implementation)
         self.model = model.to(device=device, memory_format=memory_format(precision)).train(pass_ == TRAIN)
         self.training = pass_ == TRAIN
         self.forward: Callable[[Tensor], Tensor] = self.model
         if mode == COMPILED:
             self.forward = torch.compile(self.model, dynamic=False, fullgraph=True)
-        self.penalty = contenders.penalty(self.model, contender)
+        self.penalty = implementations.penalty(self.model, implementation)
         self.optimizer = torch.optim.SGD(self.model.parameters(), LEARNING_RATE, momentum=MOMENTUM, foreach=True)
 
     def step(self) -> None:
@@ -151,10 +151,10 @@ class Subject:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.images.device.type, torch.bfloat16) if self.amp else contextlib.nullcontext()
 
-    def peak_bytes(self, place: Place) -> int | None:
+    def peak_bytes(self, platform: Platform) -> int | None:
         """The memory of a step: of network, optimizer and data, and what else is allocated at its worst moment."""
         self.clear()
-        growth = place.growth(self.step)
+        growth = platform.growth(self.step)
         return None if growth is None else growth + _bytes(self._own())
 
     def saved_bytes(self) -> int:

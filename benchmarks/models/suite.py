@@ -1,4 +1,4 @@
-"""The cases, in order of importance, and how one is measured: its contenders take turns in one process."""
+"""The cases, in order of importance, and how one is measured: its implementations take turns in one process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from benchmarks import resuming
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Timed, interleave
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, Timed, interleave
 from benchmarks.models import largest, networks
 from benchmarks.models.attempts import Failure, attempt
-from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, FUSED_MASK, HEAD, IN_PLACE, OURS, RELU, caps
+from benchmarks.models.implementations import FULL, FUSED, FUSED_MASK, HEAD, IMPLEMENTATIONS, IN_PLACE, OURS, RELU, caps
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import NETWORKS
 from benchmarks.models.steps import (
@@ -25,20 +25,20 @@ from benchmarks.models.steps import (
     FP32,
     INFERENCE,
     TRAIN,
-    Place,
+    Platform,
     Subject,
     memory_format,
 )
 
-# The warm-up that finds algorithms, compiles and may fail comes before: WARM_UP steps of each contender.
-GPU_EFFORT = Effort(seconds=0.5, min_samples=7, max_samples=11, warmup=1, sample_seconds=0)
-CPU_EFFORT = Effort(seconds=2.0, min_samples=5, max_samples=9, warmup=1, sample_seconds=0)
-QUICK = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+# The warm-up that finds algorithms, compiles and may fail comes before: WARM_UP steps of each implementation.
+GPU_BUDGET = Budget(seconds=0.5, min_samples=7, max_samples=11, warmup=1, sample_seconds=0)
+CPU_BUDGET = Budget(seconds=2.0, min_samples=5, max_samples=9, warmup=1, sample_seconds=0)
+QUICK = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 WARM_UP = 2
 
 MAIN = (RELU, c.RELU_MINIMUM.name, OURS, IN_PLACE, FUSED)
 # Where no activation follows a residual sum, there is nothing to fuse.
-NO_SUMS = tuple(name for name in CONTENDERS if name not in (FUSED, FUSED_MASK))
+NO_SUMS = tuple(name for name in IMPLEMENTATIONS if name not in (FUSED, FUSED_MASK))
 FEW = (RELU, c.RELU_MINIMUM.name, IN_PLACE)
 ONE_LAYER = (RELU, c.RELU_MINIMUM.name, OURS)
 
@@ -50,7 +50,7 @@ Row = TypedDict(
         "precision": str,
         "mode": str,
         "pass": str,
-        "contender": str,
+        "implementation": str,
         "batch": int,
         "image": int,
         "caps": int,
@@ -82,7 +82,7 @@ class Case:
     precision: str
     mode: str
     pass_: str
-    contenders: tuple[str, ...]
+    implementations: tuple[str, ...]
     batch: int
     image: int
     seconds: float
@@ -112,7 +112,7 @@ def _failed(document: Mapping[str, Any]) -> list[str]:
 
 
 SUITE: resuming.Suite[Work] = resuming.Suite(
-    name=lambda one: one.label, contenders=lambda one: one.contenders, rows=ROWS, failed=_failed
+    name=lambda one: one.label, implementations=lambda one: one.implementations, rows=ROWS, failed=_failed
 )
 
 
@@ -131,7 +131,7 @@ def _case(
     precision: str,
     mode: str,
     pass_: str,
-    contenders: tuple[str, ...],
+    implementations: tuple[str, ...],
     seconds: float,
     batch: int | None = None,
     *,
@@ -139,18 +139,20 @@ def _case(
 ) -> Case:
     of = NETWORKS[network]
     usual, image = (of.small_batch, of.small_image) if small else (of.batch, of.image)
-    return Case(network, variant, precision, mode, pass_, contenders, batch or usual, image, seconds)
+    return Case(network, variant, precision, mode, pass_, implementations, batch or usual, image, seconds)
 
 
 def chosen(
-    found: Sequence[Work], network_names: Sequence[str], contender_names: Sequence[str], modes: Sequence[str]
+    found: Sequence[Work], network_names: Sequence[str], implementation_names: Sequence[str], modes: Sequence[str]
 ) -> list[Work]:
-    """The part for these networks and modes with these contenders; what is left without any is left out."""
+    """The part for these networks and modes with these implementations; what is left without any is left out."""
     result: list[Work] = []
     for one in found:
-        kept = tuple(name for name in one.contenders if name in contender_names)
+        kept = tuple(name for name in one.implementations if name in implementation_names)
         if kept and one.mode in modes and one.network in network_names:
-            result.append(replace(one, contenders=kept, seconds=one.seconds * len(kept) / len(one.contenders)))
+            result.append(
+                replace(one, implementations=kept, seconds=one.seconds * len(kept) / len(one.implementations))
+            )
     return result
 
 
@@ -161,7 +163,7 @@ COMPILED_PLAIN = (c.RELU_MINIMUM.name, IN_PLACE, RELU)
 LARGE_BATCH = 256  # where the device is busy for longer than the host needs to launch its work
 # With the seconds that each takes on an H100, about, or is thought to take, and a batch that is not the usual one.
 ON_A_GPU = (
-    ("resnet50", FULL, AMP, EAGER, TRAIN, CONTENDERS, 16),
+    ("resnet50", FULL, AMP, EAGER, TRAIN, IMPLEMENTATIONS, 16),
     ("resnet50", FULL, FP32, EAGER, TRAIN, MAIN, 23),
     ("resnet50", FULL, AMP, EAGER, TRAIN, MAIN, 13, LARGE_BATCH),
     ("resnet50", FULL, AMP, COMPILED, TRAIN, COMPILED_RESIDUAL, 80),
@@ -187,7 +189,7 @@ ON_A_GPU = (
     ("resnet50", FULL, AMP, COMPILED, INFERENCE, COMPILED_RESIDUAL, 40),
 )
 ON_A_CPU = (
-    ("resnet50", FULL, FP32, EAGER, TRAIN, CONTENDERS, 40),
+    ("resnet50", FULL, FP32, EAGER, TRAIN, IMPLEMENTATIONS, 40),
     ("mobilenet_v2", FULL, FP32, EAGER, TRAIN, NO_SUMS, 20),
     ("resnet50", FULL, FP32, EAGER, INFERENCE, MAIN, 10),
     ("inception_v3", FULL, FP32, EAGER, TRAIN, FEW, 30),
@@ -198,19 +200,21 @@ ON_A_CPU = (
 )
 
 
-def run_case(case: Case, effort: Effort, place: Place, until: float | None = None) -> tuple[list[Row], list[Failure]]:
-    """Time every contender of a case; one that fails is left out, with its reason.
+def run_case(
+    case: Case, budget: Budget, platform: Platform, until: float | None = None
+) -> tuple[list[Row], list[Failure]]:
+    """Time every implementation of a case; one that fails is left out, with its reason.
 
     Args:
         until: as in ``attempts.attempt``.
     """
-    data = networks.data(case.batch, case.image, place.device, memory_format(case.precision))
+    data = networks.data(case.batch, case.image, platform.device, memory_format(case.precision))
     begun, failures = attempt(
-        case.contenders, case.label, lambda name: _begun(case, name, data, place), place.release, until
+        case.implementations, case.label, lambda name: _begun(case, name, data, platform), platform.release, until
     )
     host: dict[str, list[float]] = {name: [] for name in begun}
     timed = [Timed(name, (noting(one.subject.step, host[name]),)) for name, one in begun.items()]
-    samples = interleave(timed, effort, sampler=place.sampler)
+    samples = interleave(timed, budget, sampler=platform.sampler)
     seconds = {name: found.seconds() for name, found in samples.items()}
     rows: list[Row] = []
     for name, of in seconds.items():
@@ -221,12 +225,12 @@ def run_case(case: Case, effort: Effort, place: Place, until: float | None = Non
                 "precision": case.precision,
                 "mode": case.mode,
                 "pass": case.pass_,
-                "contender": name,
+                "implementation": name,
                 "batch": case.batch,
                 "image": case.image,
                 "caps": sum(cap.numel() for cap in caps(begun[name].subject.model)),
                 **of.in_ms(),
-                "host_ms": statistics.median(host[name][-of.samples :]) * 1e3 if place.sampler else None,
+                "host_ms": statistics.median(host[name][-of.samples :]) * 1e3 if platform.sampler else None,
                 "images_per_s": case.batch / of.median,
                 "ratio_to_relu": of.median / seconds[RELU].median if RELU in seconds else None,
                 "peak_bytes": begun[name].peak_bytes,
@@ -253,18 +257,18 @@ class _Begun(NamedTuple):
     saved_bytes: int | None
 
 
-def _begun(case: Case, name: str, data: tuple[torch.Tensor, torch.Tensor], place: Place) -> _Begun:
+def _begun(case: Case, name: str, data: tuple[torch.Tensor, torch.Tensor], platform: Platform) -> _Begun:
     subject = Subject(
         case.network, case.variant, name, data, precision=case.precision, mode=case.mode, pass_=case.pass_
     )
     for _ in range(WARM_UP):
         subject.step()
     keeps = case.pass_ == TRAIN and case.mode == EAGER
-    return _Begun(subject, subject.peak_bytes(place), subject.saved_bytes() if keeps else None)
+    return _Begun(subject, subject.peak_bytes(platform), subject.saved_bytes() if keeps else None)
 
 
-def forget(done: Work, place: Place) -> None:
+def forget(done: Work, platform: Platform) -> None:
     """Give back what was taken: memory, and compiled code."""
     if done.mode == COMPILED:
         torch._dynamo.reset()
-    place.release()
+    platform.release()

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.kernels.tables import hardware, left_out, noise_of, software
-from benchmarks.models.contenders import CONTENDERS, RELU
 from benchmarks.models.document import Document
+from benchmarks.models.implementations import IMPLEMENTATIONS, RELU
 from benchmarks.models.steps import TRAIN
 from benchmarks.models.suite import KEYS, ROWS, Row
-from benchmarks.models.targets import TARGETS, NoisyVerdict, judge
+from benchmarks.models.targets import TARGETS, NoisyVerdict, evaluate
 from benchmarks.resuming import dates
 from benchmarks.tables import MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
 LEGEND = (
-    "Medians of whole steps; the contenders take turns in one process, from the same weights, on the same random "
+    "Medians of whole steps; the implementations take turns in one process, from the same weights, on the same random "
     "images. In brackets: over plain ReLU, smaller is better. All but ReLU also pay for the penalty on their caps. "
     "Where the host takes as long to launch a step as the step lasts, the device waits for Python, not for kernels. "
     "Peak: network, optimizer, data and all else that a step allocates at its worst moment. Saved: what a forward pass "
@@ -36,7 +36,7 @@ def headline(document: Document) -> str:
         software(document),
         f"torchvision {document['versions']['torchvision']}",
         dates(document, ROWS),
-        noise_of(document["rows"], "a contender"),
+        noise_of(document["rows"], "an implementation"),
     ]
     if document["quick"]:
         parts.append("quick run: one case of reduced size")
@@ -48,7 +48,7 @@ def target_table(document: Document) -> Table:
     return table_of_targets(
         ("compiled", "ours over", "target"),
         TARGETS,
-        lambda target: judge(target, document["rows"]),
+        lambda target: evaluate(target, document["rows"]),
         lambda target: (target.pass_, target.against, f"<= {target.limit:.2f} within noise"),
         _measured,
     )
@@ -56,15 +56,15 @@ def target_table(document: Document) -> Table:
 
 def _measured(verdict: Verdict) -> str:
     noise = f"noise {verdict.noise:.1%}; " if isinstance(verdict, NoisyVerdict) else ""
-    return f"{verdict.measured:.3f} ({noise}{verdict.row['network']}, {verdict.row['contender']})"
+    return f"{verdict.measured:.3f} ({noise}{verdict.row['network']}, {verdict.row['implementation']})"
 
 
 def time_table(document: Document) -> Table:
-    """A line per case: milliseconds of every contender, over plain ReLU in brackets."""
+    """A line per case: milliseconds of every implementation, over plain ReLU in brackets."""
 
     def cell(row: Row) -> str:
         ratio = row["ratio_to_relu"]
-        return f"{row['ms']:.3g}" + ("" if ratio is None or row["contender"] == RELU else f" ({ratio:.2f})")
+        return f"{row['ms']:.3g}" + ("" if ratio is None or row["implementation"] == RELU else f" ({ratio:.2f})")
 
     return _by_case(document, "Times, ms", cell)
 
@@ -93,7 +93,7 @@ def memory_table(document: Document) -> Table:
 
 def _known(table: Table) -> Table:
     """The lines in which anything is known."""
-    rows = [row for row in table.rows if any(text != MISSING for text in row[-len(CONTENDERS) :])]
+    rows = [row for row in table.rows if any(text != MISSING for text in row[-len(IMPLEMENTATIONS) :])]
     return Table(table.title, table.header, rows)
 
 
@@ -101,13 +101,13 @@ def _by_case(document: Document, title: str, cell: Callable[[Row], str]) -> Tabl
     found: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in document["rows"]:
         key = tuple(str(row[key]) for key in KEYS)  # type: ignore[literal-required]
-        found.setdefault(key, {})[row["contender"]] = row
+        found.setdefault(key, {})[row["implementation"]] = row
     lines = []
     for key, by_name in found.items():
         one = next(iter(by_name.values()))
-        cells = (cell(by_name[name]) if name in by_name else MISSING for name in CONTENDERS)
+        cells = (cell(by_name[name]) if name in by_name else MISSING for name in IMPLEMENTATIONS)
         lines.append((", ".join(key[:-1]), f"{one['batch']} x {one['image']} px", *cells))
-    return Table(title, ("case", "batch", *CONTENDERS), lines)
+    return Table(title, ("case", "batch", *IMPLEMENTATIONS), lines)
 
 
 def largest_table(document: Document) -> Table:
@@ -117,6 +117,6 @@ def largest_table(document: Document) -> Table:
         above = MISSING if found["too_large"] is None else str(found["too_large"])
         per_image = f"{found['bytes_per_image'] / 1e6:.1f}"
         case = f"{found['network']}, {found['precision']}, {TRAIN}, {found['image']} px"
-        lines.append((case, found["contender"], str(found["batch"]), above, per_image))
-    header = ("case", "contender", "largest batch that ran", "out of memory at", "MB per image")
+        lines.append((case, found["implementation"], str(found["batch"]), above, per_image))
+    header = ("case", "implementation", "largest batch that ran", "out of memory at", "MB per image")
     return Table("Largest batch", header, lines)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from benchmarks.kernels import contenders as c
-from benchmarks.models.contenders import FUSED, IN_PLACE
+from benchmarks.kernels import implementations as c
+from benchmarks.models.implementations import FUSED, IN_PLACE
 from benchmarks.models.steps import COMPILED, PASSES
 from benchmarks.models.suite import KEYS, Row
 from benchmarks.verdicts import Verdict, verdicts
@@ -15,7 +15,7 @@ from benchmarks.verdicts import Verdict, verdicts
 
 @dataclass(frozen=True)
 class Target:
-    """A limit on our time over another contender's, both compiled; met within the noise of the two.
+    """A limit on our time over another implementation's, both compiled; met within the noise of the two.
 
     Attributes:
         pass_: the pass that is meant.
@@ -37,16 +37,16 @@ class Target:
 
     def applies_to(self, row: Row) -> bool:
         """Whether a row is one of ours that has to reach it: what ``replace_activations`` makes, fused or not."""
-        return row["contender"] in (FUSED, IN_PLACE) and row["mode"] == COMPILED and row["pass"] == self.pass_
+        return row["implementation"] in (FUSED, IN_PLACE) and row["mode"] == COMPILED and row["pass"] == self.pass_
 
 
 TARGETS = tuple(Target(pass_) for pass_ in PASSES)
 
 
-def row_of(rows: Sequence[Row], like: Row, contender: str) -> Row | None:
-    """The row of another contender of the same case."""
+def row_of(rows: Sequence[Row], like: Row, implementation: str) -> Row | None:
+    """The row of another implementation of the same case."""
     for row in rows:
-        if row["contender"] == contender and all(row[key] == like[key] for key in KEYS):  # type: ignore[literal-required]
+        if row["implementation"] == implementation and all(row[key] == like[key] for key in KEYS):  # type: ignore[literal-required]
             return row
     return None
 
@@ -62,8 +62,8 @@ class NoisyVerdict(Verdict):
         return bool(self.target.met_by(self.measured - self.noise))
 
 
-def judge(target: Target, rows: Sequence[Row]) -> list[NoisyVerdict]:
-    """The verdicts on every row that has to reach the target and can be judged, the worst first."""
+def evaluate(target: Target, rows: Sequence[Row]) -> list[NoisyVerdict]:
+    """The verdicts on every row that has to reach the target and can be evaluated, the worst first."""
 
     def other(row: Row) -> Row | None:
         return row_of(rows, row, target.against)

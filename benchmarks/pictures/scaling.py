@@ -9,17 +9,17 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.palette import BLUE, ORANGE
-from benchmarks.pictures.drawing import COLOURS, save
+from benchmarks.pictures.drawing import COLORS, save
 from benchmarks.pictures.source import Source
 from benchmarks.scaling.cases import CAPS, SIZE
 from benchmarks.scaling.series import line, overhead_ends, styles
 from benchmarks.tables import DTYPES, size_name
 
 FLOORS = {c.COPY: "black", c.CLONE: "#56B4E9"}
-LINES = {**FLOORS, **COLOURS}
+LINES = {**FLOORS, **COLORS}
 MAIN_DTYPE = "bfloat16"
 OF_DTYPE = {"bfloat16": BLUE, "float32": ORANGE}
 
@@ -38,18 +38,18 @@ def draw(document: dict[str, Any], path: Path, source: Source) -> None:
 
 def _times(document: dict[str, Any], axes: Axes, axis: str, pass_: str) -> None:
     for style in styles(document):
-        for name, colour in LINES.items():
+        for name, color in LINES.items():
             found = line(document, axis, style, name, pass_, MAIN_DTYPE)
             if not found:
                 continue
             label = f"{name}, {style.name}" if axis == SIZE else name
             places, times = list(found), [row["ms"] for row in found.values()]
-            axes.plot(places, times, style.line, marker=".", color=colour, label=label)
+            axes.plot(places, times, style.line, marker=".", color=color, label=label)
             low, high = ([row[key] for row in found.values()] for key in ("q1_ms", "q3_ms"))
-            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
             end = overhead_ends(found) if axis == SIZE and name == c.OURS.name else None
             if end is not None:
-                axes.plot([end], [found[end]["ms"]], "D", color=colour, markersize=7, fillstyle="none")
+                axes.plot([end], [found[end]["ms"]], "D", color=color, markersize=7, fillstyle="none")
     axes.set(xscale="log", yscale="log")
     axes.grid(alpha=0.3)
     _name_places(axes, axis)
@@ -73,20 +73,20 @@ def draw_speed_up(document: dict[str, Any], path: Path, source: Source) -> None:
     """Left how many times faster than eager, right the share of the floor, over the size of x."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
     first = styles(document)[0]
-    for dtype, colour in OF_DTYPE.items():
+    for dtype, color in OF_DTYPE.items():
         for style in styles(document):
             ours, theirs = (
                 line(document, SIZE, style, name, BOTH, dtype) for name in (c.OURS.name, c.RELU_MINIMUM.name)
             )
-            places = [place for place in ours if place in theirs]
+            places = [platform for platform in ours if platform in theirs]
             if places:
-                ratios = [theirs[place]["ms"] / ours[place]["ms"] for place in places]
-                left.plot(places, ratios, style.line, marker=".", color=colour, label=f"{DTYPES[dtype]}, {style.name}")
+                ratios = [theirs[platform]["ms"] / ours[platform]["ms"] for platform in places]
+                left.plot(places, ratios, style.line, marker=".", color=color, label=f"{DTYPES[dtype]}, {style.name}")
         for pass_, dashes in ((FORWARD, "-"), (BACKWARD, "--")):
             found = line(document, SIZE, first, c.OURS.name, pass_, dtype)
             shares = [row["fraction_of_copy"] for row in found.values()]
             if found:
-                right.plot(list(found), shares, dashes, marker=".", color=colour, label=f"{DTYPES[dtype]}, {pass_}")
+                right.plot(list(found), shares, dashes, marker=".", color=color, label=f"{DTYPES[dtype]}, {pass_}")
     left.axhline(1, color="black", linewidth=1)
     left.set(title=f"dreluop against {c.RELU_MINIMUM.name}, {BOTH}", ylabel="times faster", ylim=(0, None))
     right.axhline(1, color="black", linewidth=1)

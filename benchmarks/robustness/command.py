@@ -21,7 +21,7 @@ from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import LEGEND, adaptive_table, cost_table, table
 from benchmarks.robustness.statistics import command as statistics
 from benchmarks.robustness.study import configuration, engines, records
-from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
+from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of
 from benchmarks.robustness.training import parallel
 from benchmarks.tables import markdown
 
@@ -47,12 +47,12 @@ def run(options: argparse.Namespace) -> int:
     """Do what is left of the studies, and say what failed."""
     studies = [configuration.read(name) for name in options.configurations]
     runs = list(dict.fromkeys(run for study in studies for run in study.runs))
-    places = Places(
+    folders = Folders(
         options.results.resolve(), options.work.resolve(), options.data.resolve(), options.device,
         options.threads, progress=not options.quiet,
     )  # fmt: skip
-    jobs = jobs_of(runs, places)
-    done = sum(records.find(run, places.results) is not None for run in runs)
+    jobs = jobs_of(runs, folders)
+    done = sum(records.find(run, folders.results) is not None for run in runs)
     print(f"{len(runs)} runs, {done} done; {len(jobs)} jobs left", flush=True)
     if not jobs:
         committed = ", which come with the source" if options.results == FOLDER else ""
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         print("".join(f"{job.name}\n" for job in jobs), end="")
         return 0
     try:
-        failures = _distributed(jobs, places) if options.distributed else _by_engine(jobs, places, options)
+        failures = _distributed(jobs, folders) if options.distributed else _by_engine(jobs, folders, options)
     except KeyboardInterrupt as error:
         terminated = isinstance(error, engines.Terminated)
         word = "terminated" if terminated else "interrupted"
@@ -72,17 +72,17 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if failures else 0
 
 
-def _by_engine(jobs: Sequence[Job], places: Places, options: argparse.Namespace) -> list[engines.Failure]:
+def _by_engine(jobs: Sequence[Job], folders: Folders, options: argparse.Namespace) -> list[engines.Failure]:
     engine = engines.ENGINES[options.engine]
-    return engine(jobs, partial(do, places=places), options.jobs, places.device)
+    return engine(jobs, partial(do, folders=folders), options.jobs, folders.device)
 
 
-def _distributed(jobs: Sequence[Job], places: Places) -> list[engines.Failure]:
+def _distributed(jobs: Sequence[Job], folders: Folders) -> list[engines.Failure]:
     """Every process of torchrun does the same jobs in the same order, each its share of every batch."""
     processes = parallel.of_torchrun()
-    if places.device == "cuda":
+    if folders.device == "cuda":
         torch.cuda.set_device(processes.local)
-    return engines.in_turn(jobs, partial(do, places=places, processes=processes))
+    return engines.in_turn(jobs, partial(do, folders=folders, processes=processes))
 
 
 def show(options: argparse.Namespace) -> int:
@@ -147,7 +147,7 @@ def _device(text: str) -> str:
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"got {text!r}; expected a device of torch, such as cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError(f"got {text!r}; this machine has no card that torch can use")
+        raise argparse.ArgumentTypeError(f"got {text!r}; this machine has no GPU that torch can use")
     return text
 
 

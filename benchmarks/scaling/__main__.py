@@ -13,8 +13,8 @@ from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points
 from benchmarks.scaling.document import FILE_NAME, SUITE, Document, folder, new_document
-from benchmarks.scaling.places import place_of
-from benchmarks.scaling.suite import Failure, Place, Row
+from benchmarks.scaling.platforms import platform_of
+from benchmarks.scaling.suite import Failure, Platform, Row
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,28 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         served_by_cuda(parser)
     else:
         served_by(parser)
-    place = place_of(options.device)
-    document = new_document(place.machine, quick=options.quick)
+    platform = platform_of(options.device)
+    document = new_document(platform.machine, quick=options.quick)
     output = None
     if options.out is not None or not options.quick:
         output = (options.out or folder(document["device"])) / FILE_NAME
-    selected = points(options.device, place.machine.cache_bytes, quick=options.quick, compiled=not options.no_compile)
+    selected = points(
+        options.device, platform.machine.cache_bytes, quick=options.quick, compiled=not options.no_compile
+    )
     selected = resuming.cases_left(parser, options.resume, document, selected, SUITE)
-    code = measure(document, selected, place, output, options.limit)
+    code = measure(document, selected, platform, output, options.limit)
     if output is not None and document["rows"]:
         print(f"written: {output}")
     return code
 
 
 def measure(
-    document: Document, selected: Sequence[Point], place: Place, output: Path | None, limit: float | None = None
+    document: Document, selected: Sequence[Point], platform: Platform, output: Path | None, limit: float | None = None
 ) -> int:
     """Fill the document; the exit code of ``run_cases``."""
-    effort = suite.QUICK if document["quick"] else suite.FULL[place.kind]
+    budget = suite.QUICK if document["quick"] else suite.FULL[platform.kind]
 
     def run(point: Point) -> tuple[list[Row], list[Failure]]:
-        found = suite.run_point(point, effort, place)
-        place.machine.release()
+        found = suite.run_point(point, budget, platform)
+        platform.machine.release()
         return found
 
     return run_cases(document, selected, run, output, name=SUITE.name, limit=limit)

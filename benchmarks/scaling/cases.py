@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import COLD_MODE, HOT_MODE, Case
 from benchmarks.tables import size_name
 
@@ -42,7 +42,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 MOST_BUFFERS = 128
 MOST_CALLS = 32  # on one buffer
-ROOM = 8  # times x: what a call of the hungriest contender touches
+ROOM = 8  # times x: what a call of the hungriest implementation touches
 COMPILED_AT = (2**16, 2**22, 2**28)  # bytes of x: compiling takes seconds
 # On a CPU eager takes seconds beyond, on one thread beyond the second.
 EAGER_ON_CPU, ALONE_ON_CPU = 2**26, 2**24  # bytes of x
@@ -51,7 +51,7 @@ EAGER_CAPS_ON_CPU = (1, 64, 4096)
 
 @dataclass(frozen=True)
 class Point(Case):
-    """A case of the suite, by its axis; no threads on a card."""
+    """A case of the suite, by its axis; no threads on a GPU."""
 
     axis: str = SIZE
     modes: tuple[str, ...] = ()
@@ -115,19 +115,19 @@ def points(device: str, cache_bytes: int, *, quick: bool = False, compiled: bool
         first = dtype == DTYPES[0]
         for size in sizes:
             eager = device == "cuda" or size <= EAGER_ON_CPU
-            who = _contenders(device, eager, compiled and eager and first and size in COMPILED_AT)
+            who = _implementations(device, eager, compiled and eager and first and size in COMPILED_AT)
             modes = (*modes_of(size, cache_bytes), *((EAGER_MODE,) if device == "cuda" else ()))
             shape = shape_of_size(size // dtype.itemsize)
             found.append(Point(_name(size, CHANNELS), "channel", shape, dtype, who, axis=SIZE, modes=modes))
         for count in counts if device == "cuda" or first else ():
-            who = _contenders(device, device == "cuda" or count in EAGER_CAPS_ON_CPU, False)
+            who = _implementations(device, device == "cuda" or count in EAGER_CAPS_ON_CPU, False)
             shape = shape_of_caps(count, X_OF_CAPS // dtype.itemsize)
             modes = modes_of(X_OF_CAPS, cache_bytes)[-1:]
             found.append(Point(_name(X_OF_CAPS, count), "channel", shape, dtype, who, axis=CAPS, modes=modes))
     return found if device == "cuda" else _by_threads(found)
 
 
-def _contenders(device: str, eager: bool, compiled: bool) -> tuple[str, ...]:
+def _implementations(device: str, eager: bool, compiled: bool) -> tuple[str, ...]:
     who = [c.OURS.name]
     if eager:
         who.append(c.RELU_MINIMUM.name)
@@ -143,7 +143,7 @@ def _by_threads(found: Iterable[Point]) -> list[Point]:
     both = [replace(point, threads=2) for point in found]
     for point in found:
         if point.axis == SIZE and point.x_bytes <= ALONE_ON_CPU:
-            both.append(replace(point, threads=1, contenders=_contenders("cpu", True, False)))
+            both.append(replace(point, threads=1, implementations=_implementations("cpu", True, False)))
     return both
 
 

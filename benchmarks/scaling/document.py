@@ -24,7 +24,7 @@ class Document(TypedDict):
     complete: bool
     quick: bool
     date: str
-    device: gpu.Card | results.Device
+    device: gpu.Gpu | results.Device
     cache_bytes: int
     versions: dict[str, str]
     commit: results.Commit | None
@@ -40,7 +40,7 @@ def new_document(machine: Machine, *, quick: bool) -> Document:
         "complete": False,
         "quick": quick,
         "date": results.now(),
-        "device": gpu.describe_card() if cuda else results.describe_device(machine.device),
+        "device": gpu.describe_gpu() if cuda else results.describe_device(machine.device),
         "cache_bytes": machine.cache_bytes,
         "versions": gpu.versions() if cuda else results.versions(),
         "commit": results.commit(),
@@ -73,13 +73,13 @@ def _failed(document: Mapping[str, Any]) -> list[str]:
 ROWS: resuming.Rows = {"rows": label_of}
 SUITE: resuming.Suite[Point] = resuming.Suite(
     name=lambda point: label(point.axis, point.name, point.dtype_name, point.threads),
-    contenders=lambda point: point.contenders,
+    implementations=lambda point: point.implementations,
     rows=ROWS,
     failed=_failed,
 )
 
 
-def folder(device: gpu.Card | results.Device) -> Path:
+def folder(device: gpu.Gpu | results.Device) -> Path:
     """Where the results of a device lie."""
     if "capability" in device:
         return gpu.folder_of(device)

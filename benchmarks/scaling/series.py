@@ -33,16 +33,16 @@ def styles(document: Mapping[str, Any]) -> tuple[Style, ...]:
 
 
 def line(
-    document: Mapping[str, Any], axis: str, style: Style, contender: str, pass_: str, dtype: str
+    document: Mapping[str, Any], axis: str, style: Style, implementation: str, pass_: str, dtype: str
 ) -> dict[int, Mapping[str, Any]]:
     """By bytes of x or by caps: the cold row where there is one, else the hot."""
-    place = {SIZE: "x_bytes", CAPS: "caps"}[axis]
+    platform = {SIZE: "x_bytes", CAPS: "caps"}[axis]
     found: dict[int, Mapping[str, Any]] = {}
     for row in document["rows"]:
-        if (row["axis"], row["contender"], row["pass"], row["dtype"]) != (axis, contender, pass_, dtype):
+        if (row["axis"], row["implementation"], row["pass"], row["dtype"]) != (axis, implementation, pass_, dtype):
             continue
-        if style.has(row) and (row[place] not in found or row["mode"] == COLD_MODE):
-            found[row[place]] = row
+        if style.has(row) and (row[platform] not in found or row["mode"] == COLD_MODE):
+            found[row[platform]] = row
     return dict(sorted(found.items()))
 
 

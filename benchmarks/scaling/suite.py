@@ -1,4 +1,4 @@
-"""How a point is measured: ``cases`` says what, this says how. The same code on a CPU and on a card.
+"""How a point is measured: ``cases`` says what, this says how. The same code on a CPU and on a GPU.
 
 The bytes of a pass are the fewest that it can move (``kernels.suite``); ``fraction_of_copy`` is the bandwidth of these
 bytes over that of ``copy_`` in the same mode and the same run. Forward keeps its results until backward has used them.
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Effort, Sampler, Samples, Timed, interleave, threads
+from benchmarks.kernels.measure import Budget, Sampler, Samples, Timed, interleave, threads
 from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, make_data
 from benchmarks.repeated import Clones, Copies, Repeated, Work
 from benchmarks.scaling.cases import EAGER_MODE, Point, buffers_when_cold, calls_when_hot
 
 FULL = {
-    "cuda": Effort(seconds=0.04, min_samples=5, max_samples=12, warmup=1, sample_seconds=0),
-    "cpu": Effort(seconds=0.15, min_samples=3, max_samples=15, warmup=1, sample_seconds=0),
+    "cuda": Budget(seconds=0.04, min_samples=5, max_samples=12, warmup=1, sample_seconds=0),
+    "cpu": Budget(seconds=0.15, min_samples=3, max_samples=15, warmup=1, sample_seconds=0),
 }
-QUICK = Effort(seconds=0.02, min_samples=3, max_samples=5, warmup=1, sample_seconds=0)
+QUICK = Budget(seconds=0.02, min_samples=3, max_samples=5, warmup=1, sample_seconds=0)
 LEAST_CALLS = 3
-MEMORY_OF_X = 24  # times x: what all contenders need at once in one mode
+MEMORY_OF_X = 24  # times x: what all implementations need at once in one mode
 
 Row = TypedDict(
     "Row",
@@ -39,7 +39,7 @@ Row = TypedDict(
         "mode": str,
         "buffers": int,
         "pass": str,
-        "contender": str,
+        "implementation": str,
         "ms": float,
         "q1_ms": float,
         "q3_ms": float,
@@ -63,7 +63,7 @@ class Failure(suite.Failure):
 
 
 @dataclass(frozen=True)
-class Place:
+class Platform:
     """Where a point is measured.
 
     Attributes:
@@ -81,47 +81,47 @@ class Place:
         return self.machine.device.type
 
 
-def run_point(point: Point, effort: Effort, place: Place) -> tuple[list[Row], list[Failure]]:
-    """Time every contender in all modes and passes of a point; what fails is left out, with its reason."""
-    needed, free = MEMORY_OF_X * point.x_bytes, place.machine.free_bytes()
+def run_point(point: Point, budget: Budget, platform: Platform) -> tuple[list[Row], list[Failure]]:
+    """Time every implementation in all modes and passes of a point; what fails is left out, with its reason."""
+    needed, free = MEMORY_OF_X * point.x_bytes, platform.machine.free_bytes()
     if point.x_bytes >= LARGE and needed > free:
         short = MemoryError(f"needs {needed / 2**30:.0f} GB of free memory, and there are {free / 2**30:.0f}")
         return [], [_failure(point, None, None, short)]
     rows: list[Row] = []
     failures: list[Failure] = []
-    c.forget_compiled(point.contenders)
+    c.forget_compiled(point.implementations)
     with contextlib.nullcontext() if point.threads is None else threads(point.threads):
         for mode in point.modes:
-            found, failed = _run_mode(point, mode, effort, place)
+            found, failed = _run_mode(point, mode, budget, platform)
             rows += found
             failures += failed
     return rows, failures
 
 
-def _failure(point: Point, mode: str | None, contender: str | None, error: Exception) -> Failure:
-    found = suite.failure_of(point, contender, error)
+def _failure(point: Point, mode: str | None, implementation: str | None, error: Exception) -> Failure:
+    found = suite.failure_of(point, implementation, error)
     return {**found, "axis": point.axis, "threads": point.threads, "mode": mode}
 
 
-def _run_mode(point: Point, mode: str, effort: Effort, place: Place) -> tuple[list[Row], list[Failure]]:
-    machine = place.machine
+def _run_mode(point: Point, mode: str, budget: Budget, platform: Platform) -> tuple[list[Row], list[Failure]]:
+    machine = platform.machine
     buffers, calls = _buffers_and_calls(point, mode, machine.cache_bytes)
     data = [make_data(point, seed, machine.device) for seed in range(buffers)]
     floors: dict[str, Work] = {c.COPY: Copies(data, calls)}
-    if place.kind == "cpu":
+    if platform.kind == "cpu":
         # There a fresh tensor costs page faults, a clone's too.
         floors[c.CLONE] = Clones(data, calls)
-    captured = place.graphs and mode != EAGER_MODE
+    captured = platform.graphs and mode != EAGER_MODE
     timed = [_timed(name, floor, captured, point, machine) for name, floor in floors.items()]
     failures: list[Failure] = []
-    for name in point.contenders:
+    for name in point.implementations:
         try:
-            work = Repeated(c.CONTENDERS[name], data, calls)
+            work = Repeated(c.IMPLEMENTATIONS[name], data, calls)
             work.check()
             timed.append(_timed(name, work, captured, point, machine))
         except Exception as error:
             failures.append(_failure(point, mode, name, error))
-    samples = interleave(timed, effort, sampler=machine.sampler if captured else place.with_host)
+    samples = interleave(timed, budget, sampler=machine.sampler if captured else platform.with_host)
     return _rows(point, mode, buffers, calls, samples), failures
 
 
@@ -162,7 +162,7 @@ def _rows(point: Point, mode: str, buffers: int, calls: int, samples: dict[str, 
                     "mode": mode,
                     "buffers": buffers,
                     "pass": pass_,
-                    "contender": name,
+                    "implementation": name,
                     **seconds.in_ms(calls),
                     "calls_per_sample": calls,
                     "min_bytes": min_bytes,

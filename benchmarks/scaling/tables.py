@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.results import commit_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.resuming import dates
@@ -36,7 +36,7 @@ def headline(document: Mapping[str, Any]) -> str:
     if not document["complete"]:
         parts.append("not all points")
     if document["failures"]:
-        parts.append(f"{len(document['failures'])} contenders not measured")
+        parts.append(f"{len(document['failures'])} implementations not measured")
     return "; ".join(parts)
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import fx, nn
 
-from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.robustness.data import Digits
 from benchmarks.robustness.models import dense_drelu
 from benchmarks.robustness.training import TrainingConfig, train
@@ -25,7 +25,7 @@ from dreluop.surgery import calibrate_caps, replace_activations
 from dreluop.surgery.graphs import trace
 
 DPI = 110
-Box = tuple[str, str]  # text, colour
+Box = tuple[str, str]  # text, color
 
 
 def draw_block(path: Path) -> None:
@@ -48,7 +48,7 @@ def _boxes(block: nn.Module) -> list[Box]:
         if node.op == "call_module":
             boxes.append(_module_box(node, block.get_submodule(str(node.target))))
         elif node.op == "call_function":
-            boxes.append(("out += x", GREY))
+            boxes.append(("out += x", GRAY))
     return boxes
 
 
@@ -58,17 +58,17 @@ def _module_box(node: fx.Node, module: nn.Module) -> Box:
     text = f"{node.target}: {kind}" + ("" if cap is None else f", {cap.numel()} caps")
     if len(node.args) == 2:
         text += "\nof out + x, in one pass"
-    return text, BLUE if cap is not None else ORANGE if isinstance(module, nn.ReLU) else GREY
+    return text, BLUE if cap is not None else ORANGE if isinstance(module, nn.ReLU) else GRAY
 
 
 def _draw_chain(axes: Axes, boxes: Sequence[Box], title: str) -> None:
-    for place, (text, colour) in enumerate(boxes):
-        letters, face = ("black", "#eeeeee") if colour == GREY else ("white", colour)
-        box = {"boxstyle": "round,pad=0.4", "facecolor": face, "edgecolor": colour}
+    for place, (text, color) in enumerate(boxes):
+        letters, face = ("black", "#eeeeee") if color == GRAY else ("white", color)
+        box = {"boxstyle": "round,pad=0.4", "facecolor": face, "edgecolor": color}
         axes.text(0.5, -place, text, ha="center", va="center", fontsize=10, color=letters, bbox=box)
         if place:
             axes.annotate(
-                "", (0.5, -place + 0.28), (0.5, -place + 0.72), arrowprops={"arrowstyle": "->", "color": GREY}
+                "", (0.5, -place + 0.28), (0.5, -place + 0.72), arrowprops={"arrowstyle": "->", "color": GRAY}
             )
     axes.set(xlim=(0, 1), ylim=(-6.6, 0.6), title=title)
     axes.axis("off")
@@ -85,20 +85,20 @@ def draw_monitor(digits: Digits, path: Path, epochs: int = 12) -> str:
         warnings.simplefilter("always", SaturationWarning)
         train(model, digits.train, digits.validation, config, "monitored")
     _draw_history(list(monitor.history), path)
-    told = [str(one.message) for one in caught if issubclass(one.category, SaturationWarning)]
-    return "\n".join([str(monitor), *(f"warning: {message}" for message in told)])
+    shown = [str(one.message) for one in caught if issubclass(one.category, SaturationWarning)]
+    return "\n".join([str(monitor), *(f"warning: {message}" for message in shown)])
 
 
 def _draw_history(history: Sequence[Snapshot], path: Path) -> None:
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 5.5), sharex=True, layout="constrained")
     steps = [snapshot.step for snapshot in history]
     rows = [snapshot.layers[0] for snapshot in history]
-    for name, label, colour in (
-        ("off", "off (x <= 0)", GREY), ("inside", "inside", GREEN), ("capped", "capped (x >= cap)", BLUE),
+    for name, label, color in (
+        ("off", "off (x <= 0)", GRAY), ("inside", "inside", GREEN), ("capped", "capped (x >= cap)", BLUE),
         ("no_live", "samples with no live unit", PURPLE),
     ):  # fmt: skip
         style = "--" if name == "no_live" else "-"
-        top.plot(steps, [getattr(row, name) for row in rows], style, color=colour, label=label)
+        top.plot(steps, [getattr(row, name) for row in rows], style, color=color, label=label)
     top.axhline(0.05, color=PURPLE, linewidth=0.8, linestyle=":")
     top.set(ylabel="share", ylim=(-0.03, 1.03), title=f"SaturationMonitor: {rows[0].name}, {rows[0].caps} caps")
     top.yaxis.set_major_formatter(PercentFormatter(1))

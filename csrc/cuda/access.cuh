@@ -49,10 +49,10 @@ constexpr int kMaxDims = 64;
 
 // Scratch space for one vector at the calling thread's disposal: what is indexed at run time would cost registers
 // tenfold.
-constexpr int kRoomBytes = 32;
+constexpr int kScratchBytes = 32;
 template <class T>
 DRELUOP_DEVICE T* scratch_of_thread() {
-  return reinterpret_cast<T*>(shared_memory() + threadIdx.x * kRoomBytes);
+  return reinterpret_cast<T*>(shared_memory() + threadIdx.x * kScratchBytes);
 }
 
 template <Access kAccess>

@@ -35,7 +35,7 @@ inline bool is_dense(int rank, const int64_t* sizes, const int64_t* strides) {
   return true;
 }
 
-// Merges neighbouring dimensions that all arrays traverse as one. sizes and strides shrink in place; at least one
+// Merges neighboring dimensions that all arrays traverse as one. sizes and strides shrink in place; at least one
 // dimension is left. Gives the rank.
 template <int kArrays, int kDims>
 int merge_dimensions(int rank, const int64_t* sizes, const int64_t* const (&strides)[kArrays], int64_t (&merged)[kDims],

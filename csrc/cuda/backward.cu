@@ -98,14 +98,14 @@ Status launch_as(const Problem& problem, const Backward& pass, const Choice& cho
   p.columns = plan.columns;
   if (plan.by_rows) {
     const size_t shared =
-        std::max(kTicketBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kRoomBytes);
+        std::max(kTicketBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kScratchBytes);
     auto kernel = backward_rows_kernel<Traits, kAccess, kSums, false>;
     if constexpr (kAccess == Access::kVector)
       if (plan.rows.packed) kernel = backward_rows_kernel<Traits, kAccess, kSums, true>;
     return launch("dreluop backward by rows", kernel, plan.blocks, kRowThreads, shared, problem.stream, p);
   }
   const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * vec_of(problem.dtype);
-  const size_t shared = std::max(kTicketBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kRoomBytes);
+  const size_t shared = std::max(kTicketBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kScratchBytes);
   return launch("dreluop backward by columns", backward_columns_kernel<Traits, kAccess, kSums>, plan.blocks,
                 kColumnThreads, shared, problem.stream, p);
 }

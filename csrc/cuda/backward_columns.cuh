@@ -18,15 +18,15 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   static constexpr int kPlainBatches = 8 / kVecs;
 
   // This thread's columns begin at `column` and end after n; w and h are its place in the block.
-  struct Place {
+  struct Position {
     int64_t column;
     int n;
     int w, h;
   };
 
-  DRELUOP_DEVICE Place place(int64_t tile) const {
+  DRELUOP_DEVICE Position place(int64_t tile) const {
     const ColumnPlan& plan = p.columns;
-    Place at;
+    Position at;
     at.w = static_cast<int>(threadIdx.x) % plan.width;
     at.h = static_cast<int>(threadIdx.x) / plan.width;
     at.column = (tile * plan.width + at.w) * kVec;
@@ -35,7 +35,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 
   // All asked for before the first is used.
-  DRELUOP_DEVICE Pack<T, kVec> read_caps(const Place& at) const {
+  DRELUOP_DEVICE Pack<T, kVec> read_caps(const Position& at) const {
     Pack<T, kVec> cap;
     int64_t left, c = p.map.cap_of(at.column, &left);
 #pragma unroll
@@ -78,7 +78,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 
   template <class SavedInfo>
-  DRELUOP_DEVICE void all_batches(SavedInfo nothing, const Place& at, int64_t row_block, const Pack<T, kVec>& cap,
+  DRELUOP_DEVICE void all_batches(SavedInfo nothing, const Position& at, int64_t row_block, const Pack<T, kVec>& cap,
                                   Sum<Real> (*sums)[kVec]) const {
     constexpr int kBatches = SavedInfo::kBatches;
     const int batch_rows = kVecs * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
@@ -119,7 +119,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
     const ColumnPlan& plan = p.columns;
     const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
     const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
-    const Place at = place(tile);
+    const Position at = place(tile);
     const Pack<T, kVec> cap = read_caps(at);
     Sum<Real> sums[kSums][kVec];
     if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, row_block, cap, sums); });
@@ -138,7 +138,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 
   // One sum per column: those of the rows of threads are added up.
-  DRELUOP_DEVICE void fill(const Place& at, int s, const Sum<Real> (*sums)[kVec], P* shared) const {
+  DRELUOP_DEVICE void fill(const Position& at, int s, const Sum<Real> (*sums)[kVec], P* shared) const {
     const int columns = p.columns.width * kVec;
     if (at.h < p.columns.height) {
       P* to = shared + at.h * columns + at.w * kVec;

@@ -4,7 +4,7 @@
 namespace dreluop::cuda {
 namespace {
 
-constexpr size_t kRoom = size_t{kFlatThreads} * kRoomBytes;
+constexpr size_t kScratch = size_t{kFlatThreads} * kScratchBytes;
 
 Penalty penalty_of(const Problem& problem, const Forward& pass, const CapReading& cap, void* workspace) {
   Penalty penalty{};
@@ -35,7 +35,7 @@ Status launch_as(const Problem& problem, const Forward& pass, const OperandSet& 
   p.mask = pass.mask;
   p.penalty = penalty_of(problem, pass, cap, workspace);
   return launch("dreluop forward", forward_kernel<Traits, kAccess, kMode, kFused>,
-                checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads, kRoom, problem.stream, p);
+                checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads, kScratch, problem.stream, p);
 }
 
 template <class Traits, CapMode kMode>

@@ -1,5 +1,5 @@
 // Whether CUDA code built here can run on a device: asked without a context on it, which would cost memory on every
-// card.
+// GPU.
 #pragma once
 
 #include <string>

@@ -36,7 +36,7 @@ struct SaturationPass {
 
   DRELUOP_DEVICE bool in_shared() const { return 3 * p.caps <= kMostSharedCounts; }
   DRELUOP_DEVICE static unsigned* shared_counts() {
-    return reinterpret_cast<unsigned*>(shared_memory() + kFlatThreads * kRoomBytes);
+    return reinterpret_cast<unsigned*>(shared_memory() + kFlatThreads * kScratchBytes);
   }
 
   DRELUOP_DEVICE void add_globally(int region, int64_t cap, uint32_t n) const {

@@ -8,7 +8,7 @@
 namespace dreluop::cuda {
 namespace {
 
-constexpr size_t kRoom = size_t{kFlatThreads} * kRoomBytes;
+constexpr size_t kScratch = size_t{kFlatThreads} * kScratchBytes;
 
 int64_t segments_of(const CapTensor& tensor) {
   int64_t numel = 1;
@@ -76,7 +76,7 @@ Status penalty_part(const std::vector<CapTensor>& caps, size_t first, size_t las
   p.partials = sums + 1;
   p.counter = static_cast<unsigned*>(workspace) + first / kCapsPerLaunch;
   return launch("dreluop penalty", penalty_kernel<kTensors>, checked_blocks(std::max<int64_t>(1, p.segments)),
-                kFlatThreads, kRoom, stream, p);
+                kFlatThreads, kScratch, stream, p);
 }
 
 template <int kTensors>
@@ -103,7 +103,7 @@ Status tangent(const Problem& problem, const Tangent& pass) {
   CapReading(problem, pass.cap).fill(&p.cap);
   CapReading(problem, pass.v).fill(&p.v);
   return with_dtype_traits(problem.dtype, [&](auto traits) {
-    return launch("dreluop tangent", tangent_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kRoom,
+    return launch("dreluop tangent", tangent_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kScratch,
                   problem.stream, p);
   });
 }
@@ -124,7 +124,7 @@ Status surrogate(const Problem& problem, const Surrogate& pass) {
   CapReading(problem, pass.cap).fill(&p.cap);
   CapReading(problem, pass.width).fill(&p.width);
   return with_dtype_traits(problem.dtype, [&](auto traits) {
-    return launch("dreluop surrogate", surrogate_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kRoom,
+    return launch("dreluop surrogate", surrogate_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, kScratch,
                   problem.stream, p);
   });
 }
@@ -151,7 +151,7 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   p.index = index_caps(problem, from, to);
   p.caps = caps;
   p.has_gradient = pass.has_gradient;
-  const size_t shared = kRoom + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
+  const size_t shared = kScratch + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
   return with_dtype_traits(problem.dtype, [&](auto traits) {
     return launch("dreluop saturation", saturation_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, shared,
                   problem.stream, p);

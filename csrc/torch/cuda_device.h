@@ -20,7 +20,7 @@ constexpr const char* kDeviceKey = "CUDA";
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& on) : index_(index_of(on)), guard_(index_) {
-    check_card(index_);
+    check_gpu(index_);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
     cuda::Status status;
     multiprocessors_ = cuda::multiprocessors(index_, &status);
@@ -35,8 +35,8 @@ class OnDevice {
   }
 
  private:
-  // Beside a card that can run the kernels there may be one that cannot.
-  static void check_card(int32_t index) {
+  // Beside a GPU that can run the kernels there may be one that cannot.
+  static void check_gpu(int32_t index) {
     static std::array<std::atomic<bool>, 64> fine{};
     const bool cached = index >= 0 && index < static_cast<int32_t>(fine.size());
     if (cached && fine[index]) return;

@@ -16,7 +16,7 @@ DimVector in_order(const DimVector& values, const DimVector& order) {
 
 void* data_of(const Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
 
-// One call, as the kernels are told of it. Keeps the sizes and strides that the kernels are given pointers to.
+// One call, as the kernels receive it. Keeps the sizes and strides that the kernels are given pointers to.
 class Call : public Geometry {
  public:
   Call(const Tensor& x, const char* name, const Tensor& cap, int64_t dim, const DimVector& order,
@@ -86,7 +86,7 @@ class Call : public Geometry {
 
  private:
   const int64_t* keep(const DimVector& strides) {
-    if (array_count_ == kMostArrays) fail("strides: more tensors in a call than it has room for");
+    if (array_count_ == kMostArrays) fail("strides: more tensors in a call than it has scratch for");
     arrays_[array_count_] = strides;
     return arrays_[array_count_++].data();
   }
@@ -271,7 +271,7 @@ std::tuple<Tensor, Tensor> cap_saturation(const Tensor& x, const Tensor& cap, in
   return {counts, has_gradient};
 }
 
-// Caps by themselves, as the kernels are told of them.
+// Caps by themselves, as the kernels receive them.
 struct CapList {
   explicit CapList(const std::vector<Tensor>& caps) : sizes(caps.size()), strides(caps.size()) {
     for (size_t i = 0; i < caps.size(); ++i) {

@@ -152,7 +152,7 @@ class compile_mode(_Chooser):  # noqa: N801
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The backends that can serve tensors of a device, those first that the default rule prefers.
 
-    Initialises CUDA when asked about it. ``python -m dreluop`` says why the others cannot.
+    Initializes CUDA when asked about it. ``python -m dreluop`` says why the others cannot.
 
     Args:
         device: a device, or the name of a kind of device.
@@ -166,7 +166,7 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name in (*preferred, *others) if unavailable_reason(name, kind) is None)
 
 
-# It asks the driver about every card.
+# It asks the driver about every GPU.
 _triton_reason = functools.cache(triton.unavailable_reason)
 
 
@@ -295,7 +295,7 @@ def _by_default(name: str) -> Callable[..., Any]:
 
 
 def _complete_default_rule(device_type: str, key: str) -> None:
-    """Once torch has initialised the devices of a kind."""
+    """Once torch has initialized the devices of a kind."""
     if "native" in DEFAULT_RULE[device_type] and native.cuda_reason() is None:
         return
     if names.requested() in (None, "triton"):

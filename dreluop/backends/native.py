@@ -51,7 +51,7 @@ cuda_kernels = CudaKernels(LIBRARY, asked_by_name=requested() == "native") if lo
 
 
 def cuda_reason() -> str | None:
-    """Why CUDA tensors are not served by the compiled kernels; None if they are. Initialises CUDA."""
+    """Why CUDA tensors are not served by the compiled kernels; None if they are. Initializes CUDA."""
     return (load_error or "not loaded") if cuda_kernels is None else cuda_kernels.reason()
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the compiled operators. They serve from torch's first use of CUDA on, if a card can run them.
+"""The CUDA kernels of the compiled operators. They serve from torch's first use of CUDA on, if a GPU can run them.
 
 Not from the import on: asking the driver there would break processes that fork before they use CUDA.
 """
@@ -18,7 +18,7 @@ class CudaKernels:
     """The CUDA part of a loaded library."""
 
     def __init__(self, path: Path, *, asked_by_name: bool) -> None:
-        """Have torch register the kernels when it initialises CUDA.
+        """Have torch register the kernels when it initializes CUDA.
 
         ``asked_by_name``: where they cannot serve, CUDA tensors are an error, not left to the reference.
         """
@@ -44,7 +44,7 @@ class CudaKernels:
         return f"CUDA {version // 1000}.{version % 1000 // 10} for {self._library.dreluop_cuda_archs().decode()}"
 
     def reason(self) -> str | None:
-        """Why CUDA tensors are not served by these kernels; None if they are. Initialises CUDA."""
+        """Why CUDA tensors are not served by these kernels; None if they are. Initializes CUDA."""
         if not self._asked:
             if torch.version.cuda is None:
                 return "this torch is not built for CUDA"
@@ -54,7 +54,7 @@ class CudaKernels:
         return self._reason
 
     def register(self) -> None:
-        """Make the kernels serve CUDA tensors, if a visible card can run them; one that cannot is then an error."""
+        """Make the kernels serve CUDA tensors, if a visible GPU can run them; one that cannot is then an error."""
         if self._asked:
             return
         self._asked = True

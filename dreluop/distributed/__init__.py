@@ -1,4 +1,4 @@
-"""DTensors: told apart, checked, and served by torch's own engine, without importing it.
+"""DTensors: distinguished, checked, and served by torch's own engine, without importing it.
 
 The rules by which DTensor shards the operators (``rules``) are registered when ``torch.distributed.tensor`` is
 imported, by whoever does so, or at once if it is there already. Torch has no place for rules of an engine that is not

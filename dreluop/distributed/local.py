@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from dreluop.distributed.ways import WHOLE, way_of_cut
+from dreluop.distributed.strategies import REPLICATED, strategy_of
 
 
 def on_local_tensors(function: Callable[..., Tensor], x: Any, cap: Any, dim: int, bias: Any, residual: Any) -> Tensor:
@@ -25,19 +25,19 @@ def on_local_tensors(function: Callable[..., Tensor], x: Any, cap: Any, dim: int
     """
     mesh = x.device_mesh
     ndim = 1 if bias is None else bias.ndim
-    shards = {Shard(cut): way_of_cut(cut, x.shape, cap.shape, dim, ndim) for cut in range(x.ndim)}
-    along = [shards.get(placement, WHOLE) for placement in x.placements]
+    shards = {Shard(cut): strategy_of(cut, x.shape, cap.shape, dim, ndim) for cut in range(x.ndim)}
+    along = [shards.get(placement, REPLICATED) for placement in x.placements]
 
     def local(t: Any, placements: list[Any], of_gradient: list[Any]) -> Any:
         if not isinstance(t, DTensor):
             return t
         return t.redistribute(placements=placements).to_local(grad_placements=of_gradient)
 
-    of_x = [way.x for way in along]
+    of_x = [strategy.x for strategy in along]
     y = function(
         local(x, of_x, of_x),
-        local(cap, [way.cap for way in along], [way.cap_sum for way in along]),
-        local(bias, [way.bias for way in along], [way.bias_sum for way in along]),
+        local(cap, [strategy.cap for strategy in along], [strategy.cap_sum for strategy in along]),
+        local(bias, [strategy.bias for strategy in along], [strategy.bias_sum for strategy in along]),
         local(residual, of_x, of_x),
     )
     strides = torch.empty_like(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()

@@ -6,7 +6,7 @@ DTensor adds the parts up, once, where the gradient is needed whole. ``backward`
 so in this case its rule asks for grad_penalty in parts too, and DTensor hands each process a part of it. A grad that
 comes in parts is added up before: to pass on parts of dx would be right, but torch 2.10's row-wise layers are not.
 
-A 2-bit mask has no placement: packed, it has neither x's shape nor its order. ``local`` serves ``save="mask"``.
+A packed mask has no placement: it has neither x's shape nor its order. ``local`` runs ``save="mask"``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.distributed.tensor.experimental import register_sharding
 from dreluop.backends.checks import some_caps
 from dreluop.backends.reference import accumulation_dtype
 from dreluop.distributed import refuse_mask_in_place
-from dreluop.distributed.ways import WHOLE, Way, ways
+from dreluop.distributed.strategies import REPLICATED, ShardingStrategy, strategies_of
 from dreluop.ops import calls
 from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overload
 
@@ -31,13 +31,13 @@ Rule = tuple[list[Placement], dict[str, Placement]]
 
 
 def _forward(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Iterator[Rule]:
-    for way in _ways(x, cap, dim, bias):
-        yield [way.x], _arguments_of_forward(way)
+    for strategy in _strategies(x, cap, dim, bias):
+        yield [strategy.x], _arguments_of_forward(strategy)
 
 
 def _forward_(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Iterator[Rule]:
-    for way in _ways(x, cap, dim, bias):
-        yield [], _arguments_of_forward(way)
+    for strategy in _strategies(x, cap, dim, bias):
+        yield [], _arguments_of_forward(strategy)
 
 
 def _with_aux(
@@ -45,13 +45,13 @@ def _with_aux(
 ) -> Iterator[Rule]:
     if mask and not all(placement.is_replicate() for placement in x.placements):
         raise ValueError(
-            f"mask: got x with the placements {tuple(x.placements)}; expected x whole on every process, as the packed "
+            f"mask: got x with the placements {tuple(x.placements)}; expected x replicated, as the packed "
             'mask of a shard is no shard of the packed mask. Call dreluop.capped_relu(..., save="mask")'
         )
-    for way in [WHOLE] if mask else _ways(x, cap, dim, bias):
+    for strategy in [REPLICATED] if mask else _strategies(x, cap, dim, bias):
         # A sum over the caps: of those that every process has, each has all of it.
-        penalty = Replicate() if balancer is None or way.cap.is_replicate() else Partial()
-        yield [way.x, Replicate(), penalty], _arguments_of_forward(way)
+        penalty = Replicate() if balancer is None or strategy.cap.is_replicate() else Partial()
+        yield [strategy.x, Replicate(), penalty], _arguments_of_forward(strategy)
 
 
 def _backward(
@@ -66,35 +66,35 @@ def _backward(
     grad_penalty: Any,
     bias: Any = None,
 ) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_mask(saved) else _ways(grad, cap, dim, bias):
-        in_parts = need_cap and way.cap_sum.is_partial()
+    for strategy in [REPLICATED] if _is_mask(saved) else _strategies(grad, cap, dim, bias):
+        in_parts = need_cap and strategy.cap_sum.is_partial()
         arguments = {
-            "grad": way.x,
-            "saved": way.x,
-            "cap": way.cap,
+            "grad": strategy.x,
+            "saved": strategy.x,
+            "cap": strategy.cap,
             "grad_penalty": Partial() if in_parts else Replicate(),
-            "bias": way.bias,
+            "bias": strategy.bias,
         }
-        yield _results_of_backward(way.x, way.cap_sum, way.bias_sum, need_x, need_cap, bias), arguments
+        yield _results_of_backward(strategy.x, strategy.cap_sum, strategy.bias_sum, need_x, need_cap, bias), arguments
 
 
 def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int]) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_mask(saved) else _ways(u, cap, dim):
-        yield [way.x], {"u": way.x, "v": way.cap, "saved": way.x, "cap": way.cap}
+    for strategy in [REPLICATED] if _is_mask(saved) else _strategies(u, cap, dim):
+        yield [strategy.x], {"u": strategy.x, "v": strategy.cap, "saved": strategy.x, "cap": strategy.cap}
 
 
 def _surrogate(grad: Any, saved: Any, cap: Any, dim: int, order: Sequence[int], width: Any = None) -> Iterator[Rule]:
-    for way in [WHOLE] if _is_mask(saved) else _ways(grad, cap, dim):
-        yield [way.x], {"grad": way.x, "saved": way.x, "cap": way.cap, "width": way.cap}
+    for strategy in [REPLICATED] if _is_mask(saved) else _strategies(grad, cap, dim):
+        yield [strategy.x], {"grad": strategy.x, "saved": strategy.x, "cap": strategy.cap, "width": strategy.cap}
 
 
 def _saturation(x: Any, cap: Any, dim: int = 1) -> Iterator[Rule]:
-    for way in _ways(x, cap, dim):
+    for strategy in _strategies(x, cap, dim):
         # The counts have a dimension before those of the cap.
-        counts = Shard(way.cap_sum.dim + 1) if isinstance(way.cap_sum, Shard) else way.cap_sum
+        counts = Shard(strategy.cap_sum.dim + 1) if isinstance(strategy.cap_sum, Shard) else strategy.cap_sum
         # A sample has a gradient where any of its elements is.
-        has_gradient = way.x if way.x in (Replicate(), Shard(0)) else Partial("max")
-        yield [counts, has_gradient], {"x": way.x, "cap": way.cap}
+        has_gradient = strategy.x if strategy.x in (Replicate(), Shard(0)) else Partial("max")
+        yield [counts, has_gradient], {"x": strategy.x, "cap": strategy.cap}
 
 
 RULES: dict[str, Callable[..., Iterator[Rule]]] = {
@@ -108,12 +108,12 @@ RULES: dict[str, Callable[..., Iterator[Rule]]] = {
 }
 
 
-def _ways(x: Any, cap: Any, dim: int, bias: Any = None) -> list[Way]:
-    return ways(x.shape, cap.shape, dim, 1 if bias is None else len(bias.shape))
+def _strategies(x: Any, cap: Any, dim: int, bias: Any = None) -> list[ShardingStrategy]:
+    return strategies_of(x.shape, cap.shape, dim, 1 if bias is None else len(bias.shape))
 
 
-def _arguments_of_forward(way: Way) -> dict[str, Placement]:
-    return {"x": way.x, "cap": way.cap, "bias": way.bias, "residual": way.x}
+def _arguments_of_forward(strategy: ShardingStrategy) -> dict[str, Placement]:
+    return {"x": strategy.x, "cap": strategy.cap, "bias": strategy.bias, "residual": strategy.x}
 
 
 def _results_of_backward(
@@ -146,7 +146,7 @@ def _sharding(name: str, which: str, rule: Callable[..., Iterator[Rule]]) -> Cal
 def _refuse_to_move(x: Any) -> None:
     if not all(placement in (Replicate(), *map(Shard, range(len(x.shape)))) for placement in x.placements):
         raise ValueError(
-            f"inplace: got x with the placements {tuple(x.placements)}; expected x whole or sharded on every "
+            f"inplace: got x with the placements {tuple(x.placements)}; expected x replicated or sharded on every "
             "process, as the result must stay where x is; use inplace=False"
         )
     if torch.__version__ < "2.11":

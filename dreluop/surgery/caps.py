@@ -152,7 +152,7 @@ def cap_summary(
     """The caps of every DReLU and SReLU and, over a loader, where their elements lie.
 
     Args:
-        loader, forward, progress: as in ``calibrate_caps``; without a loader only the caps are told.
+        loader, forward, progress: as in ``calibrate_caps``; without a loader only the caps are reported.
 
     Returns:
         CapSummary: layer, granularity, smallest, median and largest cap; shares of elements off, inside and capped;

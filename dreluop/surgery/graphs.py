@@ -53,13 +53,13 @@ def trace(module: nn.Module, training: bool, *, tracer: type[Tracer] = Tracer, d
         raise ValueError("it is a TorchScript module")
     if "forward" in vars(module):
         raise ValueError("its forward is set on the instance")
-    # A twin, as the forward may set attributes.
-    twin = object.__new__(type(module))
-    vars(twin).update(_copied(vars(module)), training=training)
+    # A baseline, as the forward may set attributes.
+    baseline = object.__new__(type(module))
+    vars(baseline).update(_copied(vars(module)), training=training)
     fixed = optional_arguments(module) if defaults else {}
     try:
         with torch.random.fork_rng(devices=[]):
-            graph = tracer().trace(twin, fixed)
+            graph = tracer().trace(baseline, fixed)
     except Exception as error:  # the forward is the user's: a trace may end in any error
         kind = "" if isinstance(error, TraceError) else f"{type(error).__name__}: "
         raise ValueError(kind + str(error).strip().partition("\n")[0]) from error

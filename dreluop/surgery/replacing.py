@@ -202,7 +202,7 @@ def check_model(model: Any) -> None:
         wrapper = _distributed_wrapper(module)
         if wrapper:
             raise ValueError(
-                f"model: got one inside {wrapper}, which would not synchronise new caps; apply this before"
+                f"model: got one inside {wrapper}, which would not synchronize new caps; apply this before"
             )
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(parameter):

@@ -340,9 +340,9 @@ for key in ("CUDA", "XPU"):
     ("reason", "asked", "expected"),
     [
         (None, "", ["False", "True"]),
-        ("no card for it", "", ["True", "True"]),
-        ("no card for it", "triton", ["True", "True"]),
-        ("no card for it", "reference", ["False", "False"]),
+        ("no GPU for it", "", ["True", "True"]),
+        ("no GPU for it", "triton", ["True", "True"]),
+        ("no GPU for it", "reference", ["False", "False"]),
     ],
 )
 def test_the_default_rule_goes_on_where_native_does_not_serve(
@@ -363,7 +363,7 @@ def test_the_default_rule_goes_on_where_native_does_not_serve(
 def test_the_rest_of_the_default_rule_is_triton_or_else_the_reference(
     serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "_triton_reason", lambda device_type: None if serves else "no card for it")
+    monkeypatch.setattr(choice, "_triton_reason", lambda device_type: None if serves else "no GPU for it")
     monkeypatch.setattr(choice.triton, "functions", lambda: dict.fromkeys(schemas.SCHEMAS, lambda *_: "triton"))
     monkeypatch.setattr(choice.reference, "cap_penalty", lambda *_: "reference")
     assert choice._by_default("cap_penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")

@@ -11,13 +11,13 @@ import torch
 
 from benchmarks import compare
 from benchmarks.compare import USAGE, Change
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Effort
+from benchmarks.kernels.measure import Budget
 
 
 def row(ms: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:
-    made = {"case": "images", "dtype": "float32", "pass": "forward", "contender": "dreluop"}
+    made = {"case": "images", "dtype": "float32", "pass": "forward", "implementation": "dreluop"}
     return {**made, "ms": ms, "q1_ms": ms * (1 - spread), "q3_ms": ms * (1 + spread), **changes}
 
 
@@ -50,18 +50,18 @@ def test_noise_is_that_of_the_noisier_run() -> None:
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """Two files: one row much slower, one a little, one faster, one the same, one new, one gone."""
     old = document(
-        row(10, contender="clamp"),
+        row(10, implementation="clamp"),
         row(10),
         row(10, dtype="bfloat16"),
-        row(10, contender="copy_"),
+        row(10, implementation="copy_"),
         {**row(10), "pass": "backward"},
         row(1, case="gone"),
     )
     new = document(
-        row(14, contender="clamp"),
+        row(14, implementation="clamp"),
         row(30),
         row(5, dtype="bfloat16"),
-        row(10.5, contender="copy_"),
+        row(10.5, implementation="copy_"),
         {**row(10), "pass": "backward"},
         row(1, case="new"),
         row(1, case="newer"),
@@ -123,14 +123,14 @@ def test_files_that_cannot_be_compared(
     assert compare.main([str(old), str(new.with_name("absent.json"))]) == USAGE
 
 
-def test_rows_of_the_suites_are_told_apart() -> None:
+def test_rows_of_the_suites_are_distinguished() -> None:
     who = (c.OURS.name,)
     cases = [suite.Case("a", "neuron", (4, 8), dtype, who) for dtype in (torch.float32, torch.float64)]
     cases.append(replace(cases[0], threads=1))
-    effort = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+    budget = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
     rows: list[Any] = []
     for case in cases:
-        rows += suite.run_case(replace(case, threads=case.threads or 2), effort)[0]
+        rows += suite.run_case(replace(case, threads=case.threads or 2), budget)[0]
     made = {**results.new_document(2, quick=False), "rows": rows}
     slower = copy.deepcopy(made)
     for one in slower["rows"]:

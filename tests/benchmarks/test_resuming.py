@@ -23,26 +23,26 @@ from benchmarks.resuming import Suite, cases_left, dates, go_on
 from benchmarks.running import run_cases
 from benchmarks.scaling import cases as scaling
 from benchmarks.scaling import document as scaling_document
-from tests.benchmarks.gpu.conftest import CARD
+from tests.benchmarks.gpu.conftest import GPU
 
 COMMIT = {"hash": "a" * 40, "dirty": False}
 ROWS: resuming.Rows = {"rows": lambda row: row["of"].upper(), "others": lambda row: row["of"].upper()}
 SUITE: Suite[str] = Suite(
-    name=str.upper, contenders=lambda case: ("x", "y") if case in "abc" else ("x",), rows=ROWS
+    name=str.upper, implementations=lambda case: ("x", "y") if case in "abc" else ("x",), rows=ROWS
 )  # fmt: skip
 CASES = ["a", "b", "c", "d"]
 
 
 def new(day: int = 9) -> dict[str, Any]:
     return {
-        "schema": 1, "complete": False, "date": f"2026-01-0{day}T00:00:00+00:00", "device": {"name": "card"},
+        "schema": 1, "complete": False, "date": f"2026-01-0{day}T00:00:00+00:00", "device": {"name": "gpu"},
         "versions": {"torch": "2"}, "commit": {"hash": str(day) * 40, "dirty": False}, "earlier": [], "missing": [],
         "failures": [], "rows": [], "others": [],
     }  # fmt: skip
 
 
 def rows(case: str, who: str = "xy") -> list[dict[str, str]]:
-    return [{"of": case, "contender": name} for name in who]
+    return [{"of": case, "implementation": name} for name in who]
 
 
 def former(**changes: Any) -> dict[str, Any]:
@@ -63,11 +63,11 @@ def test_what_was_measured_whole_is_taken_over() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"failures": [{"case": "B", "contender": "y", "reason": "why"}]},
+        {"failures": [{"case": "B", "implementation": "y", "reason": "why"}]},
         {"rows": [*rows("a"), *rows("b", "x")]},
         {"rows": rows("a")},
     ],
-    ids=["failed", "without a contender", "without rows"],
+    ids=["failed", "without an implementation", "without rows"],
 )
 def test_what_was_not_is_measured_again_as_a_whole(changes: dict[str, Any]) -> None:
     made = new()
@@ -95,7 +95,7 @@ def test_where_nothing_is_left_the_document_is_the_former_one(tmp_path: Path) ->
     assert json.loads(path.read_text()) == before
 
 
-def test_a_run_that_goes_on_ends_complete_and_is_told_in_the_headline(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_ends_complete_and_is_reported_in_the_headline(tmp_path: Path) -> None:
     made, path = new(), tmp_path / "some.json"
     left = go_on(made, former(), CASES, SUITE)
     seen = []
@@ -108,9 +108,9 @@ def test_a_run_that_goes_on_ends_complete_and_is_told_in_the_headline(tmp_path: 
     assert seen == [[*rows("a"), *rows("b")]], "what was taken over is written before anything is measured"
     found = json.loads(path.read_text())
     assert found["complete"] and found["missing"] == []
-    told = "in several runs: 3 cases on 2026-01-01 (1111111111), 1 cases on 2026-01-09 (9999999999)"
-    assert dates(found, ROWS) == told
-    assert dates({**found, "rows": [*rows("a"), *rows("b")]}, ROWS) == told.partition(", 1 cases")[0]
+    shown = "in several runs: 3 cases on 2026-01-01 (1111111111), 1 cases on 2026-01-09 (9999999999)"
+    assert dates(found, ROWS) == shown
+    assert dates({**found, "rows": [*rows("a"), *rows("b")]}, ROWS) == shown.partition(", 1 cases")[0]
     assert dates({**found, "earlier": []}, ROWS) == dates(before_there_was_the_field(found), ROWS) == "2026-01-09"
     found["earlier"][0]["commit"] = None
     assert "3 cases on 2026-01-01 (no commit known)" in dates(found, ROWS)
@@ -173,10 +173,10 @@ def test_the_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 FOLDER = results.RESULTS / "nvidia-h100-80gb-hbm3"
 COMMITTED: dict[str, tuple[list[Any], Suite[Any]]] = {
     "models": (models.cases(torch.device("cuda")), models.SUITE),
-    "compiled": (list(compiled.CASES["cuda"]), compiled.resumable(compiled.CONTENDERS)),
-    "triton-op": (triton_op.cases(), triton_op.resumable(triton_op.CONTENDERS)),
+    "compiled": (list(compiled.CASES["cuda"]), compiled.resumable(compiled.IMPLEMENTATIONS)),
+    "triton-op": (triton_op.cases(), triton_op.resumable(triton_op.IMPLEMENTATIONS)),
     "kernels": (gpu.cases(), bench.SUITE),
-    "scaling": (scaling.points("cuda", CARD["cache_bytes"]), scaling_document.SUITE),
+    "scaling": (scaling.points("cuda", GPU["cache_bytes"]), scaling_document.SUITE),
 }
 
 
@@ -229,7 +229,7 @@ def test_of_a_search_that_had_no_time_another_is_made() -> None:
 
 
 def test_a_failure_of_a_point_is_of_its_axis() -> None:
-    (point,) = (p for p in scaling.points("cuda", CARD["cache_bytes"]) if p.axis == scaling.CAPS and p.caps == 64
+    (point,) = (p for p in scaling.points("cuda", GPU["cache_bytes"]) if p.axis == scaling.CAPS and p.caps == 64
                 and p.dtype == torch.bfloat16)  # fmt: skip
     failure = {"case": point.name, "dtype": point.dtype_name, "threads": None, "axis": scaling.CAPS}
     failed = scaling_document.SUITE.failed

@@ -33,14 +33,14 @@ def test_every_case_is_saved_as_it_ends(tmp_path: Path, capsys: pytest.CaptureFi
 
     def measure(case: str) -> tuple[list[str], list[Any]]:
         seen.append(json.loads(path.read_text())["rows"] if path.exists() else None)
-        return [case], [{"contender": None, "reason": "why"}] if case == "b" else []
+        return [case], [{"implementation": None, "reason": "why"}] if case == "b" else []
 
     assert run(document(), measure, path) == 0
     assert seen == [None, ["a"], ["a", "b"]]
     found = json.loads(path.read_text())
     assert found == {
         "rows": ["a", "b", "c"],
-        "failures": [{"contender": None, "reason": "why"}],
+        "failures": [{"implementation": None, "reason": "why"}],
         "complete": True,
     }
     printed = capsys.readouterr().out
@@ -124,7 +124,7 @@ def test_a_case_that_would_not_end_before_the_limit_is_left_out_and_shorter_ones
 
 def test_a_case_that_left_something_out_for_time_is_not_complete() -> None:
     made = document()
-    failures = [{"contender": "x", "reason": running.NO_TIME}]
+    failures = [{"implementation": "x", "reason": running.NO_TIME}]
     code = run_cases(made, ["a"], lambda case: ([case], failures), None, name=str, limit=10)
     assert code == OUT_OF_TIME and not made["complete"]
 

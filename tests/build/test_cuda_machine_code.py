@@ -32,7 +32,7 @@ LIBRARY = ROOT / "dreluop" / "_ops.abi3.so"
 
 FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
-WAYS = ("false", "true")  # by pieces, packed
+WAYS = ("false", "true")  # by segments, packed
 ELEMENTWISE = ("tangent", "surrogate")  # no sums
 # Kernels on the way of a training step, by their template arguments (Access 0 is kVector, 1 kGeneral), with the threads
 # of a block and the blocks that a multiprocessor must hold at once.

@@ -89,7 +89,7 @@ void check_backward(DType dtype, const CapLayout& layout, int64_t multiprocessor
   if (layout.outer <= 4 && !plan.by_rows) CHECK(plan.partials == 0, which);
 }
 
-void check_divider(uint64_t divisor, uint64_t n) {
+void check_divmod(uint64_t divisor, uint64_t n) {
   const FastDivmod by = FastDivmod::of(static_cast<int64_t>(divisor));
   CHECK(by.quotient(n) == n / divisor, std::to_string(n) + " / " + std::to_string(divisor));
   CHECK(by.remainder(n, n / divisor) == n % divisor);
@@ -108,8 +108,8 @@ int main() {
       const uint64_t divisor = std::max<uint64_t>(1, ((uint64_t{1} << bits) + random() % 5 - 2) & top);
       for (const uint64_t n : {uint64_t{0}, divisor - 1, divisor, top, top - top % divisor, random() >> 1,
                                random() >> 33, (top >> 32) - (top >> 32) % divisor, top >> 32})
-        check_divider(divisor, n);
-      check_divider(std::max<uint64_t>(1, random() >> (1 + random() % 62)), random() >> 1);
+        check_divmod(divisor, n);
+      check_divmod(std::max<uint64_t>(1, random() >> (1 + random() % 62)), random() >> 1);
     }
 
   int plans = 0;

@@ -42,7 +42,7 @@ void test_all_bit_patterns(int exponent_bits) {
     CHECK(Traits::positive(bits) == (expected > 0), std::to_string(b));
     if (std::isfinite(expected)) finite.push_back(bits);
   }
-  // Between two neighbours the nearer wins, and the even one at the middle.
+  // Between two neighbors the nearer wins, and the even one at the middle.
   for (uint16_t b = 0; Traits::upcast(b + 1) < std::numeric_limits<double>::infinity(); ++b) {
     const double low = Traits::upcast(b), high = Traits::upcast(b + 1), middle = (low + high) / 2;
     const float below = std::nextafterf(static_cast<float>(middle), 0.0f);
@@ -117,7 +117,7 @@ void test_regions_of_two() {
     }
   };
   for (uint32_t m = 0; m < 0x10000; ++m) {
-    // A cap itself, its neighbours, the ends, and any output.
+    // A cap itself, its neighbors, the ends, and any output.
     const uint32_t near[] = {m & 0x7fff, (m + 1) & 0x7fff,      (m - 1) & 0x7fff, 0,
                              1,          Traits::kInfinityBits, 0x7fff,           0xffff};
     for (const uint32_t x : near) check(x, m);

@@ -52,7 +52,7 @@ def _mask(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return dreluop.capped_relu(x, cap, save="mask", bias=_bias_for(cap, bias), residual=residual)
 
 
-def _addends(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+def _bias_and_residual(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     return dreluop.capped_relu(x, cap, bias=_bias_for(cap, bias), residual=residual)
 
 
@@ -69,7 +69,7 @@ PLAIN: dict[str, Loss] = {
     "output": lambda *args: _weighted(_output(*args)),
     "in-place": lambda *args: _weighted(_in_place(*args)),
     "mask": lambda *args: _weighted(_mask(*args)),
-    "bias_and_residual": lambda *args: _weighted(_addends(*args)),
+    "bias_and_residual": lambda *args: _weighted(_bias_and_residual(*args)),
 }
 
 
@@ -230,7 +230,7 @@ def test_saturation_of_a_module() -> None:
 
 
 @on_processes(2)
-def test_an_optimiser_takes_a_partial_gradient_whole() -> None:
+def test_an_optimizer_takes_a_partial_gradient_whole() -> None:
     mesh = mesh_of()
     x = integers(8, 6)
     plain = dreluop.DReLU(6, init=2.0)
@@ -266,13 +266,13 @@ def test_the_penalty_of_ordinary_and_sharded_caps() -> None:
 def _mixed_up(mesh: DeviceMesh) -> dict[str, tuple[type[Exception], str, Callable[[], Any]]]:
     x, cap = torch.rand(8, 6), torch.ones(6, requires_grad=True)
     sharded_x, sharded_cap = distribute_tensor(x, mesh, [Shard(0)]), distribute_tensor(cap, mesh, [Replicate()])
-    learnt = torch.ones(1, requires_grad=True)
+    learned = torch.ones(1, requires_grad=True)
     other = DeviceMesh("cpu", [1, 0])
     elsewhere = distribute_tensor(cap, other, [Replicate()], src_data_rank=None)
     partial = DTensor.from_local(x, mesh, [Partial()])
     return {
         "cap": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.capped_relu(sharded_x, cap)),
-        "cap of one": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.capped_relu(sharded_x, learnt)),
+        "cap of one": (TypeError, "cap: got an ordinary tensor", lambda: dreluop.capped_relu(sharded_x, learned)),
         "x": (TypeError, "cap: got a DTensor where x is an ordinary", lambda: dreluop.capped_relu(x, sharded_cap)),
         "bias": (
             TypeError,

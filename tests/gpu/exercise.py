@@ -16,10 +16,10 @@ from dreluop.backends import native
 from tests import oracle
 from tests.cases import DTYPES, MIXED_DTYPES, Case
 from tests.devices import moved
-from tests.gpu.helpers import WALKS, every_result
+from tests.gpu.helpers import TRAVERSALS, every_result
 
 CASES = (
-    *WALKS,
+    *TRAVERSALS,
     # Head and tail, single elements, nothing at all.
     Case((1025,), (), layout="offset"),
     Case((7,), (1,)),
@@ -50,10 +50,10 @@ def check(case: Case, dtypes: tuple[torch.dtype, torch.dtype], device: torch.dev
     x_there, cap_there, grad_there = (moved(t, device) for t in (x, cap, grad))
     y = every_result(x_there, cap_there, grad_there, case.dim)[0]
     oracle.assert_same_bits(y.cpu(), oracle.forward(x, cap, case.dim))
-    with_addends(case, x_there, cap_there, grad_there)
+    with_bias_and_residual(case, x_there, cap_there, grad_there)
 
 
-def with_addends(case: Case, x: torch.Tensor, cap: torch.Tensor, grad: torch.Tensor) -> None:
+def with_bias_and_residual(case: Case, x: torch.Tensor, cap: torch.Tensor, grad: torch.Tensor) -> None:
     if case.dim >= x.ndim:
         return
     shape = cap.shape if cap.ndim > 1 else (x.shape[case.dim],)

@@ -16,8 +16,8 @@ from tests.devices import moved
 
 ops = getattr(torch.ops, schemas.NAMESPACE)
 
-# One of every way in which the backward kernels walk, each with several blocks that share a cap.
-WALKS = (
+# One per traversal of the backward kernels, each with several blocks that share a cap.
+TRAVERSALS = (
     Case((300_001,), ()),
     Case((401, 1009), (1009,)),
     Case((60_013, 7), (7,)),

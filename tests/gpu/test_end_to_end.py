@@ -1,4 +1,4 @@
-"""Models on a card: autocast, torch.compile, torch.func, training that repeats itself bit for bit."""
+"""Models on a GPU: autocast, torch.compile, torch.func, training that repeats itself bit for bit."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dreluop
 from tests.cases import DTYPES, Case, dtype_id
-from tests.gpu.helpers import WALKS, assert_all_same_bits, every_result, inputs
+from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs
 
 
 def captured(case: Case, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
@@ -25,7 +25,7 @@ def captured(case: Case, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[torch.cu
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("case", WALKS, ids=str)
+@pytest.mark.parametrize("case", TRAVERSALS, ids=str)
 def test_replays_with_other_data(case: Case, dtype: torch.dtype) -> None:
     x, cap, grad = inputs(case, dtype)
     graph, results = captured(case, x, cap, grad)
@@ -38,7 +38,7 @@ def test_replays_with_other_data(case: Case, dtype: torch.dtype) -> None:
         assert_all_same_bits(got, every_result(x, cap, grad, case.dim))
 
 
-@pytest.mark.parametrize("case", WALKS, ids=str)
+@pytest.mark.parametrize("case", TRAVERSALS, ids=str)
 def test_replayed_on_another_stream_while_eager_calls_run(case: Case) -> None:
     x, cap, grad = inputs(case, torch.float32)
     others = torch.randn_like(x), cap, torch.randn_like(grad)
@@ -59,7 +59,7 @@ def test_replayed_on_another_stream_while_eager_calls_run(case: Case) -> None:
         assert_all_same_bits(got_eager, expected_eager)
 
 
-@pytest.mark.parametrize("case", WALKS, ids=str)
+@pytest.mark.parametrize("case", TRAVERSALS, ids=str)
 def test_two_graphs_replayed_at_once(case: Case) -> None:
     sets = [inputs(case, torch.float32), (*(torch.randn_like(t) for t in inputs(case, torch.float32)),)]
     expected = [every_result(*arguments, case.dim) for arguments in sets]
@@ -104,7 +104,7 @@ def test_make_graphed_callables(save: str) -> None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-class Penalised(nn.Module):
+class Penalized(nn.Module):
     """Gives the penalty of its caps too: that of the last cap from the activation itself."""
 
     def __init__(self, save: str) -> None:
@@ -119,7 +119,7 @@ class Penalised(nn.Module):
 
 @pytest.mark.parametrize("save", ["output", "mask"])
 def test_make_graphed_callables_of_a_module_with_a_penalty(save: str) -> None:
-    model = Penalised(save)
+    model = Penalized(save)
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(model), (torch.randn(4, 3, 12, 12, device="cuda"),))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(4):

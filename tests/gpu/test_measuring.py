@@ -10,13 +10,13 @@ from torch import Tensor
 
 from benchmarks.gpu import suite
 from benchmarks.gpu.timing import Call, Launches, cuda_machine, launches, peaks, sample_with_host
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, Timed
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, Timed
 from benchmarks.scaling import places
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import EAGER_MODE, Point, modes_of, shape_of_size
 
-EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 WHO = (c.RELU_MINIMUM.name, c.PACT.name, c.WHERE.name, c.REFERENCE.name, c.OURS.name, c.OURS_MASK.name)
 
 
@@ -71,9 +71,9 @@ def test_time_with_the_host_is_longer_than_the_work() -> None:
 
 def test_a_case_of_the_benchmark() -> None:
     case = suite.GpuCase("tiny", "channel", (8, 16, 8, 8), torch.float32, WHO, in_place=False)
-    rows, failures = suite.run_case(case, EFFORT, cuda_machine())
+    rows, failures = suite.run_case(case, BUDGET, cuda_machine())
     assert failures == []
-    found = {(row["pass"], row["contender"]): row for row in rows}
+    found = {(row["pass"], row["implementation"]): row for row in rows}
     assert {who for _, who in found} == {c.COPY, *WHO}
     for (_, who), row in found.items():
         assert row["ms"] > 0
@@ -90,7 +90,7 @@ def test_a_point_of_the_scaling_suite(x_bytes: int) -> None:
     modes = (*modes_of(x_bytes, place.machine.cache_bytes), EAGER_MODE)
     shape = shape_of_size(x_bytes // 4)
     point = Point("tiny", "channel", shape, torch.float32, (c.RELU_MINIMUM.name, c.OURS.name), modes=modes)
-    rows, failures = scaling.run_point(point, EFFORT, place)
+    rows, failures = scaling.run_point(point, BUDGET, place)
     assert failures == []
     assert len(rows) == len(modes) * 3 * 3
     assert all(row["ms"] > 0 for row in rows)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.models import largest, suite
-from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, OURS, RELU
+from benchmarks.models.implementations import FULL, FUSED, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import NETWORKS, Network
 from benchmarks.models.steps import AMP, EAGER, FP32, PASSES, PRECISIONS, TRAIN, cuda_place
-from tests.benchmarks.models.conftest import EFFORT, TINY, TinyNetwork
+from tests.benchmarks.models.conftest import BUDGET, TINY, TinyNetwork
 
 IMAGE, BATCH = 64, 8
 
@@ -27,11 +27,11 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows(precision: str, pass_: str) -> None:
     place = cuda_place()
-    case = suite.Case(TINY, FULL, precision, EAGER, pass_, CONTENDERS, BATCH, IMAGE, 1)
-    rows, failures = suite.run_case(case, EFFORT, place)
+    case = suite.Case(TINY, FULL, precision, EAGER, pass_, IMPLEMENTATIONS, BATCH, IMAGE, 1)
+    rows, failures = suite.run_case(case, BUDGET, place)
     suite.forget(case, place)
     assert failures == []
-    peaks = {row["contender"]: row["peak_bytes"] or 0 for row in rows}
+    peaks = {row["implementation"]: row["peak_bytes"] or 0 for row in rows}
     for row in rows:
         assert row["ms"] > 0 and row["host_ms"] is not None and row["host_ms"] > 0
     # Images and labels alone are this large.
@@ -41,13 +41,13 @@ def test_rows(precision: str, pass_: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_all_contenders_compute_the_same(precision: str) -> None:
+def test_all_implementations_compute_the_same(precision: str) -> None:
     place = cuda_place()
-    case = suite.Case(TINY, FULL, precision, EAGER, TRAIN, CONTENDERS, BATCH, IMAGE, 1)
+    case = suite.Case(TINY, FULL, precision, EAGER, TRAIN, IMPLEMENTATIONS, BATCH, IMAGE, 1)
     data = suite.networks.data(BATCH, IMAGE, place.device, suite.memory_format(precision))
     outputs = {
         name: suite.Subject(case.network, case.variant, name, data, precision=precision).outputs().float()
-        for name in CONTENDERS
+        for name in IMPLEMENTATIONS
         if name != RELU
     }
     expected = outputs[c.RELU_MINIMUM.name]

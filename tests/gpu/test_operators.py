@@ -1,4 +1,4 @@
-"""What holds on a card beyond the tests of the operators, which run there as ``native_cuda``: the same bits as on the
+"""What holds on a GPU beyond the tests of the operators, which run there as ``native_cuda``: the same bits as on the
 CPU and on every run, deterministic by torch's rules, and no memory beyond what is promised."""
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 import dreluop
 from tests import oracle
 from tests.cases import DTYPES, FEW_CASES, Case, dtype_id
-from tests.gpu.helpers import WALKS, assert_all_same_bits, every_result, inputs
+from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs
 from tests.ops.test_accumulation import LARGE
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-by_walk = pytest.mark.parametrize("case", WALKS, ids=str)
+by_traversal = pytest.mark.parametrize("case", TRAVERSALS, ids=str)
 
 
 @by_dtype
@@ -36,7 +36,7 @@ def test_values_over_many_blocks(case: Case, dtype: torch.dtype) -> None:
 
 
 @by_dtype
-@by_walk
+@by_traversal
 def test_the_same_bits_as_on_the_cpu(case: Case, dtype: torch.dtype) -> None:
     there, here = (every_result(*inputs(case, dtype, device), case.dim, soft=False) for device in ("cuda", "cpu"))
     for got, want in zip(there, here, strict=True):
@@ -47,7 +47,7 @@ def test_the_same_bits_as_on_the_cpu(case: Case, dtype: torch.dtype) -> None:
 
 
 @by_dtype
-@by_walk
+@by_traversal
 def test_many_runs_give_the_same_bits(case: Case, dtype: torch.dtype) -> None:
     arguments = inputs(case, dtype)
     first = every_result(*arguments, case.dim)
@@ -64,7 +64,7 @@ def deterministic() -> Iterator[None]:
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.filterwarnings("error")
-@by_walk
+@by_traversal
 def test_deterministic_algorithms_are_satisfied(case: Case) -> None:
     arguments = inputs(case, torch.float32)
     # This mode fills fresh memory with NaN: what a kernel did not write would show.

@@ -1,4 +1,4 @@
-"""The first thing to prove on a card: our statically linked CUDA runtime beside torch's streams and graphs."""
+"""The first thing to prove on a GPU: our statically linked CUDA runtime beside torch's streams and graphs."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import dreluop
 from tests.cases import Case
-from tests.gpu.helpers import WALKS, assert_all_same_bits, every_result, inputs, sleep
+from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs, sleep
 
 
-@pytest.mark.parametrize("case", WALKS, ids=str)
+@pytest.mark.parametrize("case", TRAVERSALS, ids=str)
 def test_two_streams_at_once(case: Case) -> None:
     x, cap, grad = inputs(case, torch.float32)
     others = torch.randn_like(x), cap, torch.randn_like(grad)
@@ -50,7 +50,7 @@ def test_memory_of_one_stream_is_not_given_to_another_too_early() -> None:
 
 
 def test_host_threads_with_streams_of_their_own() -> None:
-    work = [(case, inputs(case, torch.bfloat16)) for case in WALKS]
+    work = [(case, inputs(case, torch.bfloat16)) for case in TRAVERSALS]
     expected = [every_result(*arguments, case.dim) for case, arguments in work]
     torch.cuda.synchronize()
 
@@ -82,7 +82,7 @@ def test_backward_runs_on_the_stream_of_forward() -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_on_a_device_that_is_not_the_current_one() -> None:
-    case = WALKS[1]
+    case = TRAVERSALS[1]
     expected = every_result(*inputs(case, torch.float32, "cuda:0"), case.dim)
     with torch.cuda.device(0):
         results = every_result(*inputs(case, torch.float32, "cuda:1"), case.dim)

@@ -73,7 +73,7 @@ def test_cap_of_another_dtype(backend, case: Case, dtypes: tuple[torch.dtype, to
 def test_cap_is_rounded_before_it_is_compared(backend, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x_dtype, cap_dtype = dtypes
     eps = torch.finfo(x_dtype).eps
-    # Around the ties of rounding to x's dtype: even and odd neighbours, just under, on and just over the middle.
+    # Around the ties of rounding to x's dtype: even and odd neighbors, just under, on and just over the middle.
     base = torch.tensor([1.0, 1 + eps], dtype=torch.float64)[:, None]
     cap = (base + eps * torch.tensor([0, 0.25, 0.499, 0.5, 0.5 + 2**-20, 0.501, 0.75], dtype=torch.float64)).flatten()
     overflow = torch.tensor([1e5, 3.4e38, 1e300, 1e-30, 1e-45, 1e-300], dtype=torch.float64)

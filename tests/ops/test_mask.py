@@ -1,4 +1,4 @@
-"""The 2-bit mask: its bytes, and that asking for it (or for the penalty) changes nothing in y."""
+"""The packed mask: its bytes, and that asking for it (or for the penalty) changes nothing in y."""
 
 from __future__ import annotations
 

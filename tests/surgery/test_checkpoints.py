@@ -208,21 +208,21 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 def test_copies_of_an_operated_model(how: str) -> None:
     model = operated_with_new_layers().eval()
     before, x = snapshot(model), torch.randn(2, 3, 7, 7)
-    twin = COPIES[how](model)
-    assert same_state(twin, before)
-    assert [type(one).__name__ for one in twin.modules()] == [type(one).__name__ for one in model.modules()]
-    assert torch.equal(twin(x), model(x))
+    baseline = COPIES[how](model)
+    assert same_state(baseline, before)
+    assert [type(one).__name__ for one in baseline.modules()] == [type(one).__name__ for one in model.modules()]
+    assert torch.equal(baseline(x), model(x))
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in baseline.parameters():
             parameter.add_(1)
     assert same_state(model, before)
 
 
 def test_a_state_dict_of_an_operated_model_loads_with_weights_only() -> None:
-    model, twin = operated_with_new_layers(), operated_with_new_layers()
+    model, baseline = operated_with_new_layers(), operated_with_new_layers()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(0.1, 1)
     state = saved_and_loaded(model.state_dict(), weights_only=True)
-    assert str(twin.load_state_dict(state)) == "<All keys matched successfully>"
-    assert same_state(twin, snapshot(model))
+    assert str(baseline.load_state_dict(state)) == "<All keys matched successfully>"
+    assert same_state(baseline, snapshot(model))

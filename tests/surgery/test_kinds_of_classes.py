@@ -1,4 +1,4 @@
-"""Classes, files and errors around surgery: what stays as it was, and what is told apart."""
+"""Classes, files and errors around surgery: what stays as it was, and what is distinguished."""
 
 from __future__ import annotations
 

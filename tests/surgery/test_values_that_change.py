@@ -77,10 +77,10 @@ def test_a_value_that_decides_may_change(cls: type[OneCall], name: str, value: A
     model = opened(copy.deepcopy(original))
     x = torch.randn(5, 4)
     for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        twin = copy.deepcopy(original)
-        assert torch.equal(other(x), twin(x))
-        setattr(other, name, value), setattr(twin, name, value)
-        assert torch.equal(other(x), twin(x))
+        baseline = copy.deepcopy(original)
+        assert torch.equal(other(x), baseline(x))
+        setattr(other, name, value), setattr(baseline, name, value)
+        assert torch.equal(other(x), baseline(x))
 
 
 def test_a_global_number_may_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_a_forward_set_on_the_instance_stays() -> None:
     assert torch.equal(model(x), chain[0](x).relu() * 4)
 
 
-def test_parametrised_weights_stay_so_and_a_parametrised_class_is_told() -> None:
+def test_parametrized_weights_stay_so_and_a_parametrized_class_is_reported() -> None:
     model = nn.Sequential(Weighted(), Weighted())
     for block in model:
         parametrizations.weight_norm(block.linear)
@@ -59,7 +59,7 @@ def test_parametrised_weights_stay_so_and_a_parametrised_class_is_told() -> None
     assert model(x).shape == want.shape
 
 
-def test_quantised_layers_that_hide_a_relu_are_told() -> None:
+def test_quantized_layers_that_hide_a_relu_are_told() -> None:
     intrinsic = pytest.importorskip("torch.ao.nn.intrinsic")
     quantization = pytest.importorskip("torch.ao.quantization")
     fused = intrinsic.ConvReLU2d(nn.Conv2d(3, 4, 1), nn.ReLU())
@@ -77,7 +77,7 @@ def test_sharded_modules_are_refused(change: Callable[[nn.Module], Any]) -> None
     fsdp.fully_shard(inner, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
     model = nn.Sequential(inner)
     before = repr(model)
-    with pytest.raises(ValueError, match="model: got one inside FSDPModule, which would not synchronise new caps"):
+    with pytest.raises(ValueError, match="model: got one inside FSDPModule, which would not synchronize new caps"):
         change(model)
     assert repr(model) == before
 
@@ -145,7 +145,7 @@ def test_distributed_wrapping_is_refused() -> None:
         model = nn.Sequential(nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 3), nn.ReLU())))
     finally:
         distributed.destroy_process_group()
-    with pytest.raises(ValueError, match="model: got one inside DistributedDataParallel, which would not synchronise"):
+    with pytest.raises(ValueError, match="model: got one inside DistributedDataParallel, which would not synchronize"):
         replace_activations(model)
 
 
@@ -191,7 +191,7 @@ def test_a_block_with_hooks_is_called_as_before() -> None:
     assert calls == [model.block] * 3
 
 
-class Twin(nn.Module):
+class Baseline(nn.Module):
     """One activation under two names."""
 
     def __init__(self) -> None:
@@ -203,6 +203,6 @@ class Twin(nn.Module):
 
 
 def test_an_activation_under_two_names_is_replaced_under_both() -> None:
-    model = Twin()
+    model = Baseline()
     assert [site.name for site in replace_activations(model, granularity="layer").replaced] == ["first", "second"]
     assert isinstance(model.second, DReLU)

@@ -21,8 +21,8 @@ class CropAndFlip:
 
     def draw(self, samples: int, generator: torch.Generator | None) -> Tensor:
         """What is done to each sample: row and column of the crop, and whether it is mirrored; int64, (samples, 3)."""
-        places = torch.randint(2 * self.padding + 1, (samples, 2), generator=generator)
-        return torch.cat([places, torch.randint(2, (samples, 1), generator=generator)], dim=1)
+        folders = torch.randint(2 * self.padding + 1, (samples, 2), generator=generator)
+        return torch.cat([folders, torch.randint(2, (samples, 1), generator=generator)], dim=1)
 
     def apply(self, x: Tensor, changes: Tensor) -> Tensor:
         """The samples, shape (N, C, H, W), changed as drawn; contiguous."""

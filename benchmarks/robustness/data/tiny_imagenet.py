@@ -88,7 +88,7 @@ def _decoded(paths: Sequence[Path], description: str) -> Tensor:
 
     def decode(index: int) -> None:
         try:
-            # Some of the photographs are grey; the loader makes RGB of them.
+            # Some of the photographs are gray; the loader makes RGB of them.
             image = pil_to_tensor(default_loader(str(paths[index])))
         except OSError as error:
             raise ValueError(f"{paths[index]}: cannot be read as an image ({error})") from error

@@ -68,14 +68,14 @@ def with_widths(model: nn.Module, measured_on: Tensor) -> tuple[nn.Module, Std |
 
 
 def adaptive_attacks(
-    model: nn.Module, twin: nn.Module | None, settings: AttackSettings, std: Std | None
+    model: nn.Module, baseline: nn.Module | None, settings: AttackSettings, std: Std | None
 ) -> dict[str, Attack]:
     """What an attacker who knows the model tries besides.
 
     Args:
         model: with caps it is attacked through them (straight-through, soft, smooth) and, where they are modules,
             without them; without caps by targeted APGD and margins on its exact gradient.
-        twin: a ReLU network trained by itself, whose adversarial inputs are tried on the model; None: not tried.
+        baseline: a ReLU network trained by itself, whose adversarial inputs are tried on the model; None: not tried.
         settings: their steps.
         std: from ``with_widths``.
     """
@@ -89,8 +89,8 @@ def adaptive_attacks(
     attacks["margin"] = lambda x, y, eps, seed: margin(model, x, y, eps, steps, seed, std=std)
     if any(isinstance(module, DReLU | SReLU) for module in model.modules()):
         attacks["uncapped"] = lambda x, y, eps, seed: uncapped(model, x, y, eps, steps, seed)
-    if twin is not None:
-        attacks["transfer"] = lambda x, y, eps, seed: transferred(twin, model, x, y, eps, steps, seed)
+    if baseline is not None:
+        attacks["transfer"] = lambda x, y, eps, seed: transferred(baseline, model, x, y, eps, steps, seed)
     return attacks
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.robustness.evaluation.judge import BLIND
+from benchmarks.robustness.evaluation.evaluate import BLIND
 from benchmarks.robustness.study.records import Record, is_older
 
 KEYS = ["data", "model", "method"]
@@ -40,7 +40,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     CW-L2 is the accuracy within the largest of the L2 bounds, the L2 worst that within the smallest. Where the gradient
     is hidden from the adaptive attacks too, ``worst`` and ``l2_worst`` are NaN, so that nothing takes them for a
     result; ``worst_found`` and ``l2_worst_found`` are what was found nevertheless. ``older`` marks runs that an
-    earlier revision of the attacks judged.
+    earlier revision of the attacks evaluated.
 
     Raises:
         ValueError: two runs of one seed have the same data, model and method by name, so that a mean over the seeds
@@ -54,14 +54,14 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _row(record: Record) -> dict[str, Any]:
-    recipe, judgement = record["recipe"], record["judgement"]
-    caps = judgement["caps"] or {}
+    recipe, evaluation = record["recipe"], record["evaluation"]
+    caps = evaluation["caps"] or {}
     capped = recipe["method"] == "drelu"
     last = {name: values[-1] for name, values in record["training"]["history"].items()}
-    bounds = judgement["cw"]
-    l2_worst = judgement.get("l2_worst")
+    bounds = evaluation["cw"]
+    l2_worst = evaluation.get("l2_worst")
     l2_worst = math.nan if l2_worst is None else l2_worst
-    hidden = is_blind(judgement)
+    hidden = is_blind(evaluation)
     return {
         "data": recipe["data"]["name"] + (GENERATED if recipe["data"]["generated"] else ""),
         "model": recipe["model"] + ("" if recipe["place"] == "head" else f", {recipe['place']}"),
@@ -70,35 +70,35 @@ def _row(record: Record) -> dict[str, Any]:
         "seed": recipe["seed"],
         "balancer": recipe["training"]["balancer"] if capped else math.nan,
         "init": recipe["init"] if capped and recipe["calibrate"] is None else math.nan,
-        "samples": judgement["samples"],
-        "eps": judgement["eps"],
-        **judgement["accuracy"],
+        "samples": evaluation["samples"],
+        "eps": evaluation["eps"],
+        **evaluation["accuracy"],
         "cw_l2": bounds[max(bounds, key=float)] if bounds else math.nan,
         "l2_worst": math.nan if hidden else l2_worst,
         "l2_worst_found": l2_worst,
-        "paper_worst": judgement["paper_worst"],
-        "worst": math.nan if hidden else judgement["worst"],
-        "worst_found": judgement["worst"],
-        "blind": judgement.get("blind", math.nan),
+        "paper_worst": evaluation["paper_worst"],
+        "worst": math.nan if hidden else evaluation["worst"],
+        "worst_found": evaluation["worst"],
+        "blind": evaluation.get("blind", math.nan),
         "older": is_older(record),
-        "zero_gradient": judgement["zero_gradient"],
+        "zero_gradient": evaluation["zero_gradient"],
         "live_units": caps.get("live_units", math.nan),
         "cap_over_std": caps.get("cap_over_std", math.nan),
         "cap": caps.get("mean", math.nan),
         "epochs": record["warm_up"]["epochs"] + record["training"]["epochs"],
         "train_seconds": record["warm_up"]["cpu_seconds"] + record["training"]["cpu_seconds"],
-        "attack_seconds": sum(judgement["cpu_seconds"].values()),
+        "attack_seconds": sum(evaluation["cpu_seconds"].values()),
         "validation_accuracy": last["validation_accuracy"],
     }
 
 
-def is_blind(judgement: dict[str, Any]) -> bool:
+def is_blind(evaluation: dict[str, Any]) -> bool:
     """Whether the gradient is hidden from the adaptive attacks too, so that their results say nothing."""
-    return bool(judgement.get("blind", math.nan) > BLIND)
+    return bool(evaluation.get("blind", math.nan) > BLIND)
 
 
 def older_note(records: Sequence[Record]) -> str:
-    """How many of them an earlier revision of the attacks judged, to stand behind a title; empty for none."""
+    """How many of them an earlier revision of the attacks evaluated, to stand behind a title; empty for none."""
     older = sum(map(is_older, records))
     return f" ({older} older)" if older else ""
 

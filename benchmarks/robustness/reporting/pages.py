@@ -65,20 +65,20 @@ def _report(make: Callable[[Study, Sequence[Record]], Table], names: Sequence[st
         for study, found in _studies(results / FOLDER_NAME):
             if study.name in names and found:
                 table = make(study, found)
-                blocks.append(f"**{table.title}** ({_told(study, found)})\n\n{markdown(table)}")
+                blocks.append(f"**{table.title}** ({_described(study, found)})\n\n{markdown(table)}")
         return "\n\n".join(blocks) or NOTHING
 
     return report
 
 
-def _told(study: Study, found: Sequence[Record]) -> str:
+def _described(study: Study, found: Sequence[Record]) -> str:
     """On what, and how much of the study there is."""
     devices = sorted({f"{one['device']['name']}, {one['device'].get('cores', '?')} cores" for one in found})
     dates = sorted({one["date"][:10] for one in found})
     torches = sorted({one["versions"]["torch"] for one in found})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    samples = "/".join(sorted({str(one["judgement"]["samples"]) for one in found}, key=int))
-    eps = "/".join(sorted({f"{one['judgement']['eps']:g}" for one in found}, key=float))
+    samples = "/".join(sorted({str(one["evaluation"]["samples"]) for one in found}, key=int))
+    eps = "/".join(sorted({f"{one['evaluation']['eps']:g}" for one in found}, key=float))
     return (
         f"{len(found)} of {len(study.runs)} runs; {samples} test inputs, eps {eps}; "
         f"{'; '.join(devices)}; torch {', '.join(torches)}; {span}"

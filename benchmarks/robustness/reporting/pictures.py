@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
 from benchmarks.robustness.reporting.frame import GENERATED, frame, is_blind, older_note
@@ -24,7 +24,7 @@ from benchmarks.robustness.study.records import Record
 Draw = Callable[..., None]
 
 WORST, ZERO = "adaptive worst", "inputs with zero gradient"
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GREY)
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GRAY)
 
 
 def balancer(title: str, records: Sequence[Record], path: Path, source: Source, columns: Sequence[str] = ()) -> None:
@@ -42,10 +42,10 @@ def balancer(title: str, records: Sequence[Record], path: Path, source: Source, 
     figure, panels = _panels(len(groups), width=6.0)
     for axes, (name, group) in zip(panels, groups.items(), strict=True):
         ticks, places = _logarithmic(sorted(group.value.unique()))
-        for column, colour in zip(shown, _colours(len(shown)), strict=True):
-            _line(axes, group, "value", column, ticks, color=colour, label=PAPER[column], marker=".")
+        for column, color in zip(shown, _colors(len(shown)), strict=True):
+            _line(axes, group, "value", column, ticks, color=color, label=PAPER[column], marker=".")
         _line(axes, group, "value", "worst", ticks, color="black", linewidth=2.5, label=WORST, marker="o")
-        _line(axes, group, "value", "zero_gradient", ticks, color=GREY, linestyle=":", linewidth=2, label=ZERO)
+        _line(axes, group, "value", "zero_gradient", ticks, color=GRAY, linestyle=":", linewidth=2, label=ZERO)
         axes.set(title=name, xlabel="balancer (0: ReLU)", xticks=list(ticks.values()))
         axes.set_xticklabels(places)
     panels[-1].legend(fontsize=8)
@@ -56,7 +56,7 @@ def bounds(title: str, records: Sequence[Record], path: Path, source: Source) ->
     """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
     runs = frame(records)
     for name, record in zip(runs.method, records, strict=True):
-        if not record["judgement"]["bounds"]:
+        if not record["evaluation"]["bounds"]:
             raise ValueError(f"records: got {name} without a sweep over bounds; expected attacks.bounds for every run")
     # The paper shows networks trained with and without generated images in one panel.
     runs = runs.assign(
@@ -71,13 +71,13 @@ def bounds(title: str, records: Sequence[Record], path: Path, source: Source) ->
         ]
     )
     lines = points.line.unique()
-    colours = dict(zip(lines, _colours(len(lines)), strict=True))
+    colors = dict(zip(lines, _colors(len(lines)), strict=True))
     figure, panels = _panels(points.panel.nunique(), width=7.5)
     for axes, (name, of_network) in zip(panels, points.groupby("panel", sort=False), strict=True):
         for line, group in of_network.groupby("line", sort=False):
             label = f"{line}, zero gradient {group.zero_gradient.mean():.0%}"
-            _line(axes, group, "eps", "apgd_ce", color=colours[line], linestyle="--", marker=".")
-            _line(axes, group, "eps", "worst", color=colours[line], linewidth=2.2, label=label, marker="o")
+            _line(axes, group, "eps", "apgd_ce", color=colors[line], linestyle="--", marker=".")
+            _line(axes, group, "eps", "worst", color=colors[line], linewidth=2.2, label=label, marker="o")
         axes.plot([], [], "k--", label="the paper's attack, APGD-CE")
         axes.plot([], [], "k-", linewidth=2.2, label=WORST)
         axes.set(title=name, xlabel="bound of the perturbation (L-infinity)")
@@ -117,7 +117,7 @@ def _starts(left: Axes, right: Axes, runs: pd.DataFrame) -> None:
         ("clean", "clean", {"color": BLUE}),
         ("paper_worst", "worst of the paper's attacks", {"color": ORANGE}),
         ("worst", WORST, {"color": "black", "linewidth": 2.5}),
-        ("zero_gradient", ZERO, {"color": GREY, "linestyle": ":", "linewidth": 2}),
+        ("zero_gradient", ZERO, {"color": GRAY, "linestyle": ":", "linewidth": 2}),
     ):
         _line(right, runs, "start", column, label=label, marker="o", **style)
     for axes in (left, right):
@@ -131,7 +131,7 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
     if not shown:
         raise ValueError("records: got no run with caps; expected at least one")
     labels = list(dict.fromkeys(record["label"] for record in shown))
-    colours = dict(zip(labels, _colours(len(labels)), strict=True))
+    colors = dict(zip(labels, _colors(len(labels)), strict=True))
     runs = frame(shown)
     networks = _networks(runs)
     runs = runs.assign(network=networks)
@@ -142,19 +142,19 @@ def trajectory(title: str, records: Sequence[Record], path: Path, source: Source
     for name, top, bottom in zip(names, *grid, strict=True):
         of_network = [record for record, network in zip(shown, networks, strict=True) if network == name]
         for record in of_network:
-            colour = colours[record["label"]]
+            color = colors[record["label"]]
             history = _joined(record)
             epochs = np.arange(len(history["cap_mean"]))
-            bottom.plot(epochs, history["cap_mean"], color=colour)
-            bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=colour, alpha=0.08, linewidth=0)
-            top.plot(epochs, history["validation_zero_gradient"], ":", color=colour, linewidth=2)
-            top.plot(epochs, history["validation_accuracy"], color=colour, linewidth=1)
-        for label, colour in colours.items():
+            bottom.plot(epochs, history["cap_mean"], color=color)
+            bottom.fill_between(epochs, history["cap_min"], history["cap_max"], color=color, alpha=0.08, linewidth=0)
+            top.plot(epochs, history["validation_zero_gradient"], ":", color=color, linewidth=2)
+            top.plot(epochs, history["validation_accuracy"], color=color, linewidth=1)
+        for label, color in colors.items():
             ends = runs[(runs.network == name) & (runs.method == label)].worst
             if len(ends):
                 # As in tables, one run without a gradient to follow leaves no mean.
                 end = "no gradient" if ends.isna().any() else f"{ends.mean():.0%}"
-                bottom.plot([], [], color=colour, label=f"{label}: {WORST} at the end {end}")
+                bottom.plot([], [], color=color, label=f"{label}: {WORST} at the end {end}")
         top.plot([], [], "k-", linewidth=1, label="accuracy, validation")
         top.plot([], [], "k:", linewidth=2, label=ZERO)
         top.set(ylim=(-0.02, 1.02), title=name)
@@ -183,13 +183,13 @@ def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source:
 
 
 def _at_bounds(record: Record) -> dict[str, dict[str, float]]:
-    """As judged; no worst where the adaptive attacks had no gradient to follow."""
-    hidden = {"worst": math.nan} if is_blind(record["judgement"]) else {}
-    return {eps: values | hidden for eps, values in record["judgement"]["bounds"].items()}
+    """As evaluated; no worst where the adaptive attacks had no gradient to follow."""
+    hidden = {"worst": math.nan} if is_blind(record["evaluation"]) else {}
+    return {eps: values | hidden for eps, values in record["evaluation"]["bounds"].items()}
 
 
 def _at_zero(record: Record) -> dict[str, float]:
-    clean = record["judgement"]["accuracy"]["clean"]
+    clean = record["evaluation"]["accuracy"]["clean"]
     return {"apgd_ce": clean, "worst": clean}
 
 
@@ -219,10 +219,10 @@ def _by_start(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return groups
 
 
-def _colours(number: int) -> Sequence[Any]:
-    """Colours that differ, however many."""
-    if number <= len(_COLOURS):
-        return _COLOURS[:number]
+def _colors(number: int) -> Sequence[Any]:
+    """Colors that differ, however many."""
+    if number <= len(_COLORS):
+        return _COLORS[:number]
     return list(plt.get_cmap("turbo")(np.linspace(0.0, 1.0, number)))
 
 
@@ -239,7 +239,7 @@ def _panels(number: int, width: float) -> tuple[Any, list[Axes]]:
 
 
 def _logarithmic(values: Sequence[float]) -> tuple[dict[float, float], list[str]]:
-    """Places on a logarithmic axis, on which 0 stands one step left of the smallest."""
+    """Positions on a logarithmic axis, on which 0 stands one step left of the smallest."""
     positive = [value for value in values if value > 0]
     least = math.log10(min(positive)) if positive else 0.0
     places = {value: math.log10(value) if value > 0 else least - 1 for value in values}

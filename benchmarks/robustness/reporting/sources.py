@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.pictures.source import Source
-from benchmarks.robustness.study.recipe import Judged
+from benchmarks.robustness.study.recipe import Evaluated
 
 
-def source_of(name: str, runs: Sequence[Judged], folder: Path) -> Source:
+def source_of(name: str, runs: Sequence[Evaluated], folder: Path) -> Source:
     """One source for all records of a study: the folder, the study, and a hash over their files in order."""
     digest = hashlib.sha256()
     for run in runs:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.robustness.evaluation.judge import BLIND
+from benchmarks.robustness.evaluation.evaluate import BLIND
 from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, by_method, frame
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
@@ -93,7 +93,7 @@ LEGEND = (
     "any image of another class is within. L2 worst, near: within the smallest bound, 1.5, under CW-L2 and margins. "
     "Adaptive worst: accuracy when each input is attacked by whatever of all L-infinity attacks works on it, those "
     'that know of the caps too; "no gradient": these have none to follow either, and the number in brackets is only '
-    "a loose upper bound. Older runs were judged before the attacks on margins, so that their adaptive worst may be "
+    "a loose upper bound. Older runs were evaluated before the attacks on margins, so that their adaptive worst may be "
     "too high. Zero gradient: share of the test inputs whose loss has an exactly zero gradient: the first columns "
     "say nothing about them. Live units: capped units per input that are neither off nor at their cap. cap / std: of "
     "a cap to what reaches it; below 0.1 the layer is a step function."

@@ -75,7 +75,7 @@ class Comparison:
         methods: the best mean rank first.
         tests: of three methods or more ANOVA (not where only ranks are known), Friedman, Iman and Davenport; of two
             ANOVA and Wilcoxon.
-        nemenyi: None for two methods, whose only pair the test before has judged.
+        nemenyi: None for two methods, whose only pair the test before has evaluated.
     """
 
     alpha: float

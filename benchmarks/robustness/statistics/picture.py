@@ -12,12 +12,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE
+from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.pictures.drawing import DPI, save
 from benchmarks.pictures.source import Source
 from benchmarks.robustness.statistics.tables import of_claims
 
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, "black")
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, GRAY, "black")
 
 
 def draw(document: Mapping[str, Any], path: Path, source: Source) -> None:
@@ -32,7 +32,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def figure_of(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
-    """One panel per comparison of a document, all on one scale; of the same methods, if colours are to tell them.
+    """One panel per comparison of a document, all on one scale; of the same methods, if colors are to tell them.
 
     Raises:
         ValueError: no comparison has a Nemenyi test, which needs three methods.
@@ -41,19 +41,19 @@ def figure_of(comparisons: Sequence[Mapping[str, Any]]) -> Figure:
     if not shown:
         raise ValueError("comparisons: got none with a Nemenyi test; expected at least one of three methods or more")
     names = list(dict.fromkeys(method["name"] for one in shown for method in one["methods"]))
-    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(names)}
     height = 0.9 + 0.25 * len(names)
     figure, panels = plt.subplots(
         len(shown), 1, figsize=(9, height * len(shown)), squeeze=False, layout="constrained", sharex=True
     )
     for axes, one in zip(panels.flat, shown, strict=True):
-        _panel(axes, one, colours)
+        _panel(axes, one, colors)
         axes.set_xlim(0.5, len(names) + 0.5)
     figure.suptitle("Mean ranks, 1 is best; a bar joins what does not differ")
     return figure
 
 
-def _panel(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+def _panel(axes: Axes, comparison: Mapping[str, Any], colors: Mapping[str, str]) -> None:
     ranks = pd.Series({method["name"]: method["mean_rank"] for method in comparison["methods"]})
     # Of the verdicts, not of the p-values: the bars show what the tables say, to the last digit.
     same = pd.DataFrame(1.0, index=ranks.index, columns=ranks.index)
@@ -67,7 +67,7 @@ def _panel(axes: Axes, comparison: Mapping[str, Any], colours: Mapping[str, str]
         ax=axes,
         label_fmt_left="{label} ({rank:.2f})",
         label_fmt_right="({rank:.2f}) {label}",
-        color_palette={name: colours[name] for name in ranks.index},
+        color_palette={name: colors[name] for name in ranks.index},
         cd=comparison["nemenyi"]["critical_difference"],
         label_props={"fontsize": 9},
     )

@@ -1,1 +1,1 @@
-"""Studies: many runs described by a configuration file, each trained and judged once, by processes or by Ray."""
+"""Studies: many runs described by a configuration file, each trained and evaluated once, by processes or by Ray."""

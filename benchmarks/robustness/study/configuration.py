@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from benchmarks.robustness import data, models
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.study import schema, yaml_file
-from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
+from benchmarks.robustness.study.recipe import DataRecipe, Evaluated, Recipe
 from benchmarks.robustness.study.training_job import CONFIGURATIONS
 from benchmarks.robustness.training import TrainingConfig
 
@@ -47,7 +47,7 @@ class Study:
     source: str
     columns: tuple[str, ...]
     pictures: tuple[str, ...]
-    runs: tuple[Judged, ...]
+    runs: tuple[Evaluated, ...]
 
 
 def read(name_or_path: str | Path) -> Study:
@@ -162,7 +162,7 @@ def _check(study: schema.Runs) -> None:
         raise ValueError("pictures: got 'bounds' without attacks.bounds; expected the radii of a sweep there")
 
 
-def _check_names(key: str, runs: Sequence[Judged]) -> None:
+def _check_names(key: str, runs: Sequence[Evaluated]) -> None:
     """Tables and pictures take runs of one name and another seed together."""
     found: set[tuple[str, ...]] = set()
     for run in runs:
@@ -180,7 +180,7 @@ def _is_for(method: schema.Method, model: str) -> bool:
     return method.models is None or model in method.models
 
 
-def _of_model(study: schema.Runs, model: str) -> Iterator[Judged]:
+def _of_model(study: schema.Runs, model: str) -> Iterator[Evaluated]:
     own = study.by_model.get(model, schema.OfModel())
     attacks = AttackSettings(**{**study.attacks.given(), **own.attacks.given()})
     training = {**study.training.given(), **own.training.given()}
@@ -191,7 +191,7 @@ def _of_model(study: schema.Runs, model: str) -> Iterator[Judged]:
         for method in study.methods:
             if _is_for(method, model):
                 for recipe in _recipes(study, method, plain, training, attacks):
-                    yield Judged(recipe, plain if recipe.method != "natural" else None, attacks)
+                    yield Evaluated(recipe, plain if recipe.method != "natural" else None, attacks)
 
 
 def _check_samples(attacks: AttackSettings, recipe: DataRecipe) -> None:

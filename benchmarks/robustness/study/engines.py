@@ -128,14 +128,14 @@ def _end_with_parent() -> None:
 def by_ray(jobs: Sequence[Job], do: Do, workers: int, device: str = "cpu") -> list[Failure]:
     """By the cluster of ``RAY_ADDRESS``, or a local Ray of so many workers; Ray runs a job after its needs.
 
-    The folders of ``Places`` must be ones that all machines of the cluster see. A job has one of its GPUs where the
-    device is a card: Ray hides them from jobs that do not ask.
+    The folders of ``Folders`` must be ones that all machines of the cluster see. A job has one of its GPUs where the
+    device is a GPU: Ray hides them from jobs that do not ask.
     """
     import ray  # noqa: PLC0415 (a large package, and only this engine needs it)
 
     started = not ray.is_initialized()
     if started:
-        # A cluster has its own number of processors, and refuses to be told another.
+        # A cluster has its own number of processors, and refuses another.
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
         ray.init(log_to_driver=False, **own)
     try:

@@ -12,21 +12,21 @@ import torch
 
 from benchmarks.files import DamagedFileError, set_aside
 from benchmarks.robustness.data import Split
-from benchmarks.robustness.evaluation.judge import judge
+from benchmarks.robustness.evaluation.evaluate import evaluate
 from benchmarks.robustness.study import records
-from benchmarks.robustness.study.recipe import Judged, Recipe
+from benchmarks.robustness.study.recipe import Evaluated, Recipe
 from benchmarks.robustness.study.training_job import checkpoints, dataset_of, is_trained, train_recipe, trained
 from benchmarks.robustness.training import checkpoint
 from benchmarks.robustness.training.parallel import Processes
 
-# They go through the model in one batch, which must fit a card.
+# They go through the model in one batch, which must fit a GPU.
 MEASURED_SAMPLES = 500
-# What the file of a judgement between two attacks holds.
-JUDGED = ("right", "seconds", "cpu_seconds")
+# What the file of an evaluation between two attacks holds.
+EVALUATED = ("right", "seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
-class Places:
+class Folders:
     """Where a study reads and writes.
 
     Attributes:
@@ -48,7 +48,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Job:
-    """Train a model, or judge a trained one.
+    """Train a model, or evaluate a trained one.
 
     Attributes:
         name: unique in the study.
@@ -57,11 +57,11 @@ class Job:
     """
 
     name: str
-    task: Recipe | Judged
+    task: Recipe | Evaluated
     after: tuple[str, ...] = ()
 
 
-def jobs_of(runs: Sequence[Judged], places: Places) -> list[Job]:
+def jobs_of(runs: Sequence[Evaluated], folders: Folders) -> list[Job]:
     """The jobs that are left, each after those that it needs. What is done already, is not among them.
 
     A file that such a job would read, and that is damaged, is set aside under another name, which is printed; the job
@@ -71,9 +71,9 @@ def jobs_of(runs: Sequence[Judged], places: Places) -> list[Job]:
 
     @cache
     def needed(recipe: Recipe) -> tuple[str, ...]:
-        for path, keys in checkpoints(recipe, places.work).items():
+        for path, keys in checkpoints(recipe, folders.work).items():
             _set_aside_unless_whole(path, keys)
-        if is_trained(recipe, places.work):
+        if is_trained(recipe, folders.work):
             return ()
         name = f"train {recipe.name}"
         before = needed(recipe.start) if recipe.start else ()
@@ -81,15 +81,15 @@ def jobs_of(runs: Sequence[Judged], places: Places) -> list[Job]:
         return (name,)
 
     for run in runs:
-        if not _is_recorded(run, places.results):
-            _set_aside_unless_whole(_judged_file(run, places), JUDGED)
-            after = {*needed(run.recipe), *(needed(run.twin) if run.twin else ())}
-            name = f"judge {run.name}"
+        if not _is_recorded(run, folders.results):
+            _set_aside_unless_whole(_evaluated_file(run, folders), EVALUATED)
+            after = {*needed(run.recipe), *(needed(run.baseline) if run.baseline else ())}
+            name = f"evaluate {run.name}"
             jobs[name] = Job(name, run, tuple(sorted(after)))
     return list(jobs.values())
 
 
-def _is_recorded(run: Judged, results: Path) -> bool:
+def _is_recorded(run: Evaluated, results: Path) -> bool:
     try:
         return records.find(run, results) is not None
     except DamagedFileError as error:
@@ -110,54 +110,56 @@ def _set_aside(error: DamagedFileError) -> str:
     return f"{error}; set aside" + (f" as {aside.name}" if aside else "")
 
 
-def _judged_file(run: Judged, places: Places) -> Path:
-    return places.work / run.recipe.name / f"judged-{run.name.rsplit('-', 1)[1]}.pt"
+def _evaluated_file(run: Evaluated, folders: Folders) -> Path:
+    return folders.work / run.recipe.name / f"evaluated-{run.name.rsplit('-', 1)[1]}.pt"
 
 
-def do(job: Job, places: Places, processes: Processes | None = None) -> None:
+def do(job: Job, folders: Folders, processes: Processes | None = None) -> None:
     """Do one job, here. It can be done again after it was killed: what it had finished is not done twice.
 
     Raises:
         RuntimeError: a file that it reads is damaged; the file is set aside, so that the next run makes it anew.
     """
     try:
-        _do(job, places, processes)
+        _do(job, folders, processes)
     except DamagedFileError as error:
         raise RuntimeError(f"{_set_aside(error)}; the same command makes it anew") from error
 
 
-def _do(job: Job, places: Places, processes: Processes | None) -> None:
-    if places.device == "cpu":
-        torch.set_num_threads(places.threads)
-    device = torch.device(places.device)
+def _do(job: Job, folders: Folders, processes: Processes | None) -> None:
+    if folders.device == "cpu":
+        torch.set_num_threads(folders.threads)
+    device = torch.device(folders.device)
     if isinstance(job.task, Recipe):
-        train_recipe(job.task, places.work, places.root, device=device, processes=processes, progress=places.progress)
+        train_recipe(
+            job.task, folders.work, folders.root, device=device, processes=processes, progress=folders.progress
+        )
         return
     processes = processes or Processes()
     try:
         if processes.rank == 0:
-            _judge(job.task, places, device)
+            _evaluate(job.task, folders, device)
     finally:
         processes.wait()
 
 
-def _judge(run: Judged, places: Places, device: torch.device) -> None:
-    model, warm_up, history = trained(run.recipe, places.work, places.root, device)
-    twin = trained(run.twin, places.work, places.root, device)[0] if run.twin else None
-    dataset = dataset_of(run.recipe.data, places.root)
+def _evaluate(run: Evaluated, folders: Folders, device: torch.device) -> None:
+    model, warm_up, history = trained(run.recipe, folders.work, folders.root, device)
+    baseline = trained(run.baseline, folders.work, folders.root, device)[0] if run.baseline else None
+    dataset = dataset_of(run.recipe.data, folders.root)
     test = dataset.test.first(run.attacks.samples)
     measured = min(run.attacks.samples, MEASURED_SAMPLES, len(dataset.validation))
-    file = _judged_file(run, places)
-    judgement = judge(
+    file = _evaluated_file(run, folders)
+    evaluation = evaluate(
         model,
-        twin,
+        baseline,
         Split(test.x.to(device), test.y.to(device)),
         dataset.validation.first(measured).x.to(device),
         run.attacks,
         file=file,
-        report=lambda attack: _tell(f"{run.recipe.name}: {attack}") if places.progress else None,
+        report=lambda attack: _tell(f"{run.recipe.name}: {attack}") if folders.progress else None,
     )
-    records.save(records.record_of(run, warm_up, history, judgement, device, places.threads), places.results)
+    records.save(records.record_of(run, warm_up, history, evaluation, device, folders.threads), folders.results)
     file.unlink(missing_ok=True)
 
 

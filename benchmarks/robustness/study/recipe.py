@@ -97,17 +97,17 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """A model and how it is attacked.
 
     Attributes:
         recipe: of the model.
-        twin: of the ReLU network whose adversarial inputs are tried on it; None: none are.
+        baseline: of the ReLU network whose adversarial inputs are tried on it; None: none are.
         attacks: how hard.
     """
 
     recipe: Recipe
-    twin: Recipe | None
+    baseline: Recipe | None
     attacks: AttackSettings
 
     @property
@@ -117,18 +117,18 @@ class Judged:
 
     def name_at(self, revision: int) -> str:
         """The name when the attacks were of that revision, 1 or later."""
-        told = _told(self) if revision == 1 else {"revision": revision, "judged": _told(self)}
-        return f"{self.recipe.name}-{_hashed(told)[:6]}"
+        given = _non_defaults(self) if revision == 1 else {"revision": revision, "evaluated": _non_defaults(self)}
+        return f"{self.recipe.name}-{_hashed(given)[:6]}"
 
 
 def _hashed(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_told(value), sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(_non_defaults(value), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _told(value: Any) -> Any:
+def _non_defaults(value: Any) -> Any:
     """What is not the default, so that a new option leaves the names of the runs without it."""
     if not is_dataclass(value):
         return value
     given = {field.name: getattr(value, field.name) for field in fields(value)}
     defaults = {field.name: field.default for field in fields(value)}
-    return {name: _told(one) for name, one in given.items() if one != defaults[name]}
+    return {name: _non_defaults(one) for name, one in given.items() if one != defaults[name]}

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
-from benchmarks.robustness.evaluation.judge import Judgement
+from benchmarks.robustness.evaluation.evaluate import Evaluation
 from benchmarks.robustness.evaluation.settings import REVISION
-from benchmarks.robustness.study.recipe import Judged
+from benchmarks.robustness.study.recipe import Evaluated
 from benchmarks.robustness.training import History
 
 Record = dict[str, Any]
@@ -30,16 +30,16 @@ _DIGITS = 5
 
 
 def record_of(
-    judged: Judged, warm_up: History, history: History, judgement: Judgement, device: torch.device, threads: int
+    evaluated: Evaluated, warm_up: History, history: History, evaluation: Evaluation, device: torch.device, threads: int
 ) -> Record:
     """What a run found, on what and when."""
     return {
         "schema": SCHEMA,
-        "name": judged.name,
-        "label": judged.recipe.label,
-        "recipe": asdict(judged.recipe),
-        "twin": judged.twin.name if judged.twin else None,
-        "attacks": asdict(judged.attacks),
+        "name": evaluated.name,
+        "label": evaluated.recipe.label,
+        "recipe": asdict(evaluated.recipe),
+        "baseline": evaluated.baseline.name if evaluated.baseline else None,
+        "attacks": asdict(evaluated.attacks),
         "revision": REVISION,
         "date": now(),
         "device": describe_device(device),
@@ -48,7 +48,7 @@ def record_of(
         "commit": commit(),
         "warm_up": _columns(warm_up),
         "training": _columns(history),
-        "judgement": _rounded(asdict(judgement)),
+        "evaluation": _rounded(asdict(evaluation)),
     }
 
 
@@ -71,28 +71,28 @@ def save(record: Record, folder: Path) -> Path:
 
 
 def _is_older(other: Record, record: Record) -> bool:
-    run = ("recipe", "twin", "attacks")
+    run = ("recipe", "baseline", "attacks")
     same = all(other.get(part) == record[part] for part in run)
     return same and other.get("revision", 1) < record["revision"]
 
 
-def find(judged: Judged, folder: Path) -> Record | None:
+def find(evaluated: Evaluated, folder: Path) -> Record | None:
     """The record of a run by the attacks of today, if it is there.
 
     Raises:
         DamagedFileError: the file is not the record, or not all of it.
         ValueError: it is of another schema.
     """
-    return _read(judged.name, folder)
+    return _read(evaluated.name, folder)
 
 
-def newest(judged: Judged, folder: Path) -> Record | None:
-    """The same by the newest attacks there are: what tables show of a run until it is judged again.
+def newest(evaluated: Evaluated, folder: Path) -> Record | None:
+    """The same by the newest attacks there are: what tables show of a run until it is evaluated again.
 
     Raises: as ``find``.
     """
     revisions = range(REVISION, 0, -1)
-    records = (_read(judged.name_at(revision), folder) for revision in revisions)
+    records = (_read(evaluated.name_at(revision), folder) for revision in revisions)
     return next((record for record in records if record is not None), None)
 
 
@@ -113,7 +113,7 @@ def _read(expected: str, folder: Path) -> Record | None:
     return cast(Record, record)
 
 
-def found(runs: Sequence[Judged], folder: Path) -> list[Record]:
+def found(runs: Sequence[Evaluated], folder: Path) -> list[Record]:
     """The newest records of those runs that have one, in their order."""
     return [record for run in runs if (record := newest(run, folder)) is not None]
 
@@ -140,7 +140,7 @@ class _Training(_History):
     history: _Epochs
 
 
-class _Judgement(BaseModel):
+class _Evaluation(BaseModel):
     samples: int
     eps: float
     accuracy: dict[str, float]
@@ -155,7 +155,7 @@ class _Judgement(BaseModel):
     cpu_seconds: dict[str, float]
 
 
-class _OfAdaptiveMargins(_Judgement):
+class _OfAdaptiveMargins(_Evaluation):
     blind: float
     l2_worst: float | None
 
@@ -192,11 +192,11 @@ class _Whole(BaseModel):
     versions: dict[str, str]
     warm_up: _History
     training: _Training
-    judgement: _Judgement
+    evaluation: _Evaluation
 
 
 class _Later(_Whole):
-    judgement: _OfAdaptiveMargins
+    evaluation: _OfAdaptiveMargins
 
 
 def _columns(history: History) -> dict[str, Any]:

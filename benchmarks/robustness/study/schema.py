@@ -80,7 +80,7 @@ Listed = Annotated[tuple[T, ...], Strict(False), AfterValidator(_some), AfterVal
 Numbers = Annotated[Listed[Number], BeforeValidator(_listed)]
 FileName = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 ModelName = Literal[tuple(models.NAMES)]
-Place = Literal[tuple(models.PLACES)]
+Platform = Literal[tuple(models.PLACES)]
 Column = Literal[tuple(PAPER)]
 Picture = Literal[PICTURES]
 
@@ -213,7 +213,7 @@ class File(Section):
     seeds: Listed[Seed] = (0, 1, 2)
     models: Listed[ModelName] = ()
     methods: Annotated[tuple[AnyMethod, ...], Strict(False), AfterValidator(_some)] = ()
-    place: Place = "head"
+    place: Platform = "head"
     training: Training = Training()
     attacks: Attacks = Attacks()
     by_model: dict[ModelName, OfModel] = {}

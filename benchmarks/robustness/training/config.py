@@ -24,7 +24,7 @@ class TrainingConfig:
         stop_patience: epochs without a lower total validation loss before training stops; None: never.
         seed: of the order of the samples and of the attacks made while training.
         method: ``"natural"``; ``"at"``, cross-entropy on PGD examples (Madry et al., 2018); ``"trades"``, cross-entropy
-            plus beta times the divergence to the output on examples that maximise it (Zhang et al., 2019).
+            plus beta times the divergence to the output on examples that maximize it (Zhang et al., 2019).
         beta: of TRADES.
         eps, attack_steps: radius of the L-infinity ball and steps of the examples of "at" and "trades"; each step has
             the length 2.5 eps / attack_steps.

@@ -139,10 +139,10 @@ class _Trainer:
         self.called = processes.wrap(torch.compile(model) if config.compile else model, self.device)
         self.watched = [
             (x.to(self.device), y.to(self.device)) for x, y in validation.batches(VALIDATION_BATCH)
-        ]  # Kept: small beside a training set, and asked for after every epoch.
+        ]  # Small beside a training set, and asked for after every epoch.
         self.state = _State(torch.Generator().manual_seed(config.seed))
         if file is not None and file.exists():
-            # On the CPU: Adam counts steps there, and on a card each step would wait for its counts.
+            # On the CPU: Adam counts steps there, and on a GPU each step would wait for its counts.
             stored = checkpoint.load(file, STORED)
             if stored["config"] != repr(config):
                 raise ValueError(f"file: got a checkpoint of {stored['config']} in {file}; expected one of {config!r}")

@@ -1,4 +1,4 @@
-"""What is minimised: loss (1) of the paper, and the losses of its two baselines."""
+"""What is minimized: loss (1) of the paper, and the losses of its two baselines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _divergence(clean: Tensor, attacked: Tensor) -> Tensor:
 
 
 def _most_divergent(model: nn.Module, x: Tensor, eps: float, steps: int, step: float, seed: int) -> Tensor:
-    """The inner maximisation of TRADES, in eval mode."""
+    """The inner maximization of TRADES, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     x = x.detach()
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)

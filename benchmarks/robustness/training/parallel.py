@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-# The first process judges while the others wait, for hours. If a process dies, torchrun ends the others.
+# The first process evaluates while the others wait, for hours. If a process dies, torchrun ends the others.
 WAIT = timedelta(days=30)
 
 Value = TypeVar("Value")
@@ -44,14 +44,14 @@ class Processes:
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model as DistributedDataParallel; by itself, the model.
 
-        On cards batch norms see the whole batch, on CPUs each process's share of it (torch has no other there).
+        On GPUs batch norms see the whole batch, on CPUs each process's share of it (torch has no other there).
         """
         if self.world == 1:
             return model
-        on_card = device.type == "cuda"
-        if on_card:
+        on_gpu = device.type == "cuda"
+        if on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device] if on_card else None)
+        return DistributedDataParallel(model, device_ids=[device] if on_gpu else None)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum over the processes."""

@@ -1,4 +1,4 @@
-// How each dtype is stored, compared and converted. 16-bit formats are compared on their bits: the same code vectorises
+// How each dtype is stored, compared and converted. 16-bit formats are compared on their bits: the same code vectorizes
 // on any CPU and needs no conversion on a GPU.
 #pragma once
 
@@ -39,7 +39,7 @@ struct BitsOf<8> {
   using Type = uint64_t;
 };
 
-// condition ? a : b, never as a branch: g++ 12 turns the plain form back into one, and the loop is not vectorised.
+// condition ? a : b, never as a branch: g++ 12 turns the plain form back into one, and the loop is not vectorized.
 template <class T>
 DRELUOP_INLINE T select(bool condition, T a, T b) {
 #if defined(__CUDA_ARCH__)

@@ -15,7 +15,7 @@ enum Region : uint8_t { kOff = 0, kInside = 1, kCapped = 2 };
 
 constexpr int kElementsPerByte = 4;
 
-// Bitwise operators instead of && and ||: no branch, so that a loop over elements vectorises.
+// Bitwise operators instead of && and ||: no branch, so that a loop over elements vectorizes.
 template <class Traits>
 DRELUOP_INLINE typename Traits::Storage capped_value(typename Traits::Storage x, typename Traits::Storage m) {
   return Traits::positive_part(Traits::minimum(x, m));

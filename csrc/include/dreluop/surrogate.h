@@ -13,7 +13,7 @@ DRELUOP_INLINE bool passes(typename Traits::Storage y) {
   return Traits::positive(y) | Traits::is_nan(y);
 }
 
-// exp from arithmetic alone: vectorises, and is the same on every instruction set. ln2 = kLn2High + kLn2Low, the first
+// exp from arithmetic alone: vectorizes, and is the same on every instruction set. ln2 = kLn2High + kLn2Low, the first
 // with few enough bits that n * kLn2High is exact. Adding kRounder leaves n in the low bits.
 template <class Real>
 struct ExpConstants;

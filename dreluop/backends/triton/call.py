@@ -1,4 +1,4 @@
-"""One call of an operator, as the kernels are told of it."""
+"""One call of an operator, as the kernels receive it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from dreluop.backends.triton.plan import INTERPRETER, Tuning
 from dreluop.version import __version__
 
 FORMAT = 1
-# Programs that the interpreter is told to spread a pass over: enough that sums are shared.
+# Programs that the interpreter is asked to spread a pass over: enough that sums are shared.
 INTERPRETED_PROCESSORS = 2
 
 _chosen: dict[str, Tuning] = {}

@@ -1,4 +1,4 @@
-"""What a call is told by shapes and strides alone, remembered from call to call."""
+"""What a call is reported by shapes and strides alone, remembered from call to call."""
 
 from __future__ import annotations
 

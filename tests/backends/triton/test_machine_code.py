@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for cards that are not there: wide accesses, nothing spilled, few enough registers."""
+"""The Triton kernels compiled for GPUs that are not there: wide accesses, nothing spilled, few enough registers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ HOT: dict[str, tuple[Callable[..., object], int]] = {
     "surrogate soft": (_surrogate(True), 4),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# fp16 differs from bf16 in how it is widened.
+# fp16 differs from bf16 in how it is upcast.
 CASES = [(name, dtype) for name in HOT for dtype in DTYPES.values()]
 CASES += [(name, torch.float16) for name in ("forward of images", "backward of images", "backward of rows")]
 

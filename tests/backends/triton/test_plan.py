@@ -48,7 +48,7 @@ def layouts() -> list[Layout]:
 
 
 def elements_of_rows(plan: RowPlan, vec: int, layout: Layout) -> Counter[int]:
-    """As backward_rows_kernel walks: vecs of every segment, then what is left at both its ends."""
+    """As backward_rows_kernel traverses x: vecs of every segment, then what is left at both its ends."""
     seen: Counter[int] = Counter()
     for program in range(plan.programs):
         split, cap = divmod(program, layout.caps)
@@ -70,7 +70,7 @@ def elements_of_rows(plan: RowPlan, vec: int, layout: Layout) -> Counter[int]:
 
 
 def elements_of_columns(plan: ColumnPlan, vec: int, layout: Layout) -> Counter[int]:
-    """As backward_columns_kernel walks: whole rows, then the one that is cut."""
+    """As backward_columns_kernel traverses x: whole rows, then the one that is cut."""
     seen: Counter[int] = Counter()
     whole_rows = layout.numel // plan.row
     for program in range(plan.programs):

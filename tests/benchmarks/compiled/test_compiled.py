@@ -1,4 +1,4 @@
-"""The benchmark of compiled networks: its contenders are one network, its rows, its command, its tables."""
+"""The benchmark of compiled networks: its implementations are one network, its rows, its command, its tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import dreluop
 from benchmarks import report
 from benchmarks.compiled import __main__ as command
 from benchmarks.compiled import suite
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.timing import sample_in_a_row
 from benchmarks.kernels import results
-from benchmarks.models.contenders import PlainDReLU
-from benchmarks.models.steps import AMP, Place, cpu_place
+from benchmarks.models.implementations import PlainDReLU
+from benchmarks.models.steps import AMP, Platform, cpu_place
 from benchmarks.running import OUT_OF_TIME
 from dreluop.backends import native
-from tests.benchmarks.gpu.conftest import card as fake_card
+from tests.benchmarks.gpu.conftest import gpu as fake_gpu
 from tests.benchmarks.models.conftest import TinyNetwork
 from tests.optional import torchvision_or_skip
 
-card = fake_card
+gpu = fake_gpu
 ACTIVATIONS = {"resnet18": 17, "dense": 3}
 
 
@@ -37,12 +37,12 @@ def without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", suite.CASES["cpu"], ids=lambda case: case.name)
-def test_every_contender_is_the_same_network(case: suite.Case) -> None:
+def test_every_implementation_is_the_same_network(case: suite.Case) -> None:
     if case.name == "resnet18":
         torchvision_or_skip()
     data = torch.randn(2, *case.sample)
     results = []
-    for name in suite.CONTENDERS:
+    for name in suite.IMPLEMENTATIONS:
         model = suite.build(case, name)
         kinds = [type(m) for m in model.modules() if isinstance(m, nn.ReLU | PlainDReLU | dreluop.DReLU)]
         # torchvision calls one nn.ReLU several times.
@@ -79,7 +79,7 @@ def test_the_command_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert command.main(["--quick", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / command.FILE_NAME).read_text())
     assert document["complete"] and document["quick"] and document["failures"] == []
-    assert [row["contender"] for row in document["rows"]] == list(suite.CONTENDERS)
+    assert [row["implementation"] for row in document["rows"]] == list(suite.IMPLEMENTATIONS)
     clamp = document["rows"][0]
     for row in document["rows"]:
         assert row["ratio_to_clamp"] == pytest.approx(row["ms"] / clamp["ms"])
@@ -89,28 +89,28 @@ def test_the_command_writes_rows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "quick run" in printed and "| dense" in printed
 
 
-def test_a_contender_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_implementation_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(case: suite.Case, name: str) -> nn.Module:
         if name == suite.CLAMP:
             raise RuntimeError("no such thing")
         return case.build()
 
     monkeypatch.setattr(suite, "build", broken)
-    rows, failures = suite.run_case(suite.DENSE, suite.CONTENDERS, suite.QUICK, cpu_place())
-    assert [failure["contender"] for failure in failures] == [suite.CLAMP]
-    assert [row["contender"] for row in rows] == list(suite.CONTENDERS[1:])
+    rows, failures = suite.run_case(suite.DENSE, suite.IMPLEMENTATIONS, suite.QUICK, cpu_place())
+    assert [failure["implementation"] for failure in failures] == [suite.CLAMP]
+    assert [row["implementation"] for row in rows] == list(suite.IMPLEMENTATIONS[1:])
     assert all(row["ratio_to_clamp"] is None for row in rows)
 
 
 @pytest.fixture
-def in_a_row(monkeypatch: pytest.MonkeyPatch) -> Place:
-    """The CPU in the part of a card: steps in a row, by the host's clock."""
+def in_a_row(monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """The CPU in the part of a GPU: steps in a row, by the host's clock."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     return replace(cpu_place(), sampler=sample_in_a_row)
 
 
 @pytest.mark.parametrize("graphs", [False, True], ids=["amp", "amp_graphs"])
-def test_a_case_of_a_card(graphs: bool, in_a_row: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_of_a_gpu(graphs: bool, in_a_row: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[tuple[Any, ...]] = set()
     asked: list[Any] = []
 
@@ -126,32 +126,32 @@ def test_a_case_of_a_card(graphs: bool, in_a_row: Place, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "compile", compile_)
     case = suite.Case("tiny", TinyNetwork, 6, (3, 8, 8), AMP, graphs)
-    rows, failures = suite.run_case(case, suite.CONTENDERS, suite.QUICK, in_a_row)
+    rows, failures = suite.run_case(case, suite.IMPLEMENTATIONS, suite.QUICK, in_a_row)
     assert failures == []
     assert seen == {(True, True)}
-    assert asked == ["reduce-overhead" if graphs else None] * len(suite.CONTENDERS)
+    assert asked == ["reduce-overhead" if graphs else None] * len(suite.IMPLEMENTATIONS)
     assert {row["how"] for row in rows} == {"AMP bf16, CUDA graphs" if graphs else "AMP bf16"}
     # A row of steps ends after the host has launched all of them.
     assert all(row["host_ms"] > 0 and row["min_ms"] > 0 for row in rows)
 
 
-def test_the_command_for_a_card(in_a_row: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_for_a_gpu(in_a_row: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_cpu = command.new_document(torch.device("cpu"), quick=False)
     monkeypatch.setattr(command, "served_by_cuda", lambda parser: None)
     monkeypatch.setattr(command, "new_document", lambda device, quick: of_cpu)
-    monkeypatch.setattr(suite, "place_of", {"cuda": in_a_row}.__getitem__)
+    monkeypatch.setattr(suite, "platform_of", {"cuda": in_a_row}.__getitem__)
     monkeypatch.setitem(suite.CASES, "cuda", (replace(suite.DENSE, batch=3), replace(suite.DENSE, batch=5)))
-    monkeypatch.setitem(suite.EFFORT, "cuda", suite.QUICK)
-    options = ["--device", "cuda", "--contenders", suite.CLAMP, suite.BY_RULE, "--out", str(tmp_path)]
+    monkeypatch.setitem(suite.BUDGET, "cuda", suite.QUICK)
+    options = ["--device", "cuda", "--implementations", suite.CLAMP, suite.BY_RULE, "--out", str(tmp_path)]
     assert command.main(options) == 0
     document = json.loads((tmp_path / command.FILE_NAME).read_text())
-    assert [(row["batch"], row["contender"]) for row in document["rows"]] == [
+    assert [(row["batch"], row["implementation"]) for row in document["rows"]] == [
         (batch, name) for batch in (3, 5) for name in (suite.CLAMP, suite.BY_RULE)
     ]
     assert all(row["host_ms"] > 0 for row in document["rows"])
 
 
-def test_graphs_that_torch_leaves_out_are_a_failure(in_a_row: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_that_torch_leaves_out_are_a_failure(in_a_row: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(model: nn.Module, **_: Any) -> nn.Module:
         torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] += 1
         return model
@@ -185,9 +185,9 @@ def test_no_gradient_outlives_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_fit_is_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long, short = replace(suite.DENSE, graphs=True, seconds=1000), replace(suite.DENSE, batch=2)
     monkeypatch.setitem(suite.CASES, "cpu", (long, short))
-    monkeypatch.setitem(suite.EFFORT, "cpu", suite.QUICK)
-    assert command.main(["--limit", "500", "--contenders", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]) == 0
-    assert command.main(["--limit", "300", "--contenders", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]) == (
+    monkeypatch.setitem(suite.BUDGET, "cpu", suite.QUICK)
+    assert command.main(["--limit", "500", "--implementations", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]) == 0
+    assert command.main(["--limit", "300", "--implementations", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]) == (
         OUT_OF_TIME
     )
     document = json.loads((tmp_path / command.FILE_NAME).read_text())
@@ -200,8 +200,8 @@ def test_a_run_that_goes_on(
 ) -> None:
     long, short = replace(suite.DENSE, graphs=True, seconds=1000), replace(suite.DENSE, batch=2)
     monkeypatch.setitem(suite.CASES, "cpu", (long, short))
-    monkeypatch.setitem(suite.EFFORT, "cpu", suite.QUICK)
-    options = ["--contenders", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]
+    monkeypatch.setitem(suite.BUDGET, "cpu", suite.QUICK)
+    options = ["--implementations", suite.CLAMP, suite.RELU, "--out", str(tmp_path)]
     assert command.main([*options, "--limit", "300"]) == OUT_OF_TIME
     former = json.loads((tmp_path / command.FILE_NAME).read_text())
     assert command.main([*options, "--resume", str(tmp_path / command.FILE_NAME)]) == 0
@@ -211,31 +211,31 @@ def test_a_run_that_goes_on(
     assert [row["how"] for row in document["rows"][2:]] == ["CUDA graphs"] * 2
     assert [run["cases"] for run in document["earlier"]] == [[short.label]]
     assert "in several runs: 1 cases on " in capsys.readouterr().out
-    # Of all contenders, none of it was measured whole.
+    # Of all implementations, none of it was measured whole.
     monkeypatch.setattr(suite, "run_case", lambda case, *_: (seen.append(case.label), ([], []))[1])
     seen: list[str] = []
     command.main(["--out", str(tmp_path), "--resume", str(tmp_path / command.FILE_NAME)])
     assert seen == [long.label, short.label]
 
 
-def test_on_a_card_what_takes_long_comes_last() -> None:
+def test_on_a_gpu_what_takes_long_comes_last() -> None:
     *others, last = suite.CASES["cuda"]
     assert last.seconds > max(case.seconds for case in others)
 
 
-def test_the_report_has_a_table_for_each_device(tmp_path: Path, card: Card) -> None:
+def test_the_report_has_a_table_for_each_device(tmp_path: Path, gpu: Gpu) -> None:
     def rows(**more: Any) -> list[dict[str, Any]]:
         times = {"ms": 2.0, "q1_ms": 1.9, "q3_ms": 2.1, "ratio_to_clamp": 0.5, **more}
-        return [{"network": "dense", "batch": 64, "contender": name, **times} for name in suite.CONTENDERS]
+        return [{"network": "dense", "batch": 64, "implementation": name, **times} for name in suite.IMPLEMENTATIONS]
 
     of_cpu = {**command.new_document(torch.device("cpu"), quick=False), "rows": rows(), "complete": True}
-    # As the files were before there was a card.
+    # As the files were before there was a GPU.
     results.save(of_cpu, tmp_path / "a" / command.FILE_NAME)
     alone = report.compiled(tmp_path)
     assert alone.count("**Compiled training steps") == 1 and "host" not in alone
-    on_card = command.new_document(torch.device("cuda"), quick=False)
-    assert on_card["device"] == card and "cuda" in on_card["versions"]
-    results.save({**on_card, "rows": rows(how="CUDA graphs", host_ms=0.25)}, tmp_path / "b" / command.FILE_NAME)
+    on_gpu = command.new_document(torch.device("cuda"), quick=False)
+    assert on_gpu["device"] == gpu and "cuda" in on_gpu["versions"]
+    results.save({**on_gpu, "rows": rows(how="CUDA graphs", host_ms=0.25)}, tmp_path / "b" / command.FILE_NAME)
     both = report.compiled(tmp_path)
     assert both.startswith(alone)
     assert "(Some GPU 80GB, driver 580.1; " in both
@@ -244,7 +244,7 @@ def test_the_report_has_a_table_for_each_device(tmp_path: Path, card: Card) -> N
     assert f"| dense, CUDA graphs | 64 |{' 0.25 |' * 5}" in both
 
 
-def test_without_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         command.main(["--device", "cuda"])

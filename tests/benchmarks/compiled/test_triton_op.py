@@ -1,4 +1,4 @@
-"""The benchmark of traced kernels, as far as it goes without a card: plans, graphs, machine code, the command."""
+"""The benchmark of traced kernels, as far as it goes without a GPU: plans, graphs, machine code, the command."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import report
 from benchmarks.compiled import triton_op
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.kernels import results
-from benchmarks.kernels.measure import Effort, sample
+from benchmarks.kernels.measure import Budget, sample
 from benchmarks.models.steps import cpu_place
 from benchmarks.running import OUT_OF_TIME
 from dreluop.backends import choice
 from dreluop.backends.triton import plan, tuning, unavailable_reason
 from tests.backends.triton.recorded import Launch, record
-from tests.benchmarks.gpu.conftest import card as fake_card
+from tests.benchmarks.gpu.conftest import gpu as fake_gpu
 from tests.build.machine_code import MISSING_TOOLS, has_tools, wide_accesses
 
 pytest.importorskip("triton", reason="needs triton, not installed", exc_type=ImportError)
 if unavailable_reason("cpu") is None:
     pytest.skip("in the interpreter, nothing is traced: run without TRITON_INTERPRET", allow_module_level=True)
 
-card = fake_card
+gpu = fake_gpu
 SHAPES = ((64, 512), (33, 100), (8, 16, 7, 7), (1000, 3))
 CASE = triton_op.Case(6, torch.float32, triton_op.POINTWISE, False)
 
 
 @pytest.fixture(autouse=True)
-def planned_as_for_a_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def planned_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(tuning._chosen, "cpu", plan.Tuning())
     yield
     torch._dynamo.reset()
@@ -82,7 +82,7 @@ def test_what_cannot_be_planned() -> None:
 
 
 @pytest.mark.skipif(not has_tools(), reason=MISSING_TOOLS)
-def test_it_compiles_for_the_card_with_wide_accesses() -> None:
+def test_it_compiles_for_the_gpu_with_wide_accesses() -> None:
     x, cap = arguments((4096, 512), torch.bfloat16)
     code = launched(x, cap).machine_code("sm_90").code
     assert wide_accesses(code, "LDG") and wide_accesses(code, "STG")
@@ -94,13 +94,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.runtime import driver  # noqa: PLC0415
 
-    told = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
-    monkeypatch.setattr(driver, "_active", told)
+    shown = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    monkeypatch.setattr(driver, "_active", shown)
 
 
 @pytest.mark.usefixtures("driver")
-@pytest.mark.parametrize("contender", triton_op.CONTENDERS)
-def test_what_the_compiler_sees(contender: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("implementation", triton_op.IMPLEMENTATIONS)
+def test_what_the_compiler_sees(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415 (imports triton)
 
     seen: list[torch.fx.Node] = []
@@ -110,20 +110,20 @@ def test_what_the_compiler_sees(contender: str, monkeypatch: pytest.MonkeyPatch)
         return graph.forward
 
     monkeypatch.setattr(choice, "unavailable_reason", lambda backend, device_type: None)
-    function = triton_op.activation(contender, *arguments((64, 512), torch.float32))
+    function = triton_op.activation(implementation, *arguments((64, 512), torch.float32))
     between = triton_op.network(triton_op.POINTWISE, function, (torch.ones(()), torch.ones(())))
-    with FakeTensorMode(), triton_op.chosen(contender):
+    with FakeTensorMode(), triton_op.chosen(implementation):
         x, cap = torch.empty(64, 512, device="cuda"), torch.empty(512, device="cuda")
         compiled = torch.compile(between, dynamic=False, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
         assert compiled(x, cap).shape == x.shape
     names = [str(node.target) for node in seen]
     ours = [name for name in names if "dreluop" in name]
-    if contender in triton_op.OPAQUE:
+    if implementation in triton_op.OPAQUE:
         # Native is the default.
-        assert ours == [f"dreluop.capped_relu.{'triton' if contender == 'opaque, Triton' else 'default'}"]
+        assert ours == [f"dreluop.capped_relu.{'triton' if implementation == 'opaque, Triton' else 'default'}"]
         return
     assert ours == []
-    if contender == triton_op.FUSED:
+    if implementation == triton_op.FUSED:
         return
     (kernel,) = (node for node in seen if str(node.target) == "triton_kernel_wrapper_functional")
     assert kernel.kwargs["tensors_to_clone"] == ["y"], "y alone is written"
@@ -131,15 +131,15 @@ def test_what_the_compiler_sees(contender: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def on_the_cpu(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command with the CPU in the part of the card, where no Triton kernel can serve."""
-    assert card
+def on_the_cpu(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with the CPU in the part of the GPU, where no Triton kernel can serve."""
+    assert gpu
     monkeypatch.setattr(triton_op, "served_by_cuda", lambda parser: None)
-    monkeypatch.setattr(triton_op, "cuda_place", lambda: replace(cpu_place(), sampler=sample))
+    monkeypatch.setattr(triton_op, "cuda_platform", lambda: replace(cpu_place(), sampler=sample))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(triton_op, "COMPILER", "eager")
     monkeypatch.setattr(
-        triton_op, "EFFORT", Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+        triton_op, "BUDGET", Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
     )
     some = [replace(CASE, between=name) for name in (triton_op.ALONE, triton_op.POINTWISE, triton_op.LINEAR)]
     monkeypatch.setattr(triton_op, "cases", lambda: [*some, replace(CASE, graphs=True, dtype=torch.bfloat16)])
@@ -151,11 +151,11 @@ def test_what_fails_is_named_and_the_others_are_measured(tmp_path: Path, capsys:
     document = json.loads((tmp_path / triton_op.FILE_NAME).read_text())
     assert document["complete"] and document["missing"] == [] and document["device"]["name"] == "Some GPU 80GB"
     cases = triton_op.cases()
-    failed = [(failure["case"], failure["contender"]) for failure in document["failures"]]
+    failed = [(failure["case"], failure["implementation"]) for failure in document["failures"]]
     assert failed == [(case.label, name) for case in cases for name in ("opaque, Triton", triton_op.TRACED)]
     kinds = [failure["reason"].split(":")[0] for failure in document["failures"]]
     assert kinds == ["Unsupported", "RuntimeError"] * len(cases)
-    measured = [(row["between"], row["dtype"], row["graphs"], row["contender"]) for row in document["rows"]]
+    measured = [(row["between"], row["dtype"], row["graphs"], row["implementation"]) for row in document["rows"]]
     who = ("opaque, native", triton_op.FUSED)
     assert measured == [(case.between, case.dtype_name, case.graphs, name) for case in cases for name in who]
     for row in document["rows"]:
@@ -166,7 +166,7 @@ def test_what_fails_is_named_and_the_others_are_measured(tmp_path: Path, capsys:
     first = document["rows"][0]
     cell = f"{first['ms'] * 1e3:.1f} / {first['device']['ms'] * 1e3:.1f}"
     assert f"| 12 KB | fp32 | alone | - | - | - | {cell} |" in printed
-    assert "Some GPU 80GB, driver 580.1; " in printed and "8 contenders not measured" in printed
+    assert "Some GPU 80GB, driver 580.1; " in printed and "8 implementations not measured" in printed
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -180,7 +180,7 @@ def test_a_run_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = triton_op.cases()
-    options = ["--contenders", triton_op.FUSED, "--out", str(tmp_path)]
+    options = ["--implementations", triton_op.FUSED, "--out", str(tmp_path)]
     with monkeypatch.context() as patched:
         patched.setattr(triton_op, "cases", lambda: cases[:2])
         assert triton_op.main(options) == 0
@@ -196,12 +196,12 @@ def test_a_run_that_goes_on(
 @pytest.mark.usefixtures("on_the_cpu")
 def test_wrong_values_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_op, "_ours", lambda x, cap: x.relu())
-    rows, failures = triton_op.run_case(CASE, (triton_op.FUSED,), triton_op.cuda_place())
+    rows, failures = triton_op.run_case(CASE, (triton_op.FUSED,), triton_op.cuda_platform())
     assert rows == []
     assert [failure["reason"].split(":")[0] for failure in failures] == ["AssertionError"]
 
 
-def test_every_size_and_neighbour_is_measured() -> None:
+def test_every_size_and_neighbor_is_measured() -> None:
     found = triton_op.cases()
     assert len(set(found)) == len(found)
     for dtype in (torch.bfloat16, torch.float32):
@@ -227,14 +227,14 @@ def test_wrong_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (2.5, {"head_start_cycles": 20 * triton_op.CYCLES_PER_MS}, "2500.0 / -"),
     ],
 )
-def test_where_the_host_may_not_have_been_ahead_its_time_is_not_taken_for_the_cards(
-    ms: float, more: dict[str, Any], cell: str, tmp_path: Path, card: Card
+def test_where_the_host_may_not_have_been_ahead_its_time_is_not_taken_for_the_gpus(
+    ms: float, more: dict[str, Any], cell: str, tmp_path: Path, gpu: Gpu
 ) -> None:
     row = {
         "shape": [64, 512], "dtype": "float32", "x_bytes": 2**17, "between": triton_op.ALONE, "graphs": False,
-        "contender": "opaque, Triton", "ms": ms, "device": {"ms": 0.003}, **more,
+        "implementation": "opaque, Triton", "ms": ms, "device": {"ms": 0.003}, **more,
     }  # fmt: skip
     document = {**triton_op.new_document(), "rows": [row]}
     assert cell in triton_op.table(document).rows[0]
-    results.save(document, tmp_path / "card" / triton_op.FILE_NAME)
+    results.save(document, tmp_path / "gpu" / triton_op.FILE_NAME)
     assert f"| {cell} |" in report.traced(tmp_path)

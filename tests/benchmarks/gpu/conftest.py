@@ -1,4 +1,4 @@
-"""A card, and a machine to measure on, made of the CPU."""
+"""A gpu, and a machine to measure on, made of the CPU."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from benchmarks.gpu import document as documents
-from benchmarks.gpu.document import Card, Document
+from benchmarks.gpu.document import Document, Gpu
 from benchmarks.gpu.suite import GpuCase, Row, run_case
 from benchmarks.gpu.timing import Call, Launches, Machine
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, sample
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, sample
 
-EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
-CARD: Card = {
+BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+GPU: Gpu = {
     "type": "cuda",
     "name": "Some GPU 80GB",
     "capability": "9.0",
@@ -28,7 +28,9 @@ CARD: Card = {
 WHO = (c.RELU_MINIMUM.name, c.CLAMP.name, c.OURS.name, c.OURS_MASK.name)
 CASES = [
     GpuCase("tiny image", "channel", (2, 3, 4, 5), torch.float32, WHO, in_place=False),
-    GpuCase("tiny dense", "neuron", (4, 8), torch.bfloat16, WHO, in_place=False, addends=("bias", "residual")),
+    GpuCase(
+        "tiny dense", "neuron", (4, 8), torch.bfloat16, WHO, in_place=False, bias_and_residual=("bias", "residual")
+    ),
 ]
 
 
@@ -62,17 +64,17 @@ def machine() -> Machine:
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Card:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A GPU that is not there."""
-    monkeypatch.setattr(documents, "describe_card", lambda: CARD)
-    return CARD
+    monkeypatch.setattr(documents, "describe_gpu", lambda: GPU)
+    return GPU
 
 
 @pytest.fixture
 def rows(machine: Machine) -> list[Row]:
-    return [row for case in CASES for row in run_case(case, EFFORT, machine)[0]]
+    return [row for case in CASES for row in run_case(case, BUDGET, machine)[0]]
 
 
 @pytest.fixture
-def document(card: Card, rows: list[Row]) -> Document:
+def document(gpu: Gpu, rows: list[Row]) -> Document:
     return {**documents.new_document(quick=False), "rows": rows, "complete": True}

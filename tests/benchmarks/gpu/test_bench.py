@@ -12,17 +12,17 @@ import torch
 
 from benchmarks import report
 from benchmarks.gpu import bench, suite, tables
-from benchmarks.gpu.document import Card, Document, folder_of, new_document
-from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, judge
+from benchmarks.gpu.document import Document, Gpu, folder_of, new_document
+from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, evaluate
 from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, Failure
 from benchmarks.resuming import go_on
 from benchmarks.running import INTERRUPTED
 from benchmarks.tables import MISSING
 from dreluop.backends import native
-from tests.benchmarks.gpu.conftest import CARD, CASES, EFFORT, WHO
+from tests.benchmarks.gpu.conftest import BUDGET, CASES, GPU, WHO
 
 PASSES = (FORWARD, BACKWARD, BOTH)
 
@@ -30,7 +30,7 @@ PASSES = (FORWARD, BACKWARD, BOTH)
 def test_cases_cover_what_the_targets_speak_of() -> None:
     found = suite.cases()
     assert len({(case.name, case.dtype) for case in found}) == len(found)
-    plain = [case for case in found if not case.addends]
+    plain = [case for case in found if not case.bias_and_residual]
     for low, high in ((2**26, 1.1 * 2**26), (0.95 * 2**30, 1.2 * 2**30)):
         seen = {(case.granularity, case.channels_last, case.dtype) for case in plain if low <= case.x_bytes <= high}
         inputs = {("channel", False), ("channel", True), ("layer", False), ("neuron", False)}
@@ -38,8 +38,8 @@ def test_cases_cover_what_the_targets_speak_of() -> None:
         assert len(seen) == 4 * len(inputs), "four dtypes each"
     small = [case for case in plain if case.x_bytes <= 2**20]
     assert {case.granularity for case in small} == {"channel", "layer", "neuron"}
-    assert {case.addends for case in found} == {(), ("bias",), ("residual",), ("bias", "residual")}
-    assert all({c.OURS.name, c.OURS_MASK.name} <= set(case.contenders) for case in found)
+    assert {case.bias_and_residual for case in found} == {(), ("bias",), ("residual",), ("bias", "residual")}
+    assert all({c.OURS.name, c.OURS_MASK.name} <= set(case.implementations) for case in found)
 
 
 def test_quick_cases_are_few() -> None:
@@ -49,7 +49,7 @@ def test_quick_cases_are_few() -> None:
 
 
 @pytest.mark.parametrize(
-    ("addends", "code", "forward", "backward"),
+    ("bias_and_residual", "code", "forward", "backward"),
     [
         ((), False, 2 * 240, 3 * 240),
         ((), True, 2 * 240 + 15, 2 * 240 + 15),
@@ -58,9 +58,9 @@ def test_quick_cases_are_few() -> None:
         (("bias", "residual"), True, 3 * 240 + 15, 2 * 240 + 15),
     ],
 )
-def test_byte_model(addends: tuple[str, ...], code: bool, forward: int, backward: int) -> None:
+def test_byte_model(bias_and_residual: tuple[str, ...], code: bool, forward: int, backward: int) -> None:
     # 60 elements of 4 bytes; their codes take 15.
-    case = replace(CASES[0], shape=(1, 3, 4, 5), addends=addends)
+    case = replace(CASES[0], shape=(1, 3, 4, 5), bias_and_residual=bias_and_residual)
     found = [suite.min_bytes(case, pass_, code=code) for pass_ in PASSES]
     assert found == [forward, backward, forward + backward]
 
@@ -74,9 +74,9 @@ def test_buffers_are_rotated_so_that_the_cache_is_cold(x_bytes: int, calls: int)
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rows(case: suite.GpuCase, machine: Machine) -> None:
-    rows, failures = suite.run_case(case, EFFORT, machine)
+    rows, failures = suite.run_case(case, BUDGET, machine)
     assert failures == []
-    found = {(row["pass"], row["contender"]): row for row in rows}
+    found = {(row["pass"], row["implementation"]): row for row in rows}
     assert set(found) == {(pass_, who) for pass_ in PASSES for who in (c.COPY, *WHO)}
     calls = suite.calls_per_graph(case.x_bytes, machine.cache_bytes)
     for (pass_, who), row in found.items():
@@ -101,25 +101,25 @@ def test_rows(case: suite.GpuCase, machine: Machine) -> None:
 
 
 def test_other_forms_and_fixed_caps_are_measured_once_each(machine: Machine) -> None:
-    found = {name for case in suite.cases() for name in case.contenders}
-    assert found == set(c.installed(tuple(c.CONTENDERS)))
-    compiled = [name for case in suite.cases() for name in case.contenders if c.CONTENDERS[name].compiled]
+    found = {name for case in suite.cases() for name in case.implementations}
+    assert found == set(c.installed(tuple(c.IMPLEMENTATIONS)))
+    compiled = [name for case in suite.cases() for name in case.implementations if c.IMPLEMENTATIONS[name].compiled]
     assert len(compiled) <= 14, "it takes seconds each"
     who = c.installed((*suite.OTHER_FORMS, *suite.FIXED))
-    case = replace(CASES[0], granularity="layer", contenders=who)
-    rows, failures = suite.run_case(case, EFFORT, machine)
+    case = replace(CASES[0], granularity="layer", implementations=who)
+    rows, failures = suite.run_case(case, BUDGET, machine)
     assert failures == []
-    assert {row["contender"] for row in rows} == {c.COPY, *who}
+    assert {row["implementation"] for row in rows} == {c.COPY, *who}
 
 
 def test_launches_that_cannot_be_counted_do_not_stop_the_rest(machine: Machine) -> None:
     def broken(_: Any) -> Any:
         raise RuntimeError("no profiler")
 
-    rows, failures = suite.run_case(CASES[0], EFFORT, replace(machine, launches=broken, peaks=lambda _: None))
+    rows, failures = suite.run_case(CASES[0], BUDGET, replace(machine, launches=broken, peaks=lambda _: None))
     assert len(rows) == 3 * (1 + len(WHO))
     assert {(row["kernels"], row["memsets"], row["peak_bytes"]) for row in rows} == {(None, None, None)}
-    assert [(f["contender"], f["reason"]) for f in failures] == [("launches", "RuntimeError: no profiler")]
+    assert [(f["implementation"], f["reason"]) for f in failures] == [("launches", "RuntimeError: no profiler")]
 
 
 def test_every_buffer_is_used_and_results_stay_until_all_are_there(
@@ -132,26 +132,28 @@ def test_every_buffer_is_used_and_results_stay_until_all_are_there(
         seen.append((x.data_ptr(), y.data_ptr()))
         return y
 
-    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", spy))
-    suite.run_case(replace(CASES[0], contenders=("spy",)), EFFORT, machine)
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "spy", c.Implementation("spy", spy))
+    suite.run_case(replace(CASES[0], implementations=("spy",)), BUDGET, machine)
     calls = suite.calls_per_graph(CASES[0].x_bytes, machine.cache_bytes)
     last = seen[-calls:]
     assert calls == 5
     assert len({x for x, _ in last}) == len({y for _, y in last}) == calls
 
 
-def test_a_contender_that_fails_is_left_out_with_its_reason(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_implementation_that_fails_is_left_out_with_its_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("no kernel\nmore")
 
     def wrong(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         return c.relu_minimum(x, cap, dim) + 1
 
-    monkeypatch.setitem(c.CONTENDERS, "broken", c.Contender("broken", broken))
-    monkeypatch.setitem(c.CONTENDERS, "wrong", c.Contender("wrong", wrong))
-    rows, failures = suite.run_case(replace(CASES[0], contenders=("broken", "wrong", "clamp")), EFFORT, machine)
-    assert {row["contender"] for row in rows} == {c.COPY, "clamp"}
-    assert [(f["contender"], f["reason"]) for f in failures] == [
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "broken", c.Implementation("broken", broken))
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "wrong", c.Implementation("wrong", wrong))
+    rows, failures = suite.run_case(replace(CASES[0], implementations=("broken", "wrong", "clamp")), BUDGET, machine)
+    assert {row["implementation"] for row in rows} == {c.COPY, "clamp"}
+    assert [(f["implementation"], f["reason"]) for f in failures] == [
         ("broken", "RuntimeError: no kernel"),
         ("wrong", "ValueError: wrong values: not timed"),
     ]
@@ -159,21 +161,21 @@ def test_a_contender_that_fails_is_left_out_with_its_reason(machine: Machine, mo
 
 def test_a_case_for_which_memory_is_short_is_left_out(machine: Machine) -> None:
     case = next(case for case in suite.cases() if case.x_bytes >= 2**30)
-    rows, failures = suite.run_case(case, EFFORT, replace(machine, free_bytes=lambda: 8 * 2**30))
+    rows, failures = suite.run_case(case, BUDGET, replace(machine, free_bytes=lambda: 8 * 2**30))
     assert rows == []
-    assert failures[0]["contender"] is None
+    assert failures[0]["implementation"] is None
     assert "free memory, and there are 8" in failures[0]["reason"]
 
 
 def test_interrupted_the_file_holds_the_cases_that_were_done(
-    tmp_path: Path, card: Card, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gpu: Gpu, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_case = suite.run_case
 
     def interrupted(case: suite.GpuCase, *_: Any) -> Any:
         if case is CASES[1]:
             raise KeyboardInterrupt
-        return run_case(case, EFFORT, machine)
+        return run_case(case, BUDGET, machine)
 
     monkeypatch.setattr(bench, "run_case", interrupted)
     path = tmp_path / "kernels.json"
@@ -181,7 +183,7 @@ def test_interrupted_the_file_holds_the_cases_that_were_done(
     kept = results.load(path)
     assert not kept["complete"]
     assert {row["case"] for row in kept["rows"]} == {"tiny image"}
-    monkeypatch.setattr(bench, "run_case", lambda case, *_: run_case(case, EFFORT, machine))
+    monkeypatch.setattr(bench, "run_case", lambda case, *_: run_case(case, BUDGET, machine))
     assert bench.measure(new_document(quick=False), CASES, machine, path) == 0
     assert results.load(path)["complete"]
 
@@ -198,27 +200,30 @@ def test_going_on_from_an_earlier_run(document: Document) -> None:
 
 
 def test_a_case_of_which_something_failed_is_measured_again(document: Document) -> None:
-    failure: Failure = {"case": CASES[0].name, "dtype": CASES[0].dtype_name, "contender": c.OURS.name, "reason": "why"}
+    failure: Failure = {
+        "case": CASES[0].name,
+        "dtype": CASES[0].dtype_name,
+        "implementation": c.OURS.name,
+        "reason": "why",
+    }
     made: Document = {**document, "rows": []}
     assert go_on(made, {**document, "failures": [failure]}, CASES, bench.SUITE) == CASES[:1]
     assert {row["case"] for row in made["rows"]} == {CASES[1].name}
 
 
-@pytest.mark.parametrize(
-    "change", [{"quick": True}, {"device": {**CARD, "driver": "other"}}, {"versions": {}}], ids=str
-)
+@pytest.mark.parametrize("change", [{"quick": True}, {"device": {**GPU, "driver": "other"}}, {"versions": {}}], ids=str)
 def test_an_earlier_run_of_something_else_is_refused(document: Document, change: dict[str, Any]) -> None:
     former: Document = {**document, **change}  # type: ignore[typeddict-item]
     with pytest.raises(ValueError, match=f"resume: got {next(iter(change))}"):
         go_on({**document, "rows": []}, former, CASES, bench.SUITE)
 
 
-def test_document(card: Card) -> None:
+def test_document(gpu: Gpu) -> None:
     made = new_document(quick=True)
     assert set(made) == set(Document.__annotations__)
     assert (made["quick"], made["complete"], made["rows"], made["failures"]) == (True, False, [], [])
     assert json.loads(json.dumps(made)) == made
-    assert folder_of(CARD) == results.RESULTS / "some-gpu-80gb"
+    assert folder_of(GPU) == results.RESULTS / "some-gpu-80gb"
 
 
 def row_like(row: suite.Row, **changes: Any) -> suite.Row:
@@ -226,27 +231,27 @@ def row_like(row: suite.Row, **changes: Any) -> suite.Row:
 
 
 def test_targets(rows: list[suite.Row]) -> None:
-    like = next(row for row in rows if row["case"] == "tiny image" and row["contender"] == c.OURS.name)
+    like = next(row for row in rows if row["case"] == "tiny image" and row["implementation"] == c.OURS.name)
     large = row_like(like, x_bytes=suite.LARGE, fraction_of_copy=0.94, ms=1.0, kernels=1, **{"pass": FORWARD})
     share = Target(FORWARD, c.COPY, 0.95, ("float32",))
-    assert [verdict.met for verdict in judge(share, [large])] == [False]
-    assert [verdict.met for verdict in judge(share, [row_like(large, fraction_of_copy=0.95)])] == [True]
+    assert [verdict.met for verdict in evaluate(share, [large])] == [False]
+    assert [verdict.met for verdict in evaluate(share, [row_like(large, fraction_of_copy=0.95)])] == [True]
     for other in (
-        row_like(large, addends=["bias"]),
+        row_like(large, bias_and_residual=["bias"]),
         row_like(large, dtype="float64"),
         row_like(large, x_bytes=9),
     ):
-        assert judge(share, [other]) == []
-    rival = row_like(large, contender=c.CLAMP.name, ms=4.0)
-    assert judge(Target(FORWARD, c.CLAMP.name, 4), [large, rival])[0].met
-    assert not judge(Target(FORWARD, c.CLAMP.name, 4.1), [large, rival])[0].met
-    assert judge(Target(FORWARD, c.CLAMP.name, 4), [large]) == [], "not measured"
-    assert not judge(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=2)])[0].met
-    assert judge(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=None)]) == []
+        assert evaluate(share, [other]) == []
+    rival = row_like(large, implementation=c.CLAMP.name, ms=4.0)
+    assert evaluate(Target(FORWARD, c.CLAMP.name, 4), [large, rival])[0].met
+    assert not evaluate(Target(FORWARD, c.CLAMP.name, 4.1), [large, rival])[0].met
+    assert evaluate(Target(FORWARD, c.CLAMP.name, 4), [large]) == [], "not measured"
+    assert not evaluate(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=2)])[0].met
+    assert evaluate(Target(FORWARD, LAUNCHES, 1), [row_like(large, kernels=None)]) == []
 
 
 def test_the_targets_of_the_plan() -> None:
-    limits = {(t.pass_, t.against, t.contender, t.small): t.limit for t in TARGETS}
+    limits = {(t.pass_, t.against, t.implementation, t.small): t.limit for t in TARGETS}
     assert limits[FORWARD, c.COPY, c.OURS.name, False] == 0.95
     assert limits[BACKWARD, c.COPY, c.OURS.name, False] == 0.92
     assert limits[BACKWARD, LAUNCHES, c.OURS.name, False] == 1
@@ -268,17 +273,17 @@ def test_tables_and_headline(document: Document) -> None:
     assert "interrupted: not all cases" in tables.headline({**document, "complete": False})
 
 
-def test_the_report_tells_cards_from_processors(tmp_path: Path, document: Document) -> None:
-    results.save(document, tmp_path / "card" / results.FILE_NAME)
+def test_the_report_tells_gpus_from_processors(tmp_path: Path, document: Document) -> None:
+    results.save(document, tmp_path / "gpu" / results.FILE_NAME)
     marks = "".join(f"<!-- report:{name}:begin -->\n<!-- report:{name}:end -->\n" for name in ("kernels", "gpu"))
-    processors, cards = report.updated(marks, tmp_path).split("<!-- report:gpu:begin -->")
+    processors, GPUs = report.updated(marks, tmp_path).split("<!-- report:gpu:begin -->")
     assert "Nothing has been measured yet." in processors
-    assert "Some GPU 80GB" in cards and "| tiny image | 2x3x4x5 | fp32 |" in cards
+    assert "Some GPU 80GB" in GPUs and "| tiny image | 2x3x4x5 | fp32 |" in GPUs
 
 
-def test_of_the_targets_alone_no_case_is_told(tmp_path: Path, document: Document) -> None:
+def test_of_the_targets_alone_no_case_is_reported(tmp_path: Path, document: Document) -> None:
     assert report.gpu_targets(tmp_path) == report.NOTHING
-    results.save(document, tmp_path / "card" / results.FILE_NAME)
+    results.save(document, tmp_path / "gpu" / results.FILE_NAME)
     targets, everything = report.gpu_targets(tmp_path), report.gpu(tmp_path)
     assert "Some GPU 80GB" in targets and "| backward: bandwidth of a copy |" in targets
     assert "| tiny image |" in everything and "| tiny image |" not in targets
@@ -329,8 +334,8 @@ def test_the_reference_is_not_measured_unasked(
 
 def test_triton_stands_beside_the_default_kernels(document: Document) -> None:
     assert c.OURS_TRITON.name in suite.EAGER
-    ours = [row for row in document["rows"] if row["contender"] == c.OURS.name]
-    changes = {"contender": c.OURS_TRITON.name, "fraction_of_copy": 0.9}
+    ours = [row for row in document["rows"] if row["implementation"] == c.OURS.name]
+    changes = {"implementation": c.OURS_TRITON.name, "fraction_of_copy": 0.9}
     by_triton = [row_like(row, ms=2 * row["ms"], **changes) for row in ours]
     table = tables.case_table({**document, "rows": [*document["rows"], *by_triton]})
     for line in table.rows:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import execute
-from benchmarks.gpu.document import Card, folder_of
+from benchmarks.gpu.document import Gpu, folder_of
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
 from benchmarks.gpu.stages import STAGES, Context
 from tests.benchmarks.gpu.limits import limit_is_reached_when
@@ -79,14 +79,14 @@ class Fakes:
 OK = Outcome(PASSED)
 
 
-def run(fakes: Fakes, card: Card, limit: float | None = None) -> list[Record]:
-    return command.run(fakes.stages(), Context(card, fakes.folder, command.STAGE_LIMIT), limit)
+def run(fakes: Fakes, gpu: Gpu, limit: float | None = None) -> list[Record]:
+    return command.run(fakes.stages(), Context(gpu, fakes.folder, command.STAGE_LIMIT), limit)
 
 
-def test_records_are_written_as_each_stage_ends(tmp_path: Path, card: Card) -> None:
+def test_records_are_written_as_each_stage_ends(tmp_path: Path, gpu: Gpu) -> None:
     outcomes = {"build": OK, "smoke": Outcome(FAILED, "wrong"), "tests": ValueError("broken"), "bench": OK}
     fakes = Fakes(tmp_path, outcomes)
-    run(fakes, card)
+    run(fakes, gpu)
     assert fakes.found_before == {
         "build": set(),
         "smoke": {"stage-build.json"},
@@ -102,23 +102,23 @@ def test_records_are_written_as_each_stage_ends(tmp_path: Path, card: Card) -> N
     ]
     for record in found.values():
         assert set(record) == set(Record.__annotations__)
-        assert record["device"] == card
+        assert record["device"] == gpu
         assert record["versions"]["torch"] == torch.__version__
 
 
-def test_nothing_runs_after_a_failed_build(tmp_path: Path, card: Card) -> None:
+def test_nothing_runs_after_a_failed_build(tmp_path: Path, gpu: Gpu) -> None:
     fakes = Fakes(tmp_path, {"build": Outcome(FAILED, "no nvcc"), "smoke": OK, "bench": OK})
-    records = run(fakes, card)
+    records = run(fakes, gpu)
     assert fakes.ran == ["build"]
     assert [(r["status"], r["reason"]) for r in records[1:]] == [(NOT_RUN, "the build failed")] * 2
     assert json.loads((tmp_path / "stage-bench.json").read_text())["status"] == NOT_RUN
 
 
-def test_a_limit_of_the_whole_run(tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_of_the_whole_run(tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 50.0, 50.0, 95.0, 95.0, 95.0])
     monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
     fakes = Fakes(tmp_path, {"build": OK, "smoke": OK, "tests": OK})
-    records = run(fakes, card, 100)
+    records = run(fakes, gpu, 100)
     assert fakes.limits == {"build": 100, "smoke": 50}
     assert (records[2]["status"], records[2]["reason"]) == (NOT_RUN, command.NO_TIME)
 
@@ -134,7 +134,7 @@ def test_a_limit_of_the_whole_run(tmp_path: Path, card: Card, monkeypatch: pytes
 )
 def test_exit_code(
     tmp_path: Path,
-    card: Card,
+    gpu: Gpu,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     outcomes: dict[str, Outcome],
@@ -142,7 +142,7 @@ def test_exit_code(
 ) -> None:
     fakes = Fakes(tmp_path, outcomes)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(command, "describe_card", lambda: card)
+    monkeypatch.setattr(command, "describe_gpu", lambda: gpu)
     monkeypatch.setattr(command, "STAGES", {**STAGES, **fakes.stages()})
     # The order is that of the stages, not that of the request.
     assert command.main(["--stage", "large,smoke", "--out", str(tmp_path)]) == code
@@ -153,15 +153,15 @@ def test_exit_code(
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["", "resume"])
-def test_benchmarks_go_on_from_the_folder_of_the_card(
-    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch, resume: bool
+def test_benchmarks_go_on_from_the_folder_of_the_gpu(
+    tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     seen: list[Context] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(command, "describe_card", lambda: card)
+    monkeypatch.setattr(command, "describe_gpu", lambda: gpu)
     monkeypatch.setattr(command, "STAGES", {**STAGES, "bench": lambda context: (seen.append(context), OK)[1]})
     assert command.main(["--stage", "bench", "--out", str(tmp_path)] + ["--resume"] * resume) == 0
-    assert [(one.folder, one.resume) for one in seen] == [(tmp_path, folder_of(card) if resume else None)]
+    assert [(one.folder, one.resume) for one in seen] == [(tmp_path, folder_of(gpu) if resume else None)]
 
 
 def test_no_quick_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_an_outcome_gives_a_reason_exactly_where_it_did_not_pass(status: str, re
         Outcome(status, reason)
 
 
-def test_a_stage_that_takes_too_long_is_told_to_end_and_leaves_what_it_has(
+def test_a_stage_that_takes_too_long_is_asked_to_end_and_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = (

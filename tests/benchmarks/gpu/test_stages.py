@@ -14,7 +14,7 @@ import pytest
 from benchmarks.compiled.suite import CASES
 from benchmarks.gpu import execute as execution
 from benchmarks.gpu import pytests, sanitizer, stages
-from benchmarks.gpu.document import Card
+from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.execute import Finished
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.running import OUT_OF_TIME
@@ -58,7 +58,7 @@ REFUSED = "========= COMPUTE-SANITIZER\n========= Error: Device not supported. P
     ],
 )
 def test_what_a_sanitizer_said(done: Finished, status: str, reason: str | None) -> None:
-    outcome = sanitizer.judge(done, 100)
+    outcome = sanitizer.evaluate(done, 100)
     assert outcome.status == status
     assert outcome.reason == reason or (reason is not None and (outcome.reason or "").startswith(reason))
 
@@ -180,7 +180,7 @@ def test_without_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_run_that_was_stopped_failed() -> None:
-    assert pytests.judge(0, True, {"gpu passed": 5}, 100).reason == "stopped after 100 s"
+    assert pytests.evaluate(0, True, {"gpu passed": 5}, 100).reason == "stopped after 100 s"
 
 
 SLOW = (
@@ -254,7 +254,7 @@ def test_gpu_ends_all():
 
 def test_gpu_late(): pass
 """,
-    "test_no_card.py": "def test_of_the_cpu(): pass\n",
+    "test_no_gpu.py": "def test_of_the_cpu(): pass\n",
     "test_skipped.py": SKIPPED,
     "test_second.py": "import pytest\n@pytest.fixture\ndef made(): assert False\ndef test_gpu_later(made): pass\n",
 }
@@ -312,8 +312,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str,
     return found
 
 
-def test_build_is_for_the_card(tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]]) -> None:
-    outcome = stages.build(stages.Context(card, tmp_path, 100))
+def test_build_is_for_the_gpu(tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    outcome = stages.build(stages.Context(gpu, tmp_path, 100))
     ((command, environment),) = commands
     assert command[1:] == ["setup.py", "build_ext", "--inplace"]
     assert environment == {"DRELUOP_BUILD": "cuda", "DRELUOP_CUDA_ARCHS": "90"}
@@ -323,9 +323,9 @@ def test_build_is_for_the_card(tmp_path: Path, card: Card, commands: list[tuple[
 
 @pytest.mark.parametrize("name", ["smoke", "tests", "graphs", "large"])
 def test_stages_of_tests_name_files_that_exist(
-    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str
+    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str
 ) -> None:
-    outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100))
+    outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100))
     assert outcome.status == FAILED
     ((command, environment),) = commands
     assert environment["DRELUOP_REQUIRE_CUDA"] == "1"
@@ -345,7 +345,7 @@ def test_stages_of_tests_name_files_that_exist(
 )
 def test_a_benchmark_that_fails(
     tmp_path: Path,
-    card: Card,
+    gpu: Gpu,
     commands: list[tuple[list[str], dict[str, str]]],
     name: str,
     module: list[str],
@@ -354,7 +354,7 @@ def test_a_benchmark_that_fails(
     # What an earlier run left is not taken for this one's.
     for file in ("kernels.json", "scaling.json", "compiled.json", "models.json"):
         (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
-    outcome = stages.STAGES[name](stages.Context(card, tmp_path, 100, quick=True))
+    outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
     assert outcome.details == {"rows": 0, "not measured": [], "missing": []}
     assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
@@ -369,11 +369,11 @@ def test_a_benchmark_that_fails(
         ("models", "models.json"),
     ],
 )
-def test_benchmarks_go_on_from_the_files_of_the_card(
-    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, file: str
+def test_benchmarks_go_on_from_the_files_of_the_gpu(
+    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str, file: str
 ) -> None:
     former = tmp_path / "results"
-    context = stages.Context(card, tmp_path, 100, resume=former)
+    context = stages.Context(gpu, tmp_path, 100, resume=former)
     stages.STAGES[name](context)
     former.mkdir()
     (former / file).write_text("{}")
@@ -391,9 +391,9 @@ def test_the_compiled_networks_fit_the_limit_of_their_stage() -> None:
 
 @pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "165"), ("models", "485")])
 def test_some_benchmarks_leave_time_for_others(
-    tmp_path: Path, card: Card, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
+    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
 ) -> None:
-    stages.STAGES[name](stages.Context(card, tmp_path, 500))
+    stages.STAGES[name](stages.Context(gpu, tmp_path, 500))
     command = commands[0][0]
     assert command[command.index("--limit") + 1] == limit
 
@@ -402,9 +402,9 @@ def test_some_benchmarks_leave_time_for_others(
     ("code", "timed_out", "failures", "status", "reason"),
     [
         (0, False, [], PASSED, None),
-        (0, False, [{"contender": "clamp"}], PASSED, None),
-        (0, False, [{"contender": "dreluop, Triton"}], FAILED, "a case, float32: why"),
-        (0, False, [{"contender": None}], FAILED, "a case, float32: why"),
+        (0, False, [{"implementation": "clamp"}], PASSED, None),
+        (0, False, [{"implementation": "dreluop, Triton"}], FAILED, "a case, float32: why"),
+        (0, False, [{"implementation": None}], FAILED, "a case, float32: why"),
         (OUT_OF_TIME, False, [], FAILED, "not all cases within 85 s"),
         (-9, True, [], FAILED, "stopped after 100 s"),
     ],
@@ -412,7 +412,7 @@ def test_some_benchmarks_leave_time_for_others(
 )
 def test_a_benchmark_that_wrote_a_file(
     tmp_path: Path,
-    card: Card,
+    gpu: Gpu,
     monkeypatch: pytest.MonkeyPatch,
     code: int,
     timed_out: bool,
@@ -426,6 +426,6 @@ def test_a_benchmark_that_wrote_a_file(
         return Finished(code, "", timed_out)
 
     monkeypatch.setattr(stages, "execute", execute)
-    outcome = stages.bench(stages.Context(card, tmp_path, 100))
+    outcome = stages.bench(stages.Context(gpu, tmp_path, 100))
     assert (outcome.status, outcome.reason) == (status, reason)
     assert outcome.details["rows"] == 2

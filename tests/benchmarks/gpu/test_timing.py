@@ -1,4 +1,4 @@
-"""How launches are told apart, without a card; `tests/gpu/test_measuring.py` has what needs one."""
+"""How launches are distinguished, without a GPU; `tests/gpu/test_measuring.py` has what needs one."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.kernels import __main__ as command
 from benchmarks.kernels import measure, suite
-from benchmarks.kernels.measure import Effort
+from benchmarks.kernels.measure import Budget
 
-EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 
 
 class Clock:
@@ -38,8 +38,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def effort() -> Effort:
-    return EFFORT
+def budget() -> Budget:
+    return BUDGET
 
 
 CASES = [
@@ -57,14 +57,14 @@ def tiny_cases() -> list[suite.Case]:
 @pytest.fixture(scope="session")
 def tiny_rows() -> list[suite.Row]:
     """What measuring them gave, once."""
-    return [row for case in CASES for row in suite.run_case(case, EFFORT)[0]]
+    return [row for case in CASES for row in suite.run_case(case, BUDGET)[0]]
 
 
 @pytest.fixture
 def tiny_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run, of the command line too, measures the tiny cases with little effort."""
+    """Every run, of the command line too, measures the tiny cases with little budget."""
     for module in (suite, command):
         monkeypatch.setattr(module, "cases", lambda **_: CASES)
     for name in ("FULL", "QUICK"):
-        monkeypatch.setattr(command, name, EFFORT)
-    monkeypatch.setattr(suite, "DEMO", EFFORT)
+        monkeypatch.setattr(command, name, BUDGET)
+    monkeypatch.setattr(suite, "DEMO", BUDGET)

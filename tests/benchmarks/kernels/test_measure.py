@@ -14,7 +14,7 @@ import torch
 from benchmarks.kernels import measure
 from benchmarks.kernels.measure import (
     LARGE_PAGE,
-    Effort,
+    Budget,
     Timed,
     fresh_memory,
     interleave,
@@ -26,17 +26,17 @@ from tests.benchmarks.kernels.conftest import Clock
 
 
 def test_times_are_those_of_the_steps(clock: Clock) -> None:
-    contender = Timed("two", (lambda _: clock.sleep(2e-3), lambda _: clock.sleep(6e-3)))
-    found = interleave([contender], Effort(seconds=0, min_samples=5, max_samples=5, warmup=1))["two"]
+    implementation = Timed("two", (lambda _: clock.sleep(2e-3), lambda _: clock.sleep(6e-3)))
+    found = interleave([implementation], Budget(seconds=0, min_samples=5, max_samples=5, warmup=1))["two"]
     first, second, both = (found.steps(slice(*of)).seconds().median for of in ((0, 1), (1, 2), (0, 2)))
     assert (first, second, both) == pytest.approx((2e-3, 6e-3, 8e-3))
     assert [sum(laps) for laps in found.laps] == pytest.approx([8e-3] * 5)
 
 
 def test_preparation_is_not_timed(clock: Clock) -> None:
-    contender = Timed("prepared", (lambda _: None,), prepare=lambda: clock.sleep(5e-3))
-    effort = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
-    assert interleave([contender], effort)["prepared"].seconds().minimum == pytest.approx(1e-9)
+    implementation = Timed("prepared", (lambda _: None,), prepare=lambda: clock.sleep(5e-3))
+    budget = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+    assert interleave([implementation], budget)["prepared"].seconds().minimum == pytest.approx(1e-9)
 
 
 def test_each_step_gets_the_result_of_the_one_before_and_each_call_starts_anew() -> None:
@@ -50,7 +50,7 @@ def test_each_step_gets_the_result_of_the_one_before_and_each_call_starts_anew()
         seen.append(value)
         return 2
 
-    interleave([Timed("chain", (first, second), lambda: seen.append("prepare"))], Effort(0, 2, 2, 1, 0))
+    interleave([Timed("chain", (first, second), lambda: seen.append("prepare"))], Budget(0, 2, 2, 1, 0))
     assert seen == ["prepare", None, 1] * 3
 
 
@@ -74,7 +74,7 @@ def test_results_live_until_the_last_step_and_are_gone_before_the_next_call() ->
     def prepare() -> None:
         alive_in_preparation.extend(one() is not None for one in made)
 
-    interleave([Timed("chain", (first, second, lambda _: None), prepare)], Effort(0, 2, 2, 1, 0))
+    interleave([Timed("chain", (first, second, lambda _: None), prepare)], Budget(0, 2, 2, 1, 0))
     assert alive_in_second_step == [True] * 3
     assert alive_in_preparation == [False] * (2 + 4)
 
@@ -86,7 +86,7 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
         nonlocal calls
         calls += 1
 
-    found = interleave([Timed("short", (count,))], Effort(0, 4, 4, warmup=3, sample_seconds=1e-4))["short"]
+    found = interleave([Timed("short", (count,))], Budget(0, 4, 4, warmup=3, sample_seconds=1e-4))["short"]
     assert found.number > 10
     assert calls == 3 + 4 * found.number
     assert found.seconds().median < 1e-4 / 10
@@ -95,26 +95,26 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
 def test_all_take_turns_in_changing_order() -> None:
     calls: list[str] = []
     names = ("a", "b", "c")
-    contenders = [Timed(name, (lambda _, name=name: calls.append(name),)) for name in names]
-    interleave(contenders, Effort(0, 20, 20, warmup=1, sample_seconds=0))
+    implementations = [Timed(name, (lambda _, name=name: calls.append(name),)) for name in names]
+    interleave(implementations, Budget(0, 20, 20, warmup=1, sample_seconds=0))
     rounds = [tuple(calls[i : i + 3]) for i in range(3, len(calls), 3)]
     assert len(rounds) == 20
     assert all(sorted(one) == list(names) for one in rounds)
     assert len(set(rounds)) > 3
 
 
-def test_a_slow_contender_is_sampled_less_but_spread_over_the_run(clock: Clock) -> None:
+def test_a_slow_implementation_is_sampled_less_but_spread_over_the_run(clock: Clock) -> None:
     calls: list[str] = []
 
     def record(name: str, seconds: float) -> None:
         calls.append(name)
         clock.sleep(seconds)
 
-    contenders = [
+    implementations = [
         Timed("slow", (lambda _: record("slow", 20e-3),)),
         Timed("fast", (lambda _: record("fast", 1e-3),)),
     ]
-    found = interleave(contenders, Effort(0.06, min_samples=2, max_samples=10, warmup=1, sample_seconds=0))
+    found = interleave(implementations, Budget(0.06, min_samples=2, max_samples=10, warmup=1, sample_seconds=0))
     assert 2 <= len(found["slow"].laps) <= 3
     assert len(found["fast"].laps) == 10
     # Half-way through the fast ones, about half of the slow ones are done.
@@ -125,11 +125,11 @@ def test_a_slow_contender_is_sampled_less_but_spread_over_the_run(clock: Clock) 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts on Linux's page size and allocator")
 def test_page_faults_of_a_fresh_tensor_are_counted() -> None:
     size = 64 * 2**20
-    contenders = [
+    implementations = [
         Timed("fresh", (lambda _: torch.ones(size, dtype=torch.uint8),), release_free_memory),
         Timed("reused", (lambda _: None,)),
     ]
-    found = interleave(contenders, Effort(0, 3, 3, warmup=1, sample_seconds=0))
+    found = interleave(implementations, Budget(0, 3, 3, warmup=1, sample_seconds=0))
     # Huge pages, where the system gives them unasked, make it fewer.
     assert size / 2**21 <= found["fresh"].page_faults() <= 1.1 * size / 4096
     assert found["reused"].page_faults() < 10
@@ -146,10 +146,10 @@ def test_released_memory_faults_again() -> None:
         above.append(torch.ones(16 * 1024, dtype=torch.uint8))
         return result
 
-    effort = Effort(0, 3, 3, warmup=2, sample_seconds=0)
+    budget = Budget(0, 3, 3, warmup=2, sample_seconds=0)
     # One after the other: trimming for one would take the hole away from the other.
-    hole = interleave([Timed("hole", (allocate,))], effort)["hole"].page_faults()
-    trimmed = interleave([Timed("trimmed", (allocate,), release_free_memory)], effort)["trimmed"].page_faults()
+    hole = interleave([Timed("hole", (allocate,))], budget)["hole"].page_faults()
+    trimmed = interleave([Timed("trimmed", (allocate,), release_free_memory)], budget)["trimmed"].page_faults()
     pages = blocks * 16 * 1024 / resource.getpagesize()
     assert hole < 0.1 * pages < 0.5 * pages < trimmed
 
@@ -177,7 +177,7 @@ def test_garbage_collection_is_off_while_timing_only() -> None:
 
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="stop"):
-        interleave([Timed("fails", (fail,))], Effort(0, 1, 1, 1, 0))
+        interleave([Timed("fails", (fail,))], Budget(0, 1, 1, 1, 0))
     assert states == [False]
     assert gc.isenabled()
 
@@ -200,16 +200,16 @@ def test_threads_are_set_and_restored() -> None:
     ("call", "error", "message"),
     [
         (lambda: summarize([]), ValueError, "samples: got none"),
-        (lambda: Effort(seconds=-1), ValueError, "seconds: got -1"),
-        (lambda: Effort(seconds=float("nan")), ValueError, "seconds: got nan"),
-        (lambda: Effort(warmup=0), ValueError, "warmup: got 0"),
-        (lambda: Effort(min_samples=9, max_samples=8), ValueError, "min_samples, max_samples: got 9 and 8"),
+        (lambda: Budget(seconds=-1), ValueError, "seconds: got -1"),
+        (lambda: Budget(seconds=float("nan")), ValueError, "seconds: got nan"),
+        (lambda: Budget(warmup=0), ValueError, "warmup: got 0"),
+        (lambda: Budget(min_samples=9, max_samples=8), ValueError, "min_samples, max_samples: got 9 and 8"),
         (
-            lambda: interleave([Timed("a", (lambda _: None,))] * 2, Effort()),
+            lambda: interleave([Timed("a", (lambda _: None,))] * 2, Budget()),
             ValueError,
-            r"contenders: got the names \['a', 'a'\]",
+            r"implementations: got the names \['a', 'a'\]",
         ),
-        (lambda: interleave([Timed("a", ())], Effort()), ValueError, "contenders: 'a' has no steps"),
+        (lambda: interleave([Timed("a", ())], Budget()), ValueError, "implementations: 'a' has no steps"),
         (lambda: threads(0).__enter__(), ValueError, "threads: got 0"),
         (lambda: threads(2.0).__enter__(), TypeError, "threads: got float"),  # type: ignore[arg-type]
         (lambda: threads(True).__enter__(), TypeError, "threads: got bool"),

@@ -67,7 +67,7 @@ def test_check_detects_a_changed_result(document: Path, folder: Path) -> None:
     (path,) = folder.glob("*/*.json")
     made = json.loads(path.read_text())
     for row in made["rows"]:
-        if row["contender"] == "dreluop" and row["pass"] == "forward":
+        if row["implementation"] == "dreluop" and row["pass"] == "forward":
             row["ms"] *= 2
     path.write_text(json.dumps(made))
     assert check(document, folder) == 1

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Effort
+from benchmarks.kernels.measure import Budget
 from dreluop.backends import reference
 from tests.benchmarks.kernels.conftest import Clock
 
@@ -22,10 +22,10 @@ from tests.benchmarks.kernels.conftest import Clock
     ],
     ids=lambda case: case.name,
 )
-def test_rows(case: suite.Case, effort: Effort) -> None:
-    rows, failures = suite.run_case(case, effort)
+def test_rows(case: suite.Case, budget: Budget) -> None:
+    rows, failures = suite.run_case(case, budget)
     assert failures == []
-    found = {(row["pass"], row["contender"]): row for row in rows}
+    found = {(row["pass"], row["implementation"]): row for row in rows}
     assert len(found) == len(rows)
     for pass_ in (suite.FORWARD, suite.BACKWARD, suite.BOTH, suite.IN_PLACE):
         floor = c.COPY if pass_ == suite.IN_PLACE else c.CLONE
@@ -35,11 +35,11 @@ def test_rows(case: suite.Case, effort: Effort) -> None:
         assert set(row) == set(suite.Row.__annotations__)
         assert 0 < row["min_ms"] <= row["q1_ms"] <= row["ms"] <= row["q3_ms"]
         assert row["ratio_to_floor"] == pytest.approx(row["ms"] / row["floor_ms"])
-        assert row["samples"] == effort.min_samples
+        assert row["samples"] == budget.min_samples
         assert (row["mode"], row["threads"]) == ("hot", torch.get_num_threads())
-        if row["contender"] in suite.EAGER and row["pass"] != suite.IN_PLACE:
-            assert row["saves_x"] == (row["contender"] != c.OURS.name)
-            assert row["saves_y"] == (row["contender"] != c.CLAMP.name)
+        if row["implementation"] in suite.EAGER and row["pass"] != suite.IN_PLACE:
+            assert row["saves_x"] == (row["implementation"] != c.OURS.name)
+            assert row["saves_y"] == (row["implementation"] != c.CLAMP.name)
         else:
             assert row["saved_bytes"] is row["saves_x"] is row["saves_y"] is None
         assert row["x_bytes"] == torch.Size(case.shape).numel() * case.dtype.itemsize
@@ -50,75 +50,79 @@ def test_rows(case: suite.Case, effort: Effort) -> None:
         assert both["gb_per_s"] == pytest.approx(both["min_bytes"] / both["ms"] * 1e-6)
 
 
-def test_every_contender_can_be_measured(effort: Effort) -> None:
-    who = c.installed(tuple(name for name, of in c.CONTENDERS.items() if not of.compiled and of is not c.OURS_TRITON))
-    rows, failures = suite.run_case(suite.Case("layer", "layer", (2, 3, 4, 5), torch.bfloat16, who), effort)
+def test_every_implementation_can_be_measured(budget: Budget) -> None:
+    who = c.installed(
+        tuple(name for name, of in c.IMPLEMENTATIONS.items() if not of.compiled and of is not c.OURS_TRITON)
+    )
+    rows, failures = suite.run_case(suite.Case("layer", "layer", (2, 3, 4, 5), torch.bfloat16, who), budget)
     assert failures == []
-    assert {row["contender"] for row in rows if row["pass"] == suite.BOTH} == {c.CLONE, *who}
-    inplace = {name for name in who if c.CONTENDERS[name].inplace is not None}
-    assert {row["contender"] for row in rows if row["pass"] == suite.IN_PLACE} == {c.COPY, *inplace}
+    assert {row["implementation"] for row in rows if row["pass"] == suite.BOTH} == {c.CLONE, *who}
+    inplace = {name for name in who if c.IMPLEMENTATIONS[name].inplace is not None}
+    assert {row["implementation"] for row in rows if row["pass"] == suite.IN_PLACE} == {c.COPY, *inplace}
 
 
-def test_a_contender_that_fails_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+def test_a_implementation_that_fails_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
     def wrong(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         return c.relu_minimum(x, cap, dim) + 1
 
-    monkeypatch.setitem(c.CONTENDERS, "wrong", c.Contender("wrong", wrong, wrong))
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "wrong", c.Implementation("wrong", wrong, wrong))
     case = suite.Case("dense", "neuron", (6, 7), torch.float32, ("wrong", c.OURS.name))
-    rows, failures = suite.run_case(case, effort)
-    assert {row["contender"] for row in rows} == {c.CLONE, c.COPY, c.OURS.name}
+    rows, failures = suite.run_case(case, budget)
+    assert {row["implementation"] for row in rows} == {c.CLONE, c.COPY, c.OURS.name}
     reason = "ValueError: wrong values: not timed"
-    assert failures == [{"case": "dense", "dtype": "float32", "contender": "wrong", "reason": reason}]
+    assert failures == [{"case": "dense", "dtype": "float32", "implementation": "wrong", "reason": reason}]
     with pytest.raises(RuntimeError, match="wrong: ValueError: wrong values"):
-        list(suite.run([case], effort, 1))
+        list(suite.run([case], budget, 1))
 
 
-def test_threads_of_a_case(effort: Effort) -> None:
+def test_threads_of_a_case(budget: Budget) -> None:
     before = torch.get_num_threads()
     case = suite.Case("dense", "neuron", (6, 7), torch.float32, (c.OURS.name,), threads=before + 1)
-    assert {row["threads"] for row in suite.run_case(case, effort)[0]} == {before + 1}
+    assert {row["threads"] for row in suite.run_case(case, budget)[0]} == {before + 1}
     assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(("cache", "mode"), [(2 * 4 * 42, "hot"), (2 * 4 * 42 - 1, "cold")])
 def test_x_and_y_beyond_the_cache_are_cold(
-    monkeypatch: pytest.MonkeyPatch, effort: Effort, cache: int, mode: str
+    monkeypatch: pytest.MonkeyPatch, budget: Budget, cache: int, mode: str
 ) -> None:
     monkeypatch.setattr(suite, "last_level_cache", lambda: cache)
-    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, (c.OURS.name,)), effort)
+    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, (c.OURS.name,)), budget)
     assert {row["mode"] for row in rows} == {mode}
 
 
-def test_no_in_place_rows_unless_asked(effort: Effort) -> None:
+def test_no_in_place_rows_unless_asked(budget: Budget) -> None:
     case = suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER, in_place=False)
-    assert suite.IN_PLACE not in {row["pass"] for row in suite.run_case(case, effort)[0]}
+    assert suite.IN_PLACE not in {row["pass"] for row in suite.run_case(case, budget)[0]}
 
 
-def test_forward_and_backward_are_told_apart(monkeypatch: pytest.MonkeyPatch, effort: Effort, clock: Clock) -> None:
+def test_forward_and_backward_are_distinguished(monkeypatch: pytest.MonkeyPatch, budget: Budget, clock: Clock) -> None:
     def slow_forward(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         clock.sleep(10e-3)
         return c.ours(x, cap, dim)
 
-    monkeypatch.setitem(c.CONTENDERS, "slow", c.Contender("slow", slow_forward))
-    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, ("slow",)), effort)
-    fastest = {row["pass"]: row["min_ms"] for row in rows if row["contender"] == "slow"}
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "slow", c.Implementation("slow", slow_forward))
+    rows, _ = suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, ("slow",)), budget)
+    fastest = {row["pass"]: row["min_ms"] for row in rows if row["implementation"] == "slow"}
     assert fastest.keys() == {suite.FORWARD, suite.BACKWARD, suite.BOTH}, "there is no in-place form"
     assert (fastest[suite.BACKWARD], fastest[suite.FORWARD]) == pytest.approx((1e-6, 10))
 
 
 @pytest.mark.parametrize(("limit", "trims"), [(4 * 42, True), (4 * 42 + 1, False)])
 def test_free_memory_is_released_before_calls_on_large_tensors(
-    monkeypatch: pytest.MonkeyPatch, effort: Effort, limit: int, trims: bool
+    monkeypatch: pytest.MonkeyPatch, budget: Budget, limit: int, trims: bool
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(suite, "LARGE", limit)
     monkeypatch.setattr(suite, "fresh_memory", lambda size: lambda: calls.append(size))
-    suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER), effort)
-    per_contender = effort.warmup + effort.min_samples
-    assert calls == [suite.TENSORS_OF_A_CALL * 4 * 42] * ((1 + len(suite.EAGER)) * per_contender * trims)
+    suite.run_case(suite.Case("dense", "neuron", (6, 7), torch.float32, suite.EAGER), budget)
+    per_implementation = budget.warmup + budget.min_samples
+    assert calls == [suite.TENSORS_OF_A_CALL * 4 * 42] * ((1 + len(suite.EAGER)) * per_implementation * trims)
 
 
-def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatch, effort: Effort) -> None:
+def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatch, budget: Budget) -> None:
     case = suite.Case("dense", "neuron", (6, 7), torch.float32, ("spy",))
     data = suite.make_data(case)
     seen = []
@@ -127,9 +131,9 @@ def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatc
         seen.append(torch.equal(x, data.x))
         return x.zero_()
 
-    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", c.ours, spy))
-    suite.run_case(case, effort)
-    assert len(seen) == effort.warmup + effort.min_samples
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "spy", c.Implementation("spy", c.ours, spy))
+    suite.run_case(case, budget)
+    assert len(seen) == budget.warmup + budget.min_samples
     assert all(seen)
 
 
@@ -158,19 +162,19 @@ def test_cases_are_those_that_the_targets_need() -> None:
     for granularity, channels_last in (("channel", False), ("channel", True), ("layer", False), ("neuron", False)):
         of = [case for case in large if (case.granularity, case.channels_last) == (granularity, channels_last)]
         assert {case.dtype for case in of} == dtypes
-        assert all(c.OURS.name in case.contenders and case.in_place for case in of)
+        assert all(c.OURS.name in case.implementations and case.in_place for case in of)
         assert any(case.threads is None for case in of)
-    assert any(case.shape == suite.SMALL and c.RELU_MINIMUM.name in case.contenders for case in found)
-    expected = set(c.installed(tuple(c.CONTENDERS))) - {c.OURS_MASK.name, c.OURS_TRITON.name}
-    assert {name for case in found for name in case.contenders} == expected
+    assert any(case.shape == suite.SMALL and c.RELU_MINIMUM.name in case.implementations for case in found)
+    expected = set(c.installed(tuple(c.IMPLEMENTATIONS))) - {c.OURS_MASK.name, c.OURS_TRITON.name}
+    assert {name for case in found for name in case.implementations} == expected
     alone = [case for case in found if case.threads is not None]
     assert {case.threads for case in alone} == {1} and len({case.shape for case in alone}) == 2
     assert all(case.name.endswith(", 1 thread") for case in alone)
 
 
 def test_cases_without_compile() -> None:
-    assert any(c.COMPILED.name in case.contenders for case in suite.cases())
-    assert not any(c.COMPILED.name in case.contenders for case in suite.cases(compiled=False))
+    assert any(c.COMPILED.name in case.implementations for case in suite.cases())
+    assert not any(c.COMPILED.name in case.implementations for case in suite.cases(compiled=False))
 
 
 def test_unknown_granularity() -> None:
@@ -184,11 +188,11 @@ def test_demo_rows() -> None:
     rows = suite.demo_rows(threads=1)
     assert torch.get_num_threads() == before
     passes = (suite.FORWARD, suite.BACKWARD, suite.BOTH)
-    assert [(row["contender"], row["dtype"], row["pass"]) for row in rows] == [
+    assert [(row["implementation"], row["dtype"], row["pass"]) for row in rows] == [
         (who, "float32", pass_) for pass_ in passes for who in suite.EAGER
     ]
     for row in rows:
-        assert set(row) == {"contender", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor"}
+        assert set(row) == {"implementation", "dtype", "pass", "ms", "floor_ms", "ratio_to_floor"}
         assert row["ms"] / row["floor_ms"] == pytest.approx(row["ratio_to_floor"])
 
 
@@ -196,7 +200,7 @@ def test_the_demo_measures_the_two_large_image_cases(monkeypatch: pytest.MonkeyP
     asked: list[suite.Case] = []
     monkeypatch.setattr(suite, "run", lambda selected, *_: asked.extend(selected) or iter(()))
     suite.demo_rows()
-    assert [(case.granularity, case.dtype, case.contenders, case.in_place) for case in asked] == [
+    assert [(case.granularity, case.dtype, case.implementations, case.in_place) for case in asked] == [
         ("channel", torch.float32, suite.EAGER, False),
         ("channel", torch.bfloat16, suite.EAGER, False),
     ]

@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import suite, tables
 from benchmarks.kernels.results import Document, new_document
-from benchmarks.kernels.targets import TARGETS, Target, judge
+from benchmarks.kernels.targets import TARGETS, Target, evaluate
 from benchmarks.tables import MISSING
 
 
-def row(contender: str, pass_: str, ms: float, floor_ms: float, **changes: Any) -> suite.Row:
+def row(implementation: str, pass_: str, ms: float, floor_ms: float, **changes: Any) -> suite.Row:
     made: Any = {
         **{"case": "images", "granularity": "channel", "memory_format": "contiguous", "shape": [32, 64, 92, 92]},
-        **{"dtype": "float32", "x_bytes": suite.LARGE, "pass": pass_, "contender": contender, "ms": ms},
+        **{"dtype": "float32", "x_bytes": suite.LARGE, "pass": pass_, "implementation": implementation, "ms": ms},
         **{"q1_ms": ms, "q3_ms": ms, "min_ms": ms, "samples": 5, "calls_per_sample": 1, "page_faults": 0.0},
         **{"mode": "cold", "threads": 2, "saved_bytes": None, "saves_x": None, "saves_y": None},
         **{"floor": suite.FLOORS[pass_], "floor_ms": floor_ms, "ratio_to_floor": ms / floor_ms},
@@ -33,14 +33,14 @@ EAGER = Target(suite.BOTH, c.RELU_MINIMUM.name, 5, ("float32",))
 
 @pytest.mark.parametrize(("ms", "met"), [(104.0, True), (105.0, True), (105.1, False)])
 def test_floor_limits_are_upper(ms: float, met: bool) -> None:
-    (verdict,) = judge(FORWARD, [ours(suite.FORWARD, ms)])
+    (verdict,) = evaluate(FORWARD, [ours(suite.FORWARD, ms)])
     assert verdict.measured == ms / 100
     assert verdict.met is met
 
 
 @pytest.mark.parametrize(("ms", "met"), [(501.0, True), (500.0, True), (499.0, False)])
 def test_speed_up_limits_are_lower(ms: float, met: bool) -> None:
-    (verdict,) = judge(EAGER, [ours(suite.BOTH, 100.0), row(c.RELU_MINIMUM.name, suite.BOTH, ms, 100.0)])
+    (verdict,) = evaluate(EAGER, [ours(suite.BOTH, 100.0), row(c.RELU_MINIMUM.name, suite.BOTH, ms, 100.0)])
     assert verdict.measured == ms / 100
     assert verdict.met is met
 
@@ -59,18 +59,18 @@ def test_a_target_applies_to_its_pass_sizes_and_dtypes_only() -> None:
 def test_a_speed_up_is_over_the_same_input() -> None:
     other = {"dtype": "bfloat16"}, {"case": "other"}
     rows = [row(c.RELU_MINIMUM.name, suite.BOTH, 900.0, 100.0, **changes) for changes in other]
-    assert judge(EAGER, [ours(suite.BOTH, 100.0), *rows]) == []
+    assert evaluate(EAGER, [ours(suite.BOTH, 100.0), *rows]) == []
 
 
 def test_the_worst_comes_first() -> None:
     rows = [ours(suite.FORWARD, ms, case=str(ms)) for ms in (90.0, 120.0, 100.0)]
-    verdicts = judge(FORWARD, rows)
+    verdicts = evaluate(FORWARD, rows)
     assert [verdict.measured for verdict in verdicts][:: len(verdicts) - 1] == [1.2, 0.9]
     rows = [ours(suite.BOTH, 100.0, case="a"), ours(suite.BOTH, 100.0, case="b")]
     rows += [
         row(c.RELU_MINIMUM.name, suite.BOTH, 100.0 * times, 1.0, case=case) for case, times in (("a", 4), ("b", 7))
     ]
-    verdicts = judge(EAGER, rows)
+    verdicts = evaluate(EAGER, rows)
     assert [verdict.measured for verdict in verdicts][:: len(verdicts) - 1] == [4, 7]
 
 

@@ -1,4 +1,4 @@
-"""A network small enough for tests: convolutions, batch normalisation, ReLUs in place, a residual sum."""
+"""A network small enough for tests: convolutions, batch normalization, ReLUs in platform, a residual sum."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels import contenders as c
-from benchmarks.kernels.measure import Effort, threads
+from benchmarks.kernels import implementations as c
+from benchmarks.kernels.measure import Budget, threads
 from benchmarks.models import suite
-from benchmarks.models.contenders import CONTENDERS, FULL, HEAD, OURS, RELU
+from benchmarks.models.implementations import FULL, HEAD, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import CLASSES, NETWORKS, Network, data
-from benchmarks.models.steps import EAGER, FP32, INFERENCE, TRAIN, Place, Subject, cpu_place
+from benchmarks.models.steps import EAGER, FP32, INFERENCE, TRAIN, Platform, Subject, cpu_place
 
-EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 ACTIVATIONS = 3
 TINY = "tiny"
 
@@ -48,12 +48,12 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is known by name, and all that a CPU measures are three cases of it."""
     monkeypatch.setitem(NETWORKS, TINY, Network(TinyNetwork, image=8, batch=6, small_image=8, small_batch=6))
     cases = (
-        (TINY, FULL, FP32, EAGER, TRAIN, CONTENDERS, 1),
+        (TINY, FULL, FP32, EAGER, TRAIN, IMPLEMENTATIONS, 1),
         (TINY, FULL, FP32, EAGER, INFERENCE, (RELU, OURS), 1),
         (TINY, HEAD, FP32, EAGER, TRAIN, (RELU, c.RELU_MINIMUM.name, OURS), 1),
     )
     monkeypatch.setattr(suite, "ON_A_CPU", cases)
-    monkeypatch.setattr(suite, "CPU_EFFORT", EFFORT)
+    monkeypatch.setattr(suite, "CPU_BUDGET", BUDGET)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def place() -> Place:
+def platform() -> Platform:
     return cpu_place()
 
 
@@ -75,6 +75,6 @@ def cases() -> list[suite.Case]:
     return found  # type: ignore[return-value]
 
 
-def subject(contender: str, variant: str = FULL, **options: str) -> Subject:
+def subject(implementation: str, variant: str = FULL, **options: str) -> Subject:
     """The tiny network, with six images of 8 x 8 pixels."""
-    return Subject(TINY, variant, contender, data(6, 8, torch.device("cpu")), **{"precision": FP32, **options})
+    return Subject(TINY, variant, implementation, data(6, 8, torch.device("cpu")), **{"precision": FP32, **options})

@@ -11,25 +11,25 @@ import torch
 
 from benchmarks import report
 from benchmarks.gpu import document as gpu_document
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
 from benchmarks.models import __main__ as command
 from benchmarks.models import suite, tables
-from benchmarks.models.contenders import CONTENDERS, FUSED, IN_PLACE, OURS, RELU
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document
+from benchmarks.models.implementations import FUSED, IMPLEMENTATIONS, IN_PLACE, OURS, RELU
 from benchmarks.models.largest import Search
 from benchmarks.models.steps import COMPILED, INFERENCE, TRAIN
-from benchmarks.models.targets import TARGETS, Target, judge
+from benchmarks.models.targets import TARGETS, Target, evaluate
 from benchmarks.resuming import go_on
 from benchmarks.running import INTERRUPTED, NO_TIME, OUT_OF_TIME
-from tests.benchmarks.gpu.conftest import CARD
-from tests.benchmarks.models.conftest import EFFORT, TINY
+from tests.benchmarks.gpu.conftest import GPU
+from tests.benchmarks.models.conftest import BUDGET, TINY
 
 
 @pytest.fixture(autouse=True)
-def little_effort(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CPU_EFFORT", "QUICK"):
-        monkeypatch.setattr(command, name, EFFORT)
+def little_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CPU_BUDGET", "QUICK"):
+        monkeypatch.setattr(command, name, BUDGET)
 
 
 def run(*options: str) -> int:
@@ -52,7 +52,7 @@ def test_complete_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert made["complete"] and made["missing"] == [] and made["failures"] == []
     assert (made["threads"], made["quick"], made["largest"]) == (1, False, [])
     assert made["versions"]["torch"] == torch.__version__ and "torchvision" in made["versions"]
-    assert len(made["rows"]) == len(CONTENDERS) + 2 + 3
+    assert len(made["rows"]) == len(IMPLEMENTATIONS) + 2 + 3
     printed = capsys.readouterr().out
     assert f"[1/3] {LABELS[0]}" in printed and "Times, ms" in printed and str(tmp_path / FILE_NAME) in printed
 
@@ -75,12 +75,12 @@ def test_what_does_not_fit_the_limit_is_left_out_by_name(
     assert "stopped at the limit of 1000 s: 2 of 3 cases" in captured.err
 
 
-def test_contenders_without_time_make_a_run_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_implementations_without_time_make_a_run_incomplete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_case = suite.run_case
 
     def short(case: suite.Case, *rest: Any) -> Any:
         rows, _ = run_case(case, *rest)
-        return rows[1:], [{"case": case.label, "contender": rows[0]["contender"], "reason": NO_TIME}]
+        return rows[1:], [{"case": case.label, "implementation": rows[0]["implementation"], "reason": NO_TIME}]
 
     monkeypatch.setattr(suite, "run_case", short)
     assert run("--out", str(tmp_path), "--limit", "1000") == OUT_OF_TIME
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on(
         rows, failures = run_case(case, *rest)
         if case.label != LABELS[1]:
             return rows, failures
-        return rows[:1], [{"case": case.label, "contender": rows[1]["contender"], "reason": NO_TIME}]
+        return rows[:1], [{"case": case.label, "implementation": rows[1]["implementation"], "reason": NO_TIME}]
 
     first, second, third = suite.ON_A_CPU
     with monkeypatch.context() as patched:
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on(
     assert seen == LABELS[1:]
     assert made["complete"] and made["missing"] == made["failures"] == []
     assert made["earlier"] == [{"date": former["date"], "commit": former["commit"], "cases": LABELS[:1]}]
-    assert len(made["rows"]) == len(CONTENDERS) + 2 + 3 and made["rows"][:3] == former["rows"][:3]
+    assert len(made["rows"]) == len(IMPLEMENTATIONS) + 2 + 3 and made["rows"][:3] == former["rows"][:3]
     assert "in several runs: 1 cases on " in capsys.readouterr().out
     assert run("--out", str(tmp_path / "again"), "--resume", str(tmp_path / FILE_NAME)) == 0
     assert read(tmp_path / "again") == made and seen == LABELS[1:]
@@ -129,7 +129,7 @@ def test_a_run_that_goes_on(
 
 def test_largest_batches_are_taken_over(tmp_path: Path, document: Document) -> None:
     of = [one for one in suite.cases(torch.device("cuda")) if isinstance(one, Search) and one.network == "resnet50"]
-    found = [{**document["largest"][0], "contender": name, "too_large": 808} for name in of[0].contenders]
+    found = [{**document["largest"][0], "implementation": name, "too_large": 808} for name in of[0].implementations]
     made: Document = {**document, "rows": [], "largest": []}
     former = {**document, "rows": [], "largest": found}
     assert go_on(made, former, of, suite.SUITE) == [] and made["largest"] == found
@@ -164,9 +164,9 @@ def test_a_case_that_fails_is_recorded_and_the_others_are_measured(
     monkeypatch.setattr(suite, "run_case", broken)
     assert run("--out", str(tmp_path)) == 0
     made = read(tmp_path)
-    assert made["failures"] == [{"case": LABELS[0], "contender": None, "reason": "RuntimeError: no kernel image"}]
+    assert made["failures"] == [{"case": LABELS[0], "implementation": None, "reason": "RuntimeError: no kernel image"}]
     assert len(made["rows"]) == 5
-    monkeypatch.setattr(suite, "run_case", lambda *_: ([], [{"case": "x", "contender": None, "reason": "why"}]))
+    monkeypatch.setattr(suite, "run_case", lambda *_: ([], [{"case": "x", "implementation": None, "reason": "why"}]))
     assert run("--out", str(tmp_path)) == 1, "nothing at all was measured"
 
 
@@ -190,9 +190,9 @@ def test_quick_runs_write_nothing_unasked(tmp_path: Path, monkeypatch: pytest.Mo
     assert path == folder_of(read(path.parent)) / FILE_NAME
 
 
-def test_a_card_has_its_own_folder() -> None:
+def test_a_gpu_has_its_own_folder() -> None:
     made = new_document(torch.device("cpu"), quick=False)
-    assert folder_of({**made, "device": CARD}) == gpu_document.folder_of(CARD)
+    assert folder_of({**made, "device": GPU}) == gpu_document.folder_of(GPU)
     assert json.loads(json.dumps(made)) == made
 
 
@@ -202,7 +202,7 @@ def test_a_card_has_its_own_folder() -> None:
         (["--threads", "0"], "--threads: got 0; expected at least 1"),
         (["--limit", "0"], "--limit: got 0.0; expected more than 0 seconds"),
         (["--networks", "vgg"], "invalid choice: 'vgg'"),
-        (["--modes", "compiled"], "--networks, --contenders, --modes: no case is left of them"),
+        (["--modes", "compiled"], "--networks, --implementations, --modes: no case is left of them"),
     ],
 )
 def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,18 +211,18 @@ def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFix
     assert message in capsys.readouterr().err
 
 
-def test_without_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         command.main(["--device", "cuda"])
     assert "sees no CUDA device" in capsys.readouterr().err
 
 
-def row(contender: str, **changes: Any) -> suite.Row:
+def row(implementation: str, **changes: Any) -> suite.Row:
     made: dict[str, Any] = {
         **dict.fromkeys(suite.Row.__annotations__), "network": "resnet50", "variant": "full", "precision": "AMP bf16",
-        "mode": COMPILED, "pass": TRAIN, "contender": contender, "batch": 64, "image": 224, "ms": 20.0, "q1_ms": 20.0,
-        "q3_ms": 20.0, "min_ms": 20.0, "samples": 9, **changes,
+        "mode": COMPILED, "pass": TRAIN, "implementation": implementation, "batch": 64, "image": 224, "ms": 20.0,
+        "q1_ms": 20.0, "q3_ms": 20.0, "min_ms": 20.0, "samples": 9, **changes,
     }  # fmt: skip
     return made  # type: ignore[return-value]
 
@@ -233,7 +233,7 @@ def row(contender: str, **changes: Any) -> suite.Row:
 @pytest.mark.parametrize("name", [FUSED, IN_PLACE])
 def test_the_target_of_a_compiled_model(name: str, ours: float, noise: float, met: bool) -> None:
     rows = [row(c.RELU_MINIMUM.name, q3_ms=20.0 + noise), row(name, ms=ours, q1_ms=ours, q3_ms=ours), row(RELU, ms=1.0)]
-    (verdict,) = judge(Target(TRAIN), rows)
+    (verdict,) = evaluate(Target(TRAIN), rows)
     assert verdict.measured == pytest.approx(ours / 20) and verdict.noise == pytest.approx(noise / 20)
     assert verdict.met is met
 
@@ -244,8 +244,8 @@ def test_the_target_is_for_compiled_rows_of_one_case() -> None:
         row(FUSED, mode="eager"), row(OURS), row(FUSED, network="mobilenet_v2"), row(FUSED, batch=256),
         row(FUSED, **{"pass": INFERENCE}),
     ):  # fmt: skip
-        assert judge(Target(TRAIN), [theirs, other]) == []
-    assert judge(Target(TRAIN), [row(c.RELU_MINIMUM.name, mode="eager"), row(FUSED, mode="eager")]) == []
+        assert evaluate(Target(TRAIN), [theirs, other]) == []
+    assert evaluate(Target(TRAIN), [row(c.RELU_MINIMUM.name, mode="eager"), row(FUSED, mode="eager")]) == []
     assert {target.limit for target in TARGETS} == {1.0} and {target.pass_ for target in TARGETS} == {TRAIN, INFERENCE}
 
 
@@ -258,11 +258,11 @@ def document() -> Document:
         row(OURS, mode="eager", saved_bytes=12_345_678),
     ]
     found: Any = {
-        "network": "resnet50", "precision": "AMP bf16", "contender": RELU, "image": 224, "batch": 800,
+        "network": "resnet50", "precision": "AMP bf16", "implementation": RELU, "image": 224, "batch": 800,
         "too_large": 816, "tries": 4, "bytes_per_image": 9.1e7,
     }  # fmt: skip
     made = new_document(torch.device("cpu"), quick=False)
-    return {**made, "device": CARD, "rows": rows, "largest": [found], "complete": True}
+    return {**made, "device": GPU, "rows": rows, "largest": [found], "complete": True}
 
 
 def test_tables(document: Document) -> None:
@@ -271,7 +271,7 @@ def test_tables(document: Document) -> None:
         assert all(len(line) == len(table.header) for line in table.rows)
     (compiled, eager) = found["Times, ms"].rows
     assert compiled[:4] == ("resnet50, full, AMP bf16, compiled, train step", "64 x 224 px", "20", "44 (2.20)")
-    assert eager[2 + CONTENDERS.index(OURS)] == "20"
+    assert eager[2 + IMPLEMENTATIONS.index(OURS)] == "20"
     assert found["Memory, MB"].rows[0][2:4] == ("3000", "4500")
     assert "saved 12.3" in found["Memory, MB"].rows[1]
     assert len(found["Time of the host to launch it, ms"].rows) == 1

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks.models import largest
-from benchmarks.models.contenders import OURS, RELU
+from benchmarks.models.implementations import OURS, RELU
 from benchmarks.models.largest import GRAIN, TRIES, Search, find_all, search
-from benchmarks.models.steps import FP32, Place
+from benchmarks.models.steps import FP32, Platform
 from benchmarks.running import NO_TIME
 from tests.benchmarks.models.conftest import TINY
 
@@ -43,7 +43,7 @@ def test_a_search_that_had_no_more_time_did_not_end(limit: int, error: float) ->
         return made(found)
 
     def made(found: largest.Found) -> largest.Largest:
-        of = {"network": TINY, "precision": FP32, "contender": RELU, "image": 8, "bytes_per_image": 1.0}
+        of = {"network": TINY, "precision": FP32, "implementation": RELU, "image": 8, "bytes_per_image": 1.0}
         return {**of, **vars(found)}  # type: ignore[typeddict-item]
 
     whole = search(lambda batch: batch <= limit, limit * error)
@@ -76,8 +76,8 @@ PER_IMAGE, FIXED, MEMORY = 1000, 5_000_000, 5_200_000
 
 
 @pytest.fixture
-def counting(place: Place) -> tuple[Place, list[int]]:
-    """A place with memory for 200 images beside the network, whose allocator loses 10 % of it; the batches tried."""
+def counting(platform: Platform) -> tuple[Platform, list[int]]:
+    """A platform with memory for 200 images beside the network, whose allocator loses 10 % of it; the batches tried."""
     tried: list[int] = []
 
     def growth(step: Callable[[], None]) -> int:
@@ -89,14 +89,14 @@ def counting(place: Place) -> tuple[Place, list[int]]:
         # Beside network and data, which are counted apart.
         return FIXED + batch * (PER_IMAGE - 3 * 64 * 4 - 8)
 
-    return replace(place, growth=growth, free_bytes=lambda: MEMORY, release=lambda: None), tried
+    return replace(platform, growth=growth, free_bytes=lambda: MEMORY, release=lambda: None), tried
 
 
-def test_find(counting: tuple[Place, list[int]]) -> None:
-    place, tried = counting
-    found, failures = find_all(Search(TINY, FP32, (RELU, OURS), 1), place)
+def test_find(counting: tuple[Platform, list[int]]) -> None:
+    platform, tried = counting
+    found, failures = find_all(Search(TINY, FP32, (RELU, OURS), 1), platform)
     assert failures == []
-    assert [one["contender"] for one in found] == [RELU, OURS]
+    assert [one["implementation"] for one in found] == [RELU, OURS]
     for one in found:
         assert set(one) == set(largest.Largest.__annotations__)
         assert one["bytes_per_image"] == PER_IMAGE
@@ -105,34 +105,34 @@ def test_find(counting: tuple[Place, list[int]]) -> None:
     assert tried[:2] == list(largest.SMALL)
 
 
-def test_other_errors_are_failures_of_their_contender(
-    counting: tuple[Place, list[int]], monkeypatch: pytest.MonkeyPatch
+def test_other_errors_are_failures_of_their_implementation(
+    counting: tuple[Platform, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = largest.Subject
 
-    def refused(network: str, variant: str, contender: str, *rest: object, **more: str) -> largest.Subject:
-        if contender == RELU:
+    def refused(network: str, variant: str, implementation: str, *rest: object, **more: str) -> largest.Subject:
+        if implementation == RELU:
             raise RuntimeError("cuDNN says no")
-        return real(network, variant, contender, *rest, **more)  # type: ignore[arg-type]
+        return real(network, variant, implementation, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(largest, "Subject", refused)
     of = Search(TINY, FP32, (RELU, OURS), 1)
     found, failures = find_all(of, counting[0])
-    assert [one["contender"] for one in found] == [OURS]
-    assert failures == [{"case": of.label, "contender": RELU, "reason": "RuntimeError: cuDNN says no"}]
+    assert [one["implementation"] for one in found] == [OURS]
+    assert failures == [{"case": of.label, "implementation": RELU, "reason": "RuntimeError: cuDNN says no"}]
 
 
-def test_memory_that_does_not_grow_is_a_failure(place: Place) -> None:
+def test_memory_that_does_not_grow_is_a_failure(platform: Platform) -> None:
     def growth(step: Callable[[], None]) -> int:
         of = step.__self__  # type: ignore[attr-defined]
         return -of.images.nbytes - of.labels.nbytes
 
-    constant = replace(place, growth=growth, release=lambda: None)
+    constant = replace(platform, growth=growth, release=lambda: None)
     found, failures = find_all(Search(TINY, FP32, (RELU,), 1), constant)
     assert found == [] and "nothing to estimate from" in failures[0]["reason"]
 
 
-def test_no_time_for_any(counting: tuple[Place, list[int]]) -> None:
+def test_no_time_for_any(counting: tuple[Platform, list[int]]) -> None:
     found, failures = find_all(Search(TINY, FP32, (RELU, OURS), 1), counting[0], until=-1.0)
     assert found == []
     assert [one["reason"] for one in failures] == [NO_TIME, NO_TIME]

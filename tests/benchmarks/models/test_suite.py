@@ -1,4 +1,4 @@
-"""The cases, the rows that one gives, and the memory that is told."""
+"""The cases, the rows that one gives, and the memory that is reported."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.measure import Timed
-from benchmarks.models import contenders, suite
+from benchmarks.models import implementations, suite
 from benchmarks.models.attempts import attempt, reason_of
-from benchmarks.models.contenders import CONTENDERS, FULL, FUSED, HEAD, IN_PLACE, OURS, RELU, VARIANTS
+from benchmarks.models.implementations import FULL, FUSED, HEAD, IMPLEMENTATIONS, IN_PLACE, OURS, RELU, VARIANTS
 from benchmarks.models.largest import Search
 from benchmarks.models.networks import CLASSES, NETWORKS, Network
-from benchmarks.models.steps import AMP, COMPILED, EAGER, FP32, INFERENCE, PASSES, PRECISIONS, TRAIN, Place
+from benchmarks.models.steps import AMP, COMPILED, EAGER, FP32, INFERENCE, PASSES, PRECISIONS, TRAIN, Platform
 from benchmarks.running import NO_TIME
-from tests.benchmarks.models.conftest import ACTIVATIONS, EFFORT, TINY, subject
+from tests.benchmarks.models.conftest import ACTIVATIONS, BUDGET, TINY, subject
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_the_cases_of_a_gpu(on_a_gpu: list[suite.Work]) -> None:
         EAGER,
         TRAIN,
     )
-    assert (first.batch, first.image, first.contenders) == (64, 224, CONTENDERS)
+    assert (first.batch, first.image, first.implementations) == (64, 224, IMPLEMENTATIONS)
     eager = {(one.network, one.variant, one.precision, one.pass_) for one in cases if one.mode == EAGER}
     names = ("resnet50", "resnet101", "mobilenet_v2", "inception_v3")
     for name in names:
@@ -53,10 +53,10 @@ def test_the_cases_of_a_gpu(on_a_gpu: list[suite.Work]) -> None:
     assert {one.network for one in cases if one.mode == COMPILED} == {"resnet50", "mobilenet_v2"}
     assert {one.network for one in on_a_gpu if isinstance(one, Search)} == {"resnet50", "mobilenet_v2"}
     for one in on_a_gpu:
-        assert {RELU, c.RELU_MINIMUM.name} < set(one.contenders) <= set(CONTENDERS)
+        assert {RELU, c.RELU_MINIMUM.name} < set(one.implementations) <= set(IMPLEMENTATIONS)
         assert one.seconds > 0
     # The target compares these two.
-    assert all({FUSED, IN_PLACE} & {*one.contenders} for one in cases if one.mode == COMPILED)
+    assert all({FUSED, IN_PLACE} & {*one.implementations} for one in cases if one.mode == COMPILED)
 
 
 def test_the_cases_of_a_cpu_are_small_and_take_less_than_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,18 +70,18 @@ def test_the_cases_of_a_cpu_are_small_and_take_less_than_five_minutes(monkeypatc
 def test_cases_can_be_chosen(on_a_gpu: list[suite.Work]) -> None:
     found = suite.chosen(on_a_gpu, ("resnet50",), (RELU, FUSED), (EAGER,))
     assert {one.network for one in found} == {"resnet50"} and {one.mode for one in found} == {EAGER}
-    assert all(set(one.contenders) <= {RELU, FUSED} for one in found)
+    assert all(set(one.implementations) <= {RELU, FUSED} for one in found)
     before = next(one for one in on_a_gpu if one.label == found[0].label)
-    assert found[0].seconds == pytest.approx(before.seconds * 2 / len(before.contenders))
-    assert suite.chosen(on_a_gpu, ("resnet101",), CONTENDERS, (COMPILED,)) == []
+    assert found[0].seconds == pytest.approx(before.seconds * 2 / len(before.implementations))
+    assert suite.chosen(on_a_gpu, ("resnet101",), IMPLEMENTATIONS, (COMPILED,)) == []
 
 
-def test_rows(cases: list[suite.Case], place: Place) -> None:
+def test_rows(cases: list[suite.Case], platform: Platform) -> None:
     for case in cases:
-        rows, failures = suite.run_case(case, EFFORT, place)
+        rows, failures = suite.run_case(case, BUDGET, platform)
         assert failures == []
-        assert [row["contender"] for row in rows] == list(case.contenders)
-        by_name = {row["contender"]: row for row in rows}
+        assert [row["implementation"] for row in rows] == list(case.implementations)
+        by_name = {row["implementation"]: row for row in rows}
         for name, row in by_name.items():
             assert set(row) == set(suite.Row.__annotations__)
             assert (row["network"], row["variant"], row["pass"]) == (TINY, case.variant, case.pass_)
@@ -99,47 +99,47 @@ def test_rows(cases: list[suite.Case], place: Place) -> None:
             size = 6 * 8 * 64 * 4
             assert saved[OURS] == saved[IN_PLACE] == saved[FUSED] == saved[RELU]
             # A code takes 2 bits of an element's 32, and what the mean gets is then not kept.
-            assert saved[contenders.FUSED_MASK] == saved[OURS] + ACTIVATIONS * size // 16 - size
+            assert saved[implementations.FUSED_MASK] == saved[OURS] + ACTIVATIONS * size // 16 - size
             assert saved[c.RELU_MINIMUM.name] >= saved[OURS] + ACTIVATIONS * size
 
 
 def test_where_the_device_keeps_time_the_host_is_timed_too(
-    cases: list[suite.Case], place: Place, monkeypatch: pytest.MonkeyPatch
+    cases: list[suite.Case], platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite.Subject, "step", lambda self: time.sleep(0.02))
 
-    def ten_seconds(contender: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        contender.steps[0](None)
+    def ten_seconds(implementation: Timed, number: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        implementation.steps[0](None)
         return (10.0,), (0.0,)
 
-    rows, failures = suite.run_case(cases[1], EFFORT, replace(place, sampler=ten_seconds))
+    rows, failures = suite.run_case(cases[1], BUDGET, replace(platform, sampler=ten_seconds))
     assert failures == []
     for row in rows:
         assert row["ms"] == 10_000
         assert row["host_ms"] is not None and 20 <= row["host_ms"] != row["ms"]
 
 
-def test_a_contender_that_fails_is_left_out_with_its_reason(
-    cases: list[suite.Case], place: Place, monkeypatch: pytest.MonkeyPatch
+def test_a_implementation_that_fails_is_left_out_with_its_reason(
+    cases: list[suite.Case], platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Tensor:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\n  Tried to allocate\nmore")
 
-    monkeypatch.setitem(contenders.PLAIN, c.CLAMP.name, broken)
+    monkeypatch.setitem(implementations.PLAIN, c.CLAMP.name, broken)
     released = []
-    rows, failures = suite.run_case(cases[0], EFFORT, replace(place, release=lambda: released.append(1)))
-    assert [row["contender"] for row in rows] == [name for name in CONTENDERS if name != c.CLAMP.name]
+    rows, failures = suite.run_case(cases[0], BUDGET, replace(platform, release=lambda: released.append(1)))
+    assert [row["implementation"] for row in rows] == [name for name in IMPLEMENTATIONS if name != c.CLAMP.name]
     reason = "OutOfMemoryError: CUDA out of memory. Tried to allocate"
-    assert failures == [{"case": cases[0].label, "contender": c.CLAMP.name, "reason": reason}]
+    assert failures == [{"case": cases[0].label, "implementation": c.CLAMP.name, "reason": reason}]
     assert released == [1]
 
 
-def test_without_relu_there_is_no_ratio(cases: list[suite.Case], place: Place) -> None:
-    rows, _ = suite.run_case(replace(cases[0], contenders=(OURS,)), EFFORT, place)
+def test_without_relu_there_is_no_ratio(cases: list[suite.Case], platform: Platform) -> None:
+    rows, _ = suite.run_case(replace(cases[0], implementations=(OURS,)), BUDGET, platform)
     assert [row["ratio_to_relu"] for row in rows] == [None]
 
 
-def test_no_contender_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_implementation_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
 
@@ -150,7 +150,7 @@ def test_no_contender_is_begun_that_would_end_too_late(monkeypatch: pytest.Monke
     done, failures = attempt("abcd", "case", take, lambda: None, until=12)
     # After a and b, four seconds are left, and a took five.
     assert done == {"a": "A", "b": "B"}
-    assert [(one["contender"], one["reason"]) for one in failures] == [("c", NO_TIME), ("d", NO_TIME)]
+    assert [(one["implementation"], one["reason"]) for one in failures] == [("c", NO_TIME), ("d", NO_TIME)]
     assert attempt("a", "case", take, lambda: None, until=None) == ({"a": "A"}, [])
 
 
@@ -162,7 +162,7 @@ def test_the_reason_of_a_compiler_names_the_cause() -> None:
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-def test_compiled(pass_: str, cases: list[suite.Case], place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled(pass_: str, cases: list[suite.Case], platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a backend that generates no code, which takes long: what is asked of the compiler is what is tested."""
     asked: list[dict[str, Any]] = []
     real = torch.compile
@@ -173,18 +173,18 @@ def test_compiled(pass_: str, cases: list[suite.Case], place: Place, monkeypatch
 
     monkeypatch.setattr(torch, "compile", compile_)
     names = (RELU, c.RELU_MINIMUM.name, FUSED)
-    case = replace(cases[0], mode=COMPILED, pass_=pass_, contenders=names)
-    rows, failures = suite.run_case(case, EFFORT, place)
+    case = replace(cases[0], mode=COMPILED, pass_=pass_, implementations=names)
+    rows, failures = suite.run_case(case, BUDGET, platform)
     assert failures == []
-    assert [row["contender"] for row in rows] == list(names)
+    assert [row["implementation"] for row in rows] == list(names)
     assert all(row["mode"] == COMPILED and row["saved_bytes"] is None for row in rows)
     assert asked == [{"dynamic": False, "fullgraph": True}] * 3
     compiled, eager = subject(FUSED, mode=COMPILED, pass_=pass_), subject(FUSED, pass_=pass_)
     torch.testing.assert_close(compiled.outputs(), eager.outputs())
     reset = []
     monkeypatch.setattr(torch._dynamo, "reset", lambda: reset.append(1))
-    suite.forget(case, place)
-    suite.forget(cases[0], place)
+    suite.forget(case, platform)
+    suite.forget(cases[0], platform)
     assert reset == [1]
 
 
@@ -211,7 +211,7 @@ def test_what_is_saved_for_backward_is_counted_once(name: str, monkeypatch: pyte
     assert subject(name).saved_bytes() == pytest.approx(expected, abs=8)
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_counting_keeps_nothing(name: str) -> None:
     of = subject(name)
     assert of.saved_bytes() == of.saved_bytes() > 0
@@ -224,7 +224,7 @@ def test_counting_keeps_nothing(name: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_peak_memory_is_what_belongs_to_the_network_and_what_a_step_adds(
-    variant: str, precision: str, place: Place
+    variant: str, precision: str, platform: Platform
 ) -> None:
     of = subject(OURS, variant, precision=precision)
     of.step()
@@ -238,11 +238,11 @@ def test_peak_memory_is_what_belongs_to_the_network_and_what_a_step_adds(
         step()
         return 1000
 
-    assert of.peak_bytes(replace(place, growth=growth)) == state + momentum + data + 1000
+    assert of.peak_bytes(replace(platform, growth=growth)) == state + momentum + data + 1000
     assert all(gradient is None for gradient in seen[0]), "gradients of an earlier step would hide those of this one"
-    assert of.peak_bytes(place) is None
+    assert of.peak_bytes(platform) is None
 
 
 def test_who_takes_part_where_nothing_is_fused(on_a_gpu: list[suite.Work]) -> None:
-    fused = functools.reduce(set.union, (set(one.contenders) for one in on_a_gpu if one.network == "mobilenet_v2"))
+    fused = functools.reduce(set.union, (set(one.implementations) for one in on_a_gpu if one.network == "mobilenet_v2"))
     assert FUSED not in fused and IN_PLACE in fused

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import depth, report
 from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Effort
+from benchmarks.kernels.measure import Budget
 from benchmarks.kernels.targets import THREADS
 from benchmarks.pictures import gallery
 from benchmarks.pictures.source import Source, recorded
@@ -22,12 +22,12 @@ from benchmarks.running import run_cases
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import CAPS, SIZE, Point
 from benchmarks.scaling.document import new_document
-from benchmarks.scaling.places import place_of
+from benchmarks.scaling.platforms import platform_of
 
 pytest.importorskip("matplotlib")
 from matplotlib import image, pyplot
 
-EFFORT = Effort(seconds=0, min_samples=2, max_samples=2, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0, min_samples=2, max_samples=2, warmup=1, sample_seconds=0)
 NAMES = ["roofline", "speed-up", "scaling", "memory-over-depth", "critical-difference"]
 
 
@@ -36,16 +36,16 @@ def documents() -> dict[str, Any]:
     """One small document of each suite."""
     kernels = results.new_document(THREADS, quick=False)
     case = suite.Case("tiny", "channel", (2, 3, 4, 5), torch.float32, suite.EAGER, threads=THREADS)
-    kernels["rows"] = suite.run_case(case, EFFORT)[0]
+    kernels["rows"] = suite.run_case(case, BUDGET)[0]
     for row in kernels["rows"]:
         row["x_bytes"] = suite.LARGE
-    place = place_of("cpu")
+    place = platform_of("cpu")
     over = new_document(place.machine, quick=False)
     shapes = [(SIZE, (n, 3, 2, 2)) for n in (4, 16, 64)] + [(CAPS, (8, caps, 2, 2)) for caps in (1, 4)]
     for axis, shape in shapes:
         for dtype in (torch.bfloat16, torch.float32):
             point = Point("", "channel", shape, dtype, suite.EAGER, axis=axis, modes=(suite.HOT_MODE,), threads=2)
-            over["rows"] += scaling.run_point(point, EFFORT, place)[0]
+            over["rows"] += scaling.run_point(point, BUDGET, place)[0]
     memory = depth.new_document()
     cases = [(chain, name) for chain in depth.CHAINS for name in depth.ACTIVATIONS]
     run_cases(memory, cases, lambda one: ([depth.row_of(*one, n) for n in (1, 2)], []), None, name=str)
@@ -77,7 +77,7 @@ def test_pictures_record_their_source(folders: tuple[Path, Path]) -> None:
         path = pictures / f"some-device-{kind.name}.png"
         digest = hashlib.sha256((found / "some-device" / kind.file).read_bytes()).hexdigest()
         assert recorded(path) == f"some-device/{kind.file} sha256:{digest}"
-        # Something is drawn: not one colour.
+        # Something is drawn: not one color.
         assert image.imread(path)[..., :3].std() > 0.01
     assert pyplot.get_fignums() == [], "figures are closed"
 
@@ -187,7 +187,7 @@ def test_pictures_are_left_alone_where_other_results_are_reported(
     assert not (tmp_path / "untouched").exists()
 
 
-def test_a_card_is_drawn_with_its_own_styles(tmp_path: Path, documents: dict[str, Any]) -> None:
+def test_a_gpu_is_drawn_with_its_own_styles(tmp_path: Path, documents: dict[str, Any]) -> None:
     over = {**documents["scaling.json"], "device": {"name": "Some GPU", "type": "cuda"}}
     over["rows"] = [{**row, "threads": None} for row in over["rows"]]
     results.save(over, tmp_path / "some-gpu" / "scaling.json")

@@ -180,7 +180,7 @@ from dataclasses import replace
 from torch import nn
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.study import jobs
-from benchmarks.robustness.study.jobs import Job, Places, do
+from benchmarks.robustness.study.jobs import Job, Folders, do
 from benchmarks.robustness.training import TrainingConfig, loop, train
 from benchmarks.robustness.training.parallel import of_torchrun
 from dreluop import DReLU
@@ -200,13 +200,13 @@ for method in ("natural", "at", "trades"):
     config = TrainingConfig(epochs=3, stop_patience=1, batch_size=8, method=method, attack_steps=1)
     found[method] = train(model, Split(x, y), Split(x, y), config, processes=processes, progress=False)
 
-# The first process fails at judging; the other must not be left waiting for it, nor take a later step for its end.
+# The first process fails at evaluating; the other must not be left waiting for it, nor take a later step for its end.
 def fails(*_):
     raise ValueError("no")
 
-jobs._judge = fails
+jobs._evaluate = fails
 try:
-    do(Job("judge", None), Places(Path(), Path()), processes)
+    do(Job("evaluate", None), Folders(Path(), Path()), processes)
 except ValueError:
     assert processes.rank == 0
 losses = {name: history.column("validation_loss")[1:] for name, history in found.items()}

@@ -39,7 +39,7 @@ def test_quick_demo_prints_its_tables_and_writes_two_pictures(tmp_path: Path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for wanted in ("clean", "FGSM", "PGD", "zero gradient", "mean cap", "seconds", "ReLU twin", "gradient masking"):
+    for wanted in ("clean", "FGSM", "PGD", "zero gradient", "mean cap", "seconds", "ReLU baseline", "gradient masking"):
         assert wanted in done.stdout
     for wanted in ("dreluop", "clamp", "relu(minimum)", "forward+backward", "floor ms"):
         assert wanted in done.stdout
@@ -64,7 +64,7 @@ def test_run_refuses_too_few_epochs(few: Digits):
         experiment.run(few, epochs=2)
 
 
-def test_twins_share_the_warm_up_and_part_when_the_caps_are_calibrated(results: experiment.Results):
+def test_baselines_share_the_warm_up_and_part_when_the_caps_are_calibrated(results: experiment.Results):
     drelu, relu = results.drelu, results.relu
     assert drelu.epochs == relu.epochs == [0, 1, 2, 2, 3, 4]
     warm = [record.validation_accuracy for record in drelu.records[:3]]
@@ -80,11 +80,13 @@ def test_evaluations_belong_to_their_networks(results: experiment.Results, few: 
         assert found == experiment.evaluate(network.model, few.test, experiment.EPS, experiment.SEED)
 
 
-def test_transferred_is_the_d_relu_network_on_its_twin_s_attack(results: experiment.Results, few: Digits, monkeypatch):
+def test_transferred_is_the_d_relu_network_on_its_baseline_s_attack(
+    results: experiment.Results, few: Digits, monkeypatch
+):
     x, y = few.test
     attacked = pgd(results.relu.model, x, y, experiment.EPS, seed=experiment.SEED)
     assert results.transferred == accuracy(results.drelu.model, attacked, y)
-    # After so few epochs the twins may score alike, so the caller is looked at too.
+    # After so few epochs the baselines may score alike, so the caller is looked at too.
     asked = []
     monkeypatch.setattr(experiment, "accuracy", lambda model, x, y: asked.append((model, x)) or 0.5)
     monkeypatch.setattr(experiment, "_train", lambda name, *_: results.drelu if name == "D-ReLU" else results.relu)
@@ -100,18 +102,18 @@ def test_words_carry_this_run_s_numbers(results: experiment.Results):
     assert "NOT robustness" in words
 
 
-def test_timing_rows_have_every_contender_and_pass():
+def test_timing_rows_have_every_implementation_and_pass():
     rows = timing.rows(threads=1, quick=True)
-    found = {(row["contender"], row["pass"]) for row in rows}
-    contenders, passes = ("dreluop", "clamp", "relu(minimum)"), ("forward", "backward", "forward+backward")
-    assert found == {(contender, name) for contender in contenders for name in passes}
+    found = {(row["implementation"], row["pass"]) for row in rows}
+    implementations, passes = ("dreluop", "clamp", "relu(minimum)"), ("forward", "backward", "forward+backward")
+    assert found == {(implementation, name) for implementation in implementations for name in passes}
     for row in rows:
         assert row.keys() == timing.TimingRow.__annotations__.keys()
         assert row["ratio_to_floor"] == pytest.approx(row["ms"] / row["floor_ms"])
 
 
 def test_full_timing_is_the_kernel_benchmark_s(monkeypatch):
-    row = {"contender": "dreluop", "dtype": "float32", "pass": "forward", "ms": 2.0, "floor_ms": 1.0}
+    row = {"implementation": "dreluop", "dtype": "float32", "pass": "forward", "ms": 2.0, "floor_ms": 1.0}
     asked = []
     monkeypatch.setattr(
         timing.suite, "demo_rows", lambda threads: asked.append(threads) or [{**row, "ratio_to_floor": 2.0}]
@@ -128,7 +130,7 @@ def test_milliseconds(value, text):
 def test_pictures_follow_the_data(results: experiment.Results, tmp_path: Path):
     row = {"dtype": "float32", "pass": "forward", "ms": 2.0, "floor_ms": 1.0}
     for name, ratios in (("a", (1.0, 2.0)), ("b", (1.0, 5.0))):
-        rows = [{**row, "contender": who, "ratio_to_floor": r} for who, r in zip("xy", ratios, strict=True)]
+        rows = [{**row, "implementation": who, "ratio_to_floor": r} for who, r in zip("xy", ratios, strict=True)]
         draw_timing(rows, 2, tmp_path / "new" / f"{name}.png")
     assert (tmp_path / "new" / "a.png").read_bytes() != (tmp_path / "new" / "b.png").read_bytes()
     draw_training(results.drelu, results.relu, tmp_path / "c.png")

@@ -67,7 +67,7 @@ def test_train_loss_is_the_mean_over_samples(few: Digits):
     assert history.records[1].train_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_balancer_0_leaves_the_caps_and_equals_the_relu_twin(few: Digits):
+def test_balancer_0_leaves_the_caps_and_equals_the_relu_baseline(few: Digits):
     drelu, relu = dense_drelu(0), dense_relu(0)
     run(drelu, few, balancer=0.0)
     run(relu, few)

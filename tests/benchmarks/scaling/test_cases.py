@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import COLD_MODE, HOT_MODE
 from benchmarks.scaling import cases
 from benchmarks.scaling.cases import CAPS, EAGER_MODE, SIZE, Point, points
@@ -26,14 +26,14 @@ def test_both_axes_are_covered(device: str) -> None:
         if device == "cuda" or dtype == torch.bfloat16:
             assert [point.caps for point in caps] == [1, 4, 16, 64, 256, 1024, 4096]
     assert all(point.granularity == "channel" and not point.channels_last for point in found)
-    assert all(c.OURS.name in point.contenders for point in found)
-    eager = [point for point in found if c.RELU_MINIMUM.name in point.contenders]
+    assert all(c.OURS.name in point.implementations for point in found)
+    eager = [point for point in found if c.RELU_MINIMUM.name in point.implementations]
     assert {point.axis for point in eager} == {SIZE, CAPS}
     if device == "cuda":
         assert eager == found
     else:
         assert max(point.x_bytes for point in eager) == 2**26
-    assert any(c.COMPILED.name in point.contenders for point in found)
+    assert any(c.COMPILED.name in point.implementations for point in found)
 
 
 def test_sizes_share_their_caps_and_caps_their_size() -> None:
@@ -45,9 +45,9 @@ def test_sizes_share_their_caps_and_caps_their_size() -> None:
             assert point.shape[2:] == (8, 8)
 
 
-def test_a_card_has_triton_and_no_threads() -> None:
+def test_a_gpu_has_triton_and_no_threads() -> None:
     for point in points("cuda", CACHE):
-        assert c.OURS_TRITON.name in point.contenders
+        assert c.OURS_TRITON.name in point.implementations
         assert point.threads is None
         assert (EAGER_MODE in point.modes) == (point.axis == SIZE)
 
@@ -55,12 +55,12 @@ def test_a_card_has_triton_and_no_threads() -> None:
 def test_a_processor_has_one_thread_and_two() -> None:
     found = points("cpu", CACHE)
     assert {point.threads for point in found} == {1, 2}
-    assert all(c.OURS_TRITON.name not in point.contenders and EAGER_MODE not in point.modes for point in found)
-    assert not any(c.COMPILED.name in point.contenders for point in found if point.threads == 1)
+    assert all(c.OURS_TRITON.name not in point.implementations and EAGER_MODE not in point.modes for point in found)
+    assert not any(c.COMPILED.name in point.implementations for point in found if point.threads == 1)
 
 
 def test_without_compile() -> None:
-    assert not any(c.COMPILED.name in point.contenders for point in points("cuda", CACHE, compiled=False))
+    assert not any(c.COMPILED.name in point.implementations for point in points("cuda", CACHE, compiled=False))
 
 
 def test_quick_points_are_few() -> None:

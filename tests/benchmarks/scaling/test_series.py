@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels.suite import COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.scaling import tables
 from benchmarks.scaling.cases import CAPS, EAGER_MODE, SIZE
 from benchmarks.scaling.series import line, overhead_ends, styles
 
 PROCESSOR = {"name": "A processor", "cores": 2}
-CARD = {"name": "A card", "type": "cuda"}
+GPU = {"name": "A gpu", "type": "cuda"}
 
 
 def row(x_bytes: int, ms: float, **changes: Any) -> dict[str, Any]:
     made = {"axis": SIZE, "x_bytes": x_bytes, "caps": 64, "dtype": "float32", "threads": 2, "mode": HOT_MODE}
-    return {**made, "contender": c.OURS.name, "pass": FORWARD, "ms": ms, "fraction_of_copy": 0.5, **changes}
+    return {**made, "implementation": c.OURS.name, "pass": FORWARD, "ms": ms, "fraction_of_copy": 0.5, **changes}
 
 
 def document(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def document(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def times(made: dict[str, Any], which: int = 0, axis: str = SIZE) -> dict[int, float]:
     found = line(made, axis, styles(made)[which], c.OURS.name, FORWARD, "float32")
-    return {place: one["ms"] for place, one in found.items()}
+    return {platform: one["ms"] for platform, one in found.items()}
 
 
 def test_cold_stands_before_hot_and_places_are_in_order() -> None:
@@ -39,12 +39,12 @@ def test_threads_and_the_host_are_styles_of_their_own() -> None:
     assert times(document(row(1, 2), row(1, 4, threads=1))) == {1: 2}
     assert times(document(row(1, 2), row(1, 4, threads=1)), 1) == {1: 4}
     rows = row(1, 2, threads=None), row(1, 4, threads=None, mode=EAGER_MODE)
-    assert times(document(*rows, device=CARD)) == {1: 2}
-    assert times(document(*rows, device=CARD), 1) == {1: 4}
+    assert times(document(*rows, device=GPU)) == {1: 2}
+    assert times(document(*rows, device=GPU), 1) == {1: 4}
 
 
-def test_a_line_is_of_one_axis_contender_pass_and_dtype() -> None:
-    others = [{"contender": c.CLAMP.name}, {"pass": "backward"}, {"dtype": "float64"}, {"axis": CAPS}]
+def test_a_line_is_of_one_axis_implementation_pass_and_dtype() -> None:
+    others = [{"implementation": c.CLAMP.name}, {"pass": "backward"}, {"dtype": "float64"}, {"axis": CAPS}]
     made = document(row(1, 2), *(row(1, 9, **{**change, "mode": COLD_MODE}) for change in others))
     assert times(made) == {1: 2}
     assert times(made, axis=CAPS) == {64: 9}
@@ -61,8 +61,8 @@ def test_table() -> None:
     made = document(
         row(2**10, 0.005),
         row(2**20, 0.02),
-        row(2**10, 0.01, contender=c.RELU_MINIMUM.name),
-        row(2**20, 0.1, contender=c.RELU_MINIMUM.name),
+        row(2**10, 0.01, implementation=c.RELU_MINIMUM.name),
+        row(2**20, 0.1, implementation=c.RELU_MINIMUM.name),
         *(row(2**26, ms, axis=CAPS, caps=caps) for caps, ms in ((1, 2), (4, 3), (16, 2.5))),
     )
     table = tables.table(made)
@@ -75,4 +75,4 @@ def test_table() -> None:
 def test_headline() -> None:
     text = tables.headline(document(complete=False, quick=True, failures=[1]))
     assert text.startswith("A processor; last-level cache 32 MB; torch 2, dreluop 1 (no commit known); 2026-01-01")
-    assert "quick run" in text and "not all points" in text and "1 contenders not measured" in text
+    assert "quick run" in text and "not all points" in text and "1 implementations not measured" in text

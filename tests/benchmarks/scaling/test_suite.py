@@ -1,4 +1,4 @@
-"""Points measured on the CPU, as itself and in the part of a card: rows, files, the command."""
+"""Points measured on the CPU, as itself and in the part of a GPU: rows, files, the command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import contenders as c
+from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
-from benchmarks.kernels.measure import Effort, sample
+from benchmarks.kernels.measure import Budget, sample
 from benchmarks.kernels.suite import BACKWARD, BOTH, COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.running import INTERRUPTED
 from benchmarks.scaling import __main__ as command
@@ -22,7 +22,7 @@ from benchmarks.scaling.cases import EAGER_MODE, SIZE, Point
 from benchmarks.scaling.document import Document
 from tests.benchmarks.gpu.conftest import machine as fake_machine
 
-EFFORT = Effort(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
+BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 WHO = (c.RELU_MINIMUM.name, c.OURS.name)
 MODES = (HOT_MODE, COLD_MODE, EAGER_MODE)
 POINT = Point("480 B, 3 caps", "channel", (2, 3, 4, 5), torch.float32, WHO, axis=SIZE, modes=MODES)
@@ -32,23 +32,23 @@ machine = fake_machine
 
 
 @pytest.fixture
-def card(machine: Machine) -> suite.Place:
-    """Captures work, as a card does."""
-    return suite.Place(replace(machine, cache_bytes=4000), sample, graphs=True)
+def gpu(machine: Machine) -> suite.Platform:
+    """Captures work, as a GPU does."""
+    return suite.Platform(replace(machine, cache_bytes=4000), sample, graphs=True)
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> suite.Place:
+def processor(monkeypatch: pytest.MonkeyPatch) -> suite.Platform:
     monkeypatch.setattr(places, "last_level_cache", lambda: 4000)
-    return places.place_of("cpu")
+    return places.platform_of("cpu")
 
 
-@pytest.mark.parametrize("place", ["card", "processor"])
-def test_rows(place: str, request: pytest.FixtureRequest) -> None:
-    here: suite.Place = request.getfixturevalue(place)
-    rows, failures = suite.run_point(POINT, EFFORT, here)
+@pytest.mark.parametrize("platform", ["gpu", "processor"])
+def test_rows(platform: str, request: pytest.FixtureRequest) -> None:
+    here: suite.Platform = request.getfixturevalue(platform)
+    rows, failures = suite.run_point(POINT, BUDGET, here)
     assert failures == []
-    found = {(row["mode"], row["pass"], row["contender"]): row for row in rows}
+    found = {(row["mode"], row["pass"], row["implementation"]): row for row in rows}
     assert len(found) == len(rows)
     # Both are made of the CPU, where a clone is a floor too.
     assert set(found) == {(m, p, who) for m in MODES for p in PASSES for who in (c.COPY, c.CLONE, *WHO)}
@@ -67,15 +67,15 @@ def test_rows(place: str, request: pytest.FixtureRequest) -> None:
     assert (eager["buffers"], eager["calls_per_sample"]) == (1, 1), "as hot, where there is hot"
 
 
-def test_without_hot_eager_goes_round_the_cold_buffers(card: suite.Place) -> None:
-    rows, _ = suite.run_point(replace(POINT, modes=(COLD_MODE, EAGER_MODE)), EFFORT, card)
+def test_without_hot_eager_goes_round_the_cold_buffers(gpu: suite.Platform) -> None:
+    rows, _ = suite.run_point(replace(POINT, modes=(COLD_MODE, EAGER_MODE)), BUDGET, gpu)
     assert {(row["buffers"], row["calls_per_sample"]) for row in rows} == {(9, 9)}
-    large = replace(card, machine=replace(card.machine, cache_bytes=400))
-    rows, _ = suite.run_point(replace(POINT, modes=(EAGER_MODE,)), EFFORT, large)
+    large = replace(gpu, machine=replace(gpu.machine, cache_bytes=400))
+    rows, _ = suite.run_point(replace(POINT, modes=(EAGER_MODE,)), BUDGET, large)
     assert {(row["buffers"], row["calls_per_sample"]) for row in rows} == {(1, suite.LEAST_CALLS)}
 
 
-def test_only_hot_and_cold_are_captured(card: suite.Place) -> None:
+def test_only_hot_and_cold_are_captured(gpu: suite.Platform) -> None:
     captured: list[int] = []
     by_host: list[str] = []
 
@@ -83,62 +83,64 @@ def test_only_hot_and_cold_are_captured(card: suite.Place) -> None:
         captured.append(len(steps))
         return list(steps)
 
-    def with_host(contender: Any, number: int) -> Any:
-        by_host.append(contender.name)
-        return sample(contender, number)
+    def with_host(implementation: Any, number: int) -> Any:
+        by_host.append(implementation.name)
+        return sample(implementation, number)
 
-    here = replace(card, machine=replace(card.machine, capture=capture), with_host=with_host)
-    suite.run_point(replace(POINT, modes=(HOT_MODE,)), EFFORT, here)
+    here = replace(gpu, machine=replace(gpu.machine, capture=capture), with_host=with_host)
+    suite.run_point(replace(POINT, modes=(HOT_MODE,)), BUDGET, here)
     assert (captured, by_host) == ([2] * 4, [])
     captured.clear()
-    suite.run_point(replace(POINT, modes=(EAGER_MODE,)), EFFORT, here)
+    suite.run_point(replace(POINT, modes=(EAGER_MODE,)), BUDGET, here)
     assert captured == [] and set(by_host) == {c.COPY, c.CLONE, *WHO}
 
 
-def test_cold_calls_go_round_the_buffers(processor: suite.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cold_calls_go_round_the_buffers(processor: suite.Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def spy(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         seen.append(x.data_ptr())
         return c.relu_minimum(x, cap, dim)
 
-    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", spy))
-    suite.run_point(replace(POINT, contenders=("spy",), modes=(COLD_MODE,)), EFFORT, processor)
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "spy", c.Implementation("spy", spy))
+    suite.run_point(replace(POINT, implementations=("spy",), modes=(COLD_MODE,)), BUDGET, processor)
     assert len(set(seen[-9:])) == 9
     assert seen[-9:] == seen[-18:-9]
 
 
-def test_what_fails_is_left_out_with_its_reason(card: suite.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_left_out_with_its_reason(gpu: suite.Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         return c.relu_minimum(x, cap, dim) + 1
 
-    monkeypatch.setitem(c.CONTENDERS, "wrong", c.Contender("wrong", wrong))
-    point = replace(POINT, contenders=("wrong", c.OURS.name), modes=(HOT_MODE,))
-    rows, failures = suite.run_point(point, EFFORT, card)
-    assert {row["contender"] for row in rows} == {c.COPY, c.CLONE, c.OURS.name}
-    assert [(f["contender"], f["axis"], f["mode"], f["reason"]) for f in failures] == [
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "wrong", c.Implementation("wrong", wrong))
+    point = replace(POINT, implementations=("wrong", c.OURS.name), modes=(HOT_MODE,))
+    rows, failures = suite.run_point(point, BUDGET, gpu)
+    assert {row["implementation"] for row in rows} == {c.COPY, c.CLONE, c.OURS.name}
+    assert [(f["implementation"], f["axis"], f["mode"], f["reason"]) for f in failures] == [
         ("wrong", SIZE, HOT_MODE, "ValueError: wrong values: not timed")
     ]
 
 
-def test_a_point_for_which_memory_is_short_is_left_out(card: suite.Place) -> None:
+def test_a_point_for_which_memory_is_short_is_left_out(gpu: suite.Platform) -> None:
     point = replace(POINT, shape=(2**14, 64, 16, 16))
-    short = replace(card, machine=replace(card.machine, free_bytes=lambda: 2**30))
-    rows, failures = suite.run_point(point, EFFORT, short)
+    short = replace(gpu, machine=replace(gpu.machine, free_bytes=lambda: 2**30))
+    rows, failures = suite.run_point(point, BUDGET, short)
     assert rows == []
-    assert failures[0]["contender"] is None and "needs 24 GB of free memory, and there are 1" in failures[0]["reason"]
+    assert (
+        failures[0]["implementation"] is None and "needs 24 GB of free memory, and there are 1" in failures[0]["reason"]
+    )
 
 
-def test_threads_of_a_point(processor: suite.Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_point(processor: suite.Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
 
     def spy(x: torch.Tensor, cap: torch.Tensor, dim: int) -> torch.Tensor:
         seen.add(torch.get_num_threads())
         return c.relu_minimum(x, cap, dim)
 
-    monkeypatch.setitem(c.CONTENDERS, "spy", c.Contender("spy", spy))
+    monkeypatch.setitem(c.IMPLEMENTATIONS, "spy", c.Implementation("spy", spy))
     before = torch.get_num_threads()
-    rows, _ = suite.run_point(replace(POINT, contenders=("spy",), threads=3), EFFORT, processor)
+    rows, _ = suite.run_point(replace(POINT, implementations=("spy",), threads=3), BUDGET, processor)
     assert seen == {3}
     assert {row["threads"] for row in rows} == {3}
     assert torch.get_num_threads() == before
@@ -149,8 +151,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """What the command measures."""
     found = [replace(POINT, modes=(HOT_MODE,), threads=threads) for threads in (2, 1)]
     monkeypatch.setattr(command, "points", lambda *_, **__: found)
-    monkeypatch.setattr(suite, "FULL", {"cpu": EFFORT})
-    monkeypatch.setattr(suite, "QUICK", EFFORT)
+    monkeypatch.setattr(suite, "FULL", {"cpu": BUDGET})
+    monkeypatch.setattr(suite, "QUICK", BUDGET)
     return found
 
 
@@ -203,7 +205,7 @@ class TestCommand:
         assert [run["cases"] for run in made["earlier"]] == [["size: 480 B, 3 caps, fp32, 2 threads"]]
         assert "in several runs: 1 cases on " in tables.headline(made)
 
-    def test_no_card(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(SystemExit, match="2"):
             command.main(["--device", "cuda"])

@@ -53,9 +53,9 @@ inline void save(void* data, DType dtype, int64_t i, double value) {
 }
 
 inline double rounded(DType dtype, double value) {
-  uint64_t room = 0;
-  save(&room, dtype, 0, value);
-  return load(&room, dtype, 0);
+  uint64_t scratch = 0;
+  save(&scratch, dtype, 0, value);
+  return load(&scratch, dtype, 0);
 }
 
 // Equal as numbers and in sign of zero, or both NaN.
@@ -67,7 +67,7 @@ inline bool same(double a, double b) {
 // ends: with AddressSanitizer a read or write past it is an error.
 struct Array {
   Array() = default;
-  // `order`: dimensions from the outermost in memory; `gap` unused elements between neighbours; `shift` elements before
+  // `order`: dimensions from the outermost in memory; `gap` unused elements between neighbors; `shift` elements before
   // the first, against alignment.
   Array(DType dtype, std::vector<int64_t> sizes, std::vector<int> order, int64_t gap = 0, int64_t shift = 0)
       : dtype(dtype), sizes(std::move(sizes)), strides(this->sizes.size(), 0) {

@@ -198,9 +198,9 @@ template <class T>
 T __shfl_down_sync(unsigned, T value, unsigned delta, int width) {
   host_cuda::Fiber& self = host_cuda::me();
   // Two slots in turn: no lane can be two shuffles ahead of another.
-  uint64_t* slot = &self.lane_value[self.shuffles++ % 2];
-  memcpy(slot, &value, sizeof(T));
-  const auto place = static_cast<size_t>(slot - self.lane_value);
+  uint64_t* ticket = &self.lane_value[self.shuffles++ % 2];
+  memcpy(ticket, &value, sizeof(T));
+  const auto place = static_cast<size_t>(ticket - self.lane_value);
   host_cuda::wait_for(host_cuda::Wait::kWarp);
   const unsigned lane = self.thread.x % static_cast<unsigned>(width);
   if (lane + delta < static_cast<unsigned>(width))

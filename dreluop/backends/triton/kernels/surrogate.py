@@ -47,7 +47,7 @@ def _exp_parts(a):
 
 @triton.jit
 def _exp_of_negative(a):
-    """exp(a) for a <= 0, within 2 eps: the fast exponential of the card is not. 0 where it would be subnormal."""
+    """exp(a) for a <= 0, within 2 eps: the fast exponential of the GPU is not. 0 where it would be subnormal."""
     least: tl.constexpr = -708.0 if a.dtype == tl.float64 else -87.0
     power, rest = _exp_parts(a)
     return tl.where(a < least, tl.zeros_like(a), (1.0 + rest) * power)

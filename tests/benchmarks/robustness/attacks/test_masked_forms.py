@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.columns import blind_share, with_widths
-from benchmarks.robustness.evaluation.judge import Judgement, judge
+from benchmarks.robustness.evaluation.evaluate import Evaluation, evaluate
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from dreluop import DReLU
 from dreluop.adaptive import smooth_forward
@@ -54,15 +54,15 @@ def of_two_scales() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), first, DReLU(64, init=SMALL), second, DReLU(64, init=1.0), last).eval()
 
 
-def judged(model: nn.Module) -> Judgement:
+def evaluated(model: nn.Module) -> Evaluation:
     with torch.no_grad():
         y = model(X).argmax(1)
-    return judge(model, None, Split(X, y), MEASURED_ON, SETTINGS)
+    return evaluate(model, None, Split(X, y), MEASURED_ON, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def expected(of_two_scales: nn.Sequential) -> Judgement:
-    found = judged(of_two_scales)
+def expected(of_two_scales: nn.Sequential) -> Evaluation:
+    found = evaluated(of_two_scales)
     assert found.worst == 0
     assert found.paper_worst > 0.5
     return found
@@ -71,12 +71,12 @@ def expected(of_two_scales: nn.Sequential) -> Judgement:
 @pytest.mark.parametrize("change", [parametrized, pruned])
 @pytest.mark.parametrize("places", [(4,), (2, 4)], ids=["the second", "both"])
 def test_caps_made_anew_keep_the_width_of_their_layer(
-    change, places, of_two_scales: nn.Sequential, expected: Judgement
+    change, folders, of_two_scales: nn.Sequential, expected: Evaluation
 ):
     model = copy.deepcopy(of_two_scales)
-    for place in places:
+    for place in folders:
         change(model[place])
-    found = judged(model)
+    found = evaluated(model)
     assert found.accuracy == expected.accuracy
     assert (found.worst, found.l2_worst, found.blind) == (expected.worst, expected.l2_worst, expected.blind)
 
@@ -136,7 +136,7 @@ def test_a_model_without_any_gradient_is_blind(form: str, of_two_scales: nn.Sequ
         "a parameter out of sight": lambda: nn.Sequential(WithoutGradient(of_two_scales), Shifted()),
     }[form]()
     with pytest.warns(UserWarning, match="no gradient to its input: it counts as zero for every input"):
-        found = judged(model.eval())
+        found = evaluated(model.eval())
     assert (found.zero_gradient, found.blind) == (1, 1)
     assert found.accuracy["clean"] == found.accuracy["fgsm"] == 1
 
@@ -155,4 +155,4 @@ class Shifted(nn.Module):
 def test_a_compiled_model_is_refused(of_two_scales: nn.Sequential):
     compiled = torch.compile(of_two_scales, backend="eager")
     with pytest.raises(ValueError, match=r"model: got one of torch\.compile; expected the model that was compiled"):
-        judge(compiled, None, Split(X, torch.zeros(12, dtype=torch.int64)), MEASURED_ON, SETTINGS)
+        evaluate(compiled, None, Split(X, torch.zeros(12, dtype=torch.int64)), MEASURED_ON, SETTINGS)

@@ -44,7 +44,7 @@ def write_mnist(root: Path, packed: bool) -> Path:
 
 
 def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Python batches as published, whose MD5 sums torchvision is told."""
+    """Python batches as published, whose MD5 sums torchvision is reported."""
     kind, classes, key = {
         "cifar10": (datasets.CIFAR10, 10, "labels"),
         "cifar100": (datasets.CIFAR100, 100, "fine_labels"),

@@ -12,14 +12,14 @@ pytest.importorskip("torchvision")
 Image = pytest.importorskip("PIL.Image")
 
 NAMES = ("n02000001", "n01000003", "n01000002")
-# Whole colours survive JPEG: by them an image is told, by class and by part of the set.
-COLOURS = {"n01000002": (200, 30, 30), "n01000003": (30, 200, 30), "n02000001": (30, 30, 200)}
+# Whole colors survive JPEG: by them an image is reported, by class and by part of the set.
+COLORS = {"n01000002": (200, 30, 30), "n01000003": (30, 200, 30), "n02000001": (30, 30, 200)}
 TRAINING, TEST = 10, 2
 
 
-def write(folder: Path, file: str, colour: tuple[int, int, int], size: int = 64) -> None:
+def write(folder: Path, file: str, color: tuple[int, int, int], size: int = 64) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((size, size, 3), colour, dtype=np.uint8)).save(folder / file, "JPEG")
+    Image.fromarray(np.full((size, size, 3), color, dtype=np.uint8)).save(folder / file, "JPEG")
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def folder(tmp_path) -> Path:
     lines = []
     for name in NAMES:
         for number in range(TRAINING):
-            write(folder / "train" / name / "images", f"{name}_{number}.JPEG", COLOURS[name])
+            write(folder / "train" / name / "images", f"{name}_{number}.JPEG", COLORS[name])
         (folder / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t63\t63\n")
     for number in range(TEST * len(NAMES)):
         name = NAMES[number % len(NAMES)]
-        write(folder / "val" / "images", f"val_{number}.JPEG", COLOURS[name])
+        write(folder / "val" / "images", f"val_{number}.JPEG", COLORS[name])
         lines.append(f"val_{number}.JPEG\t{name}\t0\t32\t44\t62\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     (folder / "wnids.txt").write_text("".join(f"{name}\n" for name in NAMES))
@@ -54,13 +54,13 @@ def test_parts(folder: Path):
     assert dataset.test.y.tolist() == [2, 1, 0] * TEST
 
 
-def test_grey_photographs_have_three_channels(folder: Path):
+def test_gray_photographs_have_three_channels(folder: Path):
     path = folder / "train" / NAMES[0] / "images" / f"{NAMES[0]}_0.JPEG"
     Image.fromarray(np.full((64, 64), 77, dtype=np.uint8)).save(path, "JPEG")
     x = load("tinyimagenet", folder.parent).train.x
     validation = load("tinyimagenet", folder.parent).validation.x
-    grey = (torch.cat([x, validation]) * 255).round() == 77
-    assert int(grey.flatten(1).all(1).sum()) == 1
+    gray = (torch.cat([x, validation]) * 255).round() == 77
+    assert int(gray.flatten(1).all(1).sum()) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,16 @@ CLASSES = 7
 PLACED = [(name, "head") for name in NAMES] + [(name, "stem") for name in NAMES if name not in ("dense", "resnet101")]
 
 
-def made(name: str, activation: str, place: str = "head", seed: int = 1, init: float = 100.0) -> nn.Module:
+def made(name: str, activation: str, platform: str = "head", seed: int = 1, init: float = 100.0) -> nn.Module:
     if name not in OWN:
         pytest.importorskip("torchvision")
-    return build(name, activation, CLASSES, SHAPE, seed, init, place)
+    return build(name, activation, CLASSES, SHAPE, seed, init, platform)
 
 
 @pytest.fixture(scope="module", params=PLACED, ids="-".join)
-def twins(request) -> tuple[str, str, nn.Module, nn.Module]:
-    name, place = request.param
-    return name, place, made(name, "drelu", place), made(name, "relu", place)
+def baselines(request) -> tuple[str, str, nn.Module, nn.Module]:
+    name, platform = request.param
+    return name, platform, made(name, "drelu", platform), made(name, "relu", platform)
 
 
 def the_caps(model: nn.Module) -> DReLU:
@@ -42,8 +42,8 @@ def images(n: int = 3) -> Tensor:
     return torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def test_same_seed_gives_twins_with_the_same_weights(twins):
-    _, _, drelu, relu = twins
+def test_same_seed_gives_baselines_with_the_same_weights(baselines):
+    _, _, drelu, relu = baselines
     ours, theirs = drelu.state_dict(), relu.state_dict()
     (cap,) = (name for name, module in drelu.named_modules() if isinstance(module, DReLU))
     assert ours.keys() - theirs.keys() == {f"{cap}.cap"}
@@ -51,8 +51,8 @@ def test_same_seed_gives_twins_with_the_same_weights(twins):
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
-def test_high_caps_make_it_the_relu_network_and_low_caps_do_not(twins):
-    _, _, drelu, relu = (copy.deepcopy(twin) for twin in twins)
+def test_high_caps_make_it_the_relu_network_and_low_caps_do_not(baselines):
+    _, _, drelu, relu = (copy.deepcopy(baseline) for baseline in baselines)
     drelu.eval(), relu.eval()
     with torch.no_grad():
         # Untrained and in eval mode, the deepest network goes beyond 100.
@@ -65,8 +65,8 @@ def test_high_caps_make_it_the_relu_network_and_low_caps_do_not(twins):
     assert not torch.equal(drelu(images()), expected)
 
 
-def test_gradients_reach_every_weight_and_cap_and_the_image(twins):
-    _, _, model, _ = (copy.deepcopy(twin) for twin in twins)
+def test_gradients_reach_every_weight_and_cap_and_the_image(baselines):
+    _, _, model, _ = (copy.deepcopy(baseline) for baseline in baselines)
     with torch.no_grad():
         the_caps(model).cap.fill_(0.05)
     x = images().requires_grad_()
@@ -80,11 +80,11 @@ def test_gradients_reach_every_weight_and_cap_and_the_image(twins):
     assert (the_caps(model).cap.grad != 0).any()
 
 
-def test_added_layer_is_where_the_paper_has_it(twins):
-    name, place, model, relu = twins
+def test_added_layer_is_where_the_paper_has_it(baselines):
+    name, platform, model, relu = baselines
     layer = the_caps(model)
     assert (layer.cap == 100).all()
-    if place == "stem":
+    if platform == "stem":
         (first,) = (module for module in model.modules() if isinstance(module, StemmedConv2d))
         assert layer is first.activation
         assert layer.cap.shape == (first.stem.out_channels,) == (first.in_channels,) == (16,)
@@ -194,7 +194,7 @@ def test_inception_takes_large_images_as_they_are():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "inception_v3"])
-def test_grey_images(name):
+def test_gray_images(name):
     pytest.importorskip("torchvision")
     model = build(name, "drelu", classes=10, shape=(1, 28, 28), seed=0)
     assert model.eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
@@ -205,8 +205,12 @@ def test_grey_images(name):
     [
         ({"name": "vgg"}, ValueError, "name: got 'vgg'; expected one of 'dense', 'shallow_cnn', 'resnet50'"),
         ({"activation": "relu6"}, ValueError, "activation: got 'relu6'; expected one of 'relu', 'drelu'"),
-        ({"place": "body"}, ValueError, "place: got 'body'; expected one of 'head', 'stem'"),
-        ({"place": "stem"}, ValueError, "place: got 'stem' for 'dense', which has no convolution; expected 'head'"),
+        ({"platform": "body"}, ValueError, "platform: got 'body'; expected one of 'head', 'stem'"),
+        (
+            {"platform": "stem"},
+            ValueError,
+            "platform: got 'stem' for 'dense', which has no convolution; expected 'head'",
+        ),
         ({"classes": 0}, ValueError, "classes: got 0; expected at least 1"),
         ({"classes": 2.0}, TypeError, "classes: got float; expected an int"),
         ({"head": 0}, ValueError, "head: got 0; expected at least 1"),

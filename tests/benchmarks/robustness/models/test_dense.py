@@ -16,7 +16,7 @@ def test_layers():
     assert (model.activation.cap == 100).all()
 
 
-def test_same_seed_gives_twins_with_the_same_weights():
+def test_same_seed_gives_baselines_with_the_same_weights():
     drelu, relu = dense_drelu(3).state_dict(), dense_relu(3).state_dict()
     assert drelu.keys() - relu.keys() == {"activation.cap"}
     assert all(torch.equal(drelu[name], relu[name]) for name in relu)

@@ -82,11 +82,11 @@ def test_two_methods_have_no_diagram(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
-def test_a_missing_cell_stops_or_its_block_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_cell_stops_or_its_block_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--paper-table", 3, "--output", tmp_path / "out") == command.USAGE
-    told = capsys.readouterr()
-    assert "accuracies: got no value in dense / apgd_dlr, TRADES-1" in told.err
-    assert told.out == ""
+    shown = capsys.readouterr()
+    assert "accuracies: got no value in dense / apgd_dlr, TRADES-1" in shown.err
+    assert shown.out == ""
     assert not (tmp_path / "out").exists()
     assert run("--paper-table", 3, "--missing", "drop") == 0
     assert "35, 1 left out" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.paper import tables as paper
 from benchmarks.robustness.study import configuration
-from benchmarks.robustness.study.recipe import DataRecipe, Judged, Recipe
+from benchmarks.robustness.study.recipe import DataRecipe, Evaluated, Recipe
 from benchmarks.robustness.training import TrainingConfig
 from tests.benchmarks.robustness.study.smallest import SMALLEST
 
@@ -39,7 +39,7 @@ def test_every_combination_is_a_run(tmp_path: Path):
     assert (at.training.method, at.training.eps, at.training.stop_patience) == ("at", 0.1, None)
     assert (trades.training.method, trades.training.beta, trades.start) == ("trades", 1.0, None)
     assert (drelu.training.balancer, drelu.calibrate, drelu.training.cap_lr) == (0.5, 2, 1e-2)
-    assert [run.twin for run in study.runs[:3]] == [None, natural, natural]
+    assert [run.baseline for run in study.runs[:3]] == [None, natural, natural]
     assert all(run.recipe.training.seed == run.recipe.seed for run in study.runs)
 
 
@@ -51,11 +51,11 @@ def test_paper_mode_is_the_paper_s(tmp_path: Path):
     assert (t.plateau_factor, t.plateau_patience, t.stop_patience, t.epochs) == (0.5, 5, 10, 2000)
 
 
-def test_the_twin_is_one_for_all_modes_and_methods(tmp_path: Path):
+def test_the_baseline_is_one_for_all_modes_and_methods(tmp_path: Path):
     drelu = "[{method: drelu, balancer: 1, training: {epochs: 7}}]"
     fast = read(tmp_path, SMALLEST.replace("[natural]", drelu))
     slow = read(tmp_path, SMALLEST.replace("[natural]", drelu) + "mode: paper\n")
-    assert fast.runs[0].twin == slow.runs[0].twin == read(tmp_path, SMALLEST).runs[0].recipe
+    assert fast.runs[0].baseline == slow.runs[0].baseline == read(tmp_path, SMALLEST).runs[0].recipe
 
 
 def test_settings_by_model(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_tables_have_the_paper_s_rows(number: int):
 
 def test_a_new_option_leaves_the_names():
     recipe = Recipe(DataRecipe(), "dense", "drelu", 0, TrainingConfig(balancer=2.0))
-    run = Judged(recipe, None, AttackSettings())
+    run = Evaluated(recipe, None, AttackSettings())
     assert run.name_at(1) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ffdf9a"
     assert run.name_at(2) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-43eef4"
     for other in (
@@ -171,5 +171,5 @@ def test_a_new_option_leaves_the_names():
         replace(recipe, start=recipe),
     ):
         assert other.identity != recipe.identity
-    assert Judged(recipe, recipe, AttackSettings()).name != run.name
-    assert Judged(recipe, None, AttackSettings(eps=0.2)).name != run.name
+    assert Evaluated(recipe, recipe, AttackSettings()).name != run.name
+    assert Evaluated(recipe, None, AttackSettings(eps=0.2)).name != run.name

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.files import DamagedFileError
 from benchmarks.robustness import command
-from benchmarks.robustness.evaluation import judge as judging
+from benchmarks.robustness.evaluation import evaluate as evaluating
 from benchmarks.robustness.study import configuration, engines, jobs, records, training_job
 from benchmarks.robustness.study.configuration import Study
-from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
+from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of
 from benchmarks.robustness.training import checkpoint
 
 ONE = """
@@ -88,24 +88,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.fixture(scope="module")
-def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Places:
+def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     folder = tmp_path_factory.mktemp("whole")
-    places = Places(folder / "records", folder / "work", progress=False)
-    assert run(study, places) == []
-    return places
+    folders = Folders(folder / "records", folder / "work", progress=False)
+    assert run(study, folders) == []
+    return folders
 
 
-def run(study: Study, places: Places) -> list[engines.Failure]:
-    return engines.in_turn(jobs_of(study.runs, places), partial(do, places=places))
+def run(study: Study, folders: Folders) -> list[engines.Failure]:
+    return engines.in_turn(jobs_of(study.runs, folders), partial(do, folders=folders))
 
 
-def check(study: Study, places: Places, whole: Places) -> None:
+def check(study: Study, folders: Folders, whole: Folders) -> None:
     """The run ends with the numbers of one that nothing happened to."""
-    assert run(study, places) == []
-    (found,), (expected,) = (records.found(study.runs, one.results) for one in (places, whole))
+    assert run(study, folders) == []
+    (found,), (expected,) = (records.found(study.runs, one.results) for one in (folders, whole))
     for part in ("warm_up", "training"):
         assert found[part]["history"] == expected[part]["history"]
-    assert found["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+    assert found["evaluation"]["accuracy"] == expected["evaluation"]["accuracy"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -127,11 +127,11 @@ def test_a_missing_file_is_not_damaged(tmp_path: Path):
 @pytest.mark.parametrize("part", training_job.PARTS)
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another"])
 def test_a_damaged_checkpoint_of_training(
-    part: str, damage: str, study: Study, whole: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    part: str, damage: str, study: Study, whole: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    folders = Folders(tmp_path / "records", tmp_path / "work", progress=False)
     recipe = study.runs[0].recipe
-    file = places.work / recipe.name / f"{part}.pt"
+    file = folders.work / recipe.name / f"{part}.pt"
     original = checkpoint.save
 
     def killed_after_an_epoch(state, path):
@@ -141,75 +141,75 @@ def test_a_damaged_checkpoint_of_training(
 
     monkeypatch.setattr(checkpoint, "save", killed_after_an_epoch)
     with pytest.raises(KilledError):
-        training_job.train_recipe(recipe, places.work, progress=False)
+        training_job.train_recipe(recipe, folders.work, progress=False)
     monkeypatch.setattr(checkpoint, "save", original)
     DAMAGES[damage](file)
     capsys.readouterr()
-    check(study, places, whole)
-    told = capsys.readouterr().err
-    assert f"{file}: not a whole checkpoint" in told
-    assert f"set aside as {part}.pt.damaged-1" in told
+    check(study, folders, whole)
+    shown = capsys.readouterr().err
+    assert f"{file}: not a whole checkpoint" in shown
+    assert f"set aside as {part}.pt.damaged-1" in shown
     assert file.with_name(f"{part}.pt.damaged-1").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "another", "folder"])
-def test_a_damaged_file_of_a_judgement(
-    damage: str, study: Study, whole: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_a_damaged_file_of_a_evaluation(
+    damage: str, study: Study, whole: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
-    places = Places(tmp_path / "records", whole.work, progress=False)
-    original = judging._Judging.run
+    folders = Folders(tmp_path / "records", whole.work, progress=False)
+    original = evaluating._Evaluating.run
 
     def killed(self, name, attack, eps):
         if name == "pgd":
             raise KilledError
         original(self, name, attack, eps)
 
-    monkeypatch.setattr(judging._Judging, "run", killed)
+    monkeypatch.setattr(evaluating._Evaluating, "run", killed)
     with pytest.raises(KilledError):
-        do(Job("judge", study.runs[0]), places)
-    monkeypatch.setattr(judging._Judging, "run", original)
-    file = jobs._judged_file(study.runs[0], places)
+        do(Job("evaluate", study.runs[0]), folders)
+    monkeypatch.setattr(evaluating._Evaluating, "run", original)
+    file = jobs._evaluated_file(study.runs[0], folders)
     DAMAGES[damage](file)
-    check(study, places, whole)
-    told = capsys.readouterr().err
-    assert f"{file}: not a whole checkpoint" in told
-    assert f"set aside as {file.name}.damaged-" in told
+    check(study, folders, whole)
+    shown = capsys.readouterr().err
+    assert f"{file}: not a whole checkpoint" in shown
+    assert f"set aside as {file.name}.damaged-" in shown
     assert not file.exists()
 
 
-def test_a_damaged_model_is_trained_again(study: Study, whole: Places, tmp_path: Path, capsys):
-    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
-    assert run(study, places) == []
-    (record,) = places.results.iterdir()
+def test_a_damaged_model_is_trained_again(study: Study, whole: Folders, tmp_path: Path, capsys):
+    folders = Folders(tmp_path / "records", tmp_path / "work", progress=False)
+    assert run(study, folders) == []
+    (record,) = folders.results.iterdir()
     record.unlink()
     for number in (1, 2):
-        model = training_job._result(study.runs[0].recipe, places.work)
+        model = training_job._result(study.runs[0].recipe, folders.work)
         flip(model)
-        assert [job.name.split()[0] for job in jobs_of(study.runs, places)] == ["train", "judge"]
+        assert [job.name.split()[0] for job in jobs_of(study.runs, folders)] == ["train", "evaluate"]
         assert f"set aside as trained.pt.damaged-{number}" in capsys.readouterr().err
-        check(study, places, whole)
+        check(study, folders, whole)
         record.unlink()
 
 
-def test_what_is_damaged_while_a_study_runs_does_not_stop_the_next(study: Study, whole: Places, tmp_path: Path):
-    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
-    todo = jobs_of(study.runs, places)
+def test_what_is_damaged_while_a_study_runs_does_not_stop_the_next(study: Study, whole: Folders, tmp_path: Path):
+    folders = Folders(tmp_path / "records", tmp_path / "work", progress=False)
+    todo = jobs_of(study.runs, folders)
 
     def damaging(job: Job) -> None:
-        if job.name.startswith("judge"):
-            model = training_job._result(study.runs[0].recipe, places.work)
+        if job.name.startswith("evaluate"):
+            model = training_job._result(study.runs[0].recipe, folders.work)
             state = torch.load(model)
             # Whole, but of another network.
             checkpoint.save({**state, "model": {}}, model)
-        do(job, places)
+        do(job, folders)
 
     (failure,) = engines.in_turn(todo, damaging)
     assert "trained.pt: not a whole checkpoint" in failure.reason
     assert "set aside as trained.pt.damaged-1; the same command makes it anew" in failure.reason
-    check(study, places, whole)
+    check(study, folders, whole)
 
 
-WRONG_JUDGEMENTS: dict[str, tuple[dict[str, Any], str]] = {
+WRONG_EVALUATIONS: dict[str, tuple[dict[str, Any], str]] = {
     "length": (
         {"right": {"clean": torch.ones(3, dtype=torch.bool)}},
         "clean: got torch.bool of shape (3,); expected torch.bool of shape (4,)",
@@ -228,20 +228,20 @@ WRONG_JUDGEMENTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG_JUDGEMENTS)
-def test_a_whole_but_wrong_file_of_a_judgement(wrong: str, study: Study, whole: Places, tmp_path: Path, capsys):
-    places = Places(tmp_path / "records", whole.work, progress=False)
-    file = jobs._judged_file(study.runs[0], places)
-    content, message = WRONG_JUDGEMENTS[wrong]
+@pytest.mark.parametrize("wrong", WRONG_EVALUATIONS)
+def test_a_whole_but_wrong_file_of_a_evaluation(wrong: str, study: Study, whole: Folders, tmp_path: Path, capsys):
+    folders = Folders(tmp_path / "records", whole.work, progress=False)
+    file = jobs._evaluated_file(study.runs[0], folders)
+    content, message = WRONG_EVALUATIONS[wrong]
     checkpoint.save({"right": {}, "distances": None, "seconds": {}, "cpu_seconds": {}, **content}, file)
-    (failure,) = run(study, places)
+    (failure,) = run(study, folders)
     assert f"{file}: not a whole checkpoint (ValueError: {message}" in failure.reason
     assert f"set aside as {file.name}.damaged-" in failure.reason
-    check(study, places, whole)
+    check(study, folders, whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "list", "folder"])
-def test_a_damaged_sibling_does_not_cost_the_attacks(damage: str, study: Study, whole: Places, tmp_path: Path, capsys):
+def test_a_damaged_sibling_does_not_cost_the_attacks(damage: str, study: Study, whole: Folders, tmp_path: Path, capsys):
     (record,) = records.found(study.runs, whole.results)
     sibling = tmp_path / f"{record['name'].rsplit('-', 1)[0]}-000000.json"
     sibling.write_text(json.dumps(record))
@@ -262,12 +262,12 @@ RECORD_DAMAGES: dict[str, Damage] = {
     "lacks": lambda path: path.write_text('{"schema": 1}\n'),
     "another's": lambda path: path.write_text(path.read_text().replace('"name": "digits', '"name": "other', 1)),
     "no number": lambda path: path.write_text(
-        json.dumps({**(found := json.loads(path.read_text())), "judgement": {**found["judgement"], "worst": None}})
+        json.dumps({**(found := json.loads(path.read_text())), "evaluation": {**found["evaluation"], "worst": None}})
     ),
     "folder": make_folder,
-    "no blind share": changing("judgement", "blind"),
-    "null for the blind share": changing("judgement", "blind", None),
-    "no worst in L2": changing("judgement", "l2_worst"),
+    "no blind share": changing("evaluation", "blind"),
+    "null for the blind share": changing("evaluation", "blind", None),
+    "no worst in L2": changing("evaluation", "l2_worst"),
     "empty recipe": changing("recipe", "data"),
     "no history": changing("training", "history", {}),
     "empty history": changing("training", "history", {"validation_accuracy": []}),
@@ -276,27 +276,27 @@ RECORD_DAMAGES: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", RECORD_DAMAGES)
-def test_a_damaged_record(damage: str, study: Study, whole: Places, tmp_path: Path, capsys):
-    places = Places(tmp_path / "records", whole.work, progress=False)
+def test_a_damaged_record(damage: str, study: Study, whole: Folders, tmp_path: Path, capsys):
+    folders = Folders(tmp_path / "records", whole.work, progress=False)
     (record,) = records.found(study.runs, whole.results)
-    path = records.save(record, places.results)
+    path = records.save(record, folders.results)
     RECORD_DAMAGES[damage](path)
     configuration_file = tmp_path / "one.yaml"
     configuration_file.write_text(ONE)
-    where = ["--results", str(places.results)]
+    where = ["--results", str(folders.results)]
     for command_name in ("table", "plot"):
         assert command.main([command_name, str(configuration_file), *where]) == 2
         assert f"{path}: " in capsys.readouterr().err
     assert path.exists()
-    assert len(jobs_of(study.runs, places)) == 1
+    assert len(jobs_of(study.runs, folders)) == 1
     assert f"set aside as {path.name}.damaged-1" in capsys.readouterr().err
     assert not path.exists()
-    check(study, places, whole)
+    check(study, folders, whole)
 
 
-def test_a_record_of_another_schema_is_left_where_it_is(study: Study, whole: Places, tmp_path: Path):
+def test_a_record_of_another_schema_is_left_where_it_is(study: Study, whole: Folders, tmp_path: Path):
     (record,) = records.found(study.runs, whole.results)
     path = records.save({**record, "schema": 2}, tmp_path)
     with pytest.raises(ValueError, match="got schema 2; expected 1"):
-        jobs_of(study.runs, Places(tmp_path, whole.work))
+        jobs_of(study.runs, Folders(tmp_path, whole.work))
     assert path.exists()

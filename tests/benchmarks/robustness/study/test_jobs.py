@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.pictures.source import recorded
 from benchmarks.robustness import command
-from benchmarks.robustness.evaluation import judge as judging
+from benchmarks.robustness.evaluation import evaluate as evaluating
 from benchmarks.robustness.reporting import pages
 from benchmarks.robustness.reporting import pictures as reporting_pictures
 from benchmarks.robustness.reporting.blocks import blocks
@@ -28,53 +28,53 @@ from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import adaptive_table, cost_table, table
 from benchmarks.robustness.study import configuration, engines, jobs, records, training_job
 from benchmarks.robustness.study.configuration import Study
-from benchmarks.robustness.study.jobs import Job, Places, do, jobs_of
+from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of
 from benchmarks.robustness.study.training_job import trained
 from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+def places(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     folder = tmp_path_factory.mktemp("study")
-    return Places(folder / "records", folder / "work", progress=False)
+    return Folders(folder / "records", folder / "work", progress=False)
 
 
 @pytest.fixture(scope="module")
-def done(tiny: Study, places: Places) -> list[records.Record]:
-    assert engines.in_turn(jobs_of(tiny.runs, places), partial(do, places=places)) == []
-    return records.found(tiny.runs, places.results)
+def done(tiny: Study, folders: Folders) -> list[records.Record]:
+    assert engines.in_turn(jobs_of(tiny.runs, folders), partial(do, folders=folders)) == []
+    return records.found(tiny.runs, folders.results)
 
 
-def test_a_record_per_run_says_everything(tiny: Study, places: Places, done: list[records.Record]):
+def test_a_record_per_run_says_everything(tiny: Study, folders: Folders, done: list[records.Record]):
     assert [record["name"] for record in done] == [run.name for run in tiny.runs]
-    assert len(list(places.results.iterdir())) == len(tiny.runs) == 8
+    assert len(list(folders.results.iterdir())) == len(tiny.runs) == 8
     for record, run in zip(done, tiny.runs, strict=True):
-        text = (places.results / f"{run.name}.json").read_text()
+        text = (folders.results / f"{run.name}.json").read_text()
         assert text.count("\n") == 1
-        judgement = record["judgement"]
-        accuracies = judgement["accuracy"].values()
-        assert judgement["worst"] <= judgement["paper_worst"] <= min(accuracies, default=1) + 1e-6 or (
-            judgement["worst"] <= min(accuracies) + 1e-6
+        evaluation = record["evaluation"]
+        accuracies = evaluation["accuracy"].values()
+        assert evaluation["worst"] <= evaluation["paper_worst"] <= min(accuracies, default=1) + 1e-6 or (
+            evaluation["worst"] <= min(accuracies) + 1e-6
         )
-        assert set(judgement["bounds"]) == {"0.05", "0.2"}
-        for values in judgement["bounds"].values():
+        assert set(evaluation["bounds"]) == {"0.05", "0.2"}
+        for values in evaluation["bounds"].values():
             assert values["worst"] <= values["apgd_ce"]
         assert {"torch", "dreluop"} <= set(record["versions"])
         assert record["device"]["name"]
         assert record["training"]["epochs"] == len(record["training"]["history"]["train_loss"]) - 1
         capped = run.recipe.has_caps
-        assert (judgement["caps"] is not None) == capped
-        assert ("straight_through" in judgement["accuracy"]) == capped
-        assert ("apgd_targeted" in judgement["accuracy"]) != capped
-        assert ("transfer" in judgement["accuracy"]) == (run.recipe.method != "natural")
+        assert (evaluation["caps"] is not None) == capped
+        assert ("straight_through" in evaluation["accuracy"]) == capped
+        assert ("apgd_targeted" in evaluation["accuracy"]) != capped
+        assert ("transfer" in evaluation["accuracy"]) == (run.recipe.method != "natural")
 
 
-def test_what_is_done_is_not_done_again(tiny: Study, places: Places, done: list[records.Record]):
-    assert jobs_of(tiny.runs, places) == []
+def test_what_is_done_is_not_done_again(tiny: Study, folders: Folders, done: list[records.Record]):
+    assert jobs_of(tiny.runs, folders) == []
 
 
 def test_jobs_wait_for_what_they_need(tiny: Study, tmp_path: Path):
-    todo = jobs_of(tiny.runs, Places(tmp_path / "r", tmp_path / "w"))
+    todo = jobs_of(tiny.runs, Folders(tmp_path / "r", tmp_path / "w"))
     names = [job.name for job in todo]
     assert len(names) == len(set(names)) == 16
     for index, job in enumerate(todo):
@@ -82,7 +82,7 @@ def test_jobs_wait_for_what_they_need(tiny: Study, tmp_path: Path):
     natural, at = tiny.runs[0].recipe.name, tiny.runs[1]
     by_name = {job.name: job for job in todo}
     assert by_name[f"train {at.recipe.name}"].after == (f"train {natural}",)
-    assert set(by_name[f"judge {at.name}"].after) == {f"train {natural}", f"train {at.recipe.name}"}
+    assert set(by_name[f"evaluate {at.name}"].after) == {f"train {natural}", f"train {at.recipe.name}"}
 
 
 def test_calibrated_caps_start_where_the_warm_up_s_pre_activations_are(tiny: Study, done: list[records.Record]):
@@ -112,35 +112,35 @@ def test_caps_are_calibrated_though_another_process_ends_the_same_job(
     assert history.column("cap_mean")[0] < 20
 
 
-def _breaks_one(job: Job, places: Places) -> None:
+def _breaks_one(job: Job, folders: Folders) -> None:
     if job.name == "second":
         raise ValueError("no")
     if job.name not in ("third", "fourth"):
-        do(job, places)
+        do(job, folders)
 
 
 @pytest.mark.parametrize("engine", list(engines.ENGINES))
 def test_engines_find_the_same_and_a_failure_stops_only_what_needs_it(
     engine: str, tiny: Study, done: list[records.Record], tmp_path: Path
 ):
-    places = Places(tmp_path / "records", tmp_path / "work", progress=False)
+    folders = Folders(tmp_path / "records", tmp_path / "work", progress=False)
     some = [run for run in tiny.runs if run.recipe.seed == 0][:2]
     task = tiny.runs[0]
     broken = [Job("second", task), Job("third", task, ("second",)), Job("fourth", task)]
-    todo = [*jobs_of(some, places), *broken]
+    todo = [*jobs_of(some, folders), *broken]
     assert len(todo) == 7
-    failures = engines.ENGINES[engine](todo, partial(_breaks_one, places=places), 2, "cpu")
+    failures = engines.ENGINES[engine](todo, partial(_breaks_one, folders=folders), 2, "cpu")
     assert sorted(failure.job for failure in failures) == ["second", "third"]
     reasons = {failure.job: failure.reason for failure in failures}
     assert reasons["second"] == "ValueError: no"
     assert reasons["third"].startswith("not begun: ")
-    expected = {record["name"]: record["judgement"] for record in done}
-    found = records.found(some, places.results)
+    expected = {record["name"]: record["evaluation"] for record in done}
+    found = records.found(some, folders.results)
     assert len(found) == 2
     for record in found:
         for name in ("accuracy", "worst", "zero_gradient", "caps", "bounds"):
-            assert record["judgement"][name] == expected[record["name"]][name]
-    assert jobs_of(some, places) == []
+            assert record["evaluation"][name] == expected[record["name"]][name]
+    assert jobs_of(some, folders) == []
 
 
 def _ends_its_process(job: Job) -> None:
@@ -154,8 +154,8 @@ def test_a_killed_worker_is_a_failure_of_all_that_is_left(tiny: Study):
     assert all("terminated abruptly" in failure.reason for failure in failures)
 
 
-@pytest.mark.parametrize(("address", "told"), [("", {"num_cpus": 3}), ("10.0.0.1:6379", {})])
-def test_a_ray_cluster_is_not_told_its_size(address: str, told: dict[str, int], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("address", "shown"), [("", {"num_cpus": 3}), ("10.0.0.1:6379", {})])
+def test_a_ray_cluster_is_not_given_its_size(address: str, shown: dict[str, int], monkeypatch: pytest.MonkeyPatch):
     # Ray raises ValueError at a size for a cluster that is there already.
     ray = pytest.importorskip("ray")
     asked: list[dict[str, object]] = []
@@ -168,32 +168,32 @@ def test_a_ray_cluster_is_not_told_its_size(address: str, told: dict[str, int], 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConnectionError):
         engines.by_ray([], _ends_its_process, 3)
-    assert {name: value for name, value in asked[0].items() if name == "num_cpus"} == told
+    assert {name: value for name, value in asked[0].items() if name == "num_cpus"} == shown
 
 
-def test_a_broken_judgement_goes_on_with_the_attacks_that_are_left(
-    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_evaluation_goes_on_with_the_attacks_that_are_left(
+    tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = tiny.runs[2]
-    again = Places(tmp_path / "records", places.work, progress=False)
-    original, ran = judging._Judging.run, []
+    again = Folders(tmp_path / "records", folders.work, progress=False)
+    original, ran = evaluating._Evaluating.run, []
 
     def killed(self, name, attack, eps):
         if name == "soft":
             raise KeyboardInterrupt
         return original(self, name, attack, eps)
 
-    monkeypatch.setattr(judging._Judging, "run", killed)
+    monkeypatch.setattr(evaluating._Evaluating, "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        do(Job("judge", run), again)
-    monkeypatch.setattr(judging._Judging, "run", original)
-    monkeypatch.setattr(judging._Judging, "report", None, raising=False)
+        do(Job("evaluate", run), again)
+    monkeypatch.setattr(evaluating._Evaluating, "run", original)
+    monkeypatch.setattr(evaluating._Evaluating, "report", None, raising=False)
     monkeypatch.setattr(jobs, "_tell", lambda line: ran.append(line.split(": ")[1]))
-    do(Job("judge", run), Places(again.results, again.work, progress=True))
+    do(Job("evaluate", run), Folders(again.results, again.work, progress=True))
     assert "soft" in ran
     assert not {"clean", "fgsm", "square", "straight_through"} & set(ran)
-    found, expected = records.find(run, again.results), records.find(run, places.results)
-    assert found["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+    found, expected = records.find(run, again.results), records.find(run, folders.results)
+    assert found["evaluation"]["accuracy"] == expected["evaluation"]["accuracy"]
 
 
 def test_a_killed_study_goes_on(tmp_path: Path, tiny_file: Path):
@@ -235,11 +235,11 @@ def test_a_killed_study_goes_on(tmp_path: Path, tiny_file: Path):
     subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=PATIENCE)
     study = configuration.read(slow)
     (record,) = records.found(study.runs, folder / "records")
-    whole = Places(tmp_path / "whole" / "records", tmp_path / "whole" / "work", progress=False)
-    assert engines.in_turn(jobs_of(study.runs, whole), partial(do, places=whole)) == []
+    whole = Folders(tmp_path / "whole" / "records", tmp_path / "whole" / "work", progress=False)
+    assert engines.in_turn(jobs_of(study.runs, whole), partial(do, folders=whole)) == []
     (expected,) = records.found(study.runs, whole.results)
     assert record["training"]["history"] == expected["training"]["history"]
-    assert record["judgement"]["accuracy"] == expected["judgement"]["accuracy"]
+    assert record["evaluation"]["accuracy"] == expected["evaluation"]["accuracy"]
 
 
 def test_tables_show_the_honest_columns(done: list[records.Record]):
@@ -249,14 +249,14 @@ def test_tables_show_the_honest_columns(done: list[records.Record]):
     assert [row[2] for row in shown.rows] == ["ReLU", "AT", "D-ReLU 1", "D-ReLU 100"]
     assert {row[3] for row in shown.rows} == {"2"}
     column = shown.header.index("clean")
-    clean = [one["judgement"]["accuracy"]["clean"] for one in done if one["label"] == "ReLU"]
+    clean = [one["evaluation"]["accuracy"]["clean"] for one in done if one["label"] == "ReLU"]
     spread = 100 * abs(clean[0] - clean[1]) / 2**0.5
     assert shown.rows[0][column] == f"{50 * sum(clean):.1f} ± {spread:.1f}"
     near = shown.header.index("L2 worst, near")
-    judgements = [one["judgement"] for one in done if one["label"] == "D-ReLU 1"]
-    assert all(set(one["cw"]) == {"1.5", "18"} for one in judgements)
-    assert all(one["l2_worst"] <= one["cw"]["1.5"] for one in judgements)
-    assert shown.rows[2][near].startswith(f"{50 * sum(one['l2_worst'] for one in judgements):.1f}")
+    evaluations = [one["evaluation"] for one in done if one["label"] == "D-ReLU 1"]
+    assert all(set(one["cw"]) == {"1.5", "18"} for one in evaluations)
+    assert all(one["l2_worst"] <= one["cw"]["1.5"] for one in evaluations)
+    assert shown.rows[2][near].startswith(f"{50 * sum(one['l2_worst'] for one in evaluations):.1f}")
     few = table("T", done, ["clean", "square"])
     assert "L2 worst, near" not in few.header
     assert few.header[4:6] == ("clean", "Square")
@@ -270,9 +270,9 @@ def test_tables_show_the_honest_columns(done: list[records.Record]):
 def test_a_result_without_a_gradient_to_follow_is_no_number(done: list[records.Record]):
     blind = [json.loads(json.dumps(one)) for one in done]
     for one in blind:
-        assert one["judgement"]["blind"] == 0
+        assert one["evaluation"]["blind"] == 0
         if one["label"] == "D-ReLU 1":
-            one["judgement"] |= {"blind": 0.3, "worst": 0.7, "l2_worst": 0.5}
+            one["evaluation"] |= {"blind": 0.3, "worst": 0.7, "l2_worst": 0.5}
     shown = table("T", blind)
     worst, near = (shown.header.index(name) for name in ("adaptive worst", "L2 worst, near"))
     assert shown.rows[2][worst] == "no gradient (70.0 ± 0.0)"
@@ -301,17 +301,17 @@ def test_a_record_of_older_attacks_is_replaced(done: list[records.Record], tmp_p
     assert left == {other["name"], new["name"]}
 
 
-def test_a_record_of_older_attacks_is_shown_until_the_run_is_judged_again(
-    tiny: Study, tiny_file: Path, done: list[records.Record], places: Places, tmp_path: Path,
+def test_a_record_of_older_attacks_is_shown_until_the_run_is_evaluated_again(
+    tiny: Study, tiny_file: Path, done: list[records.Record], folders: Folders, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys,
 ):  # fmt: skip
     old = json.loads(json.dumps(done[0]))
     old["name"] = tiny.runs[0].name_at(1)
     for key in ("revision", "blind", "l2_worst"):
-        (old if key in old else old["judgement"]).pop(key)
+        (old if key in old else old["evaluation"]).pop(key)
     records.save(old, tmp_path)
     assert records.find(tiny.runs[0], tmp_path) is None
-    assert [job.name for job in jobs_of(tiny.runs[:1], dataclasses.replace(places, results=tmp_path))]
+    assert [job.name for job in jobs_of(tiny.runs[:1], dataclasses.replace(folders, results=tmp_path))]
     shown = records.found(tiny.runs[:1], tmp_path)
     assert shown == [old]
     assert table("T", [*shown, *done[1:]]).rows[0][3] == "2 (1 older)"
@@ -351,20 +351,20 @@ def test_blocks_are_what_the_statistics_take(done: list[records.Record]):
     assert list(wide.index) == ["digits dense, seed 0", "digits dense, seed 1"]
     for record in done:
         block, label = f"digits dense, seed {record['recipe']['seed']}", record["label"]
-        assert wide.loc[block, label] == pytest.approx(100 * record["judgement"]["worst"])
+        assert wide.loc[block, label] == pytest.approx(100 * record["evaluation"]["worst"])
 
 
 @pytest.mark.parametrize("kind", list(PICTURES))
-def test_pictures(kind: str, tiny: Study, places: Places, done: list[records.Record], tmp_path: Path):
+def test_pictures(kind: str, tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path):
     path = tmp_path / f"{kind}.png"
-    source = source_of(tiny.name, tiny.runs, places.results)
+    source = source_of(tiny.name, tiny.runs, folders.results)
     PICTURES[kind](tiny.title, done, path, source)
     assert recorded(path) == str(source)
     assert path.stat().st_size > 10_000
 
 
 def test_a_picture_of_a_study_shows_its_columns(
-    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     seen = []
     original = reporting_pictures._line
@@ -374,7 +374,7 @@ def test_a_picture_of_a_study_shows_its_columns(
         original(axes, runs, x, y, *rest, **style)
 
     monkeypatch.setattr(reporting_pictures, "_line", line)
-    source = source_of(tiny.name, tiny.runs, places.results)
+    source = source_of(tiny.name, tiny.runs, folders.results)
     asked = dataclasses.replace(tiny, columns=("clean", "square"))
     reporting_pictures.draw(asked, "balancer", done, tmp_path / "a.png", source)
     assert seen == ["clean", "square", "worst", "zero_gradient"]
@@ -383,7 +383,7 @@ def test_a_picture_of_a_study_shows_its_columns(
         reporting_pictures.draw(asked, "balancer", attacked, tmp_path / "b.png", source)
 
 
-def test_the_source_changes_with_the_records(tiny: Study, places: Places, done: list[records.Record], tmp_path: Path):
+def test_the_source_changes_with_the_records(tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path):
     for record in done[:-1]:
         records.save(record, tmp_path)
     fewer = source_of(tiny.name, tiny.runs, tmp_path)
@@ -391,17 +391,19 @@ def test_the_source_changes_with_the_records(tiny: Study, places: Places, done: 
     assert fewer.sha256 != source_of(tiny.name, tiny.runs, tmp_path).sha256
     changed = json.loads(json.dumps(done[0]))
     before = source_of(tiny.name, tiny.runs, tmp_path).sha256
-    changed["judgement"]["worst"] = 0.123
+    changed["evaluation"]["worst"] = 0.123
     records.save(changed, tmp_path)
     assert source_of(tiny.name, tiny.runs, tmp_path).sha256 != before
 
 
-def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, capsys):
-    folder = ["--results", str(places.results)]
-    assert command.main(["run", str(tiny_file), "--work", str(places.work), "--engine", "serial", *folder]) == 0
+def test_command_line(
+    tiny_file: Path, tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path, capsys
+):
+    folder = ["--results", str(folders.results)]
+    assert command.main(["run", str(tiny_file), "--work", str(folders.work), "--engine", "serial", *folder]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("8 runs, 8 done; 0 jobs left\n")
-    assert f"all records are in {places.results}; to make new ones, name another folder: --results DIR" in printed
+    assert f"all records are in {folders.results}; to make new ones, name another folder: --results DIR" in printed
     assert command.main(["table", str(tiny_file), "--adaptive", "--cost", "--markdown", *folder]) == 0
     printed = capsys.readouterr().out
     assert "| digits | dense | D-ReLU 100 |" in printed
@@ -413,7 +415,7 @@ def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[r
     capsys.readouterr()
     # So few inputs leave the same worst to all methods.
     for number, record in enumerate(done):
-        records.save({**record, "judgement": {**record["judgement"], "worst": number / 10}}, tmp_path / "differ")
+        records.save({**record, "evaluation": {**record["evaluation"], "worst": number / 10}}, tmp_path / "differ")
     assert command.main(["stats", str(tiny_file), "--records", str(tmp_path / "differ")]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("tiny is ranked by the adaptive worst of 8 runs. Inputs with zero gradient, of which the")
@@ -425,7 +427,7 @@ def test_command_line(tiny_file: Path, tiny: Study, places: Places, done: list[r
 
 
 def test_documents_show_what_is_there(
-    tiny: Study, places: Places, done: list[records.Record], tmp_path: Path, monkeypatch
+    tiny: Study, folders: Folders, done: list[records.Record], tmp_path: Path, monkeypatch
 ):
     monkeypatch.setattr(pages, "STUDIES", (tiny.name,))
     monkeypatch.setattr(configuration, "read", lambda name: tiny)
@@ -442,9 +444,9 @@ def test_documents_show_what_is_there(
     assert recorded(tmp_path / first.name) == str(first.source)
 
 
-def test_a_trained_model_is_read_in_eval_mode(tiny: Study, places: Places, done: list[records.Record]):
-    model, warm_up, history = trained(tiny.runs[2].recipe, places.work)
+def test_a_trained_model_is_read_in_eval_mode(tiny: Study, folders: Folders, done: list[records.Record]):
+    model, warm_up, history = trained(tiny.runs[2].recipe, folders.work)
     assert not model.training
     assert (len(warm_up.records), len(history.records)) == (3, 3)
     with pytest.raises(FileNotFoundError):
-        trained(configuration.read("table1").runs[0].recipe, places.work / "nowhere", Path("nowhere"))
+        trained(configuration.read("table1").runs[0].recipe, folders.work / "nowhere", Path("nowhere"))

@@ -43,7 +43,7 @@ def like(record: records.Record, **changes: Any) -> records.Record:
         if key == "label":
             changed["label"] = value
         elif key == "bounds":
-            changed["judgement"]["bounds"] = value
+            changed["evaluation"]["bounds"] = value
         else:
             changed["recipe"][key] = value
     return changed
@@ -65,12 +65,12 @@ def test_generated_images_have_a_line_of_their_own(figures: list[Any], tmp_path:
     second = like(record, data=data, bounds={"0.1": {"apgd_ce": 0.9, "worst": 0.6}})
     pictures.bounds("T", [first, second], tmp_path / "x.png", SOURCE)
     (axes,) = figures[0].axes
-    clean = round(record["judgement"]["accuracy"]["clean"], 4)
+    clean = round(record["evaluation"]["accuracy"]["clean"], 4)
     assert axes.get_title() == "dense"
     assert lines(axes) == {"D-ReLU 1": [clean, 0.2], "D-ReLU 1 + generated": [clean, 0.6]}
 
 
-def test_every_method_has_a_line_and_a_colour(figures: list[Any], tmp_path: Path):
+def test_every_method_has_a_line_and_a_color(figures: list[Any], tmp_path: Path):
     record = committed("digits-bounds")[-1]
     many = [like(record, label=f"D-ReLU {number}") for number in range(12)]
     pictures.bounds("T", many, tmp_path / "x.png", SOURCE)
@@ -85,7 +85,7 @@ def test_a_trajectory_without_a_gradient_to_follow_ends_in_no_number(figures: li
     first = like(committed("digits-bounds")[-1], label="D-ReLU 1")
     second, other = like(first, seed=1), like(first, label="D-ReLU 2")
     for record, worst, blind in ((first, 0.9, 0.9), (second, 0.5, 0.0), (other, 0.25, 0.0)):
-        record["judgement"] |= {"worst": worst, "blind": blind}
+        record["evaluation"] |= {"worst": worst, "blind": blind}
     pictures.trajectory("T", [first, second, other], tmp_path / "x.png", SOURCE)
     labels = [line.get_label() for line in figures[0].axes[1].lines if not line.get_label().startswith("_")]
     assert labels == ["D-ReLU 1: adaptive worst at the end no gradient", "D-ReLU 2: adaptive worst at the end 25%"]
@@ -129,7 +129,7 @@ def test_statistics_do_not_rank_a_masked_network_first(tmp_path: Path, capsys: p
     assert ranked[:3] == ["TRADES-6", "TRADES-1", "AT"]
     runs = {one["name"]: one for one in committed("digits") if one["recipe"]["model"] == "dense"}.values()
     for method in comparison["methods"]:
-        worst = [one["judgement"]["worst"] for one in runs if one["label"] == method["name"]]
+        worst = [one["evaluation"]["worst"] for one in runs if one["label"] == method["name"]]
         assert method["mean_accuracy"] == pytest.approx(100 * sum(worst) / len(worst))
 
 

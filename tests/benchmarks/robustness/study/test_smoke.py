@@ -21,7 +21,7 @@ def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert {one["recipe"]["method"] for one in found} == {"natural", "at", "trades", "drelu"}
     assert {one["recipe"]["place"] for one in found} == {"head", "stem"}
     assert any(one["recipe"]["data"]["generated"] for one in found)
-    assert any("auto_attack" in one["judgement"]["accuracy"] for one in found)
+    assert any("auto_attack" in one["evaluation"]["accuracy"] for one in found)
     assert {"dense", "shallow_cnn", "mobilenet_v2"} == {one["recipe"]["model"] for one in found}
     assert command.main(["table", "smoke", "--adaptive", "--cost", *where]) == 0
     assert "digits + generated" in capsys.readouterr().out
