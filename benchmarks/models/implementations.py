@@ -17,10 +17,10 @@ FULL = "full"  # every activation replaced
 HEAD = "head"  # only a dense layer with the activation put before the output, as in section 5 of the paper
 VARIANTS = (FULL, HEAD)
 
-RELU = "relu"  # the network as it is, in platform where it is
+RELU = "relu"  # the network as it is, in place where it is
 OURS = c.OURS.name  # out of platform, sums apart
-IN_PLACE = "dreluop, in platform"  # where the original is in platform
-FUSED = "dreluop, fused"  # in platform likewise, and residual sums in the same pass: what replace_activations does
+IN_PLACE = "dreluop, in place"  # where the original is in place
+FUSED = "dreluop, fused"  # in place likewise, and residual sums in the same pass: what replace_activations does
 FUSED_MASK = "dreluop, fused, packed mask"
 # The activation by standard operators, out of platform.
 PLAIN: dict[str, c.Activation] = {c.RELU_MINIMUM.name: c.relu_minimum, c.CLAMP.name: c.clamp_tensor}

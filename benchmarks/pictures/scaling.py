@@ -78,10 +78,10 @@ def draw_speed_up(document: dict[str, Any], path: Path, source: Source) -> None:
             ours, theirs = (
                 line(document, SIZE, style, name, BOTH, dtype) for name in (c.OURS.name, c.RELU_MINIMUM.name)
             )
-            places = [platform for platform in ours if platform in theirs]
-            if places:
-                ratios = [theirs[platform]["ms"] / ours[platform]["ms"] for platform in places]
-                left.plot(places, ratios, style.line, marker=".", color=color, label=f"{DTYPES[dtype]}, {style.name}")
+            sizes = [size for size in ours if size in theirs]
+            if sizes:
+                ratios = [theirs[size]["ms"] / ours[size]["ms"] for size in sizes]
+                left.plot(sizes, ratios, style.line, marker=".", color=color, label=f"{DTYPES[dtype]}, {style.name}")
         for pass_, dashes in ((FORWARD, "-"), (BACKWARD, "--")):
             found = line(document, SIZE, first, c.OURS.name, pass_, dtype)
             shares = [row["fraction_of_copy"] for row in found.values()]

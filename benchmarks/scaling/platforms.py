@@ -1,4 +1,4 @@
-"""The two places: the processor, by the host's clock, and the current CUDA device, by CUDA graphs and events."""
+"""The two platforms: the processor, by the host's clock, and the current CUDA device, by CUDA graphs and events."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def line(
     document: Mapping[str, Any], axis: str, style: Style, implementation: str, pass_: str, dtype: str
 ) -> dict[int, Mapping[str, Any]]:
     """By bytes of x or by caps: the cold row where there is one, else the hot."""
-    platform = {SIZE: "x_bytes", CAPS: "caps"}[axis]
+    key = {SIZE: "x_bytes", CAPS: "caps"}[axis]
     found: dict[int, Mapping[str, Any]] = {}
     for row in document["rows"]:
         if (row["axis"], row["implementation"], row["pass"], row["dtype"]) != (axis, implementation, pass_, dtype):
             continue
-        if style.has(row) and (row[platform] not in found or row["mode"] == COLD_MODE):
-            found[row[platform]] = row
+        if style.has(row) and (row[key] not in found or row["mode"] == COLD_MODE):
+            found[row[key]] = row
     return dict(sorted(found.items()))
 
 

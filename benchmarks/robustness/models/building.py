@@ -29,12 +29,12 @@ def build(
     shape: tuple[int, int, int],
     seed: int,
     init: float = 100.0,
-    platform: str = "head",
+    place: str = "head",
     head: int = HEAD,
 ) -> nn.Module:
     """A network on the CPU, in train mode, for inputs in [0, 1] of shape (N, *shape); it gives logits (N, classes).
 
-    Platform ``"head"`` adds a dense layer before the output layer (Figure 10), with one cap per neuron; ``"stem"`` adds
+    Place ``"head"`` adds a dense layer before the output layer (Figure 10), with one cap per neuron; ``"stem"`` adds
     a 3x3 convolution before the first one instead, with one cap per channel (Figure 13), and no dense layer.
     Inputs are not normalized: the paper names no normalization, and a bound on the perturbation is one of the input.
 
@@ -45,14 +45,14 @@ def build(
         shape: of an image, (C, H, W). ``torchvision_networks`` says how small ones are taken.
         seed: of the weights, which depend on nothing but it and the arguments. torch's random state is left alone.
         init: initial value of every cap; 100 is the paper's. Not used by ``"relu"``.
-        platform: of the added layer; the dense network has no convolution and so no ``"stem"``.
+        place: of the added layer; the dense network has no convolution and so no ``"stem"``.
         head: width of the added dense layer. Not used by ``"stem"``.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
         ModuleNotFoundError: torchvision is not installed, and the network is one of its.
     """
-    check(name, activation, platform)
+    check(name, activation, place)
     for key, value in (("classes", classes), ("head", head), ("seed", seed)):
         _check_int(key, value, 0 if key == "seed" else 1)
     if not isinstance(shape, tuple) or len(shape) != 3:
@@ -61,7 +61,7 @@ def build(
         _check_int("shape", size, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, added = _PLACED[platform](name, classes, shape, head, init)
+        model, added = _PLACED[place](name, classes, shape, head, init)
     if activation == "relu":
         added.activation = nn.ReLU()
     return torchvision_networks.enlarged(name, shape, model)
@@ -97,7 +97,7 @@ _PLACED: dict[str, Callable[[str, int, tuple[int, int, int], int, float], tuple[
 }
 
 
-def check(name: str, activation: str, platform: str) -> None:
+def check(name: str, activation: str, place: str) -> None:
     """Check the network that is asked for, without building it.
 
     Raises:
@@ -106,12 +106,12 @@ def check(name: str, activation: str, platform: str) -> None:
     for key, value, known in (
         ("name", name, NAMES),
         ("activation", activation, ACTIVATIONS),
-        ("platform", platform, PLACES),
+        ("place", place, PLACES),
     ):
         if value not in known:
             raise ValueError(f"{key}: got {value!r}; expected one of {', '.join(map(repr, known))}")
-    if name == "dense" and platform == "stem":
-        raise ValueError("platform: got 'stem' for 'dense', which has no convolution; expected 'head'")
+    if name == "dense" and place == "stem":
+        raise ValueError("place: got 'stem' for 'dense', which has no convolution; expected 'head'")
 
 
 def _check_int(name: str, value: Any, least: int) -> None:

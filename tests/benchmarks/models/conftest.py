@@ -1,4 +1,4 @@
-"""A network small enough for tests: convolutions, batch normalization, ReLUs in platform, a residual sum."""
+"""A network small enough for tests: convolutions, batch normalization, ReLUs in place, a residual sum."""
 
 from __future__ import annotations
 

@@ -39,13 +39,13 @@ def documents() -> dict[str, Any]:
     kernels["rows"] = suite.run_case(case, BUDGET)[0]
     for row in kernels["rows"]:
         row["x_bytes"] = suite.LARGE
-    place = platform_of("cpu")
-    over = new_document(place.machine, quick=False)
+    platform = platform_of("cpu")
+    over = new_document(platform.machine, quick=False)
     shapes = [(SIZE, (n, 3, 2, 2)) for n in (4, 16, 64)] + [(CAPS, (8, caps, 2, 2)) for caps in (1, 4)]
     for axis, shape in shapes:
         for dtype in (torch.bfloat16, torch.float32):
             point = Point("", "channel", shape, dtype, suite.EAGER, axis=axis, modes=(suite.HOT_MODE,), threads=2)
-            over["rows"] += scaling.run_point(point, BUDGET, place)[0]
+            over["rows"] += scaling.run_point(point, BUDGET, platform)[0]
     memory = depth.new_document()
     cases = [(chain, name) for chain in depth.CHAINS for name in depth.ACTIVATIONS]
     run_cases(memory, cases, lambda one: ([depth.row_of(*one, n) for n in (1, 2)], []), None, name=str)

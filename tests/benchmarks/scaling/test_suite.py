@@ -17,7 +17,7 @@ from benchmarks.kernels.measure import Budget, sample
 from benchmarks.kernels.suite import BACKWARD, BOTH, COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.running import INTERRUPTED
 from benchmarks.scaling import __main__ as command
-from benchmarks.scaling import places, suite, tables
+from benchmarks.scaling import platforms, suite, tables
 from benchmarks.scaling.cases import EAGER_MODE, SIZE, Point
 from benchmarks.scaling.document import Document
 from tests.benchmarks.gpu.conftest import machine as fake_machine
@@ -39,8 +39,8 @@ def gpu(machine: Machine) -> suite.Platform:
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> suite.Platform:
-    monkeypatch.setattr(places, "last_level_cache", lambda: 4000)
-    return places.platform_of("cpu")
+    monkeypatch.setattr(platforms, "last_level_cache", lambda: 4000)
+    return platforms.platform_of("cpu")
 
 
 @pytest.mark.parametrize("platform", ["gpu", "processor"])

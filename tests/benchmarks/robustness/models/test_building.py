@@ -17,16 +17,16 @@ CLASSES = 7
 PLACED = [(name, "head") for name in NAMES] + [(name, "stem") for name in NAMES if name not in ("dense", "resnet101")]
 
 
-def made(name: str, activation: str, platform: str = "head", seed: int = 1, init: float = 100.0) -> nn.Module:
+def made(name: str, activation: str, place: str = "head", seed: int = 1, init: float = 100.0) -> nn.Module:
     if name not in OWN:
         pytest.importorskip("torchvision")
-    return build(name, activation, CLASSES, SHAPE, seed, init, platform)
+    return build(name, activation, CLASSES, SHAPE, seed, init, place)
 
 
 @pytest.fixture(scope="module", params=PLACED, ids="-".join)
 def baselines(request) -> tuple[str, str, nn.Module, nn.Module]:
-    name, platform = request.param
-    return name, platform, made(name, "drelu", platform), made(name, "relu", platform)
+    name, place = request.param
+    return name, place, made(name, "drelu", place), made(name, "relu", place)
 
 
 def the_caps(model: nn.Module) -> DReLU:
@@ -81,10 +81,10 @@ def test_gradients_reach_every_weight_and_cap_and_the_image(baselines):
 
 
 def test_added_layer_is_where_the_paper_has_it(baselines):
-    name, platform, model, relu = baselines
+    name, place, model, relu = baselines
     layer = the_caps(model)
     assert (layer.cap == 100).all()
-    if platform == "stem":
+    if place == "stem":
         (first,) = (module for module in model.modules() if isinstance(module, StemmedConv2d))
         assert layer is first.activation
         assert layer.cap.shape == (first.stem.out_channels,) == (first.in_channels,) == (16,)
@@ -205,11 +205,11 @@ def test_gray_images(name):
     [
         ({"name": "vgg"}, ValueError, "name: got 'vgg'; expected one of 'dense', 'shallow_cnn', 'resnet50'"),
         ({"activation": "relu6"}, ValueError, "activation: got 'relu6'; expected one of 'relu', 'drelu'"),
-        ({"platform": "body"}, ValueError, "platform: got 'body'; expected one of 'head', 'stem'"),
+        ({"place": "body"}, ValueError, "place: got 'body'; expected one of 'head', 'stem'"),
         (
-            {"platform": "stem"},
+            {"place": "stem"},
             ValueError,
-            "platform: got 'stem' for 'dense', which has no convolution; expected 'head'",
+            "place: got 'stem' for 'dense', which has no convolution; expected 'head'",
         ),
         ({"classes": 0}, ValueError, "classes: got 0; expected at least 1"),
         ({"classes": 2.0}, TypeError, "classes: got float; expected an int"),
