@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
+from dreluop._internal.env import ENVIRONMENT_VARIABLE, requested
 from dreluop.backends import native
-from dreluop.backends.names import ENVIRONMENT_VARIABLE, requested
 
 
 def served_by(parser: argparse.ArgumentParser) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.entry import exit_with
 from benchmarks.tables import MISSING
-from dreluop.tables import text_table
+from dreluop._internal.text_table import text_table
 
 # What tells rows apart, in the files of all suites.
 IDENTITY = (

@@ -26,7 +26,7 @@ from benchmarks.entry import exit_with
 from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results
 from benchmarks.running import run_cases
-from dreluop.tables import text_table
+from dreluop._internal.text_table import text_table
 
 FILE_NAME = "memory.json"
 CHAINS = ("plain", "residual")

@@ -1,12 +1,12 @@
 """Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
 
-from dreluop import ops  # isort: skip
-from dreluop import adaptive, distributed
-from dreluop.autograd import CappedReLUFunction
-from dreluop.backends.choice import available_backends, compile_mode, use_backend
+from dreluop import _register  # noqa: F401  # isort: skip
+from dreluop import adaptive, distributed, ops
+from dreluop.autograd.function import CappedReLUFunction
+from dreluop.backends.selection import available_backends, compile_mode, use_backend
+from dreluop.caps.optim import param_groups, project_caps, project_caps_after_step
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
-from dreluop.optim import param_groups, project_caps, project_caps_after_step
 from dreluop.version import __version__
 
 __all__ = [

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dreluop import compiled_node, selfcheck
-from dreluop.backends import choice, names, native
+from dreluop._internal import env
+from dreluop.autograd import fast_path
+from dreluop.backends import native, selection
+from dreluop.cli import selfcheck
 from dreluop.version import __version__
 
 
@@ -23,7 +25,7 @@ def _cuda_line() -> str:
 
 
 def _autograd_line() -> str:
-    reason = compiled_node.reason
+    reason = fast_path.reason
     return "autograd     " + ("by the compiled node" if reason is None else f"by Python; no compiled node: {reason}")
 
 
@@ -48,11 +50,11 @@ def _build_lines() -> list[str]:
 
 
 def _served_by(device: str) -> str:
-    chosen = names.requested()
+    chosen = env.requested()
     if chosen is None:
-        return f"are served by {choice.available_backends(device)[0]}"
-    reason = choice.unavailable_reason(chosen, device)
-    asked = f"{names.ENVIRONMENT_VARIABLE}={chosen}"
+        return f"are served by {selection.available_backends(device)[0]}"
+    reason = selection.unavailable_reason(chosen, device)
+    asked = f"{env.ENVIRONMENT_VARIABLE}={chosen}"
     return (
         f"are served by {chosen} ({asked})" if reason is None else f"are an error ({asked}, which does not serve them)"
     )
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{backend.name:12} serves {', '.join(backend.devices) or 'nothing'}")
         for device, reason in backend.reasons.items():
             print(f"{'':12} not {device}: {reason}")
-    for device in choice.DEFAULT_RULE:
+    for device in selection.DEFAULT_RULE:
         print(f"{device + ' tensors':12} {_served_by(device)}")
     results = selfcheck.run()
     wrong = [result for result in results if not result.agrees]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dreluop import validation
-from dreluop.layers import (
+from dreluop._internal import checks
+from dreluop._internal.text_table import text_table
+from dreluop.caps.statistics import (
     HEADER,
     CappedLayer,
     LayerStatistics,
@@ -26,7 +27,6 @@ from dreluop.layers import (
     pre_activation,
     table_row,
 )
-from dreluop.tables import text_table
 
 HISTORY = 1000
 
@@ -101,7 +101,7 @@ class SaturationMonitor:
         log: Callable[[str], Any] | None = None,
         patience: int = 3,
     ) -> None:
-        every, patience = validation.positive_int("every", every), validation.positive_int("patience", patience)
+        every, patience = checks.positive_int("every", every), checks.positive_int("patience", patience)
         if writer is not None and not callable(getattr(writer, "add_scalar", None)):
             raise TypeError(
                 f"writer: got {type(writer).__name__}; expected an object with add_scalar(tag, value, step)"

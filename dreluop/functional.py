@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dreluop import compiled_node, distributed, surrogate, validation
-from dreluop.autograd import CappedReLUFunction, PlainCappedReLUFunction, SavedMask
-from dreluop.backends import compiling
-from dreluop.backends.choice import nothing_chosen, operators_for
-from dreluop.backends.reference import accumulation_dtype, sum_dtype
-from dreluop.function import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
-from dreluop.ops.calls import FUSED, Operators
-from dreluop.out_of_memory import raise_as_of_torch
-from dreluop.penalty import penalty_of
+from dreluop._internal import checks, dtensor
+from dreluop._internal.cap_state import LearnedCap
+from dreluop._internal.errors import raise_as_of_torch
+from dreluop.autograd import fast_path, surrogate
+from dreluop.autograd.base import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
+from dreluop.autograd.function import CappedReLUFunction, PlainCappedReLUFunction, SavedMask
+from dreluop.autograd.penalty import penalty_of
+from dreluop.backends import compile_policy
+from dreluop.backends.selection import nothing_chosen, operators_for
+from dreluop.ops.composite import accumulation_dtype, sum_dtype
+from dreluop.ops.handles import FUSED, Operators
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _is_tracing = torch._C._is_tracing  # by torch.jit.trace
@@ -111,7 +113,7 @@ def capped_relu(
         and residual is None
         and not surrogate.active
     )
-    if usual and (by_node := compiled_node.capped_relu) is not None and nothing_chosen():
+    if usual and (by_node := fast_path.capped_relu) is not None and nothing_chosen():
         try:
             if (y := by_node(x, cap, dim, inplace)) is not None:
                 return y
@@ -156,7 +158,7 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
     try:
         calls = operators_for(x)
         if inplace:
-            validation.writable_in_place(x, cap=cap)
+            checks.writable_in_place(x, cap=cap)
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
             y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
@@ -172,8 +174,8 @@ def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
 
 def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
     raise_as_of_torch(error)
-    validation.float_tensor("x", x)
-    validation.cap_for(x, cap, validation.integer("dim", dim))
+    checks.float_tensor("x", x)
+    checks.cap_for(x, cap, checks.integer("dim", dim))
 
 
 def _any_call(
@@ -187,7 +189,7 @@ def _any_call(
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
-    sharded = distributed.is_distributed(x)
+    sharded = dtensor.is_distributed(x)
     if surrogate.active:
         run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
         save_there = "output" if sharded else save
@@ -199,7 +201,7 @@ def _any_call(
         return _traced(x, cap, dim, inplace, save, balancer, bias_and_residual)
     calls = operators_for(x)
     if inplace:
-        validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
+        checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *bias_and_residual):
         with BelowAutograd():
             return _without_derivative(calls, x, cap, dim, inplace, balancer, bias_and_residual)
@@ -234,7 +236,7 @@ def _in_a_trace(
     with _checks_not_traced():
         cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
         if inplace:
-            validation.writable_in_place(x, cap=cap, bias=bias, residual=residual)
+            checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, bias_and_residual)
 
 
@@ -260,34 +262,33 @@ def _checked(
     residual: Tensor | None,
 ) -> tuple[Tensor, int, bool, float | None, tuple[Tensor | None, ...]]:
     """cap, dim, inplace, balancer, and bias and residual where there are any, or the error that names what is wrong."""
-    validation.float_tensor("x", x)
-    dim = validation.integer("dim", dim)
-    cap = validation.cap_for(x, cap, dim)
+    checks.float_tensor("x", x)
+    dim = checks.integer("dim", dim)
+    cap = checks.cap_for(x, cap, dim)
     if save != "output":
-        validation.save_mode(save)
+        checks.save_mode(save)
     if inplace is not False:
-        inplace = validation.flag("inplace", inplace)
+        inplace = checks.flag("inplace", inplace)
     if balancer is not None:
-        balancer = validation.penalty_weight(balancer)
+        balancer = checks.penalty_weight(balancer)
     bias_and_residual: tuple[Tensor | None, ...] = ()
     if bias is not None or residual is not None:
-        bias_and_residual = validation.bias_and_residual_for(x, cap, dim, bias, residual)
-    if distributed.any_distributed(x, cap, bias, residual):
-        cap = distributed.checked_cap(x, cap, bias=bias, residual=residual)
+        bias_and_residual = checks.bias_and_residual_for(x, cap, dim, bias, residual)
+    if dtensor.any_distributed(x, cap, bias, residual):
+        cap = dtensor.checked_cap(x, cap, bias=bias, residual=residual)
         if inplace and save == "mask":
-            distributed.refuse_mask_in_place()
+            dtensor.refuse_mask_in_place()
     return cap, dim, inplace, balancer, bias_and_residual
 
 
 def _sharded_with_mask(
     x: Tensor, cap: Tensor, dim: int, balancer: float | None, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    from dreluop.distributed.local import on_local_tensors  # noqa: PLC0415 (imports torch.distributed.tensor)
-
     def with_mask(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         return capped_relu(x, cap, dim=dim, save="mask", bias=bias, residual=residual)
 
-    y = on_local_tensors(with_mask, x, cap, dim, bias, residual)
+    assert dtensor.on_local_tensors is not None  # as the rules are registered
+    y = dtensor.on_local_tensors(with_mask, x, cap, dim, bias, residual)
     return y if balancer is None else (y, penalty_of([cap], balancer))
 
 
@@ -321,7 +322,7 @@ def _traced(
     bias_and_residual: tuple[Tensor | None, ...],
 ) -> Tensor | tuple[Tensor, Tensor]:
     # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    calls = FUSED if compiling.fuses(x, cap, save) else operators_for(x)
+    calls = FUSED if compile_policy.fuses(x, cap, save) else operators_for(x)
     if save == "mask":
         if inplace:
             y = x
@@ -371,16 +372,16 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         overridden = handle_torch_function(cap_penalty, tensors, tensors, balancer)
         return overridden
     _check_caps(tensors)
-    balancer = validation.penalty_weight(balancer)
+    balancer = checks.penalty_weight(balancer)
     for index, cap in enumerate(tensors[1:], 1):
         if cap.device != tensors[0].device:
             raise ValueError(
                 f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
             )
-    if distributed.any_distributed(*tensors):
-        groups = distributed.by_mesh(tensors)
+    if dtensor.any_distributed(*tensors):
+        groups = dtensor.by_mesh(tensors)
         if len(groups) > 1:
-            return torch.stack([distributed.full_tensor(_penalty(group, balancer)) for group in groups]).sum()
+            return torch.stack([dtensor.full_tensor(_penalty(group, balancer)) for group in groups]).sum()
     return _penalty(tensors, balancer)
 
 
@@ -422,16 +423,14 @@ def _check_caps(tensors: list[Tensor]) -> None:
     for index, cap in enumerate(tensors):
         if isinstance(cap, UninitializedParameter):
             raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
-        validation.float_tensor(f"caps[{index}]", cap)
+        checks.float_tensor(f"caps[{index}]", cap)
 
 
 def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
     if isinstance(caps, Tensor):
         return [caps]
     if isinstance(caps, nn.Module) and not isinstance(caps, nn.ParameterList | nn.ParameterDict):
-        from dreluop.modules import DReLU  # noqa: PLC0415 (modules imports this file)
-
-        found = [m.cap for m in caps.modules() if isinstance(m, DReLU)]
+        found = [m.cap for m in caps.modules() if isinstance(m, LearnedCap)]
         if not found:
             raise ValueError(f"caps: got a {type(caps).__name__} without any DReLU; expected at least one")
         return list({id(cap): cap for cap in found}.values())
@@ -485,12 +484,12 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     if _overrides((x, cap)):
         overridden: Saturation = handle_torch_function(saturation, (x, cap), x, cap, dim=dim)
         return overridden
-    validation.float_tensor("x", x)
-    dim = validation.integer("dim", dim)
-    cap = validation.cap_for(x, cap, dim)
+    checks.float_tensor("x", x)
+    dim = checks.integer("dim", dim)
+    cap = checks.cap_for(x, cap, dim)
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
-    if distributed.any_distributed(x, cap):
-        cap = distributed.checked_cap(x, cap)
+    if dtensor.any_distributed(x, cap):
+        cap = dtensor.checked_cap(x, cap)
     counts, has_gradient = operators_for(x).cap_saturation(x.detach(), cap.detach(), dim)
     return Saturation(counts[0], counts[1], counts[2], has_gradient)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from dreluop import cap_values, validation
+from dreluop._internal import cap_state, checks
 from dreluop.functional import SaveMode, cap_penalty, capped_relu
 
 Granularity = Literal["layer", "channel", "neuron"]
@@ -22,9 +22,9 @@ class _CappedActivation(nn.Module):
 
     def __init__(self, dim: int, inplace: bool, save: SaveMode) -> None:
         super().__init__()
-        self.dim = validation.integer("dim", dim)
-        self.inplace = validation.flag("inplace", inplace)
-        self.save: SaveMode = "mask" if validation.save_mode(save) == "mask" else "output"
+        self.dim = checks.integer("dim", dim)
+        self.inplace = checks.flag("inplace", inplace)
+        self.save: SaveMode = "mask" if checks.save_mode(save) == "mask" else "output"
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
         return capped_relu(
@@ -58,12 +58,12 @@ class SReLU(_CappedActivation):
     def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
         super().__init__(dim, inplace, save)
         if isinstance(cap, Tensor):
-            self._made_of: float | Tensor = validation.float_tensor("cap", cap).detach().clone()
+            self._made_of: float | Tensor = checks.float_tensor("cap", cap).detach().clone()
             self.register_buffer("cap", self._made_of.clone())
         else:
-            self._made_of = validation.cap_number(cap)
+            self._made_of = checks.cap_number(cap)
             self.register_buffer(
-                "cap", torch.full((1,), validation.stored("cap", self._made_of, torch.get_default_dtype()))
+                "cap", torch.full((1,), checks.stored("cap", self._made_of, torch.get_default_dtype()))
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -76,23 +76,23 @@ class SReLU(_CappedActivation):
         """Set the cap to the number or tensor that the module was made of, as after ``to_empty``."""
         value = self._made_of
         if not isinstance(value, Tensor):
-            value = torch.tensor(validation.stored("cap", value, self.cap.dtype), dtype=self.cap.dtype, device="cpu")
-        if not validation.has_values(self.cap):
+            value = torch.tensor(checks.stored("cap", value, self.cap.dtype), dtype=self.cap.dtype, device="cpu")
+        if not checks.has_values(self.cap):
             return
-        if place := validation.place_without_values(value):
+        if place := checks.place_without_values(value):
             raise ValueError(
                 f"cap: the module was made of a tensor {place}, where it has no value; make it of a number, or load a "
                 "state_dict"
             )
-        cap_values.write({"": self}, {"": value})
+        cap_state.write({"": self}, {"": value})
 
     def extra_repr(self) -> str:
-        is_number = self.cap.numel() == 1 and validation.has_values(self.cap)
+        is_number = self.cap.numel() == 1 and checks.has_values(self.cap)
         value = f"{self.cap.item():g}" if is_number else f"{tuple(self.cap.shape)}"
         return f"cap={value}{self._options_repr()}"
 
 
-class DReLU(_CappedActivation):
+class DReLU(_CappedActivation, cap_state.LearnedCap):
     """D-ReLU: ``y = max(0, min(x, cap))`` with a learnable cap (section 4 of the paper).
 
     Train the cap under ``loss + cap_penalty(model, balancer)``, in a parameter group of its own: its best learning rate
@@ -125,9 +125,9 @@ class DReLU(_CappedActivation):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, inplace, save)
-        self.init = validation.initial_cap(init)
-        sizes = validation.shape("num_parameters", num_parameters)
-        validation.float_dtype("dtype", dtype)
+        self.init = checks.initial_cap(init)
+        sizes = checks.shape("num_parameters", num_parameters)
+        checks.float_dtype("dtype", dtype)
         self.cap = nn.Parameter(torch.empty(sizes, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -138,11 +138,11 @@ class DReLU(_CappedActivation):
 
     def reset_parameters(self) -> None:
         """Set every cap to ``init``."""
-        value = validation.initial_cap(self.init, self.cap.dtype)
+        value = checks.initial_cap(self.init, self.cap.dtype)
         if self._parameters.get("cap") is not None:
             nn.init.constant_(self.cap, value)
         else:
-            cap_values.write({"": self}, {"": torch.full((), value, dtype=self.cap.dtype, device="cpu")})
+            cap_state.write({"": self}, {"": torch.full((), value, dtype=self.cap.dtype, device="cpu")})
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""
@@ -193,7 +193,7 @@ class LazyDReLU(LazyModuleMixin, DReLU):
                 f"x: got {type(x).__name__}; expected a torch.Tensor in the first call of a LazyDReLU, which takes its "
                 "shape from it (run the module once before tracing it)"
             )
-        validation.float_tensor("x", x)
+        checks.float_tensor("x", x)
         if self.granularity == "channel" and not -x.ndim <= self.dim < x.ndim:
             raise ValueError(f"dim: got {self.dim} for x of shape {tuple(x.shape)}")
         if self.granularity == "neuron" and x.ndim < 2:

@@ -10,8 +10,8 @@ from onnx_ir import DataType
 from onnxscript import opset18
 from torch._ops import OpOverload
 
-from dreluop.granularity import bias_view, broadcast_shape
-from dreluop.ops.calls import BY_OVERLOAD
+from dreluop._internal.shapes import bias_view, broadcast_shape
+from dreluop.ops.handles import BY_OVERLOAD
 
 
 def translations() -> dict[OpOverload, Callable[..., Any]]:

@@ -16,8 +16,9 @@ import torch._inductor.config
 from torch import Tensor
 
 import dreluop
-from dreluop import compiled_node
-from dreluop.ops import choice, native, reference, schemas, triton
+from dreluop.autograd import fast_path
+from dreluop.backends import native, reference, selection, triton
+from dreluop.ops import schemas
 from tests.backends.triton.interpreter import make_quick
 from tests.devices import DEVICES, HAS_CUDA, on_device
 from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
@@ -83,15 +84,15 @@ def native_cuda_or_skip() -> None:
 
 def compiled_node_or_skip() -> None:
     """Skip, saying why, where the compiled node does not serve; DRELUOP_AUTOGRAD=compiled refuses to import then."""
-    if compiled_node.reason is not None:
-        pytest.skip(f"no compiled node: {compiled_node.reason}")
+    if fast_path.reason is not None:
+        pytest.skip(f"no compiled node: {fast_path.reason}")
 
 
 @pytest.fixture(params=["compiled_node", "python_node"])
 def both_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
     """The usual call by the compiled node, and by Python."""
     if request.param == "python_node":
-        with compiled_node.switched_off():
+        with fast_path.switched_off():
             yield
     else:
         compiled_node_or_skip()
@@ -101,7 +102,7 @@ def both_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def python_node() -> Iterator[None]:
     """The usual call by Python: for what is put in the place of Python's operators."""
-    with compiled_node.switched_off():
+    with fast_path.switched_off():
         yield
 
 
@@ -114,7 +115,7 @@ def operators_of(name: str) -> SimpleNamespace:
     operators: dict[str, Callable[..., Any]] = {}
     backend = name.removesuffix("_cuda")
     for operator in schemas.SCHEMAS:
-        dispatched = getattr(choice.operators_of(backend), operator)
+        dispatched = getattr(selection.operators_of(backend), operator)
         function = getattr(reference, operator) if backend == "reference" else dispatched
         operators[operator] = on_device(function, torch.device("cuda")) if name.endswith("_cuda") else function
     return SimpleNamespace(name=name, **operators)
@@ -204,7 +205,7 @@ def pytest_report_header() -> list[str]:
         f"Triton: {triton_line}",
         f"dreluop {dreluop.__version__} from {where}, torch {torch.__version__}",
         f"CPU tensors: {served}; CUDA tensors: {cuda}",
-        f"autograd: {'compiled node and Python' if compiled_node.reason is None else compiled_node.reason}",
+        f"autograd: {'compiled node and Python' if fast_path.reason is None else fast_path.reason}",
     ]
 
 

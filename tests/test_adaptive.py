@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import dreluop
-from dreluop import surrogate
 from dreluop.adaptive import surrogate_backward
+from dreluop.autograd import surrogate
 from tests import oracle
 from tests.cases import LAYOUTS, OVERLAPPING, Case, dtype_id
 from tests.patience import PATIENCE

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 import dreluop
-from dreluop import surrogate
 from dreluop.adaptive import reached_caps, smooth_forward, surrogate_backward
+from dreluop.autograd import surrogate
 from tests import oracle
 from tests.surrogates import SOME_CASES, STD, TAU, activation
 

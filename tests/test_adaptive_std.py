@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from dreluop import surrogate
 from dreluop.adaptive import measure_std, surrogate_backward
+from dreluop.autograd import surrogate
 from tests import oracle
 from tests.cases import Case, dtype_id
 from tests.surrogates import SOME_CASES, TAU, activation, exact

@@ -18,8 +18,8 @@ from torch.nn.utils import prune
 
 import dreluop
 from dreluop import DReLU, LazyDReLU, SReLU, capped_relu, surgery
+from dreluop._internal.checks import rounded
 from dreluop.diagnostics import SaturationMonitor
-from dreluop.validation import rounded
 from tests import oracle
 
 X = torch.tensor([[-1.0, 0.5, 3.0, 200.0]])

@@ -1,4 +1,4 @@
-"""What torch.compile sees of the activation: the rule, the choice, and that the fused form keeps the semantics."""
+"""What torch.compile sees of the activation: the rule, the selection, and that the fused form keeps the semantics."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dreluop
-from dreluop.backends import choice, compiling, names
-from dreluop.ops import fused, schemas
+from dreluop._internal import env
+from dreluop.backends import compile_policy, selection
+from dreluop.ops import inductor, schemas
 from tests import oracle
 from tests.cases import Case, special_values
 
@@ -92,7 +93,7 @@ def test_a_subclass_of_tensor_sees_the_operators_that_it_may_have_rules_for() ->
 
 
 def test_export_is_distinguished_from_compile() -> None:
-    assert not compiling.exporting()
+    assert not compile_policy.exporting()
     program = torch.export.export(dreluop.SReLU(0.5), (torch.randn(3),))
     assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
         "dreluop.capped_relu.default"
@@ -110,34 +111,34 @@ def test_the_choice_is_traced_anew_and_ends() -> None:
     assert counter.frame_count == 2
     with pytest.raises(KeyError), dreluop.compile_mode("opaque"):
         raise KeyError
-    assert choice.chosen_form() == "auto"
+    assert selection.chosen_form() == "auto"
 
 
 def test_every_thread_has_its_own_choice() -> None:
     seen: list[str] = []
     with dreluop.compile_mode("opaque"):
-        thread = threading.Thread(target=lambda: seen.append(choice.chosen_form()))
+        thread = threading.Thread(target=lambda: seen.append(selection.chosen_form()))
         thread.start()
         thread.join()
-    assert seen == [names.requested_form()]
+    assert seen == [env.requested_form()]
 
 
 @pytest.mark.parametrize("wrong", ["fused", "", None, 1])
 def test_unknown_form(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r'form: got .*; expected "auto", "decompose" or "opaque"'):
         dreluop.compile_mode(wrong)
-    assert choice.chosen_form() == "auto"
+    assert selection.chosen_form() == "auto"
 
 
 @pytest.mark.parametrize("asked", ["opaque", "later"])
 def test_the_environment_chooses(asked: str) -> None:
-    program = "import dreluop; from dreluop.backends import choice; print(choice.chosen_form())"
+    program = "import dreluop; from dreluop.backends import choice; print(selection.chosen_form())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, names.FORM_VARIABLE: asked},
+        env={**os.environ, env.FORM_VARIABLE: asked},
     )
     if asked == "opaque":
         assert done.stdout.split() == ["opaque"]
@@ -233,7 +234,7 @@ def test_inductor_rounds_the_cap_that_it_compares_y_with(device: torch.device) -
 def test_off_the_cpu_a_rounded_cap_is_read_as_integers(name: str) -> None:
     dtype, cap_dtype = DTYPES[name]
     x, cap = torch.empty(4, 3, dtype=dtype, device="meta"), torch.empty(3, dtype=cap_dtype, device="meta")
-    code = make_fx(lambda x, cap: fused.capped_relu_backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
+    code = make_fx(lambda x, cap: inductor.capped_relu_backward(x, x, cap, 1, (), True, True, None, None))(x, cap).code
     assert ("view.dtype" in code) == (dtype != cap_dtype)
 
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import dreluop
-from dreluop import compiled_node
-from dreluop.out_of_memory import raise_as_of_torch
+from dreluop._internal.errors import raise_as_of_torch
+from dreluop.autograd import fast_path
 from tests import oracle
 from tests.cases import FEW_CASES, MIXED_DTYPES, Case, mixed_id
 from tests.conftest import compiled_node_or_skip
@@ -38,7 +38,7 @@ def compiled() -> None:
 @pytest.fixture
 def served(compiled: None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each call that reached the compiled node: whether it served."""
-    call = compiled_node.capped_relu
+    call = fast_path.capped_relu
     found: list[bool] = []
 
     def seen(*arguments: Any) -> Tensor | None:
@@ -47,7 +47,7 @@ def served(compiled: None, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr(compiled_node, "capped_relu", seen)
+    monkeypatch.setattr(fast_path, "capped_relu", seen)
     return found
 
 
@@ -60,11 +60,11 @@ def asked_python(compiled: None) -> Iterator[list[tuple[Any, ...]]]:
 
     def seen(*arguments: Any) -> Any:
         asked.append(arguments)
-        return compiled_node.backward_in_python(*arguments)
+        return fast_path.backward_in_python(*arguments)
 
     _autograd.set_python(seen, raise_as_of_torch)
     yield asked
-    _autograd.set_python(compiled_node.backward_in_python, raise_as_of_torch)
+    _autograd.set_python(fast_path.backward_in_python, raise_as_of_torch)
 
 
 def inputs(*shape: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ def test_it_computes_what_python_does(
 ) -> None:
     got = results(case, dtypes, GRADS[grad], inplace)
     assert not asked_python
-    with compiled_node.switched_off():
+    with fast_path.switched_off():
         want = results(case, dtypes, GRADS[grad], inplace)
     for one, other in zip(got, want, strict=True):
         oracle.assert_same_bits(one, other)
@@ -231,7 +231,7 @@ ASKS_PYTHON: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 def test_other_derivatives_of_a_backward_are_those_of_python(asked_python: list[Any], name: str) -> None:
     x, cap = inputs()
     y = dreluop.capped_relu(x, cap)
-    with compiled_node.switched_off():
+    with fast_path.switched_off():
         by_python = dreluop.capped_relu(x, cap)
     with forward_ad.dual_level() if name == "dual" else nullcontext():
         got, want = (ASKS_PYTHON[name](one, x, cap) for one in (y, by_python))
@@ -434,14 +434,14 @@ def test_checkpointing_leaves_nothing_behind(inplace: bool) -> None:
 
 
 def test_switched_off_by_several_threads_at_once(compiled: None) -> None:
-    first, second = compiled_node.switched_off(), compiled_node.switched_off()
-    served = compiled_node.capped_relu
+    first, second = fast_path.switched_off(), fast_path.switched_off()
+    served = fast_path.capped_relu
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert compiled_node.capped_relu is None
+    assert fast_path.capped_relu is None
     second.__exit__(None, None, None)
-    assert compiled_node.capped_relu is served is not None
+    assert fast_path.capped_relu is served is not None
 
 
 def test_memory_that_backward_lacks_is_torchs_exception(compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,6 +450,6 @@ def test_memory_that_backward_lacks_is_torchs_exception(compiled: None, monkeypa
         raise RuntimeError("CUDA out of memory. Tried to allocate 128 TiB")
 
     y, x, _ = unpacked_as(lambda t: t[:2])
-    monkeypatch.setattr(compiled_node.DEFAULT, "capped_relu_backward", fails)
+    monkeypatch.setattr(fast_path.DEFAULT, "capped_relu_backward", fails)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 128 TiB"):
         torch.autograd.grad(y.sum(), x)

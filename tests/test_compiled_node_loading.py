@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dreluop
-from dreluop import compiled_node
+from dreluop.autograd import fast_path
 from tests.conftest import compiled_node_or_skip
 
 PROGRAM = """
@@ -38,7 +38,7 @@ def test_the_variable_may_ask_for_python() -> None:
 def test_an_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRELUOP_AUTOGRAD", "cpp")
     with pytest.raises(ValueError, match='DRELUOP_AUTOGRAD: got "cpp"; expected one of auto, python, compiled'):
-        compiled_node._load()
+        fast_path._load()
 
 
 def test_with_another_torch_python_serves_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,14 +46,14 @@ def test_with_another_torch_python_serves_and_says_why(monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "dreluop._autograd")
     monkeypatch.delattr(dreluop, "_autograd")
     built_with = str(torch.__version__)
-    monkeypatch.setattr(compiled_node, "torch", SimpleNamespace(__version__="2.11.1"))
-    assert compiled_node._load_module() == f"built with torch {built_with}, and this is torch 2.11.1"
+    monkeypatch.setattr(fast_path, "torch", SimpleNamespace(__version__="2.11.1"))
+    assert fast_path._load_module() == f"built with torch {built_with}, and this is torch 2.11.1"
     assert "dreluop._autograd" not in sys.modules
     monkeypatch.setenv("DRELUOP_AUTOGRAD", "compiled")
     with pytest.raises(ImportError, match="the compiled autograd node does not serve: built with torch"):
-        compiled_node._load()
+        fast_path._load()
 
 
 def test_without_a_build_python_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_node.importlib.util, "find_spec", lambda _: None)
-    assert compiled_node._load_module() == "dreluop._autograd is not built"
+    monkeypatch.setattr(fast_path.importlib.util, "find_spec", lambda _: None)
+    assert fast_path._load_module() == "dreluop._autograd is not built"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dreluop.backends import names
+from dreluop._internal import env
 from tests.conftest import native_cuda_or_skip
 from tests.patience import PATIENCE
 
@@ -97,9 +97,9 @@ def test_the_reference_serves_where_it_is_asked_for() -> None:
     native_cuda_or_skip()
     program = """
 import torch, dreluop
-print(dreluop.ops.native.cuda_reason())
+print(dreluop.backends.native.cuda_reason())
 print(dreluop.capped_relu(torch.full((2, 3), 5.0, device="cuda"), 1.0).sum().item())
 """
-    reason, value = run(program, **{names.ENVIRONMENT_VARIABLE: "reference"}).splitlines()
+    reason, value = run(program, **{env.ENVIRONMENT_VARIABLE: "reference"}).splitlines()
     assert reason != "None"
     assert value == "6.0"

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreluop import (
-    DReLU,
-    SReLU,
-    cap_penalty,
-    capped_relu,
-    project_caps,
-    saturation,
-    selfcheck,
-    use_backend,
-)
+from dreluop import DReLU, SReLU, cap_penalty, capped_relu, project_caps, saturation, use_backend
 from dreluop.adaptive import measure_std, smooth_forward, surrogate_backward
+from dreluop.cli import selfcheck
 from dreluop.diagnostics import SaturationMonitor
 from dreluop.surgery import (
     calibrate_caps,

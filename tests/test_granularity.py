@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreluop.granularity import broadcast_shape, granularity_of
+from dreluop._internal.shapes import broadcast_shape, granularity_of
 
 _C = pytest.importorskip("dreluop._C")
 SIZES = st.integers(0, 4)

@@ -19,8 +19,11 @@ import torch
 from torch import nn
 
 import dreluop
-from dreluop import adaptive, compiled_node, diagnostics, interrupts, layers, surrogate
-from dreluop.backends import choice
+from dreluop import adaptive, diagnostics
+from dreluop._internal import interrupts
+from dreluop.autograd import fast_path, surrogate
+from dreluop.backends import selection
+from dreluop.caps import statistics
 
 
 class Interrupt:
@@ -79,11 +82,11 @@ MODEL = nn.Sequential(nn.Linear(2, 2), dreluop.DReLU(2), dreluop.SReLU(1.0))
 
 def state() -> list[Any]:
     return [
-        choice._chosen.name,
-        choice._chosen.form,
+        selection._chosen.name,
+        selection._chosen.form,
         surrogate.active,
         getattr(surrogate._of_thread, "surrogate", None),
-        compiled_node.capped_relu,
+        fast_path.capped_relu,
         gc.isenabled(),
         sys.getprofile(),
         [type(module) for module in MODEL.modules()],
@@ -92,14 +95,17 @@ def state() -> list[Any]:
 
 
 CONTEXTS: dict[str, tuple[Callable[[], Any], Any]] = {
-    "use_backend": (lambda: enter(lambda: dreluop.use_backend("reference")), choice),
-    "use_backend, nested": (nested, choice),
-    "compile_mode": (lambda: enter(lambda: dreluop.compile_mode("opaque")), choice),
-    "using": (lambda: enter(lambda: choice.using(choice.operators_of("reference"))), choice),
+    "use_backend": (lambda: enter(lambda: dreluop.use_backend("reference")), selection),
+    "use_backend, nested": (nested, selection),
+    "compile_mode": (lambda: enter(lambda: dreluop.compile_mode("opaque")), selection),
+    "using": (lambda: enter(lambda: selection.using(selection.operators_of("reference"))), selection),
     "surrogate_backward": (lambda: enter(adaptive.surrogate_backward), adaptive),
     "measure_std": (lambda: adaptive.measure_std(MODEL, torch.randn(4, 2)), adaptive),
-    "switched_off": (lambda: enter(compiled_node.switched_off), compiled_node),
-    "watched": (lambda: enter(lambda: layers.watched(layers.capped_layers(MODEL), lambda *_: None)), layers),
+    "switched_off": (lambda: enter(fast_path.switched_off), fast_path),
+    "watched": (
+        lambda: enter(lambda: statistics.watched(statistics.capped_layers(MODEL), lambda *_: None)),
+        statistics,
+    ),
     "monitor": (lambda: enter(lambda: diagnostics.SaturationMonitor(MODEL)), diagnostics),
 }
 

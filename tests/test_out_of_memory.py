@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dreluop
-from dreluop.backends.choice import operators
+from dreluop.backends.selection import operators
 from tests.conftest import native_or_skip
 
 pytestmark = pytest.mark.usefixtures("python_node")

@@ -17,7 +17,8 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import dreluop
-from dreluop import adaptive, compiled_node
+from dreluop import adaptive
+from dreluop.autograd import fast_path
 from tests.conftest import compiled_node_or_skip
 
 Region = Callable[[Tensor], Any]
@@ -110,7 +111,7 @@ def served_by(how: str) -> Any:
         compiled_node_or_skip()
         return dreluop.use_backend(None)
     return {
-        "python_node": compiled_node.switched_off,
+        "python_node": fast_path.switched_off,
         "reference": lambda: dreluop.use_backend("reference"),
         "straight_through": adaptive.surrogate_backward,
         "soft": lambda: adaptive.surrogate_backward("soft"),

@@ -14,8 +14,9 @@ import torch
 
 import dreluop
 from dreluop import __main__ as command
-from dreluop import selfcheck
-from dreluop.backends import choice, names
+from dreluop._internal import env
+from dreluop.backends import selection
+from dreluop.cli import selfcheck
 from dreluop.ops import schemas
 from tests.conftest import native_or_skip
 
@@ -23,7 +24,7 @@ PACKAGE = Path(dreluop.__file__).parent
 
 
 def run(*arguments: str, path: Path = PACKAGE.parent, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name != names.ENVIRONMENT_VARIABLE}
+    clean = {name: value for name, value in os.environ.items() if name != env.ENVIRONMENT_VARIABLE}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=path,
@@ -91,7 +92,7 @@ def test_it_compares_every_operator_of_the_native_part() -> None:
 
 def test_of_triton_it_compares_every_operator_on_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernels do not run here, so the reference stands in: all that counts is what is asked."""
-    monkeypatch.setattr(choice, "operators_of", lambda name: choice.REFERENCE)
+    monkeypatch.setattr(selection, "operators_of", lambda name: selection.REFERENCE)
     monkeypatch.setattr(selfcheck, "backends", lambda: [selfcheck.Backend("triton", ("cpu",), {})])
     results = selfcheck.run()
     assert {result.operator for result in results} == set(schemas.SCHEMAS)
@@ -124,7 +125,7 @@ def test_a_mismatch_is_printed_and_is_exit_code_1(
     operator: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     native_or_skip()
-    calls = choice.operators_of("native")
+    calls = selection.operators_of("native")
     right = getattr(calls, operator)
 
     def wrong(*arguments: object) -> object:

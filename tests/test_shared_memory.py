@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dreluop
-from dreluop import validation
+from dreluop._internal import checks
 from tests import oracle
 
 SHAPE = (2, 8, 4, 4)
@@ -117,13 +117,13 @@ def test_the_decision_is_that_of_all_addresses() -> None:
         x, other = view(), view()
         want = bool(addresses(x) & addresses(other))
         shared += want
-        assert validation._share_memory(x, other) == want, (x.shape, x.stride(), other.shape, other.stride())
+        assert checks._share_memory(x, other) == want, (x.shape, x.stride(), other.shape, other.stride())
     assert 40 < shared < 360
 
 
 def test_a_search_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # 3 i + 5 j = 4 has no solution, but its divisor, 1, does not say so.
     arguments = (-4, [(3, 9), (5, 9)], 0, 0)
-    assert not validation._reaches(*arguments)
-    monkeypatch.setattr(validation, "_MOST_TRIES", 1)
-    assert validation._reaches(*arguments)
+    assert not checks._reaches(*arguments)
+    monkeypatch.setattr(checks, "_MOST_TRIES", 1)
+    assert checks._reaches(*arguments)

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import dreluop
-from dreluop.backends import choice
-from dreluop.backends.choice import BackendName
+from dreluop.backends import selection
+from dreluop.backends.selection import BackendName
 from tests import oracle
 from tests.cases import DTYPES
 from tests.conftest import native_or_skip
@@ -111,13 +111,13 @@ def test_every_thread_keeps_its_backend(two_threads_inside: None) -> None:
         with dreluop.use_backend(name):
             start.wait(PATIENCE)
             for _ in range(200):
-                assert choice.operators() is choice.operators_of(name)
+                assert selection.operators() is selection.operators_of(name)
                 x = torch.randn(4, 8, requires_grad=True)
                 y = dreluop.capped_relu(x, torch.ones(8))
                 # Of a backward the backend is its forward's, and the thread's own is back afterwards.
                 with dreluop.use_backend(BACKENDS[1 - thread % 2]):
                     y.sum().backward()
-        assert choice.operators() is choice.operators_of("native")
+        assert selection.operators() is selection.operators_of("native")
 
     with ThreadPoolExecutor(THREADS) as pool:
         for done in [pool.submit(run, thread) for thread in range(THREADS)]:

@@ -17,7 +17,7 @@ from torch.func import functionalize, grad, hessian, jacfwd, jacrev, jvp, linear
 from torch.utils._pytree import tree_leaves
 
 import dreluop
-from dreluop.ops import plain, schemas
+from dreluop.ops import decompose, schemas
 from tests import oracle
 from tests.test_autograd import TIES, Granularity
 
@@ -217,7 +217,7 @@ RULES: dict[str, Function] = {
     "mask": lambda x, cap: ops.capped_relu_with_aux(x, cap, 1, True, None)[0],
     "fused": getattr(ops.capped_relu, schemas.FUSED),
     "functionalize": functionalize(dreluop.capped_relu),
-    "decomposition": plain.capped_relu,
+    "decomposition": decompose.capped_relu,
 }
 
 

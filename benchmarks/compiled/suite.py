@@ -31,8 +31,8 @@ from benchmarks.models.steps import (
 )
 from benchmarks.models.suite import noting
 from benchmarks.robustness.models import dense_relu
-from dreluop.backends.choice import Form
-from dreluop.layers import capped_layers
+from dreluop.backends.selection import Form
+from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import replace_activations
 
 RELU, CLAMP = "relu", c.CLAMP.name

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dreluop.backends.reference import mask_order
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import Call
 from dreluop.backends.triton.kernels.forward import forward_kernel
+from dreluop.ops.composite import mask_order
 
 NAME = "dreluop_measured::forward"
 

@@ -42,7 +42,7 @@ from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.steps import Platform, cuda_platform
 from benchmarks.running import run_cases
 from benchmarks.tables import DTYPES, MISSING, Table, markdown, size_name
-from dreluop.backends.choice import BackendName, Form
+from dreluop.backends.selection import BackendName, Form
 
 FILE_NAME = "triton-op.json"
 TRACED = "triton_op"

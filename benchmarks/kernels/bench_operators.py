@@ -18,7 +18,7 @@ from benchmarks.kernels.operators import every_call
 from benchmarks.kernels.suite import Case, make_data
 from benchmarks.kernels.targets import THREADS
 from benchmarks.tables import DTYPES, size_name
-from dreluop.backends.choice import operators_of
+from dreluop.backends.selection import operators_of
 
 SIZES = (2**16, 2**22, 2**26)  # bytes of x
 INPUTS = {

@@ -1,7 +1,7 @@
 """What a user could write instead of ``dreluop.capped_relu``, and the copies that bound how fast any of it can be.
 
 Tests take their clamp references from here too, so that what is timed is what is tested. Every function takes x (any
-shape, a float dtype), a cap (layer, channel or neuron: see ``dreluop.granularity``) and the channel dimension, and
+shape, a float dtype), a cap (layer, channel or neuron: see ``dreluop._internal.shapes``) and the channel dimension, and
 returns y with x's shape and dtype; some also take a bias and a residual to be added first.
 
 They agree inside and outside the caps and differ at ties, for caps below zero and in rounding. The gradient of y goes:
@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from dreluop.backends.choice import BackendName
-from dreluop.granularity import bias_view, broadcast_shape
+from dreluop._internal.shapes import bias_view, broadcast_shape
+from dreluop.backends.selection import BackendName
 
 Activation = Callable[..., Tensor]
 FIXED_CAP = 1.0  # of hardtanh: in the middle of the caps of ``suite.make_data``

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.suite import Case, Data
-from dreluop.backends.reference import mask_order
-from dreluop.ops.calls import Operators
+from dreluop.ops.composite import mask_order
+from dreluop.ops.handles import Operators
 
 BALANCER = 0.5
 Call = Callable[[], Any]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import dreluop
 from benchmarks.kernels import implementations as c
 from benchmarks.models.networks import NETWORKS
-from dreluop.layers import capped_layers
+from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import insert_head, replace_activations
 
 FULL = "full"  # every activation replaced

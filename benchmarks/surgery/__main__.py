@@ -18,7 +18,7 @@ from benchmarks.kernels import results
 from benchmarks.surgery import monitor, sweep, zoo
 from benchmarks.surgery.zoo.apart import check_apart
 from benchmarks.surgery.zoo.row import Row
-from dreluop.tables import text_table
+from dreluop._internal.text_table import text_table
 
 SCHEMA = 1
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"

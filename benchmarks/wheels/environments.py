@@ -31,12 +31,12 @@ LEFT_OUT = ("PYTHON", "DRELUOP_", "CUDA_", "PYENV_", "VIRTUAL_ENV", "PYTEST_", "
 
 FACTS = """
 import json, pathlib, platform, shutil, sys, torch, dreluop
-from dreluop import compiled_node
+from dreluop.autograd import fast_path
 from dreluop.backends import native
 print(json.dumps({
     "python": platform.python_version(), "torch": torch.__version__, "load_error": native.load_error,
     "dreluop": dreluop.__file__, "torch_lib": str(pathlib.Path(torch.__file__).parent / "lib"),
-    "node_error": compiled_node.reason if native.is_loaded() and not compiled_node.of_another_torch() else None,
+    "node_error": fast_path.reason if native.is_loaded() and not fast_path.of_another_torch() else None,
     "compilers": [name for name in sys.argv[1:] if shutil.which(name)],
 }))
 """

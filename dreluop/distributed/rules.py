@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
-from dreluop.backends.checks import some_caps
-from dreluop.backends.reference import accumulation_dtype
-from dreluop.distributed import refuse_mask_in_place
+from dreluop._internal.dtensor import refuse_mask_in_place
+from dreluop._internal.operator_checks import some_caps
 from dreluop.distributed.strategies import REPLICATED, ShardingStrategy, strategies_of
-from dreluop.ops import calls
+from dreluop.ops import handles
+from dreluop.ops.composite import accumulation_dtype
 from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overload
 
 # Placements along one mesh dimension: of the results in their order, and of the tensors among the arguments by name.
@@ -158,7 +158,7 @@ def _refuse_to_move(x: Any) -> None:
 
 def _with_aux_in_place(which: str) -> Callable[..., Any]:
     """Torch takes a DTensor operator whose name ends in _ to return nothing but its first argument."""
-    operators = calls.BY_OVERLOAD[which]
+    operators = handles.BY_OVERLOAD[which]
 
     def run(
         x: DTensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
@@ -176,7 +176,7 @@ def _with_aux_in_place(which: str) -> Callable[..., Any]:
 
 def _penalty(which: str) -> Callable[..., Any]:
     """Caps of any placements: one call for those that are placed alike, of which each process then has a part."""
-    operators = calls.BY_OVERLOAD[which]
+    operators = handles.BY_OVERLOAD[which]
 
     def run(caps: Sequence[Any], balancer: float) -> Tensor:
         some_caps(caps)
@@ -227,7 +227,7 @@ def register() -> None:
 
 
 def _operator(name: str, which: str) -> Any:
-    return getattr(calls.BY_OVERLOAD[which], name)
+    return getattr(handles.BY_OVERLOAD[which], name)
 
 
 def _without_class(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 
-from dreluop.granularity import bias_dimension, cap_dimension
+from dreluop._internal.shapes import bias_dimension, cap_dimension
 
 
 @dataclass(frozen=True)

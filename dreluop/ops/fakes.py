@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.backends.checks import ELEMENTS_PER_BYTE
-from dreluop.backends.reference import accumulation_dtype, empty_as_saved
+from dreluop._internal import operator_checks
+from dreluop._internal.checks import bias_for
+from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
+from dreluop.ops.composite import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
-from dreluop.validation import bias_for
 
 
 def _forward(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual)
     return torch.empty_like(x)
 
 
 def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
-    checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual)
     # No kernel of ours looks at what is fused.
-    checks.writable(x)
+    operator_checks.writable(x)
 
 
 def _with_aux(
@@ -49,7 +49,7 @@ def _with_aux_(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual)
     size = (x.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE if mask else 0
     shape = () if balancer is not None else (0,)
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
@@ -67,32 +67,32 @@ def _backward(
     grad_penalty: Tensor | None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    checks.saved("grad", grad, saved, cap, dim, order)
+    operator_checks.saved("grad", grad, saved, cap, dim, order)
     if bias is not None:
         bias_for(grad, cap, bias, dim)
     if grad_penalty is not None:
-        checks.one_element("grad_penalty", grad_penalty)
+        operator_checks.one_element("grad_penalty", grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
     dbias = grad.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
     return dx, cap.new_empty(cap.shape if need_cap else (0,)), dbias
 
 
 def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    checks.saved("u", u, saved, cap, dim, order)
+    operator_checks.saved("u", u, saved, cap, dim, order)
     return empty_as_saved(u, saved, order)
 
 
 def _surrogate(
     grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
 ) -> Tensor:
-    checks.saved("grad", grad, saved, cap, dim, order)
+    operator_checks.saved("grad", grad, saved, cap, dim, order)
     if width is not None:
-        checks.width(width, saved, cap)
+        operator_checks.width(width, saved, cap)
     return empty_as_saved(grad, saved, order)
 
 
 def _saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    checks.inputs(x, cap, dim)
+    operator_checks.inputs(x, cap, dim)
     return x.new_empty((3, *cap.shape), dtype=torch.int64), x.new_empty((x.shape[0],), dtype=torch.bool)
 
 
@@ -117,6 +117,8 @@ FAKES: dict[str, Callable[..., Any]] = {
     "cap_penalty_backward": _penalty_backward,
 }
 
-for _name, _fake in FAKES.items():
-    for _which in overloads_of(_name):
-        torch.library.register_fake(f"{NAMESPACE}::{overload(_name, _which)}", _fake, lib=library)
+
+def register() -> None:
+    for name, fake in FAKES.items():
+        for which in overloads_of(name):
+            torch.library.register_fake(f"{NAMESPACE}::{overload(name, which)}", fake, lib=library)

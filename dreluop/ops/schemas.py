@@ -32,7 +32,7 @@ csrc/include/dreluop/semantics.h holds the scalar rule.
 outermost to the innermost in the mask (``reference.mask_order``); it is read only with a mask. A result that is not
 asked for (``need_x``, ``need_cap``, ``mask``, ``balancer``) is a tensor with zero elements.
 
-Every operator has an overload without a name, served by the default rule of ``dreluop.backends.choice``, and one for
+Every operator has an overload without a name, served by the default rule of ``dreluop.backends.selection``, and one for
 each backend that can be chosen against that rule (``CHOSEN``). Those of ``FUSIBLE`` have one more, ``FUSED``, which
 is used in a graph where torch.compile is to fuse them with their neighbors (``ops.fused``).
 """

@@ -1,7 +1,7 @@
 """Model surgery: capped activations in networks that exist already, and their caps (docs/surgery.md)."""
 
-from dreluop.surgery.calibration import CalibratedLayer, Calibration, calibrate_caps
-from dreluop.surgery.caps import CapSummary, cap_summary, freeze_caps, set_caps
+from dreluop.caps.calibration import CalibratedLayer, Calibration, calibrate_caps
+from dreluop.caps.inspection import CapSummary, cap_summary, freeze_caps, set_caps
 from dreluop.surgery.checkpoints import LoadedState, load_float_state_dict
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d, insert_head, insert_stem
 from dreluop.surgery.plain import to_torch

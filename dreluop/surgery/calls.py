@@ -14,7 +14,7 @@ from torch import fx, nn
 from dreluop.surgery import kinds
 from dreluop.surgery.classes import can_be_changed, origin_of
 from dreluop.surgery.kinds import Activation
-from dreluop.surgery.methods import (
+from dreluop.surgery.methods import (  # fmt: skip
     Method,
     NoSourceError,
     classes_of,
@@ -23,7 +23,7 @@ from dreluop.surgery.methods import (
     methods_of,
     names_in,
     outer,
-)  # fmt: skip
+)
 from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
 
 SlotKey = tuple[int, str]

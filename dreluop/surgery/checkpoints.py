@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreluop import cap_values, validation
-from dreluop.layers import capped_layers
+from dreluop._internal import cap_state, checks
+from dreluop.caps.statistics import capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery.copies import copied
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
@@ -59,7 +59,7 @@ def load_float_state_dict(model: nn.Module, state: Mapping[str, Any], *, new_lay
     capped_layers(model)
     if not isinstance(state, Mapping):
         raise TypeError(f"state: got {type(state).__name__}; expected a state_dict")
-    new_layers = validation.flag("new_layers", new_layers)
+    new_layers = checks.flag("new_layers", new_layers)
     missing, unexpected = _rehearsed(model, state)
     caps = tuple(key for key in missing if key in _cap_keys(model))
     layers = tuple(key for key in missing if key.startswith(_new_layers(model)))
@@ -98,7 +98,7 @@ def _check_can_be_loaded(model: nn.Module) -> None:
 def _cap_keys(model: nn.Module) -> set[str]:
     modules = model.named_modules(remove_duplicate=False)
     capped = [(_join(name, ""), module) for name, module in modules if isinstance(module, DReLU | SReLU)]
-    return {key for prefix, module in capped for key in (f"{prefix}cap", *cap_values.keys_of(prefix, module))}
+    return {key for prefix, module in capped for key in (f"{prefix}cap", *cap_state.keys_of(prefix, module))}
 
 
 def _new_layers(model: nn.Module) -> tuple[str, ...]:

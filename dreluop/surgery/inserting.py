@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dreluop import validation
+from dreluop._internal import checks
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import finding, graphs, running
 from dreluop.surgery.replacing import check_model
@@ -67,8 +67,8 @@ def insert_head(
     _check_caps(granularity, init)
     found = _named(model, layer) if layer is not None else finding.output_layer(model)
     output = _of_kind(nn.Linear, found, "output", model)
-    init = validation.initial_cap(init, output.weight.dtype)
-    features = output.in_features if width is None else validation.positive_int("width", width)
+    init = checks.initial_cap(init, output.weight.dtype)
+    features = output.in_features if width is None else checks.positive_int("width", width)
     _check_shape("width", output, features, output.in_features)
     options: dict[str, Any] = {"device": output.weight.device, "dtype": output.weight.dtype}
     head = nn.Linear(output.in_features, features, **options)
@@ -114,13 +114,13 @@ def insert_stem(
     """
     check_model(model)
     _check_caps(granularity, init)
-    kernel_size = validation.positive_int("kernel_size", kernel_size)
+    kernel_size = checks.positive_int("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: got {kernel_size}; expected an odd number")
     found = _named(model, layer) if layer is not None else finding.first_layer(model)
     first = _of_kind(nn.Conv2d, found, "first", model)
-    init = validation.initial_cap(init, first.weight.dtype)
-    between = first.in_channels if channels is None else validation.positive_int("channels", channels)
+    init = checks.initial_cap(init, first.weight.dtype)
+    between = first.in_channels if channels is None else checks.positive_int("channels", channels)
     if between != first.in_channels and first.groups != 1:
         raise ValueError(
             f"channels: got {between}; the first convolution has groups and takes {first.in_channels} only"
@@ -151,7 +151,7 @@ def _become(layer: nn.Module, cls: Any, **children: nn.Module) -> Any:
 def _check_caps(granularity: Any, init: Any) -> None:
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
-    validation.initial_cap(init)
+    checks.initial_cap(init)
 
 
 def _named(model: nn.Module, name: Any) -> nn.Module:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dreluop import validation
-from dreluop.layers import CappedLayer, capped_layers
+from dreluop._internal import checks
+from dreluop.caps.statistics import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import exact
 from dreluop.surgery.classes import is_rewritten
@@ -68,7 +68,7 @@ def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
 
 def _capped(layer: CappedLayer) -> nn.Module:
     cap = layer.cap.detach()
-    fixed = not layer.cap.requires_grad and cap.numel() == 1 and validation.has_values(cap) and cap.item() > 0
+    fixed = not layer.cap.requires_grad and cap.numel() == 1 and checks.has_values(cap) and cap.item() > 0
     root = nn.Module()
     graph = fx.Graph()
     x = graph.placeholder("x")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dreluop import validation
+from dreluop._internal import checks
 from dreluop.modules import Granularity
 from dreluop.surgery import calls, sums
 from dreluop.surgery.calls import Call, Found
@@ -228,7 +228,7 @@ def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, a
         found = {(shape[1:], 1) for shape in shapes}
     else:
         chosen = dim(one.site) if callable(dim) else dim
-        chosen = validation.integer(f"dim of {one.site.name!r}", chosen) if chosen is not None else None
+        chosen = checks.integer(f"dim of {one.site.name!r}", chosen) if chosen is not None else None
         dims = [_dim(one, part, chosen) for part in seen]
         if None in dims:
             ambiguous.append(f"{one.site.name!r} {seen[0].shape}")

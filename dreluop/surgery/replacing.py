@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from dreluop import validation
-from dreluop.layers import is_compiled
+from dreluop._internal import checks
+from dreluop.caps.statistics import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import calls, channels, edits, kinds, planning, running
 from dreluop.surgery.calls import Found
@@ -182,9 +182,9 @@ def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tu
     check_model(model)
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
-    init, fuse = validation.initial_cap(init), validation.flag("fuse", fuse)
+    init, fuse = checks.initial_cap(init), checks.flag("fuse", fuse)
     if dim is not None and not callable(dim):
-        validation.integer("dim", dim)
+        checks.integer("dim", dim)
     if kinds.of_module(model) is not None:
         raise ValueError(f"model: got a {type(model).__name__}, which has no attribute to hold another; use a DReLU")
     return init, fuse
@@ -297,7 +297,7 @@ def _d_relu(model: nn.Module, init: float, one: Plan) -> DReLU:
     """The module of a site; its plan notes what was done."""
     like = planning.caps_like(one, model)
     start = init if one.call.activation.bound is None else one.call.activation.bound
-    validation.stored(f"init of {one.site.name!r}", start, like.dtype)
+    checks.stored(f"init of {one.site.name!r}", start, like.dtype)
     options: dict[str, Any] = {"inplace": one.call.activation.inplace, "device": like.device, "dtype": like.dtype}
     if one.total is None:
         module = DReLU(one.shape, start, one.dim, **options)

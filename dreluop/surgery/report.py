@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dreluop.tables import text_table
+from dreluop._internal.text_table import text_table
 
 Modes = Literal["both", "train", "eval"]
 Action = Literal["replaced", "fused", "left"]

@@ -17,7 +17,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dreluop
-from dreluop.backends import choice, names
+from dreluop._internal import env
+from dreluop.backends import selection
 from dreluop.ops import schemas
 from tests.conftest import INTERPRETED, native_or_skip
 
@@ -103,7 +104,7 @@ def test_second_derivatives_stay_on_the_backend_of_the_forward(backend: Any) -> 
 @pytest.mark.parametrize("backend", OTHERS)
 def test_the_overloads_have_derivatives_of_their_own(backend: str) -> None:
     x, cap = inputs()
-    operators = choice.operators_of(backend)
+    operators = selection.operators_of(backend)
     assert torch.autograd.gradcheck(lambda x, cap: operators.capped_relu(x, cap, 1), (x, cap))
     with Called() as called:
         operators.capped_relu(x, cap, 1).sum().backward()
@@ -114,7 +115,7 @@ def test_raw_in_place_overloads_bump_the_version() -> None:
     for which in OTHERS:
         x, cap = torch.randn(5), torch.tensor(0.5)
         before = x._version
-        choice.operators_of(which).capped_relu_(x, cap, 0)
+        selection.operators_of(which).capped_relu_(x, cap, 0)
         assert x._version == before + 1
 
 
@@ -129,10 +130,10 @@ def test_as_a_function_it_holds_until_changed() -> None:
 def test_the_choice_ends_with_an_error_and_nests() -> None:
     with pytest.raises(KeyError), dreluop.use_backend("reference"):
         with dreluop.use_backend(None):
-            assert choice.operators().backend is None
-        assert choice.operators().backend == "reference"
+            assert selection.operators().backend is None
+        assert selection.operators().backend == "reference"
         raise KeyError
-    assert choice.operators().backend is None
+    assert selection.operators().backend is None
 
 
 def test_entered_later_and_again() -> None:
@@ -140,11 +141,11 @@ def test_entered_later_and_again() -> None:
     dreluop.use_backend(None)
     for _ in range(2):
         with chosen:
-            assert choice.operators().backend == "reference"
+            assert selection.operators().backend == "reference"
             with chosen:
-                assert choice.operators().backend == "reference"
-            assert choice.operators().backend == "reference"
-        assert choice.operators().backend is None
+                assert selection.operators().backend == "reference"
+            assert selection.operators().backend == "reference"
+        assert selection.operators().backend is None
 
 
 def test_made_here_and_entered_in_another_thread() -> None:
@@ -155,21 +156,21 @@ def test_made_here_and_entered_in_another_thread() -> None:
     def elsewhere() -> None:
         dreluop.use_backend(None)
         with chosen:
-            seen.append(choice.operators().backend)
-        seen.append(choice.operators().backend)
+            seen.append(selection.operators().backend)
+        seen.append(selection.operators().backend)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert seen == ["reference", None]
-    assert choice.operators().backend is None
+    assert selection.operators().backend is None
 
 
 def test_hooks_on_saved_tensors_have_their_own_choice() -> None:
     seen: list[str | None] = []
 
     def unpack(t: Tensor) -> Tensor:
-        seen.append(choice.operators().backend)
+        seen.append(selection.operators().backend)
         return t
 
     for options in ({}, {"save": "mask"}, {"balancer": 0.1}):
@@ -183,17 +184,17 @@ def test_hooks_on_saved_tensors_have_their_own_choice() -> None:
 def test_every_thread_has_its_own_choice() -> None:
     seen: list[str | None] = []
     with dreluop.use_backend("reference"):
-        thread = threading.Thread(target=lambda: seen.append(choice.operators().backend))
+        thread = threading.Thread(target=lambda: seen.append(selection.operators().backend))
         thread.start()
         thread.join()
-    assert seen == [names.requested()]
+    assert seen == [env.requested()]
 
 
 @pytest.mark.parametrize("wrong", ["cuda", "", "Native", 1])
 def test_unknown_backend(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"backend: got .*; expected \"native\", \"triton\" or \"reference\", or None"):
         dreluop.use_backend(wrong)
-    assert choice.operators().backend is None
+    assert selection.operators().backend is None
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter serves CPU tensors")
@@ -206,13 +207,13 @@ def test_a_backend_that_cannot_serve_the_tensor_is_an_error(call: Callable[..., 
     with pytest.raises(
         RuntimeError, match=r"dreluop::capped_relu\.triton: cannot serve a tensor on cpu: Triton has no"
     ):
-        choice.operators_of("triton").capped_relu(x.detach(), cap.detach(), 1)
+        selection.operators_of("triton").capped_relu(x.detach(), cap.detach(), 1)
     with pytest.raises(RuntimeError, match="cannot serve a tensor on cpu: Triton has no"):
-        choice.operators_of("triton").capped_relu(x, cap, 1)
+        selection.operators_of("triton").capped_relu(x, cap, 1)
 
 
 def test_native_where_it_is_not_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice.native, "load_error", "no such file")
+    monkeypatch.setattr(selection.native, "load_error", "no such file")
     x, cap = inputs()
     dreluop.capped_relu(x, cap)
     calls = (
@@ -245,18 +246,18 @@ def test_the_environment_chooses_for_every_thread(asked: str) -> None:
         native_or_skip()
     program = """
 import threading, dreluop
-from dreluop.backends import choice
+from dreluop.backends import selection
 seen = []
-thread = threading.Thread(target=lambda: seen.append(choice._chosen.name))
+thread = threading.Thread(target=lambda: seen.append(selection._chosen.name))
 thread.start(); thread.join()
-print(choice._chosen.name, *seen)
+print(selection._chosen.name, *seen)
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, names.ENVIRONMENT_VARIABLE: asked},
+        env={**os.environ, env.ENVIRONMENT_VARIABLE: asked},
     )
     assert done.stdout.split() == [asked, asked]
 
@@ -292,7 +293,7 @@ def test_a_choice_inside_compiled_code() -> None:
 
     torch.compile(function, backend=backend, fullgraph=True)(torch.randn(5, 3), torch.rand(3))
     assert [name for name in names_of if name] == ["reference", schemas.FUSED]
-    assert choice.operators().backend is None
+    assert selection.operators().backend is None
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -326,13 +327,13 @@ def test_compiling_for_a_backend_that_cannot_serve_is_the_same_error() -> None:
 
 DEFAULT_RULE = """
 import torch, dreluop
-from dreluop.backends import choice
-choice.native.cuda_reason = lambda: {reason!r}
-choice._complete_default_rule("cuda", "CUDA")
-choice._complete_default_rule("xpu", "XPU")
+from dreluop.backends import selection
+selection.native.cuda_reason = lambda: {reason!r}
+selection._complete_default_rule("cuda", "CUDA")
+selection._complete_default_rule("xpu", "XPU")
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 for key in ("CUDA", "XPU"):
-    print(all(has("dreluop::" + name, key) for name in choice.SCHEMAS))
+    print(all(has("dreluop::" + name, key) for name in selection.SCHEMAS))
 """
 
 
@@ -348,13 +349,13 @@ for key in ("CUDA", "XPU"):
 def test_the_default_rule_goes_on_where_native_does_not_serve(
     reason: str | None, asked: str, expected: list[str]
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != names.ENVIRONMENT_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != env.ENVIRONMENT_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", DEFAULT_RULE.format(reason=reason)],
         capture_output=True,
         text=True,
         check=True,
-        env=environment | ({names.ENVIRONMENT_VARIABLE: asked} if asked else {}),
+        env=environment | ({env.ENVIRONMENT_VARIABLE: asked} if asked else {}),
     )
     assert done.stdout.split() == expected
 
@@ -363,7 +364,7 @@ def test_the_default_rule_goes_on_where_native_does_not_serve(
 def test_the_rest_of_the_default_rule_is_triton_or_else_the_reference(
     serves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "_triton_reason", lambda device_type: None if serves else "no GPU for it")
-    monkeypatch.setattr(choice.triton, "functions", lambda: dict.fromkeys(schemas.SCHEMAS, lambda *_: "triton"))
-    monkeypatch.setattr(choice.reference, "cap_penalty", lambda *_: "reference")
-    assert choice._by_default("cap_penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")
+    monkeypatch.setattr(selection, "_triton_reason", lambda device_type: None if serves else "no GPU for it")
+    monkeypatch.setattr(selection.triton, "functions", lambda: dict.fromkeys(schemas.SCHEMAS, lambda *_: "triton"))
+    monkeypatch.setattr(selection.reference, "cap_penalty", lambda *_: "reference")
+    assert selection._by_default("cap_penalty")([torch.ones(())], 0.5) == ("triton" if serves else "reference")

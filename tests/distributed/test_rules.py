@@ -15,7 +15,8 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
 import dreluop
-from dreluop.ops import choice, schemas
+from dreluop.backends import selection
+from dreluop.ops import schemas
 from tests.distributed.processes import on_processes
 from tests.distributed.tensors import full_tensor, integers, mesh_of, needs_in_place, placed
 from tests.oracle import assert_same_bits
@@ -62,7 +63,7 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def compare(name: str, which: str, arguments: tuple[Any, ...], sharded: tuple[Any, ...], exact: bool = True) -> None:
-    operator = getattr(choice.operators_of(which), name)
+    operator = getattr(selection.operators_of(which), name)
     got, want = full_tensor(operator(*sharded)), operator(*arguments)
     tensors = (got, want) if isinstance(want, list | tuple) else ([got], [want])
     for one, other in zip(*tensors, strict=True):
@@ -156,7 +157,7 @@ def test_in_place(case: Case) -> None:
     mesh = mesh_of()
     x, cap = inputs(case)
     want = dreluop.capped_relu(x, cap, dim=case.dim)
-    operators = choice.operators_of("native")
+    operators = selection.operators_of("native")
     for of_x in placements_of(len(case.x), mesh, partial=False):
         # A dimension shorter than its processes cannot be written in place: torch says so.
         if any(isinstance(p, Shard) and case.x[p.dim] < mesh.size() for p in of_x):
@@ -206,7 +207,7 @@ def test_every_operator_has_a_rule() -> None:
 def test_a_batch_that_is_sharded_costs_one_reduction_of_the_cap_gradient() -> None:
     mesh = mesh_of()
     x, cap = placed(integers(8, 6), mesh, [Shard(0)]), placed(integers(6, low=1), mesh, [Replicate()])
-    operators = choice.operators_of("native")
+    operators = selection.operators_of("native")
     with CommDebugMode() as traffic:
         y = operators.capped_relu(x, cap)
         one = placed(torch.tensor(1.0), mesh, [Replicate()])
@@ -222,7 +223,7 @@ def test_a_batch_that_is_sharded_costs_one_reduction_of_the_cap_gradient() -> No
 def test_caps_that_are_sharded_with_their_channels_cost_no_traffic() -> None:
     mesh = mesh_of()
     x, cap = placed(integers(8, 6), mesh, [Shard(1)]), placed(integers(6, low=1), mesh, [Shard(0)])
-    operators = choice.operators_of("native")
+    operators = selection.operators_of("native")
     with CommDebugMode() as traffic:
         y, _, penalty = operators.capped_relu_with_aux(x, cap, 1, False, BALANCER)
         one = placed(torch.tensor(1.0), mesh, [Replicate()])
@@ -241,7 +242,7 @@ def test_caps_that_are_sharded_with_their_channels_cost_no_traffic() -> None:
 def test_a_mask_of_whole_tensors_is_never_cut() -> None:
     mesh = mesh_of()
     x, cap, grad, v = integers(8, 6), integers(6, low=1), integers(8, 6), integers(6)
-    operators = choice.operators_of("native")
+    operators = selection.operators_of("native")
     _, mask, _ = operators.capped_relu_with_aux(x, cap, 1, True, None)
     sharded_cap = placed(cap, mesh, [Replicate()])
     _, sharded_mask, _ = operators.capped_relu_with_aux(placed(x, mesh, [Replicate()]), sharded_cap, 1, True, None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import dreluop
-from dreluop.backends.choice import Form
+from dreluop.backends.selection import Form
 from tests import oracle
 
 

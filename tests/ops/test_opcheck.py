@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreluop.ops import native, schemas
+from dreluop.backends import native
+from dreluop.ops import schemas
 from tests import oracle
 from tests.cases import FEW_CASES, Case, dtype_id
 from tests.conftest import INTERPRETED, native_or_skip

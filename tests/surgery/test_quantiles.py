@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreluop.surgery.quantiles import DECADES, StreamingQuantiles
+from dreluop.caps.quantiles import DECADES, StreamingQuantiles
 
 FLOOR = 1e-3
 

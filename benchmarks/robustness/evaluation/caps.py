@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.robustness.attacks import frozen
 from dreluop import saturation
-from dreluop.layers import capped_layers, watched
+from dreluop.caps.statistics import capped_layers, watched
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import cap_summary
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreluop import surrogate
+from dreluop.autograd import surrogate
 
 
 class ByPosition(nn.Module):

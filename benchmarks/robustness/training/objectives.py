@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.robustness.attacks import frozen, pgd
 from benchmarks.robustness.training.config import TrainingConfig
 from dreluop import DReLU, cap_penalty
-from dreluop.optim import MINIMUM
+from dreluop.caps.optim import MINIMUM
 
 # Positive, so that a cap that was driven down can still be raised by the loss: clamped at 0, with balancer 1, the whole
 # head died within five epochs.

@@ -9,10 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from dreluop.backends.reference import mask_order
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.plan import Layout, Tuning
 from dreluop.backends.triton.traversal import Traversal, dense_strides, is_dense, merge_dimensions, traversal_of
+from dreluop.ops.composite import mask_order
 
 Strides = tuple[int, ...]
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.backends.checks import ELEMENTS_PER_BYTE
-from dreluop.backends.reference import accumulation_dtype, empty_as_saved, mask_order
+from dreluop._internal import operator_checks
+from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.forward import forward_kernel
 from dreluop.backends.triton.kernels.small import saturation_kernel, tangent_kernel
 from dreluop.backends.triton.kernels.surrogate import surrogate_kernel
 from dreluop.backends.triton.launch import launch
+from dreluop.ops.composite import accumulation_dtype, empty_as_saved, mask_order
 
 
 def capped_relu(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual)
     y = torch.empty_like(x)
     _run_forward(x, y, cap, dim, False, None, bias, residual)
     return y
@@ -30,8 +30,8 @@ def capped_relu(
 def capped_relu_(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> None:
-    checks.inputs(x, cap, dim, bias, residual)
-    checks.writable(x)
+    operator_checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.writable(x)
     _run_forward(x, x, cap, dim, False, None, bias, residual)
 
 
@@ -44,7 +44,7 @@ def capped_relu_with_aux(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual)
     y = torch.empty_like(x)
     return y, *_run_forward(x, y, cap, dim, packed, balancer, bias, residual)
 
@@ -58,8 +58,8 @@ def capped_relu_with_aux_(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    checks.inputs(x, cap, dim, bias, residual)
-    checks.writable(x)
+    operator_checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.writable(x)
     return _run_forward(x, x, cap, dim, packed, balancer, bias, residual)
 
 
@@ -100,7 +100,7 @@ def _run_forward(
 
 
 def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    checks.saved("u", u, saved, cap, dim, order)
+    operator_checks.saved("u", u, saved, cap, dim, order)
     same_device(u, "u", saved=saved, cap=cap, v=v)
     if v is not None and v.shape != cap.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
@@ -123,10 +123,10 @@ def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim
 def capped_relu_surrogate_backward(
     grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], width: Tensor | None = None
 ) -> Tensor:
-    checks.saved("grad", grad, saved, cap, dim, order)
+    operator_checks.saved("grad", grad, saved, cap, dim, order)
     same_device(grad, "grad", saved=saved, cap=cap, width=width)
     if width is not None:
-        checks.width(width, saved, cap)
+        operator_checks.width(width, saved, cap)
     info = SavedInfo(grad, saved, cap, order)
     out = empty_as_saved(grad, saved, order)
     call = Call(grad, cap, dim, info.traversal_order, grad=grad, y=info.y, out=out, packed=info.packed_strides)
@@ -149,7 +149,7 @@ def capped_relu_surrogate_backward(
 def cap_saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     if x.ndim == 0:
         raise ValueError("x: got 0 dimensions; expected at least one, the sample")
-    checks.inputs(x, cap, dim)
+    operator_checks.inputs(x, cap, dim)
     same_device(x, cap=cap)
     order = mask_order(x, cap)
     call = Call(x, cap, dim, order, x=x)

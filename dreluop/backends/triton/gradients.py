@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.backends.reference import empty_as_saved
+from dreluop._internal import operator_checks
+from dreluop._internal.checks import bias_for
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
@@ -17,7 +17,7 @@ from dreluop.backends.triton.kernels.reduction import reduction_kernel
 from dreluop.backends.triton.kernels.types import ACCUMULATORS
 from dreluop.backends.triton.launch import launch
 from dreluop.backends.triton.plan import BackwardPlan, ColumnPlan, RowPlan
-from dreluop.validation import bias_for
+from dreluop.ops.composite import empty_as_saved
 
 
 def capped_relu_backward(
@@ -32,12 +32,12 @@ def capped_relu_backward(
     grad_penalty: Tensor | None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    checks.saved("grad", grad, saved, cap, dim, order)
+    operator_checks.saved("grad", grad, saved, cap, dim, order)
     same_device(grad, "grad", saved=saved, cap=cap, grad_penalty=grad_penalty)
     if bias is not None:
         bias_for(grad, cap, bias, dim)
     if grad_penalty is not None:
-        checks.one_element("grad_penalty", grad_penalty)
+        operator_checks.one_element("grad_penalty", grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
     dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)
     dbias = nothing(grad, grad.dtype) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)

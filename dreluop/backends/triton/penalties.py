@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.backends.reference import accumulation_dtype
+from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import same_device
 from dreluop.backends.triton.kernels.cap_penalty import penalty_backward_kernel, penalty_kernel
 from dreluop.backends.triton.launch import launch
+from dreluop.ops.composite import accumulation_dtype
 
 
 def cap_penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
-    checks.some_caps(caps)
+    operator_checks.some_caps(caps)
     _same_devices(caps)
     device = caps[0].device
     result = torch.empty((), dtype=accumulation_dtype(*caps), device=device)
@@ -46,8 +46,8 @@ def cap_penalty(caps: Sequence[Tensor], balancer: float) -> Tensor:
 
 
 def cap_penalty_backward(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> list[Tensor]:
-    checks.one_element("grad", grad)
-    checks.some_caps(caps)
+    operator_checks.one_element("grad", grad)
+    operator_checks.some_caps(caps)
     _same_devices(caps)
     same_device(caps[0], "the first cap", grad=grad)
     gradients = [torch.empty(cap.shape, dtype=cap.dtype, device=cap.device) for cap in caps]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dreluop._internal.shapes import granularity_of
 from dreluop.backends.triton.plan import Layout
-from dreluop.granularity import granularity_of
 
 
 @dataclass(frozen=True)

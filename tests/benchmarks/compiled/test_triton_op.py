@@ -21,7 +21,7 @@ from benchmarks.kernels import results
 from benchmarks.kernels.measure import Budget, sample
 from benchmarks.models.steps import cpu_place
 from benchmarks.running import OUT_OF_TIME
-from dreluop.backends import choice
+from dreluop.backends import selection
 from dreluop.backends.triton import plan, tuning, unavailable_reason
 from tests.backends.triton.recorded import Launch, record
 from tests.benchmarks.gpu.conftest import gpu as fake_gpu
@@ -109,7 +109,7 @@ def test_what_the_compiler_sees(implementation: str, monkeypatch: pytest.MonkeyP
         seen.extend(node for node in graph.graph.nodes if node.op == "call_function")
         return graph.forward
 
-    monkeypatch.setattr(choice, "unavailable_reason", lambda backend, device_type: None)
+    monkeypatch.setattr(selection, "unavailable_reason", lambda backend, device_type: None)
     function = triton_op.activation(implementation, *arguments((64, 512), torch.float32))
     between = triton_op.network(triton_op.POINTWISE, function, (torch.ones(()), torch.ones(())))
     with FakeTensorMode(), triton_op.chosen(implementation):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import dreluop
 from benchmarks.kernels import implementations as c
-from dreluop.backends import choice, reference
-from dreluop.granularity import broadcast_shape
+from dreluop._internal.shapes import broadcast_shape
+from dreluop.backends import reference, selection
 from tests import oracle
 from tests.conftest import INTERPRETED
 
@@ -182,7 +182,7 @@ def test_wrong_values_are_found(implementation: c.Implementation) -> None:
 
 def test_the_reference_is_ours_by_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(dreluop, "capped_relu", lambda *_, **__: seen.append(choice._chosen.name))
+    monkeypatch.setattr(dreluop, "capped_relu", lambda *_, **__: seen.append(selection._chosen.name))
     for implementation in (c.OURS, c.REFERENCE, c.OURS_TRITON):
         implementation.call(torch.ones(1), torch.ones(1))
     assert seen == [None, "reference", "triton"]

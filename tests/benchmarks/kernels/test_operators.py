@@ -14,7 +14,7 @@ pytest.importorskip("pytest_benchmark")
 from benchmarks.kernels import bench_operators
 from benchmarks.kernels.operators import every_call
 from benchmarks.kernels.suite import Case, make_data
-from dreluop.backends.choice import operators_of
+from dreluop.backends.selection import operators_of
 from dreluop.ops import schemas
 
 ROOT = Path(__file__).parents[3]

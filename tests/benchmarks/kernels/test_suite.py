@@ -8,7 +8,7 @@ import torch
 from benchmarks.kernels import implementations as c
 from benchmarks.kernels import suite
 from benchmarks.kernels.measure import Budget
-from dreluop.backends import reference
+from dreluop.ops import composite
 from tests.benchmarks.kernels.conftest import Clock
 
 
@@ -141,8 +141,8 @@ def test_every_in_place_call_sees_the_data_afresh(monkeypatch: pytest.MonkeyPatc
 def test_data_lie_in_all_three_regions(case: suite.Case) -> None:
     data = suite.make_data(replace(case, shape=(8, *case.shape[1:])))
     assert data.x.dtype == data.cap.dtype == data.grad.dtype == case.dtype
-    m = reference.effective_cap(data.cap, data.x, 1)
-    inside, capped = reference.regions_of_output(reference.value(data.x, m), m)
+    m = composite.effective_cap(data.cap, data.x, 1)
+    inside, capped = composite.regions_of_output(composite.value(data.x, m), m)
     assert 0.25 < inside.float().mean() < 0.45
     assert 0.1 < capped.float().mean() < 0.25
     assert not torch.equal(data.x, data.grad)

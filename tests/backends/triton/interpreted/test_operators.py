@@ -15,6 +15,7 @@ from dreluop.backends import triton as backend
 from dreluop.backends.triton import tuning
 from dreluop.backends.triton.call import Call
 from dreluop.backends.triton.plan import Tuning
+from dreluop.ops import composite
 from tests import oracle
 from tests.backends.triton.recorded import record
 from tests.cases import SENTINEL, Case
@@ -79,7 +80,7 @@ def test_tiles_of_a_gpu(small_tiles: None, case: Case, dtype: torch.dtype) -> No
     y, mask, penalty = TRITON["capped_relu_with_aux"](x, cap, case.dim, True, 0.37, bias, residual)
     want = reference.capped_relu_with_aux(x, cap, case.dim, True, 0.37, bias, residual)
     compare((y, mask, penalty), want, 2)
-    order = reference.mask_order(y, cap)
+    order = composite.mask_order(y, cap)
     for saved in (y, mask):
         compare(
             gradients(TRITON["capped_relu_backward"], grad, saved, cap, case.dim, order, bias),
@@ -120,7 +121,7 @@ def test_when_offsets_need_64_bits() -> None:
 def test_mask_in_any_order_and_place(cap_shape: tuple[int, ...], order: tuple[int, ...], laid_out: str) -> None:
     grad, cap = torch.randn(7, 5, 6).to(torch.bfloat16), torch.rand(cap_shape)
     regions = torch.randint(0, 3, grad.shape)
-    mask = reference.pack(regions == 1, regions == 2, order)
+    mask = composite.pack(regions == 1, regions == 2, order)
     if laid_out == "misaligned":
         mask = torch.cat([mask[:1], mask])[1:]
     elif laid_out == "every second byte":

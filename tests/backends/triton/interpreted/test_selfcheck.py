@@ -7,8 +7,8 @@ import pkgutil
 
 import pytest
 
-from dreluop import selfcheck
 from dreluop.backends.triton import kernels
+from dreluop.cli import selfcheck
 from tests.backends.triton.recorded import record
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreluop import cap_values, validation
-from dreluop.layers import HEADER, LayerStatistics, LayerSums, capped_layers, table_row, watched
+from dreluop._internal import cap_state, checks
+from dreluop._internal.text_table import text_table
+from dreluop.caps.batches import Forward, check_loader, run_over
+from dreluop.caps.statistics import HEADER, LayerStatistics, LayerSums, capped_layers, table_row, watched
 from dreluop.modules import DReLU
-from dreluop.surgery.batches import Forward, check_loader, run_over
-from dreluop.tables import text_table
 
 Value = float | Tensor
 
@@ -46,10 +46,10 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
         values = dict.fromkeys(_selected(layers, select), value)
     tensors = {name: _as_caps(name, layers[name], given) for name, given in values.items()}
     chosen = {name: layers[name] for name in tensors}
-    cap_values.settle(model)
-    cap_values.check_writable(chosen)
+    cap_state.settle(model)
+    cap_state.check_writable(chosen)
     _check_shared(chosen, tensors)
-    cap_values.write(chosen, tensors)
+    cap_state.write(chosen, tensors)
     return list(tensors)
 
 
@@ -68,11 +68,11 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
         TypeError, ValueError: model has no DReLU, frozen is no bool, a pattern fits no layer, or a cap is made by a
             hook or is in FullyShardedDataParallel. Nothing is changed then.
     """
-    frozen = validation.flag("frozen", frozen)
+    frozen = checks.flag("frozen", frozen)
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     names = _selected(layers, select)
-    cap_values.settle(model)
-    cap_values.set_trainable({name: layers[name] for name in names}, not frozen)
+    cap_state.settle(model)
+    cap_state.set_trainable({name: layers[name] for name in names}, not frozen)
     return names
 
 
@@ -89,17 +89,17 @@ def _selected(layers: Mapping[str, Any], select: Any) -> list[str]:
 
 
 def _as_caps(name: str, layer: DReLU, value: Any) -> Tensor:
-    what = cap_values.of_layer("value", name)
+    what = cap_state.of_layer("value", name)
     if isinstance(value, Tensor):
-        tensor = validation.float_tensor(what, value).detach()
+        tensor = checks.float_tensor(what, value).detach()
         if tensor.shape != layer.cap.shape and tensor.numel() != 1:
             raise ValueError(f"{what}: got shape {tuple(tensor.shape)}; expected the caps', {tuple(layer.cap.shape)}")
-    elif validation.is_number(value):
-        number = validation.number(what, value)
+    elif checks.is_number(value):
+        number = checks.number(what, value)
         tensor = torch.tensor(number, dtype=torch.float64, device="cpu")
     else:
         raise TypeError(f"{what}: got {type(value).__name__}; expected a number or a tensor")
-    if place := validation.place_without_values(tensor):
+    if place := checks.place_without_values(tensor):
         raise ValueError(f"{what}: got one {place}, where it has no numbers; expected numbers")
     if bool((refused := ~(tensor > 0)).any()):
         first = tensor[refused].flatten()[0].item()
@@ -127,7 +127,7 @@ def in_dtype_of(cap: Tensor, values: Tensor, what: str) -> Tensor:
 def _check_shared(layers: Mapping[str, DReLU], tensors: Mapping[str, Tensor]) -> None:
     first: dict[tuple[int, ...], str] = {}
     for name, tensor in tensors.items():
-        other = first.setdefault(cap_values.key(layers[name]), name)
+        other = first.setdefault(cap_state.key(layers[name]), name)
         if not torch.equal(*torch.broadcast_tensors(tensor, tensors[other].to(tensor.device))):
             raise ValueError(f"value of {name!r}: got another than for {other!r}, which shares its caps")
 

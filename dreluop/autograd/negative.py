@@ -10,18 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.ops import calls
+from dreluop._internal import operator_checks
+from dreluop.ops import handles
 from dreluop.ops.schemas import IN_PLACE, library, overload, overloads_of
 
 
 def _register(name: str, which: str) -> None:
-    op = getattr(calls.BY_OVERLOAD[which], name)
+    op = getattr(handles.BY_OVERLOAD[which], name)
 
     def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
         if x.is_neg():
             # The copy below does not overlap itself where x does.
-            checks.writable(x)
+            operator_checks.writable(x)
         value = x.resolve_neg()
         result: tuple[Tensor, ...] | None = op(
             value, *(arg.resolve_neg() if isinstance(arg, Tensor) else arg for arg in args)
@@ -33,6 +33,7 @@ def _register(name: str, which: str) -> None:
     library.impl(overload(name, which), kernel, "Negative")
 
 
-for _name in IN_PLACE:
-    for _which in overloads_of(_name):
-        _register(_name, _which)
+def register() -> None:
+    for name in IN_PLACE:
+        for which in overloads_of(name):
+            _register(name, which)

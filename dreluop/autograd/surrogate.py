@@ -15,23 +15,23 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812
 
-from dreluop import distributed, validation
-from dreluop.autograd import SavedMask, gradients
-from dreluop.backends import reference
-from dreluop.backends.choice import backward_on_backend_of_forward, operators, operators_for
-from dreluop.backends.reference import accumulation_dtype, bias_gradient, effective_cap, fused_sum, mask_order
-from dreluop.function import (
+from dreluop._internal import checks, dtensor
+from dreluop._internal.interrupts import left_for_certain
+from dreluop._internal.shapes import granularity_of
+from dreluop.autograd.base import (
     Function,
+    backward_on_backend_of_forward,
     below_autograd,
     derivative_may_be_asked,
     in_backward,
     save_for_backward,
 )
-from dreluop.granularity import granularity_of
-from dreluop.interrupts import left_for_certain
-from dreluop.ops import plain
+from dreluop.autograd.function import SavedMask, gradients
+from dreluop.autograd.penalty import penalty_of
+from dreluop.backends.selection import operators, operators_for
+from dreluop.ops import composite, decompose
+from dreluop.ops.composite import accumulation_dtype, bias_gradient, effective_cap, fused_sum, mask_order
 from dreluop.ops.schemas import FORWARDS, NAMESPACE
-from dreluop.penalty import penalty_of
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
 active = False
@@ -162,7 +162,7 @@ def capped(
     operators_for(x)
     if inplace:
         others = dict(zip(("bias", "residual"), bias_and_residual, strict=False))
-        validation.writable_in_place(x, cap=cap, **others)
+        checks.writable_in_place(x, cap=cap, **others)
     y = _FORMS[wanted.form](x, cap, dim, inplace, save, bias_and_residual, wanted)
     return y if balancer is None else (y, penalty_of([cap], balancer))
 
@@ -270,9 +270,9 @@ def batch_std(x: Tensor, cap: Tensor, dim: int) -> Tensor:
     mean, std = mean.reshape(cap.shape), std.reshape(cap.shape)
     # The mean of equal numbers is not always one of them.
     constant = std <= 8 * torch.finfo(std.dtype).eps * mean.abs()
-    if not validation.has_values(x):
+    if not checks.has_values(x):
         return _of_the_others(std, constant, (~constant).sum())
-    count = int(distributed.full_tensor(constant.sum()))
+    count = int(dtensor.full_tensor(constant.sum()))
     if count == std.numel():
         raise ValueError(
             f"std: x of shape {tuple(x.shape)} has no two different elements under any cap of shape "
@@ -304,7 +304,7 @@ def _gradient(
     grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int], width: Tensor | None = None
 ) -> Tensor:
     if torch._C._are_functorch_transforms_active():
-        return reference.surrogate_values(grad, saved, cap, dim, order, width)
+        return composite.surrogate_values(grad, saved, cap, dim, order, width)
     return operators().capped_relu_surrogate_backward(grad, saved, cap, dim, order, width)
 
 
@@ -401,7 +401,7 @@ class SoftFunction(Function):
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:
-            forward = plain.capped_relu if torch._C._are_functorch_transforms_active() else operators().capped_relu
+            forward = decompose.capped_relu if torch._C._are_functorch_transforms_active() else operators().capped_relu
             y = forward(x.detach(), cap.detach(), ctx.dim)
             dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
         return dx, dcap, None, None

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreluop import validation
-from dreluop.layers import is_compiled
+from dreluop._internal import checks
+from dreluop.caps.statistics import is_compiled
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -24,7 +24,7 @@ def run_over(model: nn.Module, loader: Iterable[Any], forward: Forward | None, p
         TypeError: loader is a tensor or no iterable, a batch is of a kind that needs ``forward``, or progress no bool.
         ImportError: progress is True and tqdm is not installed.
     """
-    progress = None if progress is None else validation.flag("progress", progress)
+    progress = None if progress is None else checks.flag("progress", progress)
     if is_compiled(model):
         raise ValueError(
             "model: got a compiled module, in which nothing can be measured; apply this before torch.compile"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from dreluop._internal.errors import raise_as_of_torch
+from dreluop.backends.selection import using
 
 # Spares operators called within it our Autograd kernels, which find nothing to do. Only where Dynamo never traces.
 BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -99,3 +104,33 @@ def _batched_at(t: Tensor) -> set[int]:
 def derivative_may_be_asked(*tensors: Tensor | None) -> bool:
     """Whether calling an operator on these tensors must go through an autograd.Function."""
     return (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)) or derivatives_by_plain_torch()
+
+
+def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For ``backward`` of a Function whose ctx has the ``operators`` that its forward used: called with what it saved.
+
+    That is unpacked before: hooks on saved tensors, and checkpoints that compute them again, have their own choice.
+    """
+
+    @functools.wraps(method)
+    def run(ctx: Any, *grads: Any) -> Any:
+        saved = saved_for_backward(ctx)
+        try:
+            with using(ctx.operators):
+                return method(ctx, saved, *grads)
+        except RuntimeError as error:
+            raise_as_of_torch(error)
+            raise
+
+    return run
+
+
+def jvp_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for ``jvp``."""
+
+    @functools.wraps(method)
+    def run(ctx: Any, *tangents: Any) -> Any:
+        with using(ctx.operators):
+            return method(ctx, *tangents)
+
+    return run

@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from dreluop.autograd import plain_backward
-from dreluop.interrupts import left_for_certain
-from dreluop.ops.calls import DEFAULT
-from dreluop.out_of_memory import raise_as_of_torch
+from dreluop._internal.errors import raise_as_of_torch
+from dreluop._internal.interrupts import left_for_certain
+from dreluop.autograd.function import plain_backward
+from dreluop.ops.handles import DEFAULT
 
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")

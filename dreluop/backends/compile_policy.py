@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dreluop.backends import choice
+from dreluop.backends import selection
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
 
@@ -40,5 +40,5 @@ def fuses(x: Tensor, cap: Tensor, save: str) -> bool:
     """Whether a traced call becomes standard operators."""
     if save == "mask" or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
         return False
-    form = choice.chosen_form()
-    return choice.nothing_chosen() if form == "auto" else form == "decompose"
+    form = selection.chosen_form()
+    return selection.nothing_chosen() if form == "auto" else form == "decompose"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from dreluop.backends.reference import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
-from dreluop.ops import calls
-from dreluop.ops.plain import cap_per_element, differentiable_value
+from dreluop.ops import handles
+from dreluop.ops.composite import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
+from dreluop.ops.decompose import cap_per_element, differentiable_value
 from dreluop.ops.schemas import FUSED, FUSIBLE, NAMESPACE, library, overload
 
 _BITS_OF_HALF = torch.int16
@@ -69,9 +69,10 @@ def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywor
         return capped_relu(*arguments, **keywords)
 
 
-for _name in FUSIBLE:
-    library.impl(overload(_name, FUSED), getattr(calls.DEFAULT, _name), "CompositeExplicitAutograd")
-_full_name = f"{NAMESPACE}::{overload('forward', FUSED)}"
-torch.library.register_torch_dispatch(_full_name, ProxyTorchDispatchMode, _traced, lib=library)
-# These are called while a compiler traces, never from a graph: no operator is needed.
-calls.FUSED.capped_relu_backward, calls.FUSED.capped_relu_jvp = capped_relu_backward, capped_relu_jvp
+def register() -> None:
+    for name in FUSIBLE:
+        library.impl(overload(name, FUSED), getattr(handles.DEFAULT, name), "CompositeExplicitAutograd")
+    full_name = f"{NAMESPACE}::{overload('capped_relu', FUSED)}"
+    torch.library.register_torch_dispatch(full_name, ProxyTorchDispatchMode, _traced, lib=library)
+    # These are called while a compiler traces, never from a graph: no operator is needed.
+    handles.FUSED.capped_relu_backward, handles.FUSED.capped_relu_jvp = capped_relu_backward, capped_relu_jvp

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dreluop import cap_values, validation
+from dreluop._internal import cap_state, checks
+from dreluop.caps.statistics import capped_layers
 from dreluop.functional import caps_of
-from dreluop.layers import capped_layers
 from dreluop.modules import DReLU
 
 MINIMUM = 1e-3
@@ -52,8 +52,8 @@ def param_groups(
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
     rate = _rate("lr", lr)
     cap_rate = _rate("cap_lr", cap_lr) if cap_lr is not None else _another(rate)
-    cap_decay = 0.0 if balancer is None else 2 * validation.penalty_weight(balancer)
-    decay = validation.at_least_zero("weight_decay", weight_decay)
+    cap_decay = 0.0 if balancer is None else 2 * checks.penalty_weight(balancer)
+    decay = checks.at_least_zero("weight_decay", weight_decay)
     parameters = list(model.parameters())
     known = {id(parameter) for parameter in parameters}
     for name, layer in layers.items():
@@ -94,7 +94,7 @@ def project_caps(caps: Tensor | Iterable[Tensor] | nn.Module, minimum: float = M
         TypeError, ValueError: caps are none, or one is no parameter (but made of one); minimum is negative, not finite
             or out of the range of a cap's dtype. Nothing is changed then.
     """
-    minimum = validation.at_least_zero("minimum", minimum)
+    minimum = checks.at_least_zero("minimum", minimum)
     for cap in _projected(caps, minimum):
         cap.clamp_(min=minimum)
 
@@ -121,7 +121,7 @@ def project_caps_after_step(
     if not _is_optimizer(optimizer):
         raise TypeError(f"optimizer: got {type(optimizer).__name__}; expected a torch.optim.Optimizer")
     if isinstance(caps, nn.Module):
-        cap_values.reshard(caps)
+        cap_state.reshard(caps)
     tensors = caps_of(caps)
     projected = _projected(caps if isinstance(caps, nn.Module) else tensors, minimum)
     hooked = _hooked(optimizer)
@@ -169,9 +169,9 @@ def _hooked(optimizer: Any) -> list[torch.optim.Optimizer]:
 
 def _projected(caps: Tensor | Iterable[Tensor] | nn.Module, minimum: float) -> list[Tensor]:
     """The caps that are not frozen, checked."""
-    least = validation.at_least_zero("minimum", minimum)
+    least = checks.at_least_zero("minimum", minimum)
     if isinstance(caps, nn.Module):
-        cap_values.reshard(caps)
+        cap_state.reshard(caps)
     trained = []
     for index, cap in enumerate(caps_of(caps)):
         # Of a parametrized module, say: writing over it would change no parameter.
@@ -198,7 +198,7 @@ def _projected(caps: Tensor | Iterable[Tensor] | nn.Module, minimum: float) -> l
 
 def _rate(name: str, value: Any) -> float | Tensor:
     if not isinstance(value, Tensor):
-        return validation.at_least_zero(name, value)
+        return checks.at_least_zero(name, value)
     if value.numel() != 1:
         raise ValueError(f"{name}: got a tensor of shape {tuple(value.shape)}; expected one element")
     # A scheduler's write into an integer would be rounded to 0.
@@ -206,7 +206,7 @@ def _rate(name: str, value: Any) -> float | Tensor:
         raise TypeError(f"{name}: got a tensor of {value.dtype}; expected a floating-point dtype")
     if value.is_meta:
         raise ValueError(f"{name}: got a tensor on the meta device, where it has no value")
-    validation.at_least_zero(name, value.item())
+    checks.at_least_zero(name, value.item())
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dreluop.granularity import granularity_of
+from dreluop._internal.shapes import granularity_of
 
 
 def with_batch_first(t: Tensor, batch_dim: int | None, batch_size: int) -> Tensor:

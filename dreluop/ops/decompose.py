@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from dreluop.backends import reference
-from dreluop.backends.reference import (
-    effective_cap,
-    extras,
-    fused_sum,
-    gradients,
-    regions_of_saved,
-    sum_dtype,
-    tangent_of,
-)
-from dreluop.granularity import broadcast_shape
+from dreluop._internal.shapes import broadcast_shape
+from dreluop.ops import composite
+from dreluop.ops.composite import effective_cap, extras, fused_sum, gradients, regions_of_saved, sum_dtype, tangent_of
 from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
@@ -89,10 +81,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "capped_relu_with_aux": capped_relu_with_aux,
     "capped_relu_backward": capped_relu_backward,
     "capped_relu_jvp": capped_relu_jvp,
-    "capped_relu_surrogate_backward": reference.surrogate_values,
-    "cap_saturation": reference.cap_saturation,
-    "cap_penalty": reference.cap_penalty,
-    "cap_penalty_backward": reference.cap_penalty_backward,
+    "capped_relu_surrogate_backward": composite.surrogate_values,
+    "cap_saturation": composite.cap_saturation,
+    "cap_penalty": composite.cap_penalty,
+    "cap_penalty_backward": composite.cap_penalty_backward,
 }
 
 

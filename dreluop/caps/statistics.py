@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from dreluop import validation
-from dreluop.backends.reference import fused_sum
-from dreluop.function import in_backward
+from dreluop._internal import checks
+from dreluop._internal.interrupts import left_for_certain
+from dreluop._internal.shapes import granularity_of
+from dreluop.autograd.base import in_backward
 from dreluop.functional import saturation
-from dreluop.granularity import granularity_of
-from dreluop.interrupts import left_for_certain
 from dreluop.modules import DReLU, SReLU
+from dreluop.ops.composite import fused_sum
 
 CappedLayer = DReLU | SReLU
 _TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
@@ -205,7 +205,7 @@ class LayerSums:
         self._count = total
 
     def statistics(self) -> LayerStatistics:
-        if place := validation.place_without_values(self.layer.cap):
+        if place := checks.place_without_values(self.layer.cap):
             raise ValueError(f"model: the cap of {self.name!r} is {place}, where it has no value")
         cap = self.layer.cap.detach().flatten().double().cpu()
         granularity = self._granularity or ("layer" if cap.numel() == 1 else _guess(self.layer))

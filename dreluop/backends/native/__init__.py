@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dreluop.backends.names import ENVIRONMENT_VARIABLE, requested
-from dreluop.backends.native_cuda import CudaKernels
+from dreluop._internal.env import ENVIRONMENT_VARIABLE, requested
+from dreluop.backends.native.cuda import CudaKernels
 
-LIBRARY = Path(__file__).parent.parent / "_ops.abi3.so"
+LIBRARY = Path(__file__).parent.parent.parent / "_ops.abi3.so"
 CPU_CAPABILITY_VARIABLE = "DRELUOP_CPU_CAPABILITY"  # read by csrc/cpu/capability.h
 CPU_CAPABILITIES = ("default", "avx2", "avx512")
 

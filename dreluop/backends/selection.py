@@ -28,11 +28,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dreluop.backends import names, native, reference, triton
-from dreluop.function import saved_for_backward
-from dreluop.ops.calls import DEFAULT, FUSED, REFERENCE, TRITON, Operators
+from dreluop._internal import env
+from dreluop.backends import native, reference, triton
+from dreluop.ops.handles import DEFAULT, FUSED, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
-from dreluop.out_of_memory import raise_as_of_torch
 
 BackendName = Literal["native", "triton", "reference"]
 Form = Literal["auto", "decompose", "opaque"]
@@ -55,8 +54,8 @@ _OPERATORS: dict[str | None, Operators] = {
 class _Chosen(threading.local):
     def __init__(self) -> None:
         # Set here, not on the class: torch.compile guards on attributes of the thread's instance only.
-        self.name: str | None = names.requested()
-        self.form: str = names.requested_form()
+        self.name: str | None = env.requested()
+        self.form: str = env.requested_form()
 
 
 _chosen = _Chosen()
@@ -105,7 +104,7 @@ class use_backend(_Chooser):  # noqa: N801 (called like a function, as torch.set
 
     Args:
         backend: ``"native"`` (the compiled kernels), ``"triton"`` or ``"reference"`` (pure PyTorch); None for the
-            default rule (``dreluop.backends.choice``).
+            default rule (``dreluop.backends.selection``).
 
     The choice is looked at when a function of dreluop is called, or traced by torch.compile, which recompiles when it
     changes; the backward of that call follows it. A tensor that the backend cannot serve is then a RuntimeError that
@@ -118,9 +117,9 @@ class use_backend(_Chooser):  # noqa: N801 (called like a function, as torch.set
     _attribute = "name"
 
     def __init__(self, backend: BackendName | None) -> None:
-        if backend is not None and backend not in names.BACKENDS:
+        if backend is not None and backend not in env.BACKENDS:
             raise ValueError(
-                f"backend: got {backend!r}; expected {names.listed(names.BACKENDS)}, or None for the default rule"
+                f"backend: got {backend!r}; expected {env.listed(env.BACKENDS)}, or None for the default rule"
             )
         super().__init__(backend)
 
@@ -131,7 +130,7 @@ class compile_mode(_Chooser):  # noqa: N801
     Args:
         form: ``"opaque"``: operators of ours, with the kernels of the backend; ``"decompose"``: standard operators,
             which the compiler fuses with their neighbors, whatever backend is chosen; ``"auto"``: the rule of
-            ``dreluop.backends.compiling``, which also says which calls are opaque all the same.
+            ``dreluop.backends.compile_policy``, which also says which calls are opaque all the same.
 
     The choice is looked at when torch.compile traces a function, which it does anew when the choice changes. Eager
     calls and torch.export do not ask. Other threads keep their own; at first it is what ``DRELUOP_COMPILE`` says, else
@@ -144,8 +143,8 @@ class compile_mode(_Chooser):  # noqa: N801
     _attribute = "form"
 
     def __init__(self, form: Form) -> None:
-        if form not in names.FORMS:
-            raise ValueError(f"form: got {form!r}; expected {names.listed(names.FORMS)}")
+        if form not in env.FORMS:
+            raise ValueError(f"form: got {form!r}; expected {env.listed(env.FORMS)}")
         super().__init__(form)
 
 
@@ -162,7 +161,7 @@ def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """
     kind = torch.device(device).type
     preferred = DEFAULT_RULE.get(kind, ("reference",))
-    others = tuple(name for name in names.BACKENDS if name not in preferred)
+    others = tuple(name for name in env.BACKENDS if name not in preferred)
     return tuple(name for name in (*preferred, *others) if unavailable_reason(name, kind) is None)
 
 
@@ -235,36 +234,6 @@ class using:  # noqa: N801
         _chosen.name = self._before
 
 
-def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For ``backward`` of a Function whose ctx has the ``operators`` that its forward used: called with what it saved.
-
-    That is unpacked before: hooks on saved tensors, and checkpoints that compute them again, have their own choice.
-    """
-
-    @functools.wraps(method)
-    def run(ctx: Any, *grads: Any) -> Any:
-        saved = saved_for_backward(ctx)
-        try:
-            with using(ctx.operators):
-                return method(ctx, saved, *grads)
-        except RuntimeError as error:
-            raise_as_of_torch(error)
-            raise
-
-    return run
-
-
-def jvp_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for ``jvp``."""
-
-    @functools.wraps(method)
-    def run(ctx: Any, *tangents: Any) -> Any:
-        with using(ctx.operators):
-            return method(ctx, *tangents)
-
-    return run
-
-
 def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
     first: Tensor = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
     return first
@@ -298,12 +267,14 @@ def _complete_default_rule(device_type: str, key: str) -> None:
     """Once torch has initialized the devices of a kind."""
     if "native" in DEFAULT_RULE[device_type] and native.cuda_reason() is None:
         return
-    if names.requested() in (None, "triton"):
+    if env.requested() in (None, "triton"):
         for name in SCHEMAS:
             library.impl(name, _by_default(name), key)
 
 
-for _name in SCHEMAS:
-    library.impl(overload(_name, "triton"), _triton_kernel(_name), "CompositeExplicitAutograd")
-torch.cuda._lazy_call(functools.partial(_complete_default_rule, "cuda", "CUDA"))
-torch.xpu._lazy_call(functools.partial(_complete_default_rule, "xpu", "XPU"))
+def register() -> None:
+    """Serve the overloads of Triton, and the default rule once torch initializes a kind of device."""
+    for name in SCHEMAS:
+        library.impl(overload(name, "triton"), _triton_kernel(name), "CompositeExplicitAutograd")
+    torch.cuda._lazy_call(functools.partial(_complete_default_rule, "cuda", "CUDA"))
+    torch.xpu._lazy_call(functools.partial(_complete_default_rule, "xpu", "XPU"))

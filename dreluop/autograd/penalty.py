@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreluop.autograd.base import (
+    BelowAutograd,
+    Function,
+    backward_on_backend_of_forward,
+    below_autograd,
+    derivative_may_be_asked,
+    jvp_on_backend_of_forward,
+    save_for_backward,
+)
 from dreluop.backends import reference
-from dreluop.backends.choice import backward_on_backend_of_forward, jvp_on_backend_of_forward, operators, operators_for
-from dreluop.backends.reference import accumulation_dtype
-from dreluop.function import BelowAutograd, Function, below_autograd, derivative_may_be_asked, save_for_backward
+from dreluop.backends.selection import operators, operators_for
+from dreluop.ops.composite import accumulation_dtype
 
 
 class CapPenaltyFunction(Function):

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dreluop.backends import choice, names, reference
-from dreluop.validation import FLOAT_DTYPES
+from dreluop._internal import env
+from dreluop._internal.checks import FLOAT_DTYPES
+from dreluop.backends import reference, selection
+from dreluop.ops import composite
 
 # Triton compiles each of its kernels for every dtype and layout, in seconds: these reach all kernels.
 _TRITON_CASES = ("float32, channel cap, contiguous", "bfloat16, channel cap, channels last")
@@ -36,8 +38,8 @@ class Result(NamedTuple):
 def backends() -> list[Backend]:
     """Every backend. Initializes CUDA, where there is a GPU."""
     found = []
-    for name in names.BACKENDS:
-        reasons = {device: choice.unavailable_reason(name, device) for device in choice.DEFAULT_RULE}
+    for name in env.BACKENDS:
+        reasons = {device: selection.unavailable_reason(name, device) for device in selection.DEFAULT_RULE}
         serves = tuple(device for device, reason in reasons.items() if reason is None)
         found.append(Backend(name, serves, {device: why for device, why in reasons.items() if why is not None}))
     return found
@@ -55,7 +57,7 @@ def run() -> list[Result]:
 
 
 def _compare(backend: str, device: str) -> Iterator[Result]:
-    calls = choice.operators_of(backend)
+    calls = selection.operators_of(backend)
     generator = torch.Generator("cpu").manual_seed(0)
     for dtype in sorted(FLOAT_DTYPES, key=str):
         for case, x, cap in _inputs(dtype, device, generator):
@@ -79,7 +81,7 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
             )
             yield Result(backend, "capped_relu", text, _same(calls.capped_relu(x, cap, 1), expected[0]))
             y, mask = expected[:2]
-            for saved, order in ((y, []), (mask, reference.mask_order(y, cap))):
+            for saved, order in ((y, []), (mask, composite.mask_order(y, cap))):
                 arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)
                 dx, *sums = calls.capped_relu_backward(*arguments, bias)
                 dx_expected, *sums_expected = reference.capped_relu_backward(*arguments, bias)

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dreluop import cap_values, distributed, validation
-from dreluop.layers import capped_layers, row_per_cap, watched
+from dreluop._internal import cap_state, checks, dtensor
+from dreluop._internal.text_table import text_table
+from dreluop.caps.batches import Forward, check_loader, run_over
+from dreluop.caps.inspection import in_dtype_of
+from dreluop.caps.quantiles import StreamingQuantiles
+from dreluop.caps.statistics import capped_layers, row_per_cap, watched
 from dreluop.modules import DReLU
-from dreluop.surgery.batches import Forward, check_loader, run_over
-from dreluop.surgery.caps import in_dtype_of
-from dreluop.surgery.quantiles import StreamingQuantiles
-from dreluop.tables import text_table
 
 MAX_BYTES = 1 << 30
 
@@ -110,13 +110,13 @@ def calibrate_caps(
     quantile = _number("quantile", quantile, "in (0, 1]", lambda v: 0 < v <= 1)
     floor = _number("floor", floor, "> 0", lambda v: 0 < v < math.inf)
     relative_error = _number("relative_error", relative_error, "in (0, 0.5]", lambda v: 0 < v <= 0.5)
-    validation.at_least_zero("max_bytes", max_bytes)
+    checks.at_least_zero("max_bytes", max_bytes)
     if unreached not in ("raise", "keep"):
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
     layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
-    cap_values.settle(model)
+    cap_state.settle(model)
     for name, layer in layers.items():
-        if distributed.is_distributed(layer.cap):
+        if dtensor.is_distributed(layer.cap):
             raise ValueError(
                 f"model: the cap of {name!r} is sharded, and each process would calibrate it on its own data; "
                 "calibrate before fully_shard"
@@ -124,8 +124,8 @@ def calibrate_caps(
         least = torch.tensor(floor, dtype=torch.float64, device="cpu")
         in_dtype_of(layer.cap, least, f"floor of {name!r}")
     # Layers that share one cap share its quantile.
-    cap_values.check_writable(layers)
-    keys = {name: cap_values.key(layer) for name, layer in layers.items()}
+    cap_state.check_writable(layers)
+    keys = {name: cap_state.key(layer) for name, layer in layers.items()}
     of_cap = {
         keys[name]: StreamingQuantiles(layer.cap.numel(), floor, relative_error) for name, layer in layers.items()
     }
@@ -164,8 +164,8 @@ def calibrate_caps(
         )
     measured = {name: layer for name, layer in layers.items() if name not in missed}
     new = {name: _new_caps(name, layer, sketches[name], quantile, floor) for name, layer in measured.items()}
-    cap_values.settle(model)
-    cap_values.write(measured, {name: caps for name, (caps, _) in new.items()})
+    cap_state.settle(model)
+    cap_state.write(measured, {name: caps for name, (caps, _) in new.items()})
     # As read back: a parametrization may round them.
     caps = {name: layer.cap.detach().flatten().to(new[name][0]) for name, layer in measured.items()}
     rows = tuple(_row(name, sketches[name], caps[name], new[name][1]) for name in measured)
@@ -189,7 +189,7 @@ def _row(name: str, sketch: StreamingQuantiles, caps: Tensor, dead: int) -> Cali
 
 
 def _number(name: str, value: Any, expected: str, fits: Any) -> float:
-    number = validation.number(name, value)
+    number = checks.number(name, value)
     if not fits(number):
         raise ValueError(f"{name}: got {value}; expected a number {expected}")
     return number

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from dreluop.granularity import check_bias, granularity_of, same_shape
+from dreluop._internal.shapes import check_bias, granularity_of, same_shape
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 SAVE_MODES = ("output", "mask")

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dreluop import surrogate
-from dreluop.autograd import (
+from dreluop._internal import operator_checks
+from dreluop.autograd import surrogate
+from dreluop.autograd.base import below_autograd, write_over
+from dreluop.autograd.function import (
     CappedReLUBackwardFunction,
     CappedReLUFunction,
     CappedReLUTangentFunction,
@@ -18,12 +20,11 @@ from dreluop.autograd import (
     gradients,
     tangent,
 )
-from dreluop.backends import checks, choice, reference
-from dreluop.backends.reference import accumulation_dtype, extras
-from dreluop.function import below_autograd, write_over
-from dreluop.ops import calls
+from dreluop.autograd.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
+from dreluop.backends import reference, selection
+from dreluop.ops import composite, handles
+from dreluop.ops.composite import accumulation_dtype, extras
 from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, overloads_of
-from dreluop.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
 
 _below_view = torch._C._AutoDispatchBelowADInplaceOrView
 
@@ -112,7 +113,7 @@ TRANSFORMED: dict[str, Callable[..., Any]] = {
     "capped_relu_with_aux_": _transformed_with_aux_,
     "capped_relu_backward": gradients,
     "capped_relu_jvp": tangent,
-    "capped_relu_surrogate_backward": reference.surrogate_values,
+    "capped_relu_surrogate_backward": composite.surrogate_values,
     "cap_saturation": reference.cap_saturation,
     "cap_penalty": penalty_of,
     "cap_penalty_backward": penalty_gradient,
@@ -121,9 +122,9 @@ TRANSFORMED: dict[str, Callable[..., Any]] = {
 
 def _check_forward(name: str, x: Tensor, cap: Tensor, dim: int = 1, *rest: Any) -> None:
     bias_and_residual = rest[2:] if name in ("capped_relu_with_aux", "capped_relu_with_aux_") else rest
-    checks.inputs(x, cap, dim, *bias_and_residual)
+    operator_checks.inputs(x, cap, dim, *bias_and_residual)
     if name in IN_PLACE:
-        checks.writable(x)
+        operator_checks.writable(x)
 
 
 def _has_tangent(value: Any) -> bool:
@@ -140,7 +141,7 @@ def _register_transforms(name: str, which: str, transformed: Callable[..., Any])
     Below Autograd, where a Function of ours calls its operator, grad mode is off: so the next level would see a call
     without derivatives, and give zeros. vmap would call the operator once for every member.
     """
-    operators = calls.BY_OVERLOAD[which]
+    operators = handles.BY_OVERLOAD[which]
     is_forward = name in FORWARDS
 
     def kernel(*args: Any) -> Any:
@@ -148,14 +149,14 @@ def _register_transforms(name: str, which: str, transformed: Callable[..., Any])
             if surrogate.active:
                 surrogate.refuse_operator(name, torch.is_grad_enabled())
             _check_forward(name, *args)
-        with choice.using(operators):
+        with selection.using(operators):
             return transformed(*args)
 
     library.impl(overload(name, which), kernel, "FuncTorchDynamicLayerFrontMode")
 
 
 def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]) -> None:
-    operators = calls.BY_OVERLOAD[which]
+    operators = handles.BY_OVERLOAD[which]
     op = getattr(operators, name)
     is_forward = name in FORWARDS
 
@@ -170,7 +171,7 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
         if is_forward and surrogate.active:
             surrogate.refuse_operator(name, differentiated)
         if differentiated:
-            with choice.using(operators):
+            with selection.using(operators):
                 return differentiable(*args)
         with below_autograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
@@ -179,7 +180,7 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
 
 
 def _register_version_bump(name: str, which: str) -> None:
-    op = getattr(calls.BY_OVERLOAD[which], name)
+    op = getattr(handles.BY_OVERLOAD[which], name)
 
     def kernel(keyset: torch._C.DispatchKeySet, x: Tensor, *args: Any) -> Any:
         with _below_view():
@@ -190,11 +191,12 @@ def _register_version_bump(name: str, which: str) -> None:
     library.impl(overload(name, which), kernel, "ADInplaceOrView", with_keyset=True)
 
 
-for _name, _transformed in TRANSFORMED.items():
-    for _which in overloads_of(_name):
-        _register_transforms(_name, _which, _transformed)
-for _name, _differentiable in DIFFERENTIABLE.items():
-    for _which in overloads_of(_name):
-        _register_autograd(_name, _which, _differentiable)
-        if _name in IN_PLACE:
-            _register_version_bump(_name, _which)
+def register() -> None:
+    for name, transformed in TRANSFORMED.items():
+        for which in overloads_of(name):
+            _register_transforms(name, which, transformed)
+    for name, differentiable in DIFFERENTIABLE.items():
+        for which in overloads_of(name):
+            _register_autograd(name, which, differentiable)
+            if name in IN_PLACE:
+                _register_version_bump(name, which)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dreluop.granularity import granularity_of, has_unknown_sizes, may_be
-from dreluop.validation import bias_for, float_tensor, residual_for
+from dreluop._internal.checks import bias_for, float_tensor, residual_for
+from dreluop._internal.shapes import granularity_of, has_unknown_sizes, may_be
 
 ELEMENTS_PER_BYTE = 4
 _FUNCTIONALIZE = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dreluop import validation
+from dreluop._internal import checks
+
+
+class LearnedCap:
+    """Marks a module whose parameter ``cap`` is learned, for code below the modules in the order of imports."""
+
+    cap: Tensor
 
 
 def settle(model: nn.Module) -> None:
@@ -69,7 +75,7 @@ def check_writable(layers: Mapping[str, Any]) -> None:
     """Raise ValueError, with the layer's name, where ``write`` could not change a cap."""
     for name, layer in layers.items():
         tensors = _held(name, layer)
-        for place in filter(None, map(validation.place_without_values, tensors)):
+        for place in filter(None, map(checks.place_without_values, tensors)):
             raise ValueError(
                 f"model: {_cap_of(name)} is {place}, where it has no value to set; use to_empty before, or, if "
                 "accelerate offloads it, accelerate.hooks.remove_hook_from_submodules"

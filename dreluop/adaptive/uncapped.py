@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
-from dreluop.backends.reference import fused_sum
 from dreluop.modules import DReLU, SReLU
+from dreluop.ops.composite import fused_sum
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop.backends import checks
-from dreluop.ops import calls
+from dreluop._internal import operator_checks
+from dreluop.ops import handles
 from dreluop.ops.schemas import IN_PLACE, library, overload, overloads_of
 
 
@@ -30,10 +30,10 @@ def _become(x: Tensor, y: Tensor) -> None:
 
 
 def _register(name: str, which: str) -> None:
-    functional = getattr(calls.BY_OVERLOAD[which], name.removesuffix("_"))
+    functional = getattr(handles.BY_OVERLOAD[which], name.removesuffix("_"))
 
     def kernel(x: Tensor, *args: Any) -> tuple[Tensor, ...] | None:
-        checks.writable(x)
+        operator_checks.writable(x)
         result = functional(x, *args)
         y, *extras = (result,) if isinstance(result, Tensor) else result
         _become(x, y)
@@ -42,6 +42,7 @@ def _register(name: str, which: str) -> None:
     library.impl(overload(name, which), kernel, "Functionalize")
 
 
-for _name in IN_PLACE:
-    for _which in overloads_of(_name):
-        _register(_name, _which)
+def register() -> None:
+    for name in IN_PLACE:
+        for which in overloads_of(name):
+            _register(name, which)

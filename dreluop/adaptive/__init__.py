@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dreluop import surrogate, validation
-from dreluop.uncapped import UncappedReLU, remove_caps
+from dreluop._internal import checks
+from dreluop.adaptive.uncapped import UncappedReLU, remove_caps
+from dreluop.autograd import surrogate
 
 __all__ = ["UncappedReLU", "measure_std", "reached_caps", "remove_caps", "smooth_forward", "surrogate_backward"]
 
@@ -155,7 +156,7 @@ def reached_caps(model: nn.Module, *inputs: Any) -> list[Tensor]:
 
 
 def _positive(name: str, value: Any) -> float:
-    number = validation.number(name, value)
+    number = checks.number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: got {value}; expected a finite number > 0")
     return number
@@ -166,11 +167,11 @@ def _checked_std(std: Any) -> float | dict[Tensor, float | Tensor]:
         return _positive("std", std)
     checked: dict[Tensor, float | Tensor] = {}
     for cap, value in std.items():
-        validation.float_tensor("std: a cap", cap)
+        checks.float_tensor("std: a cap", cap)
         if not isinstance(value, Tensor):
             checked[cap] = _positive("std", value)
             continue
-        validation.float_tensor("std", value)
+        checks.float_tensor("std", value)
         if value.shape != cap.shape:
             raise ValueError(f"std: got shape {tuple(value.shape)}; expected the cap's, {tuple(cap.shape)}")
         if not bool((value.isfinite() & (value > 0)).all()):

@@ -13,30 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop import batching, distributed
-from dreluop.backends.choice import (
-    backward_on_backend_of_forward,
-    jvp_on_backend_of_forward,
-    operators,
-    operators_for,
-    using,
-)
-from dreluop.backends.reference import bias_gradient, extras, fused_sum, mask_order
-from dreluop.function import (
+from dreluop._internal import dtensor
+from dreluop._internal.errors import raise_as_of_torch
+from dreluop.autograd import vmap
+from dreluop.autograd.base import (
     BelowAutograd,
     Function,
+    backward_on_backend_of_forward,
     below_autograd,
     derivative_may_be_asked,
     derivatives_by_plain_torch,
     functionalizing,
+    jvp_on_backend_of_forward,
     save_for_backward,
     saved_for_backward,
     write_over,
 )
-from dreluop.ops import fused, plain
-from dreluop.ops.calls import Operators
-from dreluop.out_of_memory import raise_as_of_torch
-from dreluop.penalty import penalty_gradient, penalty_of, penalty_tangent
+from dreluop.autograd.penalty import penalty_gradient, penalty_of, penalty_tangent
+from dreluop.backends.selection import operators, operators_for, using
+from dreluop.ops import decompose, inductor
+from dreluop.ops.composite import bias_gradient, extras, fused_sum, mask_order
+from dreluop.ops.handles import Operators
 
 
 class SavedMask:
@@ -76,7 +73,7 @@ class CappedReLUFunction(Function):
         saves_mask = save != "output"
         mask: Tensor | None
         if _by_plain_torch():
-            y = fused.differentiable(t, cap, dim)
+            y = inductor.differentiable(t, cap, dim)
             mask = extras(y, cap, dim, saves_mask, None)[0]
         else:
             result = super().apply(t, cap, dim, False, "mask" if saves_mask else "output", None)
@@ -195,7 +192,7 @@ class CappedReLUFunction(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         x, cap, dim, _, save, _ = args
-        fold = batching.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
+        fold = vmap.Fold(info.batch_size, in_dims[0], x, in_dims[1], cap, dim, per_sample_cap=False)
         y = CappedReLUFunction.apply(
             fold.like_x(x, in_dims[0]), fold.cap(cap, in_dims[1]), fold.dim, False, "output", None
         )
@@ -328,8 +325,8 @@ class CappedReLUBackwardFunction(Function):
         if balancer is not None or any(b is not None for b in bias):
             raise RuntimeError("backward: neither balancer nor bias can be batched; use penalty_backward, and sum dx")
         if saved.dtype == torch.uint8:
-            return _of_mask_under_vmap(plain.capped_relu_backward, info, in_dims, args)
-        fold = batching.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
+            return _of_mask_under_vmap(decompose.capped_relu_backward, info, in_dims, args)
+        fold = vmap.Fold(info.batch_size, in_dims[0], grad, in_dims[2], cap, dim, per_sample_cap=need_cap)
         dx, dcap, nothing = CappedReLUBackwardFunction.apply(
             fold.like_x(grad, in_dims[0]),
             fold.like_x(saved, in_dims[1]),
@@ -385,9 +382,9 @@ class CappedReLUTangentFunction(Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         u, v, saved, cap, dim, _ = args
         if saved.dtype == torch.uint8:
-            return _of_mask_under_vmap(plain.capped_relu_jvp, info, in_dims, args)
+            return _of_mask_under_vmap(decompose.capped_relu_jvp, info, in_dims, args)
         per_sample = v is not None and in_dims[1] is not None
-        fold = batching.Fold(info.batch_size, in_dims[0], u, in_dims[3], cap, dim, per_sample_cap=per_sample)
+        fold = vmap.Fold(info.batch_size, in_dims[0], u, in_dims[3], cap, dim, per_sample_cap=per_sample)
         out = CappedReLUTangentFunction.apply(
             fold.like_x(u, in_dims[0]),
             None if v is None else fold.cap(v, in_dims[1]),
@@ -413,7 +410,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if operators().plain_derivatives or functionalizing():
         by_plain_torch = (
-            operators().capped_relu_backward if operators().plain_derivatives else plain.capped_relu_backward
+            operators().capped_relu_backward if operators().plain_derivatives else decompose.capped_relu_backward
         )
         return by_plain_torch(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
     if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
@@ -434,14 +431,14 @@ def gradients(
 
 def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
     if operators().plain_derivatives or functionalizing():
-        by_plain_torch = operators().capped_relu_jvp if operators().plain_derivatives else plain.capped_relu_jvp
+        by_plain_torch = operators().capped_relu_jvp if operators().plain_derivatives else decompose.capped_relu_jvp
         return by_plain_torch(u, v, saved, cap, dim, order)
     out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
     return out
 
 
 def _or_zeros(t: Tensor | None, ctx: Any, saved: Tensor) -> Tensor:
-    if t is None and distributed.is_distributed(saved):
+    if t is None and dtensor.is_distributed(saved):
         return torch.zeros_like(saved)
     # Expanded from one element: an absent gradient costs no memory.
     return t if t is not None else torch.zeros((), dtype=ctx.dtype, device=ctx.device).expand(ctx.shape)

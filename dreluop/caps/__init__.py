@@ -1,0 +1,1 @@
+"""The caps of a model: optimizer groups, calibration, statistics."""
