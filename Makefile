@@ -11,7 +11,7 @@ CPP_BUILD := build/cpp
 SANITIZED_BUILD := build/sanitized
 SANITIZED_PACKAGE := build/sanitized-package
 # Of the Python tests, those that reach every operator of the binding on many shapes, and start no other process.
-SANITIZED_TESTS := $(foreach name,forward backward mask tangent surrogate saturation penalty,tests/ops/test_$(name).py)
+SANITIZED_TESTS := $(foreach name,forward backward mask jvp surrogate saturation penalty,tests/ops/test_$(name).py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
@@ -25,7 +25,7 @@ help:
 	@echo "make bench           time the kernels, in at most 10 minutes; writes benchmarks/results/"
 	@echo "make gpu             everything that needs a GPU, with the torch of PYTHON, offline (STAGE=, OUT=, LIMIT=, QUICK=1, RESUME=1)"
 	@echo "make report          write the tables of the documents, and their pictures, from benchmarks/results/"
-	@echo "make lint            ruff, clang-format, mypy"
+	@echo "make lint            ruff, clang-format, mypy, the order of imports, spelling, tables against records"
 	@echo "make install         only the virtual environment $(VENV), with dreluop built in place"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) (2.11 or 2.13)"
 
@@ -52,7 +52,7 @@ test-python: $(VENV)/.installed
 # The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
 test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-k triton tests/ops tests/backends/test_choice.py tests/benchmarks/kernels/test_implementations.py
+		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/kernels/test_implementations.py
 
 test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) \
@@ -94,6 +94,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/typos
 	$(BIN)/python -m benchmarks.report --check
 
 format: $(VENV)/.installed

@@ -1,5 +1,5 @@
 // dreluop._autograd: the usual call of capped_relu and its autograd node, in the C++ of one version of torch.
-// dreluop/compiled_node.py says when it serves; what is not as usual is left to the Python beside it.
+// dreluop/autograd/fast_path.py says when it is available. Any other call falls through to Python.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -144,7 +144,7 @@ bool apart(const Tensor& x, const Tensor& cap) {
   return begin + x.nbytes() <= other || other + (last + 1) * static_cast<int64_t>(cap.element_size()) <= begin;
 }
 
-// Nothing that dreluop.validation.writable_in_place refuses, nor a view, which has a history of its own.
+// Nothing that dreluop._internal.checks.writable_in_place refuses, nor a view, which has a history of its own.
 bool plainly_writable(const Tensor& x, const Tensor& cap) {
   const bool wanted_leaf = at::GradMode::is_enabled() && x.is_leaf() && x.requires_grad();
   return !wanted_leaf && !x.is_view() && !x.is_inference() && x.is_non_overlapping_and_dense() && x.has_storage() &&

@@ -206,7 +206,7 @@ class CappedReLUFunction(Function):
 class PlainCappedReLUFunction(torch.autograd.Function):
     """``CappedReLUFunction`` for the usual call in eager mode: ``apply(x, cap, dim, inplace)``, y and the cap saved.
 
-    It serves only where ``compiled_node`` does not: with other torch versions, and views in place. A small tensor feels
+    It serves only where ``fast_path`` does not: with other torch versions, and views in place. A small tensor feels
     every microsecond of Python, and this has no more of it than the derivatives need. Not for ``torch.func`` and
     forward mode.
     """

@@ -1,7 +1,7 @@
 """What torch.compile sees of ``capped_relu``: the one place where this is decided.
 
 It sees either operators of ours, opaque to it, with kernels of their own (``ops.schemas``), or standard operators that
-it fuses with what comes before and after (``ops.fused``): a convolution's bias, a batch norm, a residual sum.
+it fuses with what comes before and after (``ops.inductor``): a convolution's bias, a batch norm, a residual sum.
 
 =============================================================  ==========================================
 call                                                           form

@@ -93,7 +93,7 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
 
     For ``torch.export.ExportedProgram.run_decompositions`` and ``make_fx``: what comes of it needs no dreluop to run.
     ``torch.export`` itself keeps the operators. The two that write over x are not in it:
-    ``run_decompositions`` replaces them by the others first (``ops.functionalized``).
+    ``run_decompositions`` replaces them by the others first (``autograd.functionalize``).
     """
     namespace = getattr(torch.ops, NAMESPACE)
     return {

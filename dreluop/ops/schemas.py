@@ -34,7 +34,7 @@ asked for (``need_x``, ``need_cap``, ``mask``, ``balancer``) is a tensor with ze
 
 Every operator has an overload without a name, served by the default rule of ``dreluop.backends.selection``, and one for
 each backend that can be chosen against that rule (``CHOSEN``). Those of ``FUSIBLE`` have one more, ``FUSED``, which
-is used in a graph where torch.compile is to fuse them with their neighbors (``ops.fused``).
+is used in a graph where torch.compile is to fuse them with their neighbors (``ops.inductor``).
 """
 
 from __future__ import annotations
