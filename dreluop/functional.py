@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import handle_torch_function, has_torch_function
 
-from dreluop._internal import checks, dtensor
+from dreluop._internal import checks, dtensor, torch_private
 from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop.autograd import fast_path, surrogate
@@ -24,7 +24,7 @@ from dreluop.ops.composite import accumulation_dtype, sum_dtype
 from dreluop.ops.handles import FUSED, Operators
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
-_is_tracing = torch._C._is_tracing  # by torch.jit.trace
+_is_tracing = torch_private.is_tracing  # by torch.jit.trace
 # Past torch's own apply, which binds default arguments for 50 us.
 _apply_plain = super(torch.autograd.Function, PlainCappedReLUFunction).apply
 
@@ -227,7 +227,7 @@ def _in_a_trace(
     residual: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """For ``torch.jit.trace``: operators, which have the same derivatives. It could not save a Function."""
-    if torch._C._are_functorch_transforms_active():
+    if torch_private.transforms_active():
         # It fails at the shape of a tensor there.
         raise RuntimeError(
             "capped_relu: not in torch.jit.trace of torch.vmap or another torch.func transform; use torch.compile, or "
@@ -243,12 +243,12 @@ def _in_a_trace(
 @contextmanager
 def _checks_not_traced() -> Iterator[None]:
     """In a trace every size is a tensor, and torch warns of each comparison."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    state = torch_private.get_tracing_state()
+    torch_private.set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+        torch_private.set_tracing_state(state)
 
 
 def _checked(

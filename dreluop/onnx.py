@@ -8,13 +8,13 @@ from typing import Any
 import onnx_ir
 from onnx_ir import DataType
 from onnxscript import opset18
-from torch._ops import OpOverload
 
+from dreluop._internal import torch_private
 from dreluop._internal.shapes import bias_view, broadcast_shape
 from dreluop.ops.handles import BY_OVERLOAD
 
 
-def translations() -> dict[OpOverload, Callable[..., Any]]:
+def translations() -> dict[torch_private.OpOverload, Callable[..., Any]]:
     """A new table for ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)``.
 
     ``y = Max(0, Min(x, cap))``, with the cap cast to x's type and in a shape that broadcasts. Not ``Clip``, which gives

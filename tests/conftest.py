@@ -82,20 +82,20 @@ def native_cuda_or_skip() -> None:
         _skip_or_fail(f"the native CUDA kernels do not serve: {reason}", REQUIRE_CUDA)
 
 
-def compiled_node_or_skip() -> None:
+def fast_path_or_skip() -> None:
     """Skip, saying why, where the compiled node does not serve; DRELUOP_AUTOGRAD=compiled refuses to import then."""
     if fast_path.reason is not None:
         pytest.skip(f"no compiled node: {fast_path.reason}")
 
 
-@pytest.fixture(params=["compiled_node", "python_node"])
+@pytest.fixture(params=["fast_path", "python_node"])
 def both_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
     """The usual call by the compiled node, and by Python."""
     if request.param == "python_node":
         with fast_path.switched_off():
             yield
     else:
-        compiled_node_or_skip()
+        fast_path_or_skip()
         yield
 
 

@@ -132,7 +132,7 @@ def test_unknown_form(wrong: Any) -> None:
 
 @pytest.mark.parametrize("asked", ["opaque", "later"])
 def test_the_environment_chooses(asked: str) -> None:
-    program = "import dreluop; from dreluop.backends import choice; print(selection.chosen_form())"
+    program = "import dreluop; from dreluop.backends import selection; print(selection.chosen_form())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

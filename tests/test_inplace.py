@@ -23,9 +23,9 @@ WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "capped_relu_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, balancer=0.5),
     "capped_relu_mask_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask", balancer=0.5),
     "Function": lambda x, cap: dreluop.CappedReLUFunction.apply(x, cap, 1, True, "output", None),
-    "capped_relu_": torch.ops.dreluop.capped_relu_.default,
-    "capped_relu_with_aux_": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, False, None),
-    "capped_relu_with_aux_mask": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, True, 0.5),
+    "ops.capped_relu_": torch.ops.dreluop.capped_relu_.default,
+    "ops.capped_relu_with_aux_": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, False, None),
+    "ops.capped_relu_with_aux_mask": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, True, 0.5),
     "SReLU": lambda x, cap: dreluop.SReLU(cap, inplace=True)(x),
     "DReLU": lambda x, cap: dreluop.DReLU(cap.numel(), init=cap.max().item(), inplace=True)(x),
 }

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import dreluop
 from dreluop import adaptive
 from dreluop.autograd import fast_path
-from tests.conftest import compiled_node_or_skip
+from tests.conftest import fast_path_or_skip
 
 Region = Callable[[Tensor], Any]
 
@@ -107,8 +107,8 @@ def region_of(form: str) -> Region:
 
 
 def served_by(how: str) -> Any:
-    if how == "compiled_node":
-        compiled_node_or_skip()
+    if how == "fast_path":
+        fast_path_or_skip()
         return dreluop.use_backend(None)
     return {
         "python_node": fast_path.switched_off,
@@ -119,7 +119,7 @@ def served_by(how: str) -> Any:
 
 
 @by_form
-@pytest.mark.parametrize("how", ["compiled_node", "python_node", "reference", "straight_through", "soft"])
+@pytest.mark.parametrize("how", ["fast_path", "python_node", "reference", "straight_through", "soft"])
 def test_checkpointing(form: str, how: str) -> None:
     region = region_of(form)
 
@@ -195,7 +195,7 @@ def test_hooks_of_torch_that_move_what_is_saved(form: str) -> None:
 
 
 @by_form
-@pytest.mark.parametrize("how", ["compiled_node", "python_node", "straight_through"])
+@pytest.mark.parametrize("how", ["fast_path", "python_node", "straight_through"])
 def test_a_hook_that_raises(form: str, how: str) -> None:
     """Nothing keeps what was saved before, and in place x has no gradient, as parts of it would be missing."""
     save, balancer, added, inplace = FORMS[form]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
+from dreluop._internal import torch_private
 from dreluop._internal.shapes import check_bias, granularity_of, same_shape
 
 FLOAT_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
@@ -49,7 +49,7 @@ def place_without_values(t: Tensor) -> str:
     """Where t has no numbers to be read, in words; empty where it has them."""
     if t.is_meta:
         return "on the meta device"
-    return "in a fake tensor" if is_fake(t) else ""
+    return "in a fake tensor" if torch_private.is_fake(t) else ""
 
 
 def cap_for(x: Tensor, cap: Any, dim: int) -> Tensor:
@@ -287,20 +287,20 @@ def writable_in_place(x: Tensor, **others: Tensor | None) -> None:
                 "inplace: x is a view of a leaf tensor that requires grad, and autograd cannot record a write over it; "
                 "use inplace=False"
             )
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(x, *given.values()) and x._is_view():
-        made = torch._C._autograd._get_creation_meta(x)
-        if made != torch._C._autograd.CreationMeta.DEFAULT:
+    if torch.is_grad_enabled() and torch_private.any_requires_grad(x, *given.values()) and x._is_view():
+        made = torch_private.creation_meta(x)
+        if made != torch_private.DEFAULT_CREATION:
             raise ValueError(
                 "inplace: x is a view that autograd does not let be written over, made "
                 f"{_VIEWS.get(made.name, made.name)}; use inplace=False"
             )
     for name, other in given.items():
-        if other.is_inference() and torch.is_grad_enabled() and torch._C._any_requires_grad(x, *given.values()):
+        if other.is_inference() and torch.is_grad_enabled() and torch_private.any_requires_grad(x, *given.values()):
             raise ValueError(
                 f"inplace: {name} was made in inference mode and cannot be saved for backward; pass a copy of the "
                 f"{name}"
             )
-        if not torch._C._are_functorch_transforms_active() and _share_memory(x, other):
+        if not torch_private.transforms_active() and _share_memory(x, other):
             raise ValueError(
                 f"inplace: {name} lies in the memory of x, which would be overwritten; pass a copy of the {name}"
             )

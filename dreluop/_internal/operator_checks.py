@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense_or_false
-from torch.utils._python_dispatch import _disable_current_modes
 
+from dreluop._internal import torch_private
 from dreluop._internal.checks import bias_for, float_tensor, residual_for
 from dreluop._internal.shapes import granularity_of, has_unknown_sizes, may_be
 
 ELEMENTS_PER_BYTE = 4
-_FUNCTIONALIZE = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
 
 
 def inputs(x: Tensor, cap: Tensor, dim: int, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
@@ -76,7 +74,7 @@ def some_caps(caps: Sequence[Tensor]) -> None:
 
 def overlaps_itself(x: Tensor) -> bool:
     """Whether two elements of x have one address. A size that a compiler does not know counts as more than one."""
-    if has_unknown_sizes(x) and is_non_overlapping_and_dense_or_false(x):
+    if has_unknown_sizes(x) and torch_private.is_non_overlapping_and_dense_or_false(x):
         return False
     dims = sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if may_be(size > 1))
     span = 1
@@ -91,7 +89,7 @@ def overlaps_itself(x: Tensor) -> bool:
     if x.numel() == 0:
         return False
     # Strides that interleave without nesting are rare: look at every address, as a number also where tensors are fake.
-    with _disable_current_modes(), torch._C._ExcludeDispatchKeyGuard(_FUNCTIONALIZE):
+    with torch_private.disable_modes(), torch_private.ExcludeKeys(torch_private.FUNCTIONALIZE):
         offsets = torch.zeros((), dtype=torch.int64)
         for stride, size in dims:
             offsets = offsets.unsqueeze(-1) + stride * torch.arange(size)

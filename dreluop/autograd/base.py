@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from dreluop._internal import torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop.backends.selection import using
 
 # Spares operators called within it our Autograd kernels, which find nothing to do. Only where Dynamo never traces.
-BelowAutograd = torch._C._AutoDispatchBelowAutograd
+BelowAutograd = torch_private.BelowAutograd
 _nothing = nullcontext()
 
 
@@ -32,14 +32,14 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if torch_private.transforms_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 def in_backward() -> bool:
     """Whether this thread runs a backward pass. A module called there is recomputed by a checkpoint."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return bool(torch_private.current_graph_task_id() != -1)
 
 
 def save_for_backward(ctx: Any, *tensors: Tensor) -> None:
@@ -65,15 +65,12 @@ def saved_for_backward(ctx: Any) -> tuple[Tensor, ...]:
 
 def derivatives_by_plain_torch() -> bool:
     """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return torch_private.forward_level() >= 0 or torch_private.transforms_active()
 
 
 def functionalizing() -> bool:
     """Whether torch.func.functionalize is among the transforms: it has no rule for an autograd.Function."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in stack)
+    return torch_private.Transform.Functionalize in torch_private.transforms()
 
 
 def write_over(x: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ def write_over(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: torch.vmap has one x for all members of its batch, and a y for each.
     """
-    if torch._C._are_functorch_transforms_active() and not _batched_at(y) <= _batched_at(x):
+    if torch_private.transforms_active() and not _batched_at(y) <= _batched_at(x):
         raise ValueError(
             "inplace: x has no dimension for the batch of torch.vmap, which the cap, bias or residual has; "
             "use inplace=False"
@@ -93,7 +90,7 @@ def write_over(x: Tensor, y: Tensor) -> Tensor:
 
 def _batched_at(t: Tensor) -> set[int]:
     """The levels of torch.vmap at which t has a batch dimension."""
-    functorch, levels = torch._C._functorch, set()
+    functorch, levels = torch_private.functorch, set()
     while (level := functorch.maybe_get_level(t)) != -1:
         if functorch.is_batchedtensor(t):
             levels.add(level)
@@ -103,7 +100,7 @@ def _batched_at(t: Tensor) -> set[int]:
 
 def derivative_may_be_asked(*tensors: Tensor | None) -> bool:
     """Whether calling an operator on these tensors must go through an autograd.Function."""
-    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)) or derivatives_by_plain_torch()
+    return (torch.is_grad_enabled() and torch_private.any_requires_grad(*tensors)) or derivatives_by_plain_torch()
 
 
 def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from dreluop._internal import operator_checks
+from dreluop._internal import operator_checks, torch_private
 from dreluop.autograd import surrogate
 from dreluop.autograd.base import below_autograd, write_over
 from dreluop.autograd.function import (
@@ -25,8 +24,6 @@ from dreluop.backends import reference, selection
 from dreluop.ops import composite, handles
 from dreluop.ops.composite import accumulation_dtype, extras
 from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, overloads_of
-
-_below_view = torch._C._AutoDispatchBelowADInplaceOrView
 
 
 def _with_both(bias_and_residual: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
@@ -131,8 +128,8 @@ def _has_tangent(value: Any) -> bool:
     if not isinstance(value, Tensor):
         return False
     # Unseen by a tracer, in whose graph looking would be a node.
-    with torch._C._DisableTorchDispatch():
-        return torch._VF._unpack_dual(value, level=0)[1] is not None
+    with torch_private.DisableTorchDispatch():
+        return torch_private.unpack_dual(value, level=0)[1] is not None
 
 
 def _register_transforms(name: str, which: str, transformed: Callable[..., Any]) -> None:
@@ -161,12 +158,12 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
     is_forward = name in FORWARDS
 
     def asked(args: tuple[Any, ...]) -> bool:
-        if (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or forward_ad._current_level >= 0:
+        if (torch.is_grad_enabled() and torch_private.any_requires_grad(*args)) or torch_private.forward_level() >= 0:
             return True
         # What torch.compile traced enters a level of forward mode behind forward_ad's back.
-        return which == FUSED or (torch._C._len_torch_dispatch_stack() > 0 and any(map(_has_tangent, args)))
+        return which == FUSED or (torch_private.dispatch_modes() > 0 and any(map(_has_tangent, args)))
 
-    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+    def kernel(keyset: torch_private.Keys, *args: Any) -> Any:
         differentiated = asked(args)
         if is_forward and surrogate.active:
             surrogate.refuse_operator(name, differentiated)
@@ -174,7 +171,7 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
             with selection.using(operators):
                 return differentiable(*args)
         with below_autograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+            return op.redispatch(keyset & torch_private.AFTER_AUTOGRAD, *args)
 
     library.impl(overload(name, which), kernel, "Autograd", with_keyset=True)
 
@@ -182,9 +179,9 @@ def _register_autograd(name: str, which: str, differentiable: Callable[..., Any]
 def _register_version_bump(name: str, which: str) -> None:
     op = getattr(handles.BY_OVERLOAD[which], name)
 
-    def kernel(keyset: torch._C.DispatchKeySet, x: Tensor, *args: Any) -> Any:
-        with _below_view():
-            result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, x, *args)
+    def kernel(keyset: torch_private.Keys, x: Tensor, *args: Any) -> Any:
+        with torch_private.BelowInPlaceOrView():
+            result = op.redispatch(keyset & torch_private.AFTER_IN_PLACE_OR_VIEW, x, *args)
         torch.autograd.graph.increment_version(x)
         return result
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreluop._internal import dtensor
+from dreluop._internal import dtensor, torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop.autograd import vmap
 from dreluop.autograd.base import (
@@ -100,7 +100,7 @@ class CappedReLUFunction(Function):
         calls = operators_for(x)
         if inplace:
             # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
-            torch._C._set_grad_enabled(True)
+            torch_private.set_grad_enabled(True)
         with BelowAutograd():
             if save == "output" and balancer is None:
                 if not inplace:
@@ -413,7 +413,7 @@ def gradients(
             operators().capped_relu_backward if operators().plain_derivatives else decompose.capped_relu_backward
         )
         return by_plain_torch(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
-    if (balancer is not None or bias is not None) and torch._C._are_functorch_transforms_active():
+    if (balancer is not None or bias is not None) and torch_private.transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
         dx, dcap, dbias = gradients(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
         if need_cap and grad_penalty is not None and balancer is not None:
@@ -454,4 +454,4 @@ def _of_mask_under_vmap(
 
 def _by_plain_torch() -> bool:
     """Whether transforms must not meet an autograd.Function of ours: functionalize, and what a compiler is to fuse."""
-    return torch._C._are_functorch_transforms_active() and (operators().plain_derivatives or functionalizing())
+    return torch_private.transforms_active() and (operators().plain_derivatives or functionalizing())

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dreluop._internal import operator_checks
+from dreluop._internal import operator_checks, torch_private
 from dreluop.ops import handles
 from dreluop.ops.schemas import IN_PLACE, library, overload, overloads_of
 
@@ -20,13 +19,13 @@ def _become(x: Tensor, y: Tensor) -> None:
 
     ``x.copy_(y)`` would become ``aten.copy``, which has no derivative in a decomposed program that is trained.
     """
-    if not torch._is_functional_tensor(x):
+    if not torch_private.is_functional_tensor(x):
         x.copy_(y)
         return
-    torch._functionalize_sync(y)
-    torch._functionalize_replace(x, torch._from_functional_tensor(y))
-    torch._functionalize_commit_update(x)
-    torch._functionalize_sync(x)
+    torch_private.functionalize_sync(y)
+    torch_private.functionalize_replace(x, torch_private.from_functional_tensor(y))
+    torch_private.functionalize_commit(x)
+    torch_private.functionalize_sync(x)
 
 
 def _register(name: str, which: str) -> None:

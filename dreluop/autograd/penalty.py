@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dreluop._internal import torch_private
 from dreluop.autograd.base import (
     BelowAutograd,
     Function,
@@ -50,7 +51,7 @@ class CapPenaltyFunction(Function):
 
 def penalty_of(caps: Sequence[Tensor], balancer: float) -> Tensor:
     """The penalty, differentiable in every way: one operator call, or plain torch inside torch.func transforms."""
-    if torch._C._are_functorch_transforms_active():
+    if torch_private.transforms_active():
         return reference.cap_penalty(caps, balancer)
     total: Tensor = CapPenaltyFunction.apply(balancer, *caps)
     return total
@@ -60,7 +61,7 @@ def penalty_gradient(grad: Tensor, caps: Sequence[Tensor], balancer: float) -> l
     """``2 * balancer * grad * m`` for every cap: one operator call, or plain torch where a derivative may be asked."""
     # is_grads_batched of torch.autograd.grad has no fallback for an operator with a list.
     batched = not torch.compiler.is_dynamo_compiling() and any(
-        map(torch._C._functorch.is_legacy_batchedtensor, (grad, *caps))
+        map(torch_private.functorch.is_legacy_batchedtensor, (grad, *caps))
     )
     if batched or derivative_may_be_asked(grad, *caps):
         dtype = accumulation_dtype(grad, *caps)

@@ -12,10 +12,9 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812
 
-from dreluop._internal import checks, dtensor
+from dreluop._internal import checks, dtensor, torch_private
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
 from dreluop.autograd.base import (
@@ -168,7 +167,7 @@ def capped(
 
 
 # Dynamo leaves its graph for this call, and goes on behind it.
-capped_outside_graphs = torch._disable_dynamo(capped)  # type: ignore[attr-defined]
+capped_outside_graphs = torch_private.disable_dynamo(capped)
 
 
 def _straight_through(
@@ -180,11 +179,11 @@ def _straight_through(
     bias_and_residual: tuple[Tensor | None, ...],
     _: Surrogate,
 ) -> Tensor:
-    if bias_and_residual and torch._C._are_functorch_transforms_active():
+    if bias_and_residual and torch_private.transforms_active():
         total = fused_sum(x, dim, *bias_and_residual)
         x, bias_and_residual = x.copy_(total) if inplace else total, ()
     # A mask is neither an argument nor a result, which functorch does not let be saved.
-    saved_mask = SavedMask() if save == "mask" and not torch._C._are_functorch_transforms_active() else None
+    saved_mask = SavedMask() if save == "mask" and not torch_private.transforms_active() else None
     y: Tensor = StraightThroughFunction.apply(x, cap, dim, inplace, saved_mask, *bias_and_residual)
     return y
 
@@ -288,12 +287,10 @@ def _of_the_others(std: Tensor, constant: Tensor, others: int | Tensor) -> Tenso
 
 
 def _refuse_transforms(context: str) -> None:
-    if forward_ad._current_level >= 0:
+    if torch_private.forward_level() >= 0:
         _refuse(context, "forward mode (torch.func.jvp, torch.autograd.forward_ad)")
-    if torch._C._are_functorch_transforms_active():
-        stack = torch._C._functorch.get_interpreter_stack() or []
-        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack):
-            _refuse(context, "torch.vmap")
+    if torch_private.Transform.Vmap in torch_private.transforms():
+        _refuse(context, "torch.vmap")
 
 
 def _refuse(context: str, what: str) -> NoReturn:
@@ -303,7 +300,7 @@ def _refuse(context: str, what: str) -> NoReturn:
 def _gradient(
     grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int], width: Tensor | None = None
 ) -> Tensor:
-    if torch._C._are_functorch_transforms_active():
+    if torch_private.transforms_active():
         return composite.surrogate_values(grad, saved, cap, dim, order, width)
     return operators().capped_relu_surrogate_backward(grad, saved, cap, dim, order, width)
 
@@ -401,7 +398,7 @@ class SoftFunction(Function):
         dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
         dcap = None
         if ctx.needs_input_grad[1]:
-            forward = decompose.capped_relu if torch._C._are_functorch_transforms_active() else operators().capped_relu
+            forward = decompose.capped_relu if torch_private.transforms_active() else operators().capped_relu
             y = forward(x.detach(), cap.detach(), ctx.dim)
             dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
         return dx, dcap, None, None

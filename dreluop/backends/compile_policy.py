@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dreluop._internal import torch_private
 from dreluop.backends import selection
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
@@ -33,7 +34,7 @@ def exporting() -> bool:
 
 
 # Dynamo takes `torch.compiler.is_exporting` for true under torch.compile too; so it does not look inside.
-exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+torch_private.constant_when_compiled(exporting)
 
 
 def fuses(x: Tensor, cap: Tensor, save: str) -> bool:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dreluop._internal import env
+from dreluop._internal import env, torch_private
 from dreluop.backends import native, reference, triton
 from dreluop.ops.handles import DEFAULT, FUSED, REFERENCE, TRITON, Operators
 from dreluop.ops.schemas import SCHEMAS, library, overload
@@ -183,7 +183,7 @@ def unavailable_reason(backend: str, device_type: str) -> str | None:
 
 
 # What torch.compiler.assume_constant_result sets: that one imports dynamo, and so triton, which take seconds.
-unavailable_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
+torch_private.constant_when_compiled(unavailable_reason)
 
 
 def operators() -> Operators:
@@ -276,5 +276,5 @@ def register() -> None:
     """Serve the overloads of Triton, and the default rule once torch initializes a kind of device."""
     for name in SCHEMAS:
         library.impl(overload(name, "triton"), _triton_kernel(name), "CompositeExplicitAutograd")
-    torch.cuda._lazy_call(functools.partial(_complete_default_rule, "cuda", "CUDA"))
-    torch.xpu._lazy_call(functools.partial(_complete_default_rule, "xpu", "XPU"))
+    torch_private.call_when_initialized("cuda", functools.partial(_complete_default_rule, "cuda", "CUDA"))
+    torch_private.call_when_initialized("xpu", functools.partial(_complete_default_rule, "xpu", "XPU"))

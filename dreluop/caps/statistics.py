@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
-from dreluop._internal import checks
+from dreluop._internal import checks, torch_private
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
 from dreluop.autograd.base import in_backward
@@ -24,7 +24,6 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
 
 CappedLayer = DReLU | SReLU
-_TRACING = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -66,16 +65,13 @@ def is_measurable(what: str) -> bool:
     """
     if in_backward():
         return False
-    if torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _TRACING)):
+    if torch_private.is_traced_or_fake():
         return False
-    if torch._C._are_functorch_transforms_active():
-        levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or []]
-        if torch._C._functorch.TransformType.Vmap in levels:
-            raise RuntimeError(
-                f"{what}: not inside torch.vmap; call the model on the whole batch, or measure without it"
-            )
-        if torch._C._functorch.TransformType.Functionalize in levels:
-            raise RuntimeError(f"{what}: not inside torch.func.functionalize; measure without it")
+    transforms = torch_private.transforms()
+    if torch_private.Transform.Vmap in transforms:
+        raise RuntimeError(f"{what}: not inside torch.vmap; call the model on the whole batch, or measure without it")
+    if torch_private.Transform.Functionalize in transforms:
+        raise RuntimeError(f"{what}: not inside torch.func.functionalize; measure without it")
     return True
 
 
@@ -83,7 +79,7 @@ def _call(hook: Callable[..., None], *args: Any) -> None:
     hook(*args)
 
 
-_call_outside_graphs = torch._disable_dynamo(_call)  # type: ignore[attr-defined]
+_call_outside_graphs = torch_private.disable_dynamo(_call)
 
 
 def _call_anywhere(hook: Callable[..., None], *args: Any) -> None:

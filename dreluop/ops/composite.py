@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_contiguous_or_false
 
-from dreluop._internal import operator_checks
+from dreluop._internal import operator_checks, torch_private
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop._internal.shapes import bias_view, broadcast_shape, has_unknown_sizes, may_be
 
@@ -28,7 +27,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
 
 def memory_order(t: Tensor) -> list[int]:
     """Dimensions of t from the outermost to the innermost in memory."""
-    if has_unknown_sizes(t) and is_contiguous_or_false(t):
+    if has_unknown_sizes(t) and torch_private.is_contiguous_or_false(t):
         return list(range(t.ndim))
     return sorted(range(t.ndim), key=t.stride, reverse=True)
 

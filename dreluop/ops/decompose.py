@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
+from dreluop._internal import torch_private
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.ops import composite
 from dreluop.ops.composite import effective_cap, extras, fused_sum, gradients, regions_of_saved, sum_dtype, tangent_of
@@ -88,7 +88,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def decompositions() -> dict[OpOverload, Callable[..., Any]]:
+def decompositions() -> dict[torch_private.OpOverload, Callable[..., Any]]:
     """A new table of all operators of dreluop, of every backend, by functions of functional aten operators only.
 
     For ``torch.export.ExportedProgram.run_decompositions`` and ``make_fx``: what comes of it needs no dreluop to run.

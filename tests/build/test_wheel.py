@@ -69,7 +69,7 @@ def test_another_folder_than_the_sources_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_node_of_the_wheel_serves_the_torch_that_it_was_built_with(installed: Path, tmp_path: Path) -> None:
-    program = "from dreluop import compiled_node as node; print(node.reason, node.__file__)"
+    program = "from dreluop.autograd import fast_path as node; print(node.reason, node.__file__)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     said = subprocess.run(
         [installed, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

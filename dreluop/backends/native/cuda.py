@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from dreluop._internal import torch_private
 from dreluop.ops.schemas import SCHEMAS, library
 
 
@@ -32,7 +33,7 @@ class CudaKernels:
             self._library.dreluop_cuda_unavailable_reason.restype = ctypes.c_char_p
             self._library.dreluop_cuda_unsupported_capability.restype = ctypes.c_char_p
             self._asked = False
-            torch.cuda._lazy_call(self.register)
+            torch_private.call_when_initialized("cuda", self.register)
         elif asked_by_name:
             self._refuse()
 

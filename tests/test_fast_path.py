@@ -23,7 +23,7 @@ from dreluop._internal.errors import raise_as_of_torch
 from dreluop.autograd import fast_path
 from tests import oracle
 from tests.cases import FEW_CASES, MIXED_DTYPES, Case, mixed_id
-from tests.conftest import compiled_node_or_skip
+from tests.conftest import fast_path_or_skip
 
 NAME = "CappedReLUBackward"
 
@@ -32,7 +32,7 @@ both = pytest.mark.usefixtures("both_nodes")
 
 @pytest.fixture
 def compiled() -> None:
-    compiled_node_or_skip()
+    fast_path_or_skip()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 
 import dreluop
 from dreluop.autograd import fast_path
-from tests.conftest import compiled_node_or_skip
+from tests.conftest import fast_path_or_skip
 
 PROGRAM = """
 import torch, dreluop
@@ -42,7 +42,7 @@ def test_an_unknown_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_with_another_torch_python_serves_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled_node_or_skip()
+    fast_path_or_skip()
     monkeypatch.delitem(sys.modules, "dreluop._autograd")
     monkeypatch.delattr(dreluop, "_autograd")
     built_with = str(torch.__version__)
