@@ -56,19 +56,16 @@ _MAKERS: tuple[tuple[Any, Callable[[Any], int], int], ...] = (
     (nn.Linear, lambda module: module.out_features, -1),
     (nn.LayerNorm, lambda module: module.normalized_shape[-1], -1),
 )
+_LISTS = (nn.Sequential, nn.ModuleList, list, tuple)
 _Value = Producer | None
 
 
-def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
+def producers(found: Found) -> dict[Call, Producer]:
     """The layer before each call, where the code shows it."""
     reader = _Reader(found)
-    reader.module(model, [])
-    # Then the modules and methods that the forward of the model does not visibly call, with unknown inputs.
+    # The model first; then what its forward does not visibly call, with unknown inputs.
     for module in found.modules:
-        if isinstance(module, TRANSFORMER_LAYERS):
-            for call in reader.hanging(module):
-                reader.note(call, made_by(module.linear1))
-        elif any(call not in reader.producers for call in reader.hanging(module)):
+        if id(module) not in reader.read:
             reader.module(module, [])
     for code in found.code.values():
         for one in code.methods:
@@ -80,37 +77,36 @@ def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
 class _Reader:
     def __init__(self, found: Found) -> None:
         self.by_node = {(id(call.owner), id(call.node)): call for call in found.calls if call.node is not None}
-        self._by_slot = {call.slot_key: call for call in found.calls if call.slot is not None and call.node is None}
+        self._by_slot = {call.slot_key: call for call in found.calls if call.node is None}
         self._reading: set[tuple[int, Method]] = set()
-        self.read: set[tuple[int, Method]] = set()
+        # The modules, and the methods on modules, that were read.
+        self.read: set[Any] = set()
         self.producers: dict[Call, _Value] = {}
-
-    def hanging(self, module: nn.Module) -> list[Call]:
-        return [call for call in self._by_slot.values() if call.slot is not None and call.slot[0] is module]
 
     def note(self, call: Call | None, value: _Value) -> None:
         if call is not None:
             self.producers[call] = _agreed([self.producers.get(call, value), value])
 
-    def module(self, module: nn.Module, args: Sequence[_Value]) -> _Value:
+    def module(self, module: nn.Module, args: list[_Value]) -> _Value:
         """The layer behind the output of a module; records the calls inside it."""
+        self.read.add(id(module))
         made = made_by(module)
         if made is not None:
             return made
+        if isinstance(module, TRANSFORMER_LAYERS):
+            self.note(self._by_slot.get((id(module), "activation")), made_by(module.linear1))
         value = args[0] if args else None
         forward = kinds.forward_of(module)
         if forward in (nn.Sequential.forward, nn.DataParallel.forward):
-            names = list(module._modules) if forward is nn.Sequential.forward else ["module"]
-            for name in names:
+            for name, child in module.named_children():
                 self.note(self._by_slot.get((id(module), name)), value)
-                value = self.module(module._modules[name], [value])  # type: ignore[arg-type]
+                value = self.module(child, [value])
             return value
         if _is_of_torch(module, _POOLING):
             return _in_dim_1(value)
         if _keeps(module) or _is_of_torch(module, _PASSING) or kinds.of_module(module) is not None:
             return value
-        read = self.method_named(module, "forward")
-        return self.method(read, module, args, {}) if read is not None else None
+        return self.method(self.method_named(module, "forward"), module, args, {})
 
     def method_named(self, module: nn.Module, name: str) -> Method | None:
         """A method that code calls by this name, if its source can be read."""
@@ -123,8 +119,8 @@ class _Reader:
         except NoSourceError:
             return None
 
-    def method(self, read: Method, module: nn.Module, args: Sequence[_Value], kwargs: dict[str, _Value]) -> _Value:
-        if (id(module), read) in self._reading:
+    def method(self, read: Method | None, module: nn.Module, args: list[_Value], kwargs: dict[str, _Value]) -> _Value:
+        if read is None or (id(module), read) in self._reading:
             return None
         self._reading.add((id(module), read))
         self.read.add((id(module), read))
@@ -160,25 +156,9 @@ class _Flow:
             self.returned.append(self._value(node.value) if node.value is not None else None)
         elif isinstance(node, ast.If):
             self._value(node.test)
-            self._either(_known(self._scope, node.test), node.body, node.orelse)
-        elif isinstance(node, ast.For):
-            self._loop(node)
+            self._either(_is_none(self._scope, node.test), node.body, node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self._other(node)
-
-    def _other(self, node: ast.stmt) -> None:
-        """``with``, ``while``, ``try`` and the like: names that they bind are not known afterwards."""
-        for part in ast.iter_child_nodes(node):
-            value = part.context_expr if isinstance(part, ast.withitem) else part
-            if isinstance(value, ast.expr):
-                self._value(value)
-        self._forget(getattr(node, "items", [node]))
-        blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
-        parts = (*getattr(node, "handlers", []), *getattr(node, "cases", []))
-        for block in (*blocks, *(part.body for part in parts)):
-            self.block(block)
-            if not isinstance(node, ast.With | ast.AsyncWith):
-                self._forget([node])
 
     def _either(self, known: bool | None, *branches: list[ast.stmt]) -> None:
         before, ends = dict(self._names), []
@@ -188,29 +168,28 @@ class _Flow:
             leaves = bool(branch) and isinstance(branch[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
             if not leaves and known in (None, taken):
                 ends.append(self._names)
-        names = {name for end in ends for name in end}
-        self._names = {name: _agreed([end.get(name) for end in ends]) for name in names}
+        self._names = {name: _agreed([end.get(name) for end in ends]) for name in set[str]().union(*ends)}
 
-    def _loop(self, node: ast.For) -> None:
-        self._value(node.iter)
-        modules = self._scope.resolve(node.iter)
-        before = dict(self._names)
-        self._forget([node.target, *node.body])
-        if isinstance(node.target, ast.Name) and isinstance(modules, nn.Sequential | nn.ModuleList | list | tuple):
-            for module in modules:
-                self._scope.bound[node.target.id] = module
-                self.block(node.body)
-            self._scope.bound.pop(node.target.id, None)
-        else:
-            self.block(node.body)
-            # It may run no time.
-            self._names = {name: _agreed([before.get(name), value]) for name, value in self._names.items()}
-        leaves = any(isinstance(part, ast.Break | ast.Continue) for part in ast.walk(node))
-        if leaves:
-            self._forget([node])
-        self.block(node.orelse)
-        if leaves:
-            self._forget(node.orelse)
+    def _other(self, node: ast.stmt) -> None:
+        """Loops, ``with``, ``try`` and the like: names that they bind are not known afterwards."""
+        for part in ast.iter_child_nodes(node):
+            value = part.context_expr if isinstance(part, ast.withitem) else part
+            if isinstance(value, ast.expr):
+                self._value(value)
+        is_with = isinstance(node, ast.With | ast.AsyncWith)
+        bound = node.items if is_with else [node]  # type: ignore[attr-defined]
+        parts = (node, *getattr(node, "handlers", []), *getattr(node, "cases", []))
+        blocks = [getattr(part, name, []) for part in parts for name in ("body", "orelse", "finalbody")]
+        modules = self._scope.resolve(node.iter) if isinstance(node, ast.For) else ()
+        target = getattr(getattr(node, "target", None), "id", "")
+        for module in modules if target and isinstance(modules, _LISTS) else [UNKNOWN]:
+            self._scope.bound[target] = module
+            for block in blocks:
+                self._forget(bound)
+                self.block(block)
+        self._scope.bound.pop(target, None)
+        if not is_with:
+            self._forget(bound)
 
     def _forget(self, nodes: Iterable[ast.AST]) -> None:
         for node in nodes:
@@ -258,9 +237,7 @@ class _Flow:
             value = self._reader.module(called, args)
         elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
             read = self._reader.method_named(holder, self._scope.method.mangled(node.func.attr))
-            value = self._reader.method(read, holder, args, kwargs) if read is not None else None
-        elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr == "contiguous":
-            value = receiver
+            value = self._reader.method(read, holder, args, kwargs)
         elif _is_in(called, _PAIR_CALLS):
             value = _pair(args)
         elif _is_in(called, _POOLING_CALLS):
@@ -279,14 +256,13 @@ def _bound_in(node: ast.AST) -> frozenset[str]:
     return frozenset(stored.union(name for name in named if name))
 
 
-def _known(scope: Scope, test: ast.expr) -> bool | None:
+def _is_none(scope: Scope, test: ast.expr) -> bool | None:
     """Whether ``self.part is None`` or ``is not None``; None for any other question."""
     if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Is | ast.IsNot) and len(test.ops) == 1):
         return None
     value, other = scope.resolve(test.left), scope.resolve(test.comparators[0])
-    if value is UNKNOWN or other is not None:
-        return None
-    return (value is None) == isinstance(test.ops[0], ast.Is)
+    is_asked = value is not UNKNOWN and other is None
+    return (value is None) == isinstance(test.ops[0], ast.Is) if is_asked else None
 
 
 def _is_in(called: Any, functions: Iterable[Any]) -> bool:

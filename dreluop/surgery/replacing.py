@@ -81,7 +81,7 @@ def replace_activations(
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
     found = Found(model)
-    plans = planning.plan(found, channels.producers(found, model), chosen, fuse)
+    plans = planning.plan(found, channels.producers(found), chosen, fuse)
     for pattern in patterns if plans else ():
         if not any(fnmatch.fnmatchcase(one.site.name, pattern) for one in plans):
             raise ValueError(
