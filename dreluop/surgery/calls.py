@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import fx, nn
 
 from dreluop.surgery import kinds
 from dreluop.surgery.classes import can_be_changed, origin_of
+from dreluop.surgery.copies import parts
 from dreluop.surgery.kinds import Activation
 from dreluop.surgery.methods import (
     Method,
     NoSourceError,
-    classes_of,
     function_of,
     method,
     methods_of,
@@ -28,8 +28,6 @@ from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
 
 SlotKey = tuple[int, str]
 _COMPUTES_INSIDE = "it computes its ReLU inside"
-# The dictionaries of nn.Module itself.
-STATE = frozenset(vars(nn.Module()))
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 
@@ -107,8 +105,6 @@ class Found:
         self._homes: dict[int, Slot] = {}
         for slot in self.slots.values():
             self._homes.setdefault(id(held(slot)), slot)
-        parts = (part for holder, name in self.slots.values() for part in (*self.paths[id(holder)].split("."), name))
-        self._hints = kinds.NAMES.union(kinds.CLASS_NAMES, _names_of_activations(self.modules), parts)
         for module in self.modules:
             self._read(module)
             self.calls += [
@@ -124,7 +120,7 @@ class Found:
         path = self.paths[id(module)]
         reason = _cannot_be_read(module)
         if reason:
-            if reason == _COMPUTES_INSIDE or _mentions_activation(module):
+            if reason == _COMPUTES_INSIDE or _may_call_activation(module):
                 self.unread[path] = reason
             return
         if kinds.of_module(module) is not None:
@@ -148,10 +144,6 @@ class Found:
         function = function_of(value)
         if function is None or kinds.of_callable(function) is not None:
             return None
-        used = _names_of(function)
-        words = names_in(function.__code__, strings=True) | used
-        if words.isdisjoint(self._hints.union(("isinstance", "type", "super"))):
-            return None
         try:
             read = method(*origin_of(cls, name), function)
             if read in code.methods:
@@ -160,7 +152,7 @@ class Found:
             if found and not (read.receiver and can_be_changed(value, function)):
                 raise NoSourceError(_why_not_changed(value, read))
         except NoSourceError as error:
-            if not used.isdisjoint(kinds.NAMES):
+            if _mentions_activation(function):
                 self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
             return None
         code.methods[read] = name if depth == 0 else f"_{cls.__name__.lstrip('_')}_{name}"
@@ -175,14 +167,6 @@ class Found:
                 if reached is not None:
                     code.supers[id(node)] = reached
         return read
-
-
-def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
-    """The attributes, of modules and of their classes, in which a call may find an activation."""
-    for module in modules:
-        yield from (name for name, value in vars(module).items() if name not in STATE and kinds.is_held_in(value))
-    for cls in {cls for module in modules for cls in classes_of(type(module))}:
-        yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
 
 
 def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
@@ -236,7 +220,7 @@ def _cannot_be_read(module: nn.Module) -> str:
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def _mentions_activation(module: nn.Module) -> bool:
+def _may_call_activation(module: nn.Module) -> bool:
     """Whether code that cannot be changed calls an activation that is no module of its own."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(f"{name}(" in str(getattr(module, "code", "")) for name in kinds.NAMES)
@@ -244,15 +228,15 @@ def _mentions_activation(module: nn.Module) -> bool:
         called = (node.target for node in module.graph.nodes if node.op in ("call_function", "call_method"))
         return any(one in kinds.NAMES or kinds.spelled(one) for one in called)
     own = getattr(vars(module).get("forward"), "__func__", vars(module).get("forward"))
-    functions = [own, *(function_of(value) for _, _, value in methods_of(type(module)))]
-    names = (_names_of(one) - set(module._modules) for one in functions if hasattr(one, "__code__"))
-    return any(not one.isdisjoint(kinds.NAMES) for one in names)
+    functions = (own, *(function_of(value) for _, _, value in methods_of(type(module))))
+    return any(_mentions_activation(one, module._modules) for one in functions if hasattr(one, "__code__"))
 
 
-def _names_of(function: Any) -> frozenset[str]:
-    """The names that a function reads, and ``relu`` if one of them is an activation under another name."""
+def _mentions_activation(function: Any, others: Iterable[str] = ()) -> bool:
+    """Whether a function reads a name of an activation, or a name that stands for one."""
     names = names_in(function.__code__)
-    return names | {"relu"} if any(kinds.is_held_in(outer(function, name, None)) for name in names) else names
+    values = (part for name in names for part in parts(outer(function, name, None)))
+    return not (names & kinds.NAMES).issubset(others) or any(map(kinds.is_activation, values))
 
 
 def _super_calls(read: Method) -> Iterator[ast.Call]:
@@ -282,7 +266,7 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
         slot = scope.slot(function) or homes.get(id(called))
         source = f"module {slot[1]}" if slot else source
     elif called is not UNKNOWN:
-        activation = kinds.of_call(called, args, kwargs) or kinds.of_partial(called)
+        activation = kinds.of_call(called, args, kwargs)
         if activation is None and kwargs.get("inplace") is UNKNOWN:
             activation = kinds.of_call(called, args, {**kwargs, "inplace": False})
             reason = "whether it is in place is decided when it runs"

@@ -98,9 +98,9 @@ class _Reader:
         value = args[0] if args else None
         forward = kinds.forward_of(module)
         if forward in (nn.Sequential.forward, nn.DataParallel.forward):
-            for name, child in module.named_children():
+            for name, child in module._modules.items():
                 self.note(self._by_slot.get((id(module), name)), value)
-                value = self.module(child, [value])
+                value = self.module(child, [value])  # type: ignore[arg-type]
             return value
         if _is_of_torch(module, _POOLING):
             return _in_dim_1(value)

@@ -50,7 +50,6 @@ _FUNCTIONS = _known_functions()
 # Names of Tensor's methods, and of functions, that may be a ReLU.
 NAMES = frozenset([*_BY_NAME, *(f"{name}_" for name in _BY_NAME)])
 _CLASSES = (nn.ReLU, nn.Hardtanh, nn.Threshold)
-CLASS_NAMES = frozenset(["ReLU6", *(cls.__name__ for cls in _CLASSES)])
 
 
 def forward_of(module: nn.Module) -> Any:
@@ -73,15 +72,7 @@ def of_module(module: nn.Module) -> Activation | None:
 
 def of_callable(called: Any) -> Activation | None:
     """What a call with one tensor computes, of an activation module or function or a partial of one."""
-    if isinstance(called, nn.Module):
-        return of_module(called)
-    return of_partial(called) or of_call(called, (None,), {})
-
-
-def of_partial(called: Any) -> Activation | None:
-    """What ``functools.partial`` of an activation function computes."""
-    is_partial = isinstance(called, functools.partial) and not called.args
-    return of_call(called.func, (None,), called.keywords) if is_partial else None
+    return of_module(called) if isinstance(called, nn.Module) else of_call(called, (None,), {})
 
 
 def of_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
@@ -97,9 +88,11 @@ def spelled(function: Any) -> str:
     return f"{'F' if getattr(functional, name, None) is function else 'torch'}.{name}" if name else ""
 
 
-def of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
-    """What a call of a function of torch computes; ``args[0]`` stands for the tensor."""
-    return of_named(_named(function), args, kwargs)
+def of_call(called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a call of a function of torch or of a partial of one computes; ``args[0]`` stands for the tensor."""
+    if isinstance(called, functools.partial) and not called.args:
+        called, kwargs = called.func, {**called.keywords, **kwargs}
+    return of_named(_named(called), args, kwargs)
 
 
 def of_named(spelling: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
@@ -130,10 +123,8 @@ def _named(function: Any) -> str:
 
 def made_by(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What ``cls(*args, **kwargs)`` computes, if it is one of torch's activation classes."""
-    if not is_activation_class(cls):
-        return None
     try:
-        return of_module(cls(*args, **kwargs))
+        return of_module(cls(*args, **kwargs)) if is_activation_class(cls) else None
     except (TypeError, ValueError, AssertionError):
         return None
 
@@ -142,23 +133,17 @@ def is_activation_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, _CLASSES)
 
 
+def is_activation(value: Any) -> bool:
+    """Whether an object computes an activation or makes a module that does."""
+    return is_activation_class(value) or (callable(value) and of_callable(value) is not None)
+
+
 def plain(activation: Activation) -> nn.Module:
     """A module of torch that computes an activation."""
     if activation.bound is None:
         return nn.ReLU(activation.inplace)
     bound, inplace = activation.bound, activation.inplace
     return nn.ReLU6(inplace) if bound == 6 else nn.Hardtanh(0.0, bound, inplace)
-
-
-def is_held_in(value: Any) -> bool:
-    """Whether an object is an activation, makes or names one, or is a list, dictionary or partial with one."""
-    if isinstance(value, list | tuple | dict):
-        return any(is_held_in(part) for part in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, functools.partial):
-        return is_held_in((value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, str):
-        return value in NAMES or value in CLASS_NAMES
-    return is_activation_class(value) or (callable(value) and of_callable(value) is not None)
 
 
 def _is_number(value: Any) -> bool:

@@ -120,11 +120,10 @@ def function_of(value: Any) -> types.FunctionType | None:
     return inner if isinstance(inner, types.FunctionType) else None
 
 
-def names_in(code: types.CodeType, *, strings: bool = False) -> frozenset[str]:
-    """The names and attributes in a function and in those inside it; with the strings, which ``getattr`` may get."""
-    inner = (names_in(const, strings=strings) for const in code.co_consts if isinstance(const, types.CodeType))
-    words = (const for const in code.co_consts if strings and isinstance(const, str))
-    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, words, *inner)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The names and attributes in a function and in those inside it."""
+    inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
 
 
 @functools.lru_cache(maxsize=4096)

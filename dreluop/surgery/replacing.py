@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from dreluop import validation
 from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import calls, channels, edits, kinds, planning, running
+from dreluop.surgery import calls, channels, copies, edits, kinds, planning, running
 from dreluop.surgery.calls import Found
 from dreluop.surgery.classes import NewMethod, Rewritten, class_of, rewritten
 from dreluop.surgery.planning import Dim, Plan
@@ -28,6 +28,8 @@ from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
 from dreluop.surgery.verifying import known_to_remain, seen_to_remain
 
 Select = Callable[[Site], bool] | str | Iterable[str]
+# The dictionaries of nn.Module itself.
+_STATE = frozenset(vars(nn.Module()))
 # The changed methods, by what their source depends on.
 _Made = dict[Any, NewMethod | None]
 
@@ -243,30 +245,16 @@ class _Undo:
     def substitute(self, replaced: dict[int, nn.Module]) -> None:
         """Give the lists, dictionaries and partials that the modules hold the new modules too."""
         for module, *_ in self._saved if replaced else ():
-            for name, value in list(vars(module).items()):
-                if name not in calls.STATE and isinstance(value, list | dict | tuple | functools.partial):
-                    vars(module)[name] = self._substituted(value, replaced)
+            for name in vars(module).keys() - _STATE:
+                self._set(
+                    vars(module),
+                    name,
+                    copies.substituted(vars(module)[name], lambda part: replaced.get(id(part), part), self._set),
+                )
 
-    def _substituted(self, value: Any, replaced: dict[int, nn.Module]) -> Any:
-        if isinstance(value, nn.Module):
-            return replaced.get(id(value), value)
-        if isinstance(value, list | dict):
-            # In place, as others may hold it.
-            for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
-                new = self._substituted(part, replaced)
-                if new is not part:
-                    value[key] = new
-                    self._items.append(functools.partial(value.__setitem__, key, part))
-            return value
-        if type(value) is tuple:
-            parts = [self._substituted(part, replaced) for part in value]
-            return tuple(parts) if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-        if isinstance(value, functools.partial):
-            old = (value.func, value.args, *value.keywords.values())
-            function, args, *rest = new_parts = self._substituted(old, replaced)
-            if new_parts is not old:
-                return functools.partial(function, *args, **dict(zip(value.keywords, rest, strict=True)))
-        return value
+    def _set(self, holder: Any, key: Any, new: Any) -> None:
+        self._items.append(functools.partial(holder.__setitem__, key, holder[key]))
+        holder[key] = new
 
     def restore(self) -> None:
         for step in reversed(self._items):
