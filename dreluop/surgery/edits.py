@@ -5,36 +5,20 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dreluop.surgery import kinds, sites
 from dreluop.surgery.calls import Call
 from dreluop.surgery.classes import NewMethod
 from dreluop.surgery.methods import Method, names_in
+from dreluop.surgery.planning import Plan
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.sums import Sum, addends
 
 
-@dataclass(frozen=True)
-class Edit:
-    """What becomes of one call.
-
-    Attributes:
-        name: the attribute of the module that holds the call's D-ReLU.
-        is_first: the D-ReLU has the attribute of the activation, so the call reaches it as it is written.
-        total: the sum that is fused.
-    """
-
-    call: Call
-    name: str
-    is_first: bool
-    total: Sum | None
-
-    @property
-    def key(self) -> tuple[int, str, bool, bool, bool]:
-        """What the new source depends on."""
-        return id(self.call.node), self.name, self.is_first, self.total is not None, self.call.is_certain
+def key_of(one: Plan) -> tuple[int, str, bool, bool, bool]:
+    """What the new source of a method depends on."""
+    return id(one.call.node), one.place.attribute, one.place.is_first, one.total is not None, one.call.is_certain
 
 
 def questions(method: Method, scope: Scope) -> list[int]:
@@ -52,7 +36,7 @@ def questions(method: Method, scope: Scope) -> list[int]:
 
 
 def changed(
-    method: Method, new_name: str, edits: Iterable[Edit], supers: Mapping[int, str], asked: Iterable[int]
+    method: Method, new_name: str, plans: Iterable[Plan], supers: Mapping[int, str], asked: Iterable[int]
 ) -> NewMethod | None:
     """The new source of a method; None if nothing in it changes.
 
@@ -66,11 +50,11 @@ def changed(
     # The decorators stay around the function as they were.
     tree.decorator_list = []
     editor = _Editor(method.receiver)
-    for edit in edits:
-        if not edit.is_first or edit.total is not None or not _takes_one(edit.call.node):
-            editor.calls[copies[id(edit.call.node)]] = edit
-        if edit.total is not None and edit.total.statement is not None:
-            editor.removed.add(copies[id(edit.total.statement)])
+    for one in plans:
+        if not one.place.is_first or one.total is not None or not _takes_one(one.call.node):
+            editor.calls[copies[id(one.call.node)]] = one
+        if one.total is not None and one.total.statement is not None:
+            editor.removed.add(copies[id(one.total.statement)])
     editor.supers = {copies[key]: name for key, name in supers.items() if key in copies}
     editor.questions = {copies[key] for key in asked}
     if not (editor.calls or editor.supers or editor.questions):
@@ -97,7 +81,7 @@ class _Editor(ast.NodeTransformer):
     def __init__(self, receiver: str) -> None:
         self._receiver = receiver
         self._last_sum: ast.AST | None = None
-        self.calls: dict[ast.AST, Edit] = {}
+        self.calls: dict[ast.AST, Plan] = {}
         self.supers: Mapping[ast.AST, str] = {}
         self.questions: set[ast.AST] = set()
         self.removed: set[ast.AST] = set()
@@ -123,15 +107,15 @@ class _Editor(ast.NodeTransformer):
     def _own(self, name: str) -> ast.expr:
         return ast.Attribute(_name(self._receiver), name, ast.Load())
 
-    def _directed(self, node: ast.Call, edit: Edit) -> ast.Call:
-        site = copy.deepcopy(node.func) if edit.is_first else self._own(edit.name)
-        if edit.total is not None:
-            parts = self._addends(edit.total, _input(node, edit.call))
+    def _directed(self, node: ast.Call, one: Plan) -> ast.Call:
+        site = copy.deepcopy(node.func) if one.place.is_first else self._own(one.place.attribute)
+        if one.total is not None:
+            parts = self._addends(one.total, _input(node, one.call))
             # What is set in the D-ReLU's place later may take one input only.
-            called = copy.deepcopy(site) if edit.call.is_certain else node.func
+            called = copy.deepcopy(site) if one.call.is_certain else node.func
             return ast.Call(_name(sites.call_site_of_sum.__name__), [site, called, *parts], [])
-        if edit.call.is_certain:
-            return ast.Call(site, [_input(node, edit.call)], [])
+        if one.call.is_certain:
+            return ast.Call(site, [_input(node, one.call)], [])
         return ast.Call(_name(sites.call_site.__name__), [site, node.func, *node.args], node.keywords)
 
     def _addends(self, total: Sum, x: ast.expr) -> list[ast.expr]:

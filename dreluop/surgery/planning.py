@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,13 +23,20 @@ _NO_LAYER = "a clamp of something that no layer is known to make"
 Dim = int | Callable[[Site], int] | None
 
 
+class Place(NamedTuple):
+    """Where a D-ReLU goes: ``is_first``: into the attribute that holds the activation now."""
+
+    holder: nn.Module
+    attribute: str
+    name: str
+    is_first: bool
+
+
 @dataclass(eq=False)
 class Plan:
     """What becomes of one call.
 
     Attributes:
-        holder, attribute: where its D-ReLU goes.
-        is_first: the attribute is the one that holds the activation now.
         total: the residual sum that is fused.
         shares: another call of the same slot, whose D-ReLU it calls.
         shape: of the caps.
@@ -38,15 +45,18 @@ class Plan:
 
     call: Call
     site: Site
-    holder: nn.Module
-    attribute: str
-    is_first: bool
+    place: Place
     producer: Producer | None
     selected: bool = True
     total: Sum | None = None
     shares: Plan | None = None
     shape: tuple[int, ...] = (1,)
     dim: int = 1
+
+    @property
+    def has_own(self) -> bool:
+        """Whether it gets a D-ReLU of its own."""
+        return self.selected and self.shares is None
 
     def note(self, reason: str) -> None:
         joined = "; ".join(part for part in (self.site.reason, reason) if part)
@@ -60,75 +70,63 @@ class Plan:
 def plan(found: Found, producers: dict[Call, Producer], select: Callable[[Site], bool], fuse: bool) -> list[Plan]:
     """A plan per call."""
     plans = _named(found, producers)
-    for group in _by_slot(plans):
-        _share(group, [one for one in group if one.call.is_reached], "forward does not get to its method")
     for one in plans:
-        if one.shares is not None:
-            continue
         if one.call.reason:
             one.leave(one.call.reason)
         elif not select(one.site):
             one.selected = False
             one.note("not selected")
-        else:
-            if fuse:
-                _fuse(one)
-            if not one.is_first and has_hooks(calls.held(one.call.slot)):
-                one.note("the activation's hooks run here too; their handles take them off the first call only")
+        elif fuse:
+            _fuse(one)
     return plans
 
 
 def _named(found: Found, producers: dict[Call, Producer]) -> list[Plan]:
-    totals = Counter(call.slot_key for call in found.calls if call.slot is not None)
+    totals = Counter(call.slot_key for call in found.calls)
     seen: Counter[Any] = Counter()
-    taken: set[tuple[int, str]] = {call.slot_key for call in found.calls if call.slot_key is not None}
+    taken = {call.slot_key for call in found.calls}
     plans = []
     for call in found.calls:
-        source, is_first = call.source, False
-        if call.slot is not None:
-            seen[call.slot_key] += 1
-            is_first = seen[call.slot_key] == 1
-            if totals[call.slot_key] > 1:
-                source += f", call {seen[call.slot_key]} of {totals[call.slot_key]}"
-        if is_first and call.slot is not None:
-            holder, attribute = call.slot
-        else:
-            holder, attribute = call.owner, _free_name(call.owner, _base_name(call), taken)
-            taken.add((id(holder), attribute))
+        source, key, owner = call.source, call.slot_key, found.paths[id(call.owner)]
+        seen[key] += 1
+        is_first = key is not None and seen[key] == 1
+        if key is not None and totals[key] > 1:
+            source += f", call {seen[key]} of {totals[key]}"
+        holder, attribute = call.slot if call.slot is not None and is_first else (call.owner, "")
+        attribute = attribute or _free_name(holder, _base_name(call), taken)
+        taken.add((id(holder), attribute))
         path = found.paths[id(holder)]
-        owner = f"{found.paths[id(call.owner)] or '(model)'} ({type(call.owner).__name__})"
+        place = Place(holder, attribute, f"{path}.{attribute}" if path else attribute, is_first)
         site = Site(
-            f"{path}.{attribute}" if path else attribute, source, owner, call.activation.bound, call.activation.inplace,
-            line=call.line,
+            place.name, source, f"{owner or '(model)'} ({type(call.owner).__name__})", call.activation.bound,
+            call.activation.inplace, line=call.line, module=owner,
         )  # fmt: skip
-        plans.append(Plan(call, site, holder, attribute, is_first, producers.get(call)))
+        plans.append(Plan(call, site, place, producers.get(call)))
     return plans
 
 
-def _by_slot(plans: list[Plan]) -> list[list[Plan]]:
-    found: dict[Any, list[Plan]] = {}
+def _share(plans: list[Plan], observed: Observed) -> None:
+    """Give a slot's D-ReLU to the first call that is reached; the calls of it that are not reached share it."""
+    groups: dict[Any, list[Plan]] = defaultdict(list)
     for one in plans:
-        if one.call.slot_key is not None:
-            found.setdefault(one.call.slot_key, []).append(one)
-    return list(found.values())
-
-
-def _share(group: list[Plan], reached: list[Plan], why: str) -> None:
-    """Give the slot's D-ReLU to the first call that is reached; calls that are not reached share it."""
-    first = next((one for one in group if one.is_first), None)
-    if first is None or not reached or len(reached) == len(group):
-        return
-    main = reached[0]
-    if main is not first:
-        names = main.site.name, first.site.name
-        main.site, first.site = replace(main.site, name=names[1]), replace(first.site, name=names[0])
-        places = main.holder, main.attribute
-        (main.holder, main.attribute), (first.holder, first.attribute) = (first.holder, first.attribute), places
-        main.is_first, first.is_first = True, False
-    for one in group:
-        if one not in reached:
-            one.shares, one.total, one.selected = main, None, True
-            one.site = replace(one.site, reason=f"calls the D-ReLU of another call: {why}")
+        if one.selected and one.call.slot is not None:
+            groups[one.call.slot_key].append(one)
+    for first, *rest in groups.values():
+        is_reached = {
+            one: bool(observed.calls(one.site.name)) if observed.ran else one.call.is_reached for one in (first, *rest)
+        }
+        main = next((one for one, reached in is_reached.items() if reached), None)
+        if main is None or not first.place.is_first:
+            continue
+        if main is not first:
+            observed.swap(main.site.name, first.site.name)
+            main.place, first.place = first.place, main.place
+            main.site = replace(main.site, name=main.place.name)
+        for one, reached in is_reached.items():
+            if not reached:
+                one.shares, one.place, one.total = main, main.place, None
+                why = "the example does not reach this one" if observed.ran else "forward does not get to its method"
+                one.site = replace(one.site, reason=f"calls the D-ReLU of another call: {why}")
 
 
 def _base_name(call: Call) -> str:
@@ -138,7 +136,7 @@ def _base_name(call: Call) -> str:
     return "relu" if call.activation.bound is None else "relu6" if call.activation.bound == 6 else "hardtanh"
 
 
-def _free_name(module: nn.Module, base: str, taken: set[tuple[int, str]]) -> str:
+def _free_name(module: nn.Module, base: str, taken: set[Any]) -> str:
     name, number = base, 0
     while hasattr(module, name) or (id(module), name) in taken:
         number += 1
@@ -162,7 +160,7 @@ def has_hooks(module: Any) -> bool:
     return isinstance(module, nn.Module) and any(getattr(module, name) for name in names)
 
 
-def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed | None) -> None:
+def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed) -> None:
     """Decide the caps of each plan. A call that cannot have caps is left, with the reason.
 
     Raises:
@@ -170,14 +168,15 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
     """
     unknown: list[str] = []
     ambiguous: list[str] = []
-    if observed is not None:
-        _share_by_run(plans, observed)
+    _share(plans, observed)
     for one in plans:
-        if not one.selected or one.shares is not None:
+        if not one.has_own:
             continue
-        inputs = observed.seen(one.site.name) if observed is not None else []
+        if not one.place.is_first and has_hooks(calls.held(one.call.slot)):
+            one.note("the activation's hooks run here too; their handles take them off the first call only")
+        name, inputs = one.site.name, observed.seen(one.site.name)
         if inputs:
-            one.site = replace(one.site, shape=inputs[0].shape)
+            one.site = replace(one.site, shape=inputs[0].shape, modes=observed.modes(name))
         if one.call.is_clamp and one.producer is None and not (inputs and all(part.dim is not None for part in inputs)):
             one.leave(_NO_LAYER)
         elif granularity == "layer":
@@ -186,12 +185,12 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
             _from_run(one, inputs, granularity, dim, ambiguous)
         elif granularity == "channel" and one.producer is not None:
             one.shape, one.dim = (one.producer.channels,), one.producer.dim
-        elif observed is not None:
+        elif observed.ran:
             one.leave("the example does not reach it, so its shape is not known")
         else:
-            unknown.append(repr(one.site.name))
-        if observed is not None:
-            _note_calls(one, observed)
+            unknown.append(repr(name))
+        if one.selected and observed.calls(name) > 1:
+            one.note(f"it is called {observed.calls(name)} times in a forward pass, with the same caps")
     _check_known(unknown, ambiguous, granularity)
 
 
@@ -207,16 +206,6 @@ def _check_known(unknown: list[str], ambiguous: list[str], granularity: Granular
             "dim: the channels of these sites may lie in any dimension, as no layer before tells which: "
             f"{', '.join(ambiguous)}; pass dim=1 (images), dim=-1 (features last), or a function of a Site"
         )
-
-
-def _share_by_run(plans: list[Plan], observed: Observed) -> None:
-    for group in _by_slot(plans):
-        able = [one for one in group if one.selected and one.shares is None]
-        before = [one.site.name for one in able]
-        _share(able, [one for one in able if observed.calls(one.site.name)], "the example does not reach this one")
-        # A call keeps the inputs that were recorded for it under its old name.
-        seen = [observed.inputs.pop(name, {}) for name in before]
-        observed.inputs.update({one.site.name: inputs for one, inputs in zip(able, seen, strict=True)})
 
 
 def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, ambiguous: list[str]) -> None:
@@ -244,26 +233,15 @@ def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, a
 
 
 def _dim(one: Plan, seen: Seen, chosen: int | None) -> int | None:
-    if chosen is not None:
-        return chosen
-    if len(seen.shape) == 2:
-        return 1
-    return seen.dim if seen.dim is not None else one.producer.dim if one.producer is not None else None
-
-
-def _note_calls(one: Plan, observed: Observed) -> None:
-    often = observed.calls(one.site.name)
-    if often > 1 and one.selected:
-        one.note(f"it is called {often} times in a forward pass, with the same caps")
-    one.site = replace(one.site, modes=observed.modes(one.site.name))
+    if chosen is not None or len(seen.shape) == 2:
+        return 1 if chosen is None else chosen
+    return one.producer.dim if seen.dim is None and one.producer is not None else seen.dim
 
 
 def described(one: Plan) -> Site:
     """The site of a plan, with what was done."""
-    main = one
-    while main.shares is not None:
-        main = main.shares
-    return replace(one.site, name=main.site.name, cap_shape=main.site.cap_shape, action=main.site.action)
+    main = (one.shares or one).site
+    return replace(one.site, name=main.name, cap_shape=main.cap_shape, action=main.action)
 
 
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:

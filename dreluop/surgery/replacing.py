@@ -21,11 +21,11 @@ from dreluop.surgery import calls, channels, copies, edits, kinds, planning, run
 from dreluop.surgery.calls import Found
 from dreluop.surgery.classes import NewMethod, Rewritten, class_of, rewritten
 from dreluop.surgery.planning import Dim, Plan
-from dreluop.surgery.report import Report, Site
+from dreluop.surgery.report import Action, Report, Site
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
 from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
-from dreluop.surgery.verifying import known_to_remain, seen_to_remain
+from dreluop.surgery.verifying import remaining
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 # The dictionaries of nn.Module itself.
@@ -89,7 +89,7 @@ def replace_activations(
             raise ValueError(
                 f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
             )
-    observed, made = None, _Made()
+    observed, made = Observed(), _Made()
     if example_input is not None:
         observed = _rehearsed(model, found, plans, example_input, made)
     planning.settle(plans, granularity, dim, observed)
@@ -100,9 +100,7 @@ def replace_activations(
         undo.restore()
         raise
     done = tuple(map(planning.described, plans))
-    if observed is None:
-        return Report(done, known_to_remain(done, found.unread))
-    return Report(done, seen_to_remain(done, found.unread, observed), tuple(observed.ran), observed.failed)
+    return Report(done, remaining(done, found.unread, observed), tuple(observed.ran), observed.failed)
 
 
 def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any, made: _Made) -> Observed:
@@ -110,8 +108,7 @@ def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input:
     undo, arguments = _Undo(found.modules), running.as_arguments(example_input)
     try:
         _install(undo, found, plans, lambda one: PendingSite(), made)
-        names = [one.site.name for one in plans if one.selected and one.shares is None]
-        observed = running.observe(model, names, arguments)
+        observed = running.observe(model, [one.place.name for one in plans if one.has_own], arguments)
     finally:
         undo.restore()
     if not observed.ran:
@@ -122,36 +119,38 @@ def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input:
 def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module], made: _Made) -> None:
     """Insert the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
-    plans = [one for one in plans if one.shares is None]
-    selected = [one for one in plans if one.selected]
-    for one in selected:
-        hooked = calls.held(one.call.slot)
-        new = make(one)
-        new.training = one.call.owner.training
-        if isinstance(hooked, nn.Module):
-            setattr(new, WAS, type_before(hooked))
-            _take_hooks(hooked, new, one.is_first and id(hooked) not in replaced)
-            if one.is_first:
-                replaced.setdefault(id(hooked), new)
-        setattr(one.holder, one.attribute, new)
-        if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
-            # Its fast path in eval mode computes a ReLU inside.
-            one.holder.activation_relu_or_gelu = 0
-        if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
-            # Its __setstate__ sets F.relu if the attribute is not in its __dict__.
-            vars(one.holder)[one.attribute] = new
+    for one in plans:
+        if one.has_own:
+            _insert(one, make(one), replaced)
     # A call that is left must not reach the D-ReLU of another one.
-    taken = {one.call.slot_key for one in selected if one.is_first and one.call.slot is not None}
-    kept = [one for one in plans if not one.selected and one.call.slot_key in taken]
-    for one in kept:
-        setattr(one.holder, one.attribute, kinds.plain(one.call.activation))
+    taken = {one.call.slot_key for one in plans if one.has_own and one.place.is_first}
     by_owner: dict[int, list[Plan]] = defaultdict(list)
     for one in plans:
-        if (one.selected or one in kept) and one.call.node is not None:
+        if not one.selected and one.call.slot_key in taken:
+            setattr(one.place.holder, one.place.attribute, kinds.plain(one.call.activation))
+        if one.call.node is not None and (one.selected or one.call.slot_key in taken):
             by_owner[id(one.call.owner)].append(one)
     undo.substitute(replaced)
-    for code in found.code.values() if selected else ():
+    for code in found.code.values() if any(one.selected for one in plans) else ():
         _change_methods(code, by_owner[id(code.module)], made)
+
+
+def _insert(one: Plan, new: nn.Module, replaced: dict[int, nn.Module]) -> None:
+    holder, attribute, _, is_first = one.place
+    old = calls.held(one.call.slot)
+    new.training = one.call.owner.training
+    if isinstance(old, nn.Module):
+        setattr(new, WAS, type_before(old))
+        _take_hooks(old, new, is_first and id(old) not in replaced)
+        if is_first:
+            replaced.setdefault(id(old), new)
+    setattr(holder, attribute, new)
+    if is_first and isinstance(holder, nn.TransformerEncoderLayer):
+        # Its fast path in eval mode computes a ReLU inside.
+        holder.activation_relu_or_gelu = 0
+    if is_first and isinstance(holder, nn.TransformerDecoderLayer):
+        # Its __setstate__ sets F.relu if the attribute is not in its __dict__.
+        vars(holder)[attribute] = new
 
 
 def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
@@ -160,12 +159,10 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
     # Base classes first: a method must change if one that it reaches through super() does.
     order = sorted(code.methods.items(), key=lambda item: -type(code.module).__mro__.index(item[0].cls))
     for method, new_name in order:
-        own = [
-            edits.Edit(one.call, one.attribute, one.is_first, one.total) for one in plans if one.call.method is method
-        ]
+        own = [one for one in plans if one.call.method is method]
         questions = edits.questions(method, Scope(method, code.module))
         # Most modules of a class change alike, and as they did for the run.
-        key = (method, new_name, tuple(one.key for one in own), tuple(supers.items()), tuple(questions))
+        key = (method, new_name, tuple(map(edits.key_of, own)), tuple(supers.items()), tuple(questions))
         if key not in made:
             made[key] = edits.changed(method, new_name, own, supers, questions)
         new = made[key]
@@ -289,8 +286,8 @@ def _d_relu(model: nn.Module, init: float, one: Plan) -> DReLU:
     options: dict[str, Any] = {"inplace": one.call.activation.inplace, "device": like.device, "dtype": like.dtype}
     if one.total is None:
         module = DReLU(one.shape, start, one.dim, **options)
-        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="replaced")
     else:
         module = ResidualDReLU(one.shape, start, one.dim, sum_inplace=one.total.inplace, **options)
-        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="fused")
+    action: Action = "replaced" if one.total is None else "fused"
+    one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action=action)
     return module

@@ -30,6 +30,7 @@ class Site:
         action: ``"fused"``: replaced together with the residual sum before it.
         reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); else empty.
         line: ``file.py:12``, the call; empty for a module that no readable code calls by name.
+        module: dotted name of the owner.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Site:
     action: Action = "left"
     reason: str = ""
     line: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ class Observed:
         """How often a site is called in a forward pass, in the mode with more calls."""
         return max((len(found) for found in self.inputs.get(name, {}).values()), default=0)
 
+    def swap(self, name: str, other: str) -> None:
+        """Exchange the names of two sites."""
+        inputs = self.inputs
+        inputs[name], inputs[other] = inputs.get(other, {}), inputs.get(name, {})
+
     def seen(self, name: str) -> list[Seen]:
         """All different inputs of a site."""
         return list(dict.fromkeys(one for found in self.inputs.get(name, {}).values() for one in found))

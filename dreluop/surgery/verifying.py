@@ -26,7 +26,7 @@ def verify(report: Report, model: nn.Module, args: tuple[Any, ...], kwargs: Mapp
         raise ValueError(f"model: it cannot run on these arguments in eval mode: {observed.failed['eval']}")
     report.sites = tuple(_reached(site, observed) for site in report.sites)
     unread = {one.module: one.reason for one in report.remaining if not one.calls}
-    report.remaining = seen_to_remain(report.sites, unread, observed)
+    report.remaining = remaining(report.sites, unread, observed)
     report.verified, report.not_run = tuple(observed.ran), observed.failed
     return report
 
@@ -36,45 +36,37 @@ def _reached(site: Site, observed: Observed) -> Site:
     return replace(site, modes=observed.modes(site.name), shape=seen[0].shape if seen else None)
 
 
-def known_to_remain(sites: Iterable[Site], unread: Mapping[str, str]) -> tuple[Remaining, ...]:
-    """What the source alone shows."""
-    left = [_remaining(site, 0) for site in sites if site.action == "left"]
-    return (*left, *(_unread(name, reason) for name, reason in unread.items()))
+def remaining(sites: Iterable[Site], unread: Mapping[str, str], observed: Observed) -> tuple[Remaining, ...]:
+    """Every ReLU that a run saw and that no D-ReLU made, and the calls that it did not reach and that are left.
 
-
-def seen_to_remain(sites: Iterable[Site], unread: Mapping[str, str], observed: Observed) -> tuple[Remaining, ...]:
-    """Every ReLU that a run saw and that no D-ReLU made, and the calls that it did not reach and that are left."""
+    Without a run, what the source alone shows.
+    """
     left = [site for site in sites if site.action == "left"]
-    counted = {line for _, line, _ in observed.relus}
+    lines = {line for _, line, _ in observed.relus}
+    modules = {module for module, _, _ in observed.relus}
     found = [
         Remaining(module, line, what, calls, _why(module, line, left, unread))
         for (module, line, what), calls in observed.relus.items()
     ]
-    # Those that a placeholder stood for in the run, and calls in code that it did not reach.
-    stood_for = [site for site in left if observed.calls(site.name) or (site.line and site.line not in counted)]
-    # Code that cannot be read and in which the run saw none: it may have one that the run did not reach.
-    unseen = set(unread).difference(module for module, _, _ in observed.relus)
-    return (
-        *found,
-        *(_remaining(site, observed.calls(site.name)) for site in stood_for),
-        *(_unread(name, unread[name]) for name in unread if name in unseen),
-    )
+    for site in left:
+        calls = observed.calls(site.name)
+        # A placeholder stood for it in the run, or it is in code that no run reached.
+        if calls or not observed.ran or (site.line and site.line not in lines):
+            found.append(Remaining(site.module, site.line, site.source, calls, _reason(site)))
+    # Code that cannot be read may have a ReLU that the run did not reach, if it saw none there.
+    found += [
+        Remaining(name, "", "code that may call a ReLU", 0, reason)
+        for name, reason in unread.items()
+        if name not in modules
+    ]
+    return tuple(found)
 
 
-def _unread(module: str, reason: str) -> Remaining:
-    return Remaining(module, "", "code that may call a ReLU", 0, reason)
-
-
-def _remaining(site: Site, calls: int) -> Remaining:
-    return Remaining(_module(site), site.line, site.source, calls, site.reason.removeprefix("left: "))
+def _reason(site: Site) -> str:
+    return site.reason.removeprefix("left: ")
 
 
 def _why(module: str, line: str, left: list[Site], unread: Mapping[str, str]) -> str:
-    reasons = [site.reason.removeprefix("left: ") for site in left if line in (site.line, "") or site.name == module]
+    reasons = [_reason(site) for site in left if line in (site.line, "") or site.name == module]
     reasons += [unread[module]] if module in unread else []
     return " or ".join(dict.fromkeys(reasons)) or "no call of it was found in the code of a module"
-
-
-def _module(site: Site) -> str:
-    name = site.owner.rpartition(" (")[0]
-    return "" if name == "(model)" else name
