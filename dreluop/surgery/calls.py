@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from dreluop.surgery import kinds
-from dreluop.surgery.classes import can_be_changed, origin_of
+from dreluop.surgery.classes import origin_of, with_function
 from dreluop.surgery.copies import parts
 from dreluop.surgery.kinds import Activation
 from dreluop.surgery.methods import (
@@ -149,8 +149,10 @@ class Found:
             if read in code.methods:
                 return read
             found = list(_calls_in(read, code.module, self._homes))
-            if found and not (read.receiver and can_be_changed(value, function)):
-                raise NoSourceError(_why_not_changed(value, read))
+            if found:
+                with_function(value, function, function)
+            if found and not read.receiver:
+                raise NoSourceError("it has no parameter self")
         except NoSourceError as error:
             if _mentions_activation(function):
                 self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
@@ -180,12 +182,6 @@ def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
         read = set[str]().union(*(names_in(one.__code__) for one in functions if one is not None))
         new = (read & definitions.keys()) - found
     return found
-
-
-def _why_not_changed(value: Any, read: Method) -> str:
-    if isinstance(value, staticmethod | classmethod):
-        return "it is a static or class method"
-    return "its decorator hides the function" if read.receiver else "it has no parameter self"
 
 
 def _slots(module: nn.Module) -> Iterator[Slot]:

@@ -11,7 +11,6 @@ from dreluop import validation
 from dreluop.layers import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import exact
-from dreluop.surgery.classes import is_rewritten
 from dreluop.surgery.copies import copied, substituted
 from dreluop.surgery.graphs import path_of_class
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
@@ -48,7 +47,7 @@ def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
         return done.get(id(value), value)
     done[id(value)] = value
     # Before its children change, as a rewritten forward asks whether they are D-ReLUs.
-    traced = is_rewritten(value) or isinstance(value, HeadedLinear | StemmedConv2d)
+    traced = vars(type(value)).get("rewritten") is not None or isinstance(value, HeadedLinear | StemmedConv2d)
     graph = _graph(value, names.get(id(value), "")) if traced else None
     substituted(vars(value), lambda part: _plain(part, done, names))
     if isinstance(value, DReLU | SReLU):

@@ -19,7 +19,7 @@ from dreluop.layers import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
 from dreluop.surgery import calls, channels, copies, edits, kinds, planning, running
 from dreluop.surgery.calls import Found
-from dreluop.surgery.classes import NewMethod, Rewritten, class_of, rewritten
+from dreluop.surgery.classes import NewMethod, Rewritten, changes_of, class_of
 from dreluop.surgery.planning import Dim, Plan
 from dreluop.surgery.report import Action, Report, Site
 from dreluop.surgery.resolving import Scope
@@ -170,11 +170,9 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
             changed[new_name] = new
             supers |= {node: new_name for node, target in code.supers.items() if target is method}
     if changed:
-        before = rewritten(code.module)
-        kept = {one.new_name: one for one in before.methods} if before is not None else {}
-        base = before.base if before is not None else type(code.module)
-        new_class = class_of(Rewritten(base, tuple({**kept, **changed}.values())))
-        object.__setattr__(code.module, "__class__", new_class)
+        before = changes_of(type(code.module)) or Rewritten(type(code.module), ())
+        methods = {one.new_name: one for one in (*before.methods, *changed.values())}
+        object.__setattr__(code.module, "__class__", class_of(Rewritten(before.base, tuple(methods.values()))))
 
 
 def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool]:
