@@ -90,28 +90,22 @@ class Found:
 
     Attributes:
         paths: the first name of each module, by id.
-        slots: the attributes that hold activation modules.
         unread: modules that may call an activation in code that cannot be read or changed, with the reason.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.paths = {id(module): name for name, module in model.named_modules()}
-        slots = (slot for module in self.modules for slot in _slots(module))
-        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in slots}
         self.calls: list[Call] = []
         self.code: dict[int, Code] = {}
         self.unread: dict[str, str] = {}
+        slots = {id(module): list(_slots(module)) for module in self.modules}
         self._homes: dict[int, Slot] = {}
-        for slot in self.slots.values():
-            self._homes.setdefault(id(held(slot)), slot)
+        for slot in (call.slot for found in slots.values() for call in found):
+            self._homes.setdefault(id(held(slot)), slot)  # type: ignore[arg-type]
         for module in self.modules:
             self._read(module)
-            self.calls += [
-                Call(module, activation, f"module {name}", (holder, name))
-                for holder, name in _slots(module)
-                if (activation := kinds.of_callable(held((holder, name)))) is not None
-            ]
+            self.calls += slots[id(module)]
         coded = {call.slot_key for call in self.calls if call.node}
         self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
 
@@ -184,11 +178,15 @@ def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
     return found
 
 
-def _slots(module: nn.Module) -> Iterator[Slot]:
-    yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
+def _slots(module: nn.Module) -> Iterator[Call]:
+    """The attributes of a module that hold activations, each as a call."""
+    names = [name for name, child in module._modules.items() if child and kinds.of_module(child)]
     # Torch's own code calls this attribute with the input alone.
-    if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
-        yield module, "activation"
+    names += ["activation"] if isinstance(module, TRANSFORMER_LAYERS) else []
+    for name in dict.fromkeys(names):
+        activation = kinds.of_callable(held((module, name)))
+        if activation is not None:
+            yield Call(module, activation, f"module {name}", (module, name))
 
 
 def held(slot: Slot | None) -> Any:
@@ -310,17 +308,14 @@ def _why_not(call: Call, scope: Scope) -> str:
         return "its input is computed from parameters only"
     above = call.method.parents.get(id(call.node))
     divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
-    if call.activation.bound == 6 and (divided or _is_shifted(scope.alias(call.x) or call.x)):
+    if call.activation.bound == 6 and (divided or _is_shifted(scope, scope.alias(call.x) or call.x)):
         return "it is part of a hard sigmoid or hard swish"
     return ""
 
 
-def _is_shifted(x: ast.expr) -> bool:
+def _is_shifted(scope: Scope, x: ast.expr) -> bool:
     """Whether an expression is ``x + 3``, ``x.add(3)``, ``x.add_(3)`` or ``torch.add(x, 3)``."""
-    if isinstance(x, ast.BinOp):
-        return isinstance(x.op, ast.Add) and 3 in (_number(x.left), _number(x.right))
-    is_sum = isinstance(x, ast.Call) and isinstance(x.func, ast.Attribute) and x.func.attr in ("add", "add_")
-    return is_sum and 3 in map(_number, x.args)  # type: ignore[attr-defined]
+    return 3 in map(_number, scope.addends(x) or scope.addends(x, "add_") or ())
 
 
 def _number(node: ast.expr) -> Any:

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dreluop.surgery.methods import Method, outer
@@ -72,6 +73,16 @@ class Scope:
             return None
         values = self.method.bindings.get(node.id, ())
         return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else None
+
+    def addends(self, node: ast.expr, method: str = "add") -> tuple[ast.expr, ast.expr] | None:
+        """The two sides of ``a + b``, ``torch.add(a, b)`` or ``a.add(b)``."""
+        if isinstance(node, ast.BinOp):
+            return (node.left, node.right) if isinstance(node.op, ast.Add) else None
+        if not isinstance(node, ast.Call) or node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
+            return None
+        if isinstance(node.func, ast.Attribute) and node.func.attr == method and len(node.args) == 1:
+            return (node.func.value, node.args[0]) if self.resolve(node.func.value) is UNKNOWN else None
+        return (node.args[0], node.args[1]) if len(node.args) == 2 and self.resolve(node.func) is torch.add else None
 
     def is_made_of_parameters(self, node: ast.expr) -> bool:
         """Whether an expression reads parameters or buffers of the module, and no input."""
