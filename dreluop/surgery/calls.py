@@ -24,9 +24,12 @@ from dreluop.surgery.methods import (
     names_in,
     outer,
 )  # fmt: skip
-from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
+from dreluop.surgery.resolving import UNKNOWN, Scope, Slot, literal
 
 SlotKey = tuple[int, str]
+# The dictionaries of nn.Module itself, and those of hooks that get inputs or outputs.
+STATE = frozenset(vars(nn.Module()))
+HOOKS = [name for name in STATE if name.startswith(("_forward", "_backward"))]
 _COMPUTES_INSIDE = "it computes its ReLU inside"
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
@@ -292,12 +295,12 @@ def _only_argument(node: ast.Call) -> ast.expr | None:
 
 def _constant(scope: Scope, node: ast.expr) -> Any:
     """A number or flag that is written in a call, or a flag of the module; never its mode."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        value = scope.resolve(node)
-        is_mode = isinstance(node, ast.Attribute) and node.attr == "training"
-        return value if isinstance(value, bool) and not is_mode else UNKNOWN
+    value = literal(node)
+    if value is not UNKNOWN:
+        return value
+    flag = scope.resolve(node)
+    is_mode = isinstance(node, ast.Attribute) and node.attr == "training"
+    return flag if isinstance(flag, bool) and not is_mode else UNKNOWN
 
 
 def _why_not(call: Call, scope: Scope) -> str:

@@ -17,7 +17,7 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.calls import TRANSFORMER_LAYERS, Call, Found
 from dreluop.surgery.classes import origin_of
-from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of
+from dreluop.surgery.methods import Method, NoSourceError, bindings_in, function_of, method, methods_of
 from dreluop.surgery.resolving import UNKNOWN, Scope
 
 
@@ -250,10 +250,7 @@ class _Flow:
 @functools.lru_cache(maxsize=4096)
 def _bound_in(node: ast.AST) -> frozenset[str]:
     """The names that a part of the code binds."""
-    parts = list(ast.walk(node))
-    stored = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-    named = (part.name for part in parts if isinstance(part, ast.MatchAs | ast.MatchStar | ast.ExceptHandler))
-    return frozenset(stored.union(name for name in named if name))
+    return frozenset(bindings_in(node))
 
 
 def _is_none(scope: Scope, test: ast.expr) -> bool | None:

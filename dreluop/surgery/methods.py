@@ -47,7 +47,7 @@ class Method:
 
     def __post_init__(self) -> None:
         parameters = [*self.tree.args.posonlyargs, *self.tree.args.args]
-        self.bindings = _bindings(self.tree)
+        self.bindings = bindings_in(self.tree)
         first = parameters[0].arg if parameters else ""
         self.receiver = first if self.bindings.get(first) == [None] else ""
         if self.receiver:
@@ -175,7 +175,8 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes_in(const)
 
 
-def _bindings(tree: _FunctionNode) -> dict[str, list[ast.expr | str | None]]:
+def bindings_in(tree: ast.AST) -> dict[str, list[ast.expr | str | None]]:
+    """What is bound to each name in a part of the code, as in ``Method.bindings``."""
     found: dict[str, list[ast.expr | str | None]] = {}
 
     def bind(name: str, value: ast.expr | str | None) -> None:

@@ -156,8 +156,7 @@ def _fuse(one: Plan) -> None:
 
 def has_hooks(module: Any) -> bool:
     """Whether a module has hooks that get its inputs or outputs."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return isinstance(module, nn.Module) and any(getattr(module, name) for name in names)
+    return isinstance(module, nn.Module) and any(getattr(module, name) for name in calls.HOOKS)
 
 
 def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed) -> None:
@@ -175,8 +174,7 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
         if not one.place.is_first and has_hooks(calls.held(one.call.slot)):
             one.note("the activation's hooks run here too; their handles take them off the first call only")
         name, inputs = one.site.name, observed.seen(one.site.name)
-        if inputs:
-            one.site = replace(one.site, shape=inputs[0].shape, modes=observed.modes(name))
+        one.site = observed.noted(one.site)
         if one.call.is_clamp and one.producer is None and not (inputs and all(part.dim is not None for part in inputs)):
             one.leave(_NO_LAYER)
         elif granularity == "layer":

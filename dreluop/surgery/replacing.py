@@ -28,8 +28,6 @@ from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
 from dreluop.surgery.verifying import remaining
 
 Select = Callable[[Site], bool] | str | Iterable[str]
-# The dictionaries of nn.Module itself.
-_STATE = frozenset(vars(nn.Module()))
 # The changed methods, by what their source depends on.
 _Made = dict[Any, NewMethod | None]
 
@@ -240,7 +238,7 @@ class _Undo:
     def substitute(self, replaced: dict[int, nn.Module]) -> None:
         """Give the lists, dictionaries and partials that the modules hold the new modules too."""
         for module, *_ in self._saved if replaced else ():
-            for name in vars(module).keys() - _STATE:
+            for name in vars(module).keys() - calls.STATE:
                 self._set(
                     vars(module),
                     name,
@@ -261,15 +259,9 @@ class _Undo:
                 now.update(before)
 
 
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-
-
 def _take_hooks(old: nn.Module, new: nn.Module, is_first: bool) -> None:
     """Run the hooks of an activation module on its D-ReLUs, at each call."""
-    for name in _HOOKS:
+    for name in calls.HOOKS:
         hooks = getattr(old, name)
         # The first one gets the same dictionary, so that a handle that the user holds still removes its hook.
         object.__setattr__(new, name, hooks if is_first else hooks.copy())

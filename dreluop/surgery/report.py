@@ -84,15 +84,18 @@ class Report:
 
     @property
     def replaced(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action != "left")
+        return self._done("replaced", "fused")
 
     @property
     def fused(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action == "fused")
+        return self._done("fused")
 
     @property
     def left(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action == "left")
+        return self._done("left")
+
+    def _done(self, *actions: Action) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.action in actions)
 
     @property
     def unreached(self) -> tuple[Site, ...]:

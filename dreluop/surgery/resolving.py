@@ -41,9 +41,9 @@ class Scope:
         if isinstance(node, ast.Name):
             return self._name(node.id)
         if isinstance(node, ast.Attribute):
-            return attribute(self.resolve(node.value), self.method.mangled(node.attr))
+            return attribute(*self._place(node))
         if isinstance(node, ast.Subscript):
-            return _item(self.resolve(node.value), _index(node))
+            return _item(*self._place(node))
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Tuple | ast.List):
@@ -53,19 +53,24 @@ class Scope:
 
     def slot(self, node: ast.expr) -> Slot | None:
         """Where the module that an expression gives is registered, by the names that the expression reads."""
-        if isinstance(node, ast.Name):
-            alias = self.alias(node)
-            return self.slot(alias) if alias is not None else None
+        alias = self.alias(node)
+        if alias is not None:
+            return self.slot(alias)
+        holder, name = self._place(node)
+        if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(name, int):
+            name = str(range(len(holder))[name]) if -len(holder) <= name < len(holder) else ""
+        is_registered = isinstance(holder, nn.Module) and holder._modules.get(name) is not None
+        return (holder, name) if is_registered else None
+
+    def _place(self, node: ast.expr) -> tuple[Any, Any]:
+        """The object that holds what an expression gives, and its attribute, key or index there."""
         if isinstance(node, ast.Attribute):
-            return _registered(self.resolve(node.value), self.method.mangled(node.attr))
+            return self.resolve(node.value), self.method.mangled(node.attr)
         if isinstance(node, ast.Subscript):
-            holder, index = self.resolve(node.value), _index(node)
-            if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(index, int):
-                index = str(range(len(holder))[index]) if -len(holder) <= index < len(holder) else ""
-            return _registered(holder, index) if isinstance(holder, _CONTAINERS) else None
-        if isinstance(node, ast.Call) and self.resolve(node.func) is getattr and len(node.args) >= 2:
-            return _registered(self.resolve(node.args[0]), self.resolve(node.args[1]))
-        return None
+            return self.resolve(node.value), literal(node.slice)
+        if isinstance(node, ast.Call) and self.resolve(node.func) is getattr and len(node.args) == 2:
+            return self.resolve(node.args[0]), self.resolve(node.args[1])
+        return UNKNOWN, UNKNOWN
 
     def alias(self, node: ast.expr) -> ast.expr | None:
         """The one expression that a local name stands for."""
@@ -157,7 +162,7 @@ class Scope:
         if function is functools.partial and args and callable(args[0]):
             return functools.partial(args[0], *args[1:], **{str(name): value for name, value in kwargs.items()})
         if function is getattr and len(args) == 2 and isinstance(args[1], str):
-            return attribute(args[0], args[1])
+            return attribute(*args)
         return UNKNOWN
 
 
@@ -189,15 +194,12 @@ def _item(holder: Any, index: Any) -> Any:
         return UNKNOWN
 
 
-def _index(node: ast.Subscript) -> Any:
+def literal(node: ast.expr) -> Any:
+    """The number, string or the like that is written; UNKNOWN for other code."""
     try:
-        return ast.literal_eval(node.slice)
-    except ValueError:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError):
         return UNKNOWN
-
-
-def _registered(holder: Any, name: Any) -> Slot | None:
-    return (holder, name) if isinstance(holder, nn.Module) and holder._modules.get(name) is not None else None
 
 
 def _imported(path: str) -> Any:

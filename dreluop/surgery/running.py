@@ -23,6 +23,7 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.compiling import original_line
 from dreluop.surgery.copies import copied
+from dreluop.surgery.report import Site
 from dreluop.surgery.sites import PendingSite
 
 _SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
@@ -77,6 +78,11 @@ class Observed:
         """Exchange the names of two sites."""
         inputs = self.inputs
         inputs[name], inputs[other] = inputs.get(other, {}), inputs.get(name, {})
+
+    def noted(self, site: Site) -> Site:
+        """A site with what the runs saw of it."""
+        seen = self.seen(site.name)
+        return replace(site, modes=self.modes(site.name), shape=seen[0].shape if seen else None)
 
     def seen(self, name: str) -> list[Seen]:
         """All different inputs of a site."""

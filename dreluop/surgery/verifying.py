@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -24,16 +23,11 @@ def verify(report: Report, model: nn.Module, args: tuple[Any, ...], kwargs: Mapp
     observed = running.observe(model, names, (args, dict(kwargs)))
     if not observed.ran:
         raise ValueError(f"model: it cannot run on these arguments in eval mode: {observed.failed['eval']}")
-    report.sites = tuple(_reached(site, observed) for site in report.sites)
+    report.sites = tuple(map(observed.noted, report.sites))
     unread = {one.module: one.reason for one in report.remaining if not one.calls}
     report.remaining = remaining(report.sites, unread, observed)
     report.verified, report.not_run = tuple(observed.ran), observed.failed
     return report
-
-
-def _reached(site: Site, observed: Observed) -> Site:
-    seen = observed.seen(site.name)
-    return replace(site, modes=observed.modes(site.name), shape=seen[0].shape if seen else None)
 
 
 def remaining(sites: Iterable[Site], unread: Mapping[str, str], observed: Observed) -> tuple[Remaining, ...]:
