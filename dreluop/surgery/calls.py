@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import types
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from dreluop.surgery.kinds import Activation
 from dreluop.surgery.methods import (
     Method,
     NoSourceError,
-    function_of,
     method,
     methods_of,
     names_in,
@@ -27,6 +27,8 @@ from dreluop.surgery.methods import (
 from dreluop.surgery.resolving import UNKNOWN, Scope, Slot, literal
 
 SlotKey = tuple[int, str]
+# By name: the class that defines a method, what it holds, and the function inside.
+_Definitions = dict[str, list[tuple[type, Any, types.FunctionType]]]
 # The dictionaries of nn.Module itself, and those of hooks that get inputs or outputs.
 STATE = frozenset(vars(nn.Module()))
 HOOKS = [name for name in STATE if name.startswith(("_forward", "_backward"))]
@@ -122,9 +124,9 @@ class Found:
             return
         if kinds.of_module(module) is not None:
             return
-        definitions: dict[str, list[tuple[type, Any]]] = defaultdict(list)
-        for cls, name, value in methods_of(type(module)):
-            definitions[name].append((cls, value))
+        definitions: _Definitions = defaultdict(list)
+        for cls, name, value, function in methods_of(type(module)):
+            definitions[name].append((cls, value, function))
         code, reached = Code(module), _reached(definitions)
         for name in sorted(definitions, key=lambda name: name != "forward"):
             known = len(self.calls)
@@ -134,12 +136,9 @@ class Found:
         if code.methods:
             self.code[id(module)] = code
 
-    def _read_method(
-        self, code: Code, definitions: dict[str, list[tuple[type, Any]]], name: str, depth: int
-    ) -> Method | None:
-        cls, value = definitions[name][depth]
-        function = function_of(value)
-        if function is None or kinds.of_callable(function) is not None:
+    def _read_method(self, code: Code, definitions: _Definitions, name: str, depth: int) -> Method | None:
+        cls, value, function = definitions[name][depth]
+        if kinds.of_callable(function) is not None:
             return None
         try:
             read = method(*origin_of(cls, name), function)
@@ -160,7 +159,7 @@ class Found:
         for node in _super_calls(read):
             target = read.mangled(node.func.attr)  # type: ignore[attr-defined]
             above = definitions.get(target, ())
-            next_one = next((i for i, (base, _) in enumerate(above) if order(base) > order(read.cls)), None)
+            next_one = next((i for i, (base, *_) in enumerate(above) if order(base) > order(read.cls)), None)
             if next_one is not None:
                 reached = self._read_method(code, definitions, target, next_one)
                 if reached is not None:
@@ -168,15 +167,15 @@ class Found:
         return read
 
 
-def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
+def _reached(definitions: _Definitions) -> set[str]:
     """The methods that forward gets to, by the names that they read; all of them without a forward of their own."""
     if "forward" not in definitions:
         return set(definitions)
     found, new = set[str](), {"forward"}
     while new:
         found |= new
-        functions = (function_of(value) for name in new for _, value in definitions[name])
-        read = set[str]().union(*(names_in(one.__code__) for one in functions if one is not None))
+        functions = (function for name in new for _, _, function in definitions[name])
+        read = set[str]().union(*(names_in(one.__code__) for one in functions))
         new = (read & definitions.keys()) - found
     return found
 
@@ -194,10 +193,7 @@ def _slots(module: nn.Module) -> Iterator[Call]:
 
 def held(slot: Slot | None) -> Any:
     """The activation in a slot; None for a call of a function, which has no slot."""
-    if slot is None:
-        return None
-    holder, name = slot
-    return holder._modules[name] if name in holder._modules else vars(holder).get(name)
+    return getattr(*slot, None) if slot is not None else None
 
 
 def _cannot_be_read(module: nn.Module) -> str:
@@ -225,7 +221,7 @@ def _may_call_activation(module: nn.Module) -> bool:
         called = (node.target for node in module.graph.nodes if node.op in ("call_function", "call_method"))
         return any(one in kinds.NAMES or kinds.spelled(one) for one in called)
     own = getattr(vars(module).get("forward"), "__func__", vars(module).get("forward"))
-    functions = (own, *(function_of(value) for _, _, value in methods_of(type(module))))
+    functions = (own, *(function for *_, function in methods_of(type(module))))
     return any(_mentions_activation(one, module._modules) for one in functions if hasattr(one, "__code__"))
 
 

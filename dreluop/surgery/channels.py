@@ -17,7 +17,7 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.calls import TRANSFORMER_LAYERS, Call, Found
 from dreluop.surgery.classes import origin_of
-from dreluop.surgery.methods import Method, NoSourceError, bindings_in, function_of, method, methods_of
+from dreluop.surgery.methods import Method, NoSourceError, bindings_in, method, methods_of
 from dreluop.surgery.resolving import UNKNOWN, Scope
 
 
@@ -110,12 +110,11 @@ class _Reader:
 
     def method_named(self, module: nn.Module, name: str) -> Method | None:
         """A method that code calls by this name, if its source can be read."""
-        defined = ((cls, function_of(value)) for cls, other, value in methods_of(type(module)) if other == name)
+        defined = ((cls, function) for cls, other, _, function in methods_of(type(module)) if other == name)
         cls, function = next(defined, (None, None))
-        if cls is None or function is None or name in vars(module):
-            return None
         try:
-            return method(*origin_of(cls, name), function)
+            is_read = cls is not None and function is not None and name not in vars(module)
+            return method(*origin_of(cls, name), function) if is_read else None  # type: ignore[arg-type]
         except NoSourceError:
             return None
 

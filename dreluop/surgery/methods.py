@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import inspect
 import linecache
 import types
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,42 +82,30 @@ class Method:
 
 def outer(function: types.FunctionType, name: str, default: Any) -> Any:
     """The value of a name that a function does not bind."""
-    code, closure = function.__code__, function.__closure__ or ()
-    if name in code.co_freevars:
-        try:
-            return closure[code.co_freevars.index(name)].cell_contents
-        except ValueError:  # an empty cell
-            return default
-    names = function.__globals__
-    return names[name] if name in names else vars(builtins).get(name, default)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    try:
+        return cells[name].cell_contents if name in cells else ChainMap(function.__globals__, vars(builtins))[name]
+    except (KeyError, ValueError):  # an empty cell
+        return default
 
 
-def classes_of(cls: type) -> Iterator[type]:
-    """A class and those that it is derived from, nearest first, without torch's own."""
-    return (base for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch" and base is not object)
-
-
-def methods_of(cls: type) -> Iterator[tuple[type, str, Any]]:
-    """What the classes of a module define as methods, nearest first; torch's own classes are left out."""
-    for base in classes_of(cls):
-        for name, value in vars(base).items():
-            special = name.startswith("__") and name != "__call__"
-            is_method = isinstance(value, types.FunctionType | property | staticmethod | classmethod)
-            # functools.lru_cache and the like make an object of a method.
-            if not special and (is_method or isinstance(vars_of(value).get("__wrapped__"), types.FunctionType)):
-                yield base, name, value
-
-
-def vars_of(value: Any) -> Mapping[str, Any]:
-    """The attributes that an object itself has."""
-    return getattr(value, "__dict__", {})
+def methods_of(cls: type) -> Iterator[tuple[type, str, Any, types.FunctionType]]:
+    """What the classes of a module define as methods, and the functions inside; torch's own classes are left out."""
+    for base in cls.__mro__:
+        for name, value in vars(base).items() if base.__module__.partition(".")[0] != "torch" else ():
+            function = function_of(value)
+            if function is not None and (name == "__call__" or not name.startswith("__")):
+                yield base, name, value, function
 
 
 def function_of(value: Any) -> types.FunctionType | None:
     """The function inside a method's decorators."""
-    outer = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-    inner = inspect.unwrap(outer) if callable(outer) else None
-    return inner if isinstance(inner, types.FunctionType) else None
+    if isinstance(value, property | staticmethod | classmethod):
+        value = value.fget if isinstance(value, property) else value.__func__
+    # functools.lru_cache and the like make an object of a method.
+    while "__wrapped__" in getattr(value, "__dict__", ()):
+        value = value.__wrapped__
+    return value if isinstance(value, types.FunctionType) else None
 
 
 def names_in(code: types.CodeType) -> frozenset[str]:
@@ -134,7 +122,9 @@ def method(cls: type, name: str, function: types.FunctionType) -> Method:
         NoSourceError: there is none, or it is not what runs.
     """
     code = function.__code__
-    trees, codes = _definitions(code.co_filename, "".join(_lines(function)), code.co_flags & FUTURES)
+    linecache.checkcache(code.co_filename)
+    source = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    trees, codes = _definitions(code.co_filename, source, code.co_flags & FUTURES)
     for tree in trees.get(code.co_firstlineno, ()):
         if tree.name == code.co_name:
             # pytest rewrites assertions, with names of its own.
@@ -144,12 +134,6 @@ def method(cls: type, name: str, function: types.FunctionType) -> Method:
                 raise NoSourceError("its source has changed since it was imported, or an import hook changed what runs")
             return Method(cls, name, function, tree)
     raise NoSourceError("its source cannot be read")
-
-
-def _lines(function: types.FunctionType) -> list[str]:
-    file = function.__code__.co_filename
-    linecache.checkcache(file)
-    return linecache.getlines(file, function.__globals__)
 
 
 @functools.lru_cache(maxsize=64)

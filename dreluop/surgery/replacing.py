@@ -87,31 +87,23 @@ def replace_activations(
             raise ValueError(
                 f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
             )
-    observed, made = Observed(), _Made()
-    if example_input is not None:
-        observed = _rehearsed(model, found, plans, example_input, made)
-    planning.settle(plans, granularity, dim, observed)
-    undo = _Undo(found.modules)
+    observed, undo, made = Observed(), _Undo(found.modules), _Made()
     try:
+        if example_input is not None:
+            # What a run sees with a placeholder at every site.
+            _install(undo, found, plans, lambda one: PendingSite(), made)
+            names = [one.place.name for one in plans if one.has_own]
+            observed = running.observe(model, names, running.as_arguments(example_input))
+            if not observed.ran:
+                raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
+            undo.restore()
+        planning.settle(plans, granularity, dim, observed)
         _install(undo, found, plans, functools.partial(_d_relu, model, init), made)
     except BaseException:
         undo.restore()
         raise
     done = tuple(map(planning.described, plans))
     return Report(done, remaining(done, found.unread, observed), tuple(observed.ran), observed.failed)
-
-
-def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any, made: _Made) -> Observed:
-    """What a run sees with a placeholder at every site. The model is restored."""
-    undo, arguments = _Undo(found.modules), running.as_arguments(example_input)
-    try:
-        _install(undo, found, plans, lambda one: PendingSite(), made)
-        observed = running.observe(model, [one.place.name for one in plans if one.has_own], arguments)
-    finally:
-        undo.restore()
-    if not observed.ran:
-        raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
-    return observed
 
 
 def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module], made: _Made) -> None:
@@ -250,8 +242,8 @@ class _Undo:
         holder[key] = new
 
     def restore(self) -> None:
-        for step in reversed(self._items):
-            step()
+        while self._items:
+            self._items.pop()()
         for module, cls, attributes, children in self._saved:
             object.__setattr__(module, "__class__", cls)
             for now, before in ((vars(module), attributes), (module._modules, children)):

@@ -133,19 +133,13 @@ class Scope:
             return self.bound[name]
         if name == self.method.receiver:
             return self.module
-        if name in self.method.bindings:
-            return self._local(name)
-        return outer(self.method.function, name, UNKNOWN)
-
-    def _local(self, name: str) -> Any:
-        values = self.method.bindings[name]
-        if len(values) != 1 or name in self._resolving:
+        if name not in self.method.bindings:
+            return outer(self.method.function, name, UNKNOWN)
+        value, *others = self.method.bindings[name]
+        if others or value is None or name in self._resolving:
             return UNKNOWN
-        (value,) = values
-        if isinstance(value, str):  # imported
+        if isinstance(value, str):
             return _imported(value)
-        if value is None:
-            return UNKNOWN
         self._resolving.add(name)
         try:
             return self.resolve(value)
