@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,34 +21,26 @@ class Activation:
     inplace: bool
 
 
-_BY_NAME = {
-    "relu": ("input", "inplace"),
-    "relu6": ("input", "inplace"),
-    "hardtanh": ("input", "min_val", "max_val", "inplace"),
-    "threshold": ("input", "threshold", "value", "inplace"),
-    "clamp": ("input", "min", "max"),
-    "clip": ("input", "min", "max"),
-    "clamp_min": ("input", "min"),
+# By name, what a call computes: the lower and the upper bound, and whether it is in place.
+_RULES: dict[str, Callable[..., tuple[Any, Any, Any]]] = {
+    "relu": lambda input, inplace=False: (0, None, inplace),
+    "relu6": lambda input, inplace=False: (0, 6, inplace),
+    "hardtanh": lambda input, min_val=-1, max_val=1, inplace=False: (min_val, max_val, inplace),
+    "threshold": lambda input, threshold, value, inplace=False: (threshold or value, None, inplace),
+    "clamp": lambda input, min=None, max=None: (min, max, False),
+    "clip": lambda input, min=None, max=None: (min, max, False),
+    "clamp_min": lambda input, min: (min, None, False),
 }
-_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("threshold", "value", "min", "max")), "min_val": -1.0, "max_val": 1.0, "inplace": False,
-}  # fmt: skip
+# Names of Tensor's methods, and of functions, that may be a ReLU.
+NAMES = frozenset([*_RULES, *(f"{name}_" for name in _RULES)])
 
 
 def _known_functions() -> dict[Any, str]:
-    found = {}
-    for name in _BY_NAME:
-        for spelled in (name, f"{name}_"):
-            for place in (functional, torch, Tensor):
-                function = getattr(place, spelled, None)
-                if function is not None:
-                    found[function] = spelled
-    return found
+    places = [(getattr(place, name, None), name) for place in (functional, torch, Tensor) for name in NAMES]
+    return {function: name for function, name in places if function is not None}
 
 
 _FUNCTIONS = _known_functions()
-# Names of Tensor's methods, and of functions, that may be a ReLU.
-NAMES = frozenset([*_BY_NAME, *(f"{name}_" for name in _BY_NAME)])
 _CLASSES = (nn.ReLU, nn.Hardtanh, nn.Threshold)
 
 
@@ -77,9 +69,7 @@ def of_callable(called: Any) -> Activation | None:
 
 def of_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a method of Tensor computes; ``x.relu(y)`` is none."""
-    if name not in NAMES or not hasattr(Tensor, name) or (name.startswith("relu") and (args or kwargs)):
-        return None
-    return of_named(name, (None, *args), kwargs)
+    return of_named(name, (None, *args), kwargs) if hasattr(Tensor, name) else None
 
 
 def spelled(function: Any) -> str:
@@ -97,21 +87,11 @@ def of_call(called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Acti
 
 def of_named(spelling: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a call computes of the function, method or operator of this name."""
-    name, inplace = spelling.rstrip("_"), spelling.endswith("_")
-    parameters = _BY_NAME.get(name, ())
-    if len(args) > len(parameters) or not set(kwargs) <= set(parameters):
+    try:
+        low, high, inplace = _RULES[spelling.rstrip("_")](*args, **kwargs)
+    except (KeyError, TypeError):  # the call would fail
         return None
-    given = {**_DEFAULTS, **dict(zip(parameters, args, strict=False)), **kwargs}
-    if not isinstance(given["inplace"], bool):
-        return None
-    bounds = {
-        "relu": (0, None),
-        "relu6": (0, 6),
-        "hardtanh": (given["min_val"], given["max_val"]),
-        "threshold": (0 if (given["threshold"], given["value"]) == (0, 0) else None, None),
-    }
-    low, high = bounds.get(name, (given["min"], given["max"]))
-    return _bounded(low, high, inplace or given["inplace"]) if parameters else None
+    return _bounded(low, high, inplace or spelling.endswith("_")) if isinstance(inplace, bool) else None
 
 
 def _named(function: Any) -> str:
