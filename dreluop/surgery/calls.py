@@ -144,7 +144,8 @@ class Found:
             read = method(*origin_of(cls, name), function)
             if read in code.methods:
                 return read
-            found = list(_calls_in(read, code.module, self._homes))
+            scope = Scope(read, code.module)
+            found = [call for node in read.calls if (call := _activation_call(scope, node, self._homes)) is not None]
             if found:
                 with_function(value, function, function)
             if found and not read.receiver:
@@ -239,15 +240,6 @@ def _super_calls(read: Method) -> Iterator[ast.Call]:
             yield node
 
 
-def _calls_in(read: Method, module: nn.Module, homes: dict[int, Slot]) -> Iterator[Call]:
-    scope = Scope(read, module)
-    for node in read.calls:
-        call = _activation_call(scope, node, homes)
-        if call is not None:
-            call.reason = call.reason or _why_not(call, scope)
-            yield call
-
-
 def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Call | None:
     function, called = node.func, scope.resolve(node.func)
     args = [_constant(scope, arg) for arg in node.args]
@@ -279,6 +271,7 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
         return None
     if x is None and not isinstance(called, nn.Module):
         reason = "its arguments are packed with * or **"
+    reason = reason or _why_not(scope, activation, node, x)
     return Call(scope.module, activation, source, slot, scope.method, node, x, is_certain, reason)
 
 
@@ -299,23 +292,14 @@ def _constant(scope: Scope, node: ast.expr) -> Any:
     return flag if isinstance(flag, bool) and not is_mode else UNKNOWN
 
 
-def _why_not(call: Call, scope: Scope) -> str:
-    assert call.method is not None
-    if call.x is None:
+def _why_not(scope: Scope, activation: Activation, node: ast.Call, x: ast.expr | None) -> str:
+    """Why a call is no activation to cap; empty if it may be one."""
+    if x is None:
         return ""
-    if scope.is_made_of_parameters(call.x):
+    if scope.is_made_of_parameters(x):
         return "its input is computed from parameters only"
-    above = call.method.parents.get(id(call.node))
-    divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
-    if call.activation.bound == 6 and (divided or _is_shifted(scope, scope.alias(call.x) or call.x)):
-        return "it is part of a hard sigmoid or hard swish"
-    return ""
-
-
-def _is_shifted(scope: Scope, x: ast.expr) -> bool:
-    """Whether an expression is ``x + 3``, ``x.add(3)``, ``x.add_(3)`` or ``torch.add(x, 3)``."""
-    return 3 in map(_number, scope.addends(x) or scope.addends(x, "add_") or ())
-
-
-def _number(node: ast.expr) -> Any:
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
+    above, x = scope.method.parents.get(id(node)), scope.alias(x) or x
+    is_divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and literal(above.right) == 6
+    is_shifted = 3 in map(literal, scope.addends(x) or scope.addends(x, "add_") or ())
+    is_sigmoid = activation.bound == 6 and (is_divided or is_shifted)
+    return "it is part of a hard sigmoid or hard swish" if is_sigmoid else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreluop.surgery import kinds, sites
 from dreluop.surgery.classes import NewMethod
+from dreluop.surgery.copies import parts
 from dreluop.surgery.methods import Method, names_in
 from dreluop.surgery.planning import Plan
 from dreluop.surgery.resolving import Scope
@@ -27,7 +28,7 @@ def questions(method: Method, scope: Scope) -> list[int]:
         asks = {1: type, 2: isinstance}.get(len(node.args))
         if asks is not None and scope.resolve(node.func) is asks:
             # What type() is compared with may stand anywhere in the method.
-            named = ast.walk(node.args[1]) if asks is isinstance else method.names
+            named = node.args[1] if asks is isinstance else method.tree
             found += [id(node)] if _names_activation(named, scope) else []
     return found
 
@@ -59,10 +60,9 @@ def _takes_one(node: ast.Call | None) -> bool:
     return node is not None and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
 
 
-def _names_activation(nodes: Iterable[ast.AST], scope: Scope) -> bool:
-    named = (scope.resolve(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
-    parts = (part for one in named for part in (one if isinstance(one, tuple | list) else (one,)))
-    return any(kinds.is_activation_class(part) for part in parts)
+def _names_activation(tree: ast.AST, scope: Scope) -> bool:
+    named = (scope.resolve(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
+    return any(kinds.is_activation_class(part) for value in named for part in parts(value))
 
 
 class _Editor:

@@ -64,11 +64,6 @@ class Method:
         found = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset))
 
-    @functools.cached_property
-    def names(self) -> list[ast.Name | ast.Attribute]:
-        """The names and attributes in it."""
-        return [node for node in ast.walk(self.tree) if isinstance(node, ast.Name | ast.Attribute)]
-
     def mangled(self, name: str) -> str:
         """``_Net__act`` for ``__act``."""
         is_private = name.startswith("__") and not name.endswith("__")
