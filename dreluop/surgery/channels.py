@@ -34,19 +34,15 @@ class Producer:
 _PASSING = (
     nn.Identity, nn.modules.dropout._DropoutNd, DReLU, SReLU,
     nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
-)  # fmt: skip
-_PASSING_CALLS = (
-    *(getattr(functional, name) for name in ("dropout", "dropout2d", "hardtanh", "silu", "gelu")),
+    functional.dropout, functional.dropout2d, functional.hardtanh, functional.silu, functional.gelu,
     torch.sigmoid, torch.tanh,
 )  # fmt: skip
 # Those that keep dimension 1 but not the last one.
 _POOLING = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample, functional.max_pool2d, functional.avg_pool2d,
+    functional.adaptive_avg_pool2d, functional.interpolate,
 )  # fmt: skip
-_POOLING_CALLS = tuple(
-    getattr(functional, name) for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate")
-)
 _PAIR_CALLS = (torch.add, torch.mul, torch.sub, operator.add, operator.mul)
 _PAIR_OPERATORS = (ast.Add, ast.Sub, ast.Mult)
 _MAKERS: tuple[tuple[Any, Callable[[Any], int], int], ...] = (
@@ -102,10 +98,10 @@ class _Reader:
                 self.note(self._by_slot.get((id(module), name)), value)
                 value = self.module(child, [value])  # type: ignore[arg-type]
             return value
-        if _is_of_torch(module, _POOLING):
-            return _in_dim_1(value)
-        if _keeps(module) or _is_of_torch(module, _PASSING) or kinds.of_module(module) is not None:
+        if _keeps(module) or kinds.of_module(module) is not None:
             return value
+        if _is_one_of(module, (*_PASSING, *_POOLING)):
+            return _kept(module, value)
         return self.method(self.method_named(module, "forward"), module, args, {})
 
     def method_named(self, module: nn.Module, name: str) -> Method | None:
@@ -209,12 +205,12 @@ class _Flow:
         if isinstance(node, ast.NamedExpr):
             self._names[node.target.id] = self._value(node.value)
             return self._names[node.target.id]
-        is_inner = isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp)
-        if is_inner:
+        if isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp):
             self._forget([node])
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr) and not is_inner:
-                self._value(child)
+        else:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.expr):
+                    self._value(child)
         return None
 
     def _call(self, node: ast.Call) -> _Value:
@@ -228,7 +224,6 @@ class _Flow:
         called = self._scope.resolve(node.func)
         holder = self._scope.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else UNKNOWN
         site = self._reader.by_node.get((id(self._scope.module), id(node)))
-        value: _Value = None
         if site is not None:
             value = receiver if site.source.startswith("Tensor.") else first
             self._reader.note(site, value)
@@ -237,12 +232,8 @@ class _Flow:
         elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
             read = self._reader.method_named(holder, self._scope.method.mangled(node.func.attr))
             value = self._reader.method(read, holder, args, kwargs)
-        elif _is_in(called, _PAIR_CALLS):
-            value = _pair(args)
-        elif _is_in(called, _POOLING_CALLS):
-            value = _in_dim_1(first)
-        elif _is_in(called, _PASSING_CALLS):
-            value = first
+        else:
+            value = _pair(args) if _is_one_of(called, _PAIR_CALLS) else _kept(called, first)
         return value
 
 
@@ -261,10 +252,6 @@ def _is_none(scope: Scope, test: ast.expr) -> bool | None:
     return (value is None) == isinstance(test.ops[0], ast.Is) if is_asked else None
 
 
-def _is_in(called: Any, functions: Iterable[Any]) -> bool:
-    return any(called is one for one in functions)
-
-
 def _pair(parts: Sequence[_Value]) -> _Value:
     known = [one for one in parts if one is not None]
     # One channel is broadcast to those of the other operand.
@@ -280,21 +267,27 @@ def _agreed(found: Sequence[_Value]) -> _Value:
     return found[0] if len(facts) == 1 else None
 
 
-def _in_dim_1(found: _Value) -> _Value:
-    return found if found is not None and found.dim == 1 else None
+def _kept(called: Any, value: _Value) -> _Value:
+    """The layer behind a module or function that keeps the channels of its input; None for any other."""
+    keeps_dim_1 = value is not None and value.dim == 1 and _is_one_of(called, _POOLING)
+    return value if keeps_dim_1 or _is_one_of(called, _PASSING) else None
 
 
-def _is_of_torch(module: nn.Module, kind: Any) -> bool:
-    """Whether a module computes what torch's class computes: a subclass may have a forward of its own."""
-    forward = kinds.forward_of(module)
-    return isinstance(module, kind) and forward is not None and forward.__module__.startswith(("torch.", "dreluop."))
+def _is_one_of(called: Any, those: tuple[Any, ...]) -> bool:
+    """Whether something is one of these functions, or a module that computes what one of these classes does."""
+    if not isinstance(called, nn.Module):
+        return any(called is one for one in those)
+    # A subclass may have a forward of its own.
+    where = getattr(kinds.forward_of(called), "__module__", None) or ""
+    classes = tuple(one for one in those if isinstance(one, type))
+    return isinstance(called, classes) and where.startswith(("torch.", "dreluop."))
 
 
 def _keeps(module: nn.Module) -> bool:
     """Whether it is a normalization that takes any number of channels, or one over more than the last dimension."""
-    if _is_of_torch(module, nn.modules.batchnorm._NormBase):
+    if _is_one_of(module, (nn.modules.batchnorm._NormBase,)):
         return module.weight is None and module.running_mean is None
-    return _is_of_torch(module, nn.LayerNorm) and len(module.normalized_shape) > 1  # type: ignore[arg-type]
+    return _is_one_of(module, (nn.LayerNorm,)) and len(module.normalized_shape) > 1  # type: ignore[arg-type]
 
 
 def made_by(module: nn.Module) -> Producer | None:
@@ -302,6 +295,6 @@ def made_by(module: nn.Module) -> Producer | None:
     if _keeps(module):
         return None
     for kind, number, dim in _MAKERS:
-        if _is_of_torch(module, kind):
+        if _is_one_of(module, (kind,)):
             return Producer(number(module), dim, module)
     return None

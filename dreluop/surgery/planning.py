@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -93,7 +94,7 @@ def _named(found: Found, producers: dict[Call, Producer]) -> list[Plan]:
         if key is not None and totals[key] > 1:
             source += f", call {seen[key]} of {totals[key]}"
         holder, attribute = call.slot if call.slot is not None and is_first else (call.owner, "")
-        attribute = attribute or _free_name(holder, _base_name(call), taken)
+        attribute = attribute or _free_name(call, taken)
         taken.add((id(holder), attribute))
         path = found.paths[id(holder)]
         place = Place(holder, attribute, f"{path}.{attribute}" if path else attribute, is_first)
@@ -129,19 +130,12 @@ def _share(plans: list[Plan], observed: Observed) -> None:
                 one.site = replace(one.site, reason=f"calls the D-ReLU of another call: {why}")
 
 
-def _base_name(call: Call) -> str:
-    name = call.slot[1] if call.slot is not None else ""
-    if name.isidentifier():
-        return name
-    return "relu" if call.activation.bound is None else "relu6" if call.activation.bound == 6 else "hardtanh"
-
-
-def _free_name(module: nn.Module, base: str, taken: set[Any]) -> str:
-    name, number = base, 0
-    while hasattr(module, name) or (id(module), name) in taken:
-        number += 1
-        name = f"{base}_{number}"
-    return name
+def _free_name(call: Call, taken: set[Any]) -> str:
+    base = call.slot[1] if call.slot is not None else ""
+    if not base.isidentifier():
+        base = "relu" if call.activation.bound is None else "relu6" if call.activation.bound == 6 else "hardtanh"
+    names = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(1)))
+    return next(name for name in names if not hasattr(call.owner, name) and (id(call.owner), name) not in taken)
 
 
 def _fuse(one: Plan) -> None:
@@ -220,9 +214,11 @@ def _from_run(one: Plan, seen: list[Seen], granularity: Granularity, dim: Dim, a
         if None in dims:
             ambiguous.append(f"{one.site.name!r} {seen[0].shape}")
             return
-        if any(not -len(part.shape) <= where < len(part.shape) for part, where in zip(seen, dims, strict=True)):  # type: ignore[operator]
-            raise ValueError(f"dim: got {chosen} for {one.site.name!r}, which gets shape {seen[0].shape}")
-        found = {((part.shape[where],), where) for part, where in zip(seen, dims, strict=True)}  # type: ignore[index, misc]
+        try:
+            found = {((part.shape[where],), where) for part, where in zip(seen, dims, strict=True)}  # type: ignore[index, misc]
+        except IndexError as error:
+            what = f"dim: got {chosen} for {one.site.name!r}, which gets shape {seen[0].shape}"
+            raise ValueError(what) from error
     if len(found) > 1:
         listed = ", ".join(map(str, shapes))
         one.leave(f"it is called with the shapes {listed}, which cannot share {granularity} caps (a layer cap can)")
@@ -244,8 +240,6 @@ def described(one: Plan) -> Site:
 
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:
     """A tensor with the device and dtype for the caps: from the layer before, else the owner, else the model."""
-    for module in (one.producer.module if one.producer else None, one.call.owner, model):
-        for tensor in module.parameters() if module is not None else ():
-            if tensor.is_floating_point():
-                return tensor
-    return torch.empty(0)
+    modules = (one.producer.module if one.producer is not None else one.call.owner, one.call.owner, model)
+    tensors = (tensor for module in modules for tensor in module.parameters() if tensor.is_floating_point())
+    return next(tensors, torch.empty(0))

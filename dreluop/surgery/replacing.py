@@ -185,24 +185,16 @@ def check_model(model: Any) -> None:
         raise ValueError("model: got a compiled module; apply this to the module before torch.compile")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got a TorchScript module; apply this to the module before torch.jit")
-    for module in model.modules():
-        wrapper = _distributed_wrapper(module)
-        if wrapper:
-            raise ValueError(
-                f"model: got one inside {wrapper}, which would not synchronise new caps; apply this before"
-            )
+    # To ask torch.distributed.fsdp itself would import it, which takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = (fsdp.FullyShardedDataParallel, fsdp.FSDPModule) if fsdp is not None else ()
+    for wrapper in (nn.parallel.DistributedDataParallel, *sharded):
+        if any(isinstance(module, wrapper) for module in model.modules()):
+            name = wrapper.__name__
+            raise ValueError(f"model: got one inside {name}, which would not synchronise new caps; apply this before")
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(parameter):
             raise ValueError(f"model: {name!r} of a lazy module has no shape yet; run the model once before")
-
-
-def _distributed_wrapper(module: nn.Module) -> str:
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return "DistributedDataParallel"
-    # To ask torch.distributed.fsdp itself would import it, which takes seconds.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    names = ("FullyShardedDataParallel", "FSDPModule")
-    return next((name for name in names if fsdp is not None and isinstance(module, getattr(fsdp, name))), "")
 
 
 def _patterns(select: Any) -> list[str]:
