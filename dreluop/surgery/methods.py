@@ -161,13 +161,12 @@ def bindings_in(tree: ast.AST) -> dict[str, list[ast.expr | str | None]]:
     def bind(name: str, value: ast.expr | str | None) -> None:
         found.setdefault(name, []).append(value)
 
-    simple: set[int] = set()
+    assigned: dict[int, ast.expr | None] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if len(targets) == 1 and isinstance(targets[0], ast.Name) and node.value is not None:
-                bind(targets[0].id, node.value)
-                simple.add(id(targets[0]))
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            assigned[id(node.targets[0])] = node.value
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr):
+            assigned[id(node.target)] = node.value
         elif isinstance(node, ast.Import):
             for one in node.names:
                 top = one.name.partition(".")[0]
@@ -179,6 +178,7 @@ def bindings_in(tree: ast.AST) -> dict[str, list[ast.expr | str | None]]:
             bind(node.arg, None)
         elif isinstance(node, _NAMING) and node is not tree and node.name:
             bind(node.name, None)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and id(node) not in simple:
-            bind(node.id, None)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            # A statement comes before its parts.
+            bind(node.id, assigned.get(id(node)))
     return found

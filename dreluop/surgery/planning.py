@@ -16,7 +16,7 @@ from dreluop.modules import Granularity
 from dreluop.surgery import calls, sums
 from dreluop.surgery.calls import Call, Found
 from dreluop.surgery.channels import Producer
-from dreluop.surgery.report import Site
+from dreluop.surgery.report import Site, noted
 from dreluop.surgery.running import Observed, Seen
 from dreluop.surgery.sums import Sum
 
@@ -168,7 +168,7 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
         if not one.place.is_first and has_hooks(calls.held(one.call.slot)):
             one.note("the activation's hooks run here too; their handles take them off the first call only")
         name, inputs = one.site.name, observed.seen(one.site.name)
-        one.site = observed.noted(one.site)
+        one.site = noted(one.site, observed)
         if one.call.is_clamp and one.producer is None and not (inputs and all(part.dim is not None for part in inputs)):
             one.leave(_NO_LAYER)
         elif granularity == "layer":

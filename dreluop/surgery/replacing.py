@@ -21,11 +21,10 @@ from dreluop.surgery import calls, channels, copies, edits, kinds, planning, run
 from dreluop.surgery.calls import Found
 from dreluop.surgery.classes import NewMethod, Rewritten, changes_of, class_of
 from dreluop.surgery.planning import Dim, Plan
-from dreluop.surgery.report import Action, Report, Site
+from dreluop.surgery.report import Action, Report, Site, remaining
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
 from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
-from dreluop.surgery.verifying import remaining
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 # The changed methods, by what their source depends on.

@@ -23,7 +23,6 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.compiling import original_line
 from dreluop.surgery.copies import copied
-from dreluop.surgery.report import Site
 from dreluop.surgery.sites import PendingSite
 
 _SITE_CODE = {cls.forward.__code__ for cls in (DReLU, SReLU, PendingSite)}
@@ -37,6 +36,7 @@ _NOTED = "_dreluop_noted"
 _IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
 _FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
 _MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "getitem")
+Modes = Literal["both", "train", "eval"]
 # What a model is called with: positional arguments and keywords.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -65,7 +65,7 @@ class Observed:
     ran: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def modes(self, name: str) -> Literal["both", "train", "eval"] | None:
+    def modes(self, name: str) -> Modes | None:
         """The modes that reach a site."""
         reached = [mode for mode, found in self.inputs.get(name, {}).items() if found]
         return "both" if len(reached) == 2 else reached[0] if reached else None  # type: ignore[return-value]
@@ -78,11 +78,6 @@ class Observed:
         """Exchange the names of two sites."""
         inputs = self.inputs
         inputs[name], inputs[other] = inputs.get(other, {}), inputs.get(name, {})
-
-    def noted(self, site: Site) -> Site:
-        """A site with what the runs saw of it."""
-        seen = self.seen(site.name)
-        return replace(site, modes=self.modes(site.name), shape=seen[0].shape if seen else None)
 
     def seen(self, name: str) -> list[Seen]:
         """All different inputs of a site."""
