@@ -202,15 +202,11 @@ class _Flow:
         if isinstance(node, ast.IfExp):
             self._value(node.test)
             return _agreed([self._value(node.body), self._value(node.orelse)])
-        if isinstance(node, ast.NamedExpr):
-            self._names[node.target.id] = self._value(node.value)
-            return self._names[node.target.id]
-        if isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp):
-            self._forget([node])
-        else:
-            for child in ast.iter_child_nodes(node):
-                if isinstance(child, ast.expr):
-                    self._value(child)
+        self._forget([node])
+        is_inner = isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp)
+        for child in ast.iter_child_nodes(node) if not is_inner else ():
+            if isinstance(child, ast.expr):
+                self._value(child)
         return None
 
     def _call(self, node: ast.Call) -> _Value:
