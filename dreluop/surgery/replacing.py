@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -113,15 +112,13 @@ def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan]
             _insert(one, make(one), replaced)
     # A call that is left must not reach the D-ReLU of another one.
     taken = {one.call.slot_key for one in plans if one.has_own and one.place.is_first}
-    by_owner: dict[int, list[Plan]] = defaultdict(list)
-    for one in plans:
-        if not one.selected and one.call.slot_key in taken:
+    changed = [one for one in plans if one.selected or one.call.slot_key in taken]
+    for one in changed:
+        if not one.selected:
             setattr(one.place.holder, one.place.attribute, kinds.plain(one.call.activation))
-        if one.call.node is not None and (one.selected or one.call.slot_key in taken):
-            by_owner[id(one.call.owner)].append(one)
     undo.substitute(replaced)
-    for code in found.code.values() if any(one.selected for one in plans) else ():
-        _change_methods(code, by_owner[id(code.module)], made)
+    for code in found.code.values() if changed else ():
+        _change_methods(code, [one for one in changed if one.call.owner is code.module], made)
 
 
 def _insert(one: Plan, new: nn.Module, replaced: dict[int, nn.Module]) -> None:
@@ -221,12 +218,8 @@ class _Undo:
     def substitute(self, replaced: dict[int, nn.Module]) -> None:
         """Give the lists, dictionaries and partials that the modules hold the new modules too."""
         for module, *_ in self._saved if replaced else ():
-            for name in vars(module).keys() - calls.STATE:
-                self._set(
-                    vars(module),
-                    name,
-                    copies.substituted(vars(module)[name], lambda part: replaced.get(id(part), part), self._set),
-                )
+            held = {name: value for name, value in vars(module).items() if name not in calls.STATE}
+            vars(module).update(copies.substituted(held, lambda part: replaced.get(id(part), part), self._set))
 
     def _set(self, holder: Any, key: Any, new: Any) -> None:
         self._items.append(functools.partial(holder.__setitem__, key, holder[key]))

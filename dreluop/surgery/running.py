@@ -103,7 +103,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
             with ExitStack() as stack:
                 for name, seen in inputs.items():
                     stack.enter_context(_recording(model.get_submodule(name), seen))
-                for context in (_random_states(model), torch.no_grad(), _Channels(), counter):
+                for context in (_kept_random_states(model), torch.no_grad(), _Channels(), counter):
                     stack.enter_context(context)
                 args, kwargs = tree_map_only(Tensor, _of_two if mode == "train" else Tensor.clone, arguments)
                 model.train(mode == "train")(*args, **kwargs)
@@ -118,18 +118,22 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
     return observed
 
 
-@contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    """Restore the random states of torch, Python and numpy."""
+def random_states() -> list[Any]:
+    """The random states of torch, Python and numpy; the last is None where numpy is not imported."""
     numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    return [torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy is not None else None]
+
+
+@contextmanager
+def _kept_random_states(model: nn.Module) -> Iterator[None]:
+    _, python_state, numpy_state = random_states()
     try:
         with torch.random.fork_rng({one.device for one in model.parameters() if one.is_cuda}):
             yield
     finally:
         random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
+        if numpy_state is not None:
+            sys.modules["numpy"].random.set_state(numpy_state)
 
 
 @contextmanager
