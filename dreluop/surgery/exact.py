@@ -52,9 +52,9 @@ class _Tracer(graphs.Tracer):
         return value
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        states = pickle.dumps(random_states())
+        states = _comparable(*random_states())
         graph = super().trace(root, concrete_args)
-        if pickle.dumps(random_states()) != states:
+        if _comparable(*random_states()) != states:
             raise TraceError("it draws random numbers that depend on no input")
         after = _state(root)
         changed = sorted(name for name in {*after, *self._before} if after.get(name) is not self._before.get(name))
@@ -115,6 +115,11 @@ def _is_number(node: fx.Node) -> bool:
 
 def _contexts() -> list[bool]:
     return [torch.is_grad_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))]
+
+
+def _comparable(torch_state: Tensor, python_state: Any, numpy_state: Any) -> list[Any]:
+    # Arrays have no one answer to whether they are equal.
+    return [torch_state.tolist(), python_state, pickle.dumps(numpy_state)]
 
 
 def graph_of(module: nn.Module, training: bool) -> fx.Graph:
