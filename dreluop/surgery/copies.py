@@ -52,13 +52,14 @@ def substituted(
                 if new is not part:
                     assign(value, key, new)
         return value
-    if type(value) is tuple:
-        new_parts = tuple(substituted(part, new_of, assign, done) for part in value)
-        return new_parts if any(new is not old for new, old in zip(new_parts, value, strict=True)) else value
+    if isinstance(value, tuple):
+        new_parts = [substituted(part, new_of, assign, done) for part in value]
+        is_same = all(new is old for new, old in zip(new_parts, value, strict=True))
+        return value if is_same else getattr(value, "_make", tuple)(new_parts)
     if isinstance(value, functools.partial):
         held = (value.func, value.args, value.keywords)
-        function, args, keywords = new_parts = substituted(held, new_of, assign, done)
-        return value if new_parts is held else functools.partial(function, *args, **keywords)
+        function, args, keywords = new_held = substituted(held, new_of, assign, done)
+        return value if new_held is held else functools.partial(function, *args, **keywords)
     return new_of(value)
 
 
