@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import types
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,24 +13,26 @@ import torch
 from torch import fx, nn
 
 from dreluop.surgery import kinds
-from dreluop.surgery.classes import can_be_changed, origin_of
+from dreluop.surgery.classes import origin_of, with_function
+from dreluop.surgery.copies import parts
 from dreluop.surgery.kinds import Activation
-from dreluop.surgery.methods import (  # fmt: skip
+from dreluop.surgery.methods import (
     Method,
     NoSourceError,
-    classes_of,
-    function_of,
     method,
     methods_of,
     names_in,
     outer,
-)
-from dreluop.surgery.resolving import UNKNOWN, Scope, Slot
+)  # fmt: skip
+from dreluop.surgery.resolving import UNKNOWN, Scope, Slot, literal
 
 SlotKey = tuple[int, str]
-_COMPUTES_INSIDE = "it computes its ReLU inside"
-# The dictionaries of nn.Module itself.
+# By name: the class that defines a method, what it holds, and the function inside.
+_Definitions = dict[str, list[tuple[type, Any, types.FunctionType]]]
+# The dictionaries of nn.Module itself, and those of hooks that get inputs or outputs.
 STATE = frozenset(vars(nn.Module()))
+HOOKS = [name for name in STATE if name.startswith(("_forward", "_backward"))]
+_COMPUTES_INSIDE = "it computes its ReLU inside"
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _QUANTIZED = ("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 
@@ -92,30 +95,22 @@ class Found:
 
     Attributes:
         paths: the first name of each module, by id.
-        slots: the attributes that hold activation modules.
         unread: modules that may call an activation in code that cannot be read or changed, with the reason.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.paths = {id(module): name for name, module in model.named_modules()}
-        slots = (slot for module in self.modules for slot in _slots(module))
-        self.slots: dict[SlotKey, Slot] = {(id(holder), name): (holder, name) for holder, name in slots}
         self.calls: list[Call] = []
         self.code: dict[int, Code] = {}
         self.unread: dict[str, str] = {}
+        slots = {id(module): list(_slots(module)) for module in self.modules}
         self._homes: dict[int, Slot] = {}
-        for slot in self.slots.values():
-            self._homes.setdefault(id(held(slot)), slot)
-        parts = (part for holder, name in self.slots.values() for part in (*self.paths[id(holder)].split("."), name))
-        self._hints = kinds.NAMES.union(kinds.CLASS_NAMES, _names_of_activations(self.modules), parts)
+        for slot in (call.slot for found in slots.values() for call in found):
+            self._homes.setdefault(id(held(slot)), slot)  # type: ignore[arg-type]
         for module in self.modules:
             self._read(module)
-            self.calls += [
-                Call(module, activation, f"module {name}", (holder, name))
-                for holder, name in _slots(module)
-                if (activation := kinds.of_callable(held((holder, name)))) is not None
-            ]
+            self.calls += slots[id(module)]
         coded = {call.slot_key for call in self.calls if call.node}
         self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
 
@@ -124,14 +119,14 @@ class Found:
         path = self.paths[id(module)]
         reason = _cannot_be_read(module)
         if reason:
-            if reason == _COMPUTES_INSIDE or _mentions_activation(module):
+            if reason == _COMPUTES_INSIDE or _may_call_activation(module):
                 self.unread[path] = reason
             return
         if kinds.of_module(module) is not None:
             return
-        definitions: dict[str, list[tuple[type, Any]]] = defaultdict(list)
-        for cls, name, value in methods_of(type(module)):
-            definitions[name].append((cls, value))
+        definitions: _Definitions = defaultdict(list)
+        for cls, name, value, function in methods_of(type(module)):
+            definitions[name].append((cls, value, function))
         code, reached = Code(module), _reached(definitions)
         for name in sorted(definitions, key=lambda name: name != "forward"):
             known = len(self.calls)
@@ -141,26 +136,22 @@ class Found:
         if code.methods:
             self.code[id(module)] = code
 
-    def _read_method(
-        self, code: Code, definitions: dict[str, list[tuple[type, Any]]], name: str, depth: int
-    ) -> Method | None:
-        cls, value = definitions[name][depth]
-        function = function_of(value)
-        if function is None or kinds.of_callable(function) is not None:
-            return None
-        used = _names_of(function)
-        words = names_in(function.__code__, strings=True) | used
-        if words.isdisjoint(self._hints.union(("isinstance", "type", "super"))):
+    def _read_method(self, code: Code, definitions: _Definitions, name: str, depth: int) -> Method | None:
+        cls, value, function = definitions[name][depth]
+        if kinds.of_callable(function) is not None:
             return None
         try:
             read = method(*origin_of(cls, name), function)
             if read in code.methods:
                 return read
-            found = list(_calls_in(read, code.module, self._homes))
-            if found and not (read.receiver and can_be_changed(value, function)):
-                raise NoSourceError(_why_not_changed(value, read))
+            scope = Scope(read, code.module)
+            found = [call for node in read.calls if (call := _activation_call(scope, node, self._homes)) is not None]
+            if found:
+                with_function(value, function, function)
+            if found and not read.receiver:
+                raise NoSourceError("it has no parameter self")
         except NoSourceError as error:
-            if not used.isdisjoint(kinds.NAMES):
+            if _mentions_activation(function):
                 self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
             return None
         code.methods[read] = name if depth == 0 else f"_{cls.__name__.lstrip('_')}_{name}"
@@ -169,7 +160,7 @@ class Found:
         for node in _super_calls(read):
             target = read.mangled(node.func.attr)  # type: ignore[attr-defined]
             above = definitions.get(target, ())
-            next_one = next((i for i, (base, _) in enumerate(above) if order(base) > order(read.cls)), None)
+            next_one = next((i for i, (base, *_) in enumerate(above) if order(base) > order(read.cls)), None)
             if next_one is not None:
                 reached = self._read_method(code, definitions, target, next_one)
                 if reached is not None:
@@ -177,46 +168,33 @@ class Found:
         return read
 
 
-def _names_of_activations(modules: list[nn.Module]) -> Iterator[str]:
-    """The attributes, of modules and of their classes, in which a call may find an activation."""
-    for module in modules:
-        yield from (name for name, value in vars(module).items() if name not in STATE and kinds.is_held_in(value))
-    for cls in {cls for module in modules for cls in classes_of(type(module))}:
-        yield from (name for name, value in vars(cls).items() if kinds.is_held_in(getattr(value, "__func__", value)))
-
-
-def _reached(definitions: dict[str, list[tuple[type, Any]]]) -> set[str]:
+def _reached(definitions: _Definitions) -> set[str]:
     """The methods that forward gets to, by the names that they read; all of them without a forward of their own."""
     if "forward" not in definitions:
         return set(definitions)
     found, new = set[str](), {"forward"}
     while new:
         found |= new
-        functions = (function_of(value) for name in new for _, value in definitions[name])
-        read = set[str]().union(*(names_in(one.__code__) for one in functions if one is not None))
+        functions = (function for name in new for _, _, function in definitions[name])
+        read = set[str]().union(*(names_in(one.__code__) for one in functions))
         new = (read & definitions.keys()) - found
     return found
 
 
-def _why_not_changed(value: Any, read: Method) -> str:
-    if isinstance(value, staticmethod | classmethod):
-        return "it is a static or class method"
-    return "its decorator hides the function" if read.receiver else "it has no parameter self"
-
-
-def _slots(module: nn.Module) -> Iterator[Slot]:
-    yield from ((module, name) for name, child in module._modules.items() if child and kinds.of_module(child))
+def _slots(module: nn.Module) -> Iterator[Call]:
+    """The attributes of a module that hold activations, each as a call."""
+    names = [name for name, child in module._modules.items() if child and kinds.of_module(child)]
     # Torch's own code calls this attribute with the input alone.
-    if isinstance(module, TRANSFORMER_LAYERS) and kinds.of_callable(vars(module).get("activation")):
-        yield module, "activation"
+    names += ["activation"] if isinstance(module, TRANSFORMER_LAYERS) else []
+    for name in dict.fromkeys(names):
+        activation = kinds.of_callable(held((module, name)))
+        if activation is not None:
+            yield Call(module, activation, f"module {name}", (module, name))
 
 
 def held(slot: Slot | None) -> Any:
     """The activation in a slot; None for a call of a function, which has no slot."""
-    if slot is None:
-        return None
-    holder, name = slot
-    return holder._modules[name] if name in holder._modules else vars(holder).get(name)
+    return getattr(*slot, None) if slot is not None else None
 
 
 def _cannot_be_read(module: nn.Module) -> str:
@@ -236,7 +214,7 @@ def _cannot_be_read(module: nn.Module) -> str:
     return next((reason for reason, applies in reasons.items() if applies), "")
 
 
-def _mentions_activation(module: nn.Module) -> bool:
+def _may_call_activation(module: nn.Module) -> bool:
     """Whether code that cannot be changed calls an activation that is no module of its own."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(f"{name}(" in str(getattr(module, "code", "")) for name in kinds.NAMES)
@@ -244,15 +222,15 @@ def _mentions_activation(module: nn.Module) -> bool:
         called = (node.target for node in module.graph.nodes if node.op in ("call_function", "call_method"))
         return any(one in kinds.NAMES or kinds.spelled(one) for one in called)
     own = getattr(vars(module).get("forward"), "__func__", vars(module).get("forward"))
-    functions = [own, *(function_of(value) for _, _, value in methods_of(type(module)))]
-    names = (_names_of(one) - set(module._modules) for one in functions if hasattr(one, "__code__"))
-    return any(not one.isdisjoint(kinds.NAMES) for one in names)
+    functions = (own, *(function for *_, function in methods_of(type(module))))
+    return any(_mentions_activation(one, module._modules) for one in functions if hasattr(one, "__code__"))
 
 
-def _names_of(function: Any) -> frozenset[str]:
-    """The names that a function reads, and ``relu`` if one of them is an activation under another name."""
+def _mentions_activation(function: Any, others: Iterable[str] = ()) -> bool:
+    """Whether a function reads a name of an activation, or a name that stands for one."""
     names = names_in(function.__code__)
-    return names | {"relu"} if any(kinds.is_held_in(outer(function, name, None)) for name in names) else names
+    values = (part for name in names for part in parts(outer(function, name, None)))
+    return not (names & kinds.NAMES).issubset(others) or any(map(kinds.is_activation, values))
 
 
 def _super_calls(read: Method) -> Iterator[ast.Call]:
@@ -260,15 +238,6 @@ def _super_calls(read: Method) -> Iterator[ast.Call]:
         above = node.func.value if isinstance(node.func, ast.Attribute) else None
         if isinstance(above, ast.Call) and isinstance(above.func, ast.Name) and above.func.id == "super":
             yield node
-
-
-def _calls_in(read: Method, module: nn.Module, homes: dict[int, Slot]) -> Iterator[Call]:
-    scope = Scope(read, module)
-    for node in read.calls:
-        call = _activation_call(scope, node, homes)
-        if call is not None:
-            call.reason = call.reason or _why_not(call, scope)
-            yield call
 
 
 def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Call | None:
@@ -282,7 +251,7 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
         slot = scope.slot(function) or homes.get(id(called))
         source = f"module {slot[1]}" if slot else source
     elif called is not UNKNOWN:
-        activation = kinds.of_call(called, args, kwargs) or kinds.of_partial(called)
+        activation = kinds.of_call(called, args, kwargs)
         if activation is None and kwargs.get("inplace") is UNKNOWN:
             activation = kinds.of_call(called, args, {**kwargs, "inplace": False})
             reason = "whether it is in place is decided when it runs"
@@ -302,6 +271,7 @@ def _activation_call(scope: Scope, node: ast.Call, homes: dict[int, Slot]) -> Ca
         return None
     if x is None and not isinstance(called, nn.Module):
         reason = "its arguments are packed with * or **"
+    reason = reason or _why_not(scope, activation, node, x)
     return Call(scope.module, activation, source, slot, scope.method, node, x, is_certain, reason)
 
 
@@ -314,34 +284,22 @@ def _only_argument(node: ast.Call) -> ast.expr | None:
 
 def _constant(scope: Scope, node: ast.expr) -> Any:
     """A number or flag that is written in a call, or a flag of the module; never its mode."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        value = scope.resolve(node)
-        is_mode = isinstance(node, ast.Attribute) and node.attr == "training"
-        return value if isinstance(value, bool) and not is_mode else UNKNOWN
+    value = literal(node)
+    if value is not UNKNOWN:
+        return value
+    flag = scope.resolve(node)
+    is_mode = isinstance(node, ast.Attribute) and node.attr == "training"
+    return flag if isinstance(flag, bool) and not is_mode else UNKNOWN
 
 
-def _why_not(call: Call, scope: Scope) -> str:
-    assert call.method is not None
-    if call.x is None:
+def _why_not(scope: Scope, activation: Activation, node: ast.Call, x: ast.expr | None) -> str:
+    """Why a call is no activation to cap; empty if it may be one."""
+    if x is None:
         return ""
-    if scope.is_made_of_parameters(call.x):
+    if scope.is_made_of_parameters(x):
         return "its input is computed from parameters only"
-    above = call.method.parents.get(id(call.node))
-    divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and _number(above.right) == 6
-    if call.activation.bound == 6 and (divided or _is_shifted(scope.alias(call.x) or call.x)):
-        return "it is part of a hard sigmoid or hard swish"
-    return ""
-
-
-def _is_shifted(x: ast.expr) -> bool:
-    """Whether an expression is ``x + 3``, ``x.add(3)``, ``x.add_(3)`` or ``torch.add(x, 3)``."""
-    if isinstance(x, ast.BinOp):
-        return isinstance(x.op, ast.Add) and 3 in (_number(x.left), _number(x.right))
-    is_sum = isinstance(x, ast.Call) and isinstance(x.func, ast.Attribute) and x.func.attr in ("add", "add_")
-    return is_sum and 3 in map(_number, x.args)  # type: ignore[attr-defined]
-
-
-def _number(node: ast.expr) -> Any:
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, int | float) else None
+    above, x = scope.method.parents.get(id(node)), scope.alias(x) or x
+    is_divided = isinstance(above, ast.BinOp) and isinstance(above.op, ast.Div) and literal(above.right) == 6
+    is_shifted = 3 in map(literal, scope.operands(x) or scope.operands(x, "add_") or ())
+    is_sigmoid = activation.bound == 6 and (is_divided or is_shifted)
+    return "it is part of a hard sigmoid or hard swish" if is_sigmoid else ""

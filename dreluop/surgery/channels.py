@@ -17,7 +17,7 @@ from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import kinds
 from dreluop.surgery.calls import TRANSFORMER_LAYERS, Call, Found
 from dreluop.surgery.classes import origin_of
-from dreluop.surgery.methods import Method, NoSourceError, function_of, method, methods_of
+from dreluop.surgery.methods import Method, NoSourceError, bindings_in, method, methods_of
 from dreluop.surgery.resolving import UNKNOWN, Scope
 
 
@@ -34,19 +34,15 @@ class Producer:
 _PASSING = (
     nn.Identity, nn.modules.dropout._DropoutNd, DReLU, SReLU,
     nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU,
-)  # fmt: skip
-_PASSING_CALLS = (
-    *(getattr(functional, name) for name in ("dropout", "dropout2d", "hardtanh", "silu", "gelu")),
+    functional.dropout, functional.dropout2d, functional.hardtanh, functional.silu, functional.gelu,
     torch.sigmoid, torch.tanh,
 )  # fmt: skip
 # Those that keep dimension 1 but not the last one.
 _POOLING = (
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.Upsample, functional.max_pool2d, functional.avg_pool2d,
+    functional.adaptive_avg_pool2d, functional.interpolate,
 )  # fmt: skip
-_POOLING_CALLS = tuple(
-    getattr(functional, name) for name in ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate")
-)
 _PAIR_CALLS = (torch.add, torch.mul, torch.sub, operator.add, operator.mul)
 _PAIR_OPERATORS = (ast.Add, ast.Sub, ast.Mult)
 _MAKERS: tuple[tuple[Any, Callable[[Any], int], int], ...] = (
@@ -56,19 +52,16 @@ _MAKERS: tuple[tuple[Any, Callable[[Any], int], int], ...] = (
     (nn.Linear, lambda module: module.out_features, -1),
     (nn.LayerNorm, lambda module: module.normalized_shape[-1], -1),
 )
+_LISTS = (nn.Sequential, nn.ModuleList, list, tuple)
 _Value = Producer | None
 
 
-def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
+def producers(found: Found) -> dict[Call, Producer]:
     """The layer before each call, where the code shows it."""
     reader = _Reader(found)
-    reader.module(model, [])
-    # Then the modules and methods that the forward of the model does not visibly call, with unknown inputs.
+    # The model first; then what its forward does not visibly call, with unknown inputs.
     for module in found.modules:
-        if isinstance(module, TRANSFORMER_LAYERS):
-            for call in reader.hanging(module):
-                reader.note(call, made_by(module.linear1))
-        elif any(call not in reader.producers for call in reader.hanging(module)):
+        if id(module) not in reader.read:
             reader.module(module, [])
     for code in found.code.values():
         for one in code.methods:
@@ -80,51 +73,49 @@ def producers(found: Found, model: nn.Module) -> dict[Call, Producer]:
 class _Reader:
     def __init__(self, found: Found) -> None:
         self.by_node = {(id(call.owner), id(call.node)): call for call in found.calls if call.node is not None}
-        self._by_slot = {call.slot_key: call for call in found.calls if call.slot is not None and call.node is None}
+        self._by_slot = {call.slot_key: call for call in found.calls if call.node is None}
         self._reading: set[tuple[int, Method]] = set()
-        self.read: set[tuple[int, Method]] = set()
+        # The modules, and the methods on modules, that were read.
+        self.read: set[Any] = set()
         self.producers: dict[Call, _Value] = {}
-
-    def hanging(self, module: nn.Module) -> list[Call]:
-        return [call for call in self._by_slot.values() if call.slot is not None and call.slot[0] is module]
 
     def note(self, call: Call | None, value: _Value) -> None:
         if call is not None:
             self.producers[call] = _agreed([self.producers.get(call, value), value])
 
-    def module(self, module: nn.Module, args: Sequence[_Value]) -> _Value:
+    def module(self, module: nn.Module, args: list[_Value]) -> _Value:
         """The layer behind the output of a module; records the calls inside it."""
+        self.read.add(id(module))
         made = made_by(module)
         if made is not None:
             return made
+        if isinstance(module, TRANSFORMER_LAYERS):
+            self.note(self._by_slot.get((id(module), "activation")), made_by(module.linear1))
         value = args[0] if args else None
         forward = kinds.forward_of(module)
         if forward in (nn.Sequential.forward, nn.DataParallel.forward):
-            names = list(module._modules) if forward is nn.Sequential.forward else ["module"]
-            for name in names:
+            for name, child in module._modules.items():
                 self.note(self._by_slot.get((id(module), name)), value)
-                value = self.module(module._modules[name], [value])  # type: ignore[arg-type]
+                value = self.module(child, [value])  # type: ignore[arg-type]
             return value
-        if _is_of_torch(module, _POOLING):
-            return _in_dim_1(value)
-        if _keeps(module) or _is_of_torch(module, _PASSING) or kinds.of_module(module) is not None:
+        if _keeps(module) or kinds.of_module(module) is not None:
             return value
-        read = self.method_named(module, "forward")
-        return self.method(read, module, args, {}) if read is not None else None
+        if _is_one_of(module, (*_PASSING, *_POOLING)):
+            return _kept(module, value)
+        return self.method(self.method_named(module, "forward"), module, args, {})
 
     def method_named(self, module: nn.Module, name: str) -> Method | None:
         """A method that code calls by this name, if its source can be read."""
-        defined = ((cls, function_of(value)) for cls, other, value in methods_of(type(module)) if other == name)
+        defined = ((cls, function) for cls, other, _, function in methods_of(type(module)) if other == name)
         cls, function = next(defined, (None, None))
-        if cls is None or function is None or name in vars(module):
-            return None
         try:
-            return method(*origin_of(cls, name), function)
+            is_read = cls is not None and function is not None and name not in vars(module)
+            return method(*origin_of(cls, name), function) if is_read else None  # type: ignore[arg-type]
         except NoSourceError:
             return None
 
-    def method(self, read: Method, module: nn.Module, args: Sequence[_Value], kwargs: dict[str, _Value]) -> _Value:
-        if (id(module), read) in self._reading:
+    def method(self, read: Method | None, module: nn.Module, args: list[_Value], kwargs: dict[str, _Value]) -> _Value:
+        if read is None or (id(module), read) in self._reading:
             return None
         self._reading.add((id(module), read))
         self.read.add((id(module), read))
@@ -160,25 +151,9 @@ class _Flow:
             self.returned.append(self._value(node.value) if node.value is not None else None)
         elif isinstance(node, ast.If):
             self._value(node.test)
-            self._either(_known(self._scope, node.test), node.body, node.orelse)
-        elif isinstance(node, ast.For):
-            self._loop(node)
+            self._either(_is_none(self._scope, node.test), node.body, node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self._other(node)
-
-    def _other(self, node: ast.stmt) -> None:
-        """``with``, ``while``, ``try`` and the like: names that they bind are not known afterwards."""
-        for part in ast.iter_child_nodes(node):
-            value = part.context_expr if isinstance(part, ast.withitem) else part
-            if isinstance(value, ast.expr):
-                self._value(value)
-        self._forget(getattr(node, "items", [node]))
-        blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
-        parts = (*getattr(node, "handlers", []), *getattr(node, "cases", []))
-        for block in (*blocks, *(part.body for part in parts)):
-            self.block(block)
-            if not isinstance(node, ast.With | ast.AsyncWith):
-                self._forget([node])
 
     def _either(self, known: bool | None, *branches: list[ast.stmt]) -> None:
         before, ends = dict(self._names), []
@@ -188,29 +163,28 @@ class _Flow:
             leaves = bool(branch) and isinstance(branch[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)
             if not leaves and known in (None, taken):
                 ends.append(self._names)
-        names = {name for end in ends for name in end}
-        self._names = {name: _agreed([end.get(name) for end in ends]) for name in names}
+        self._names = {name: _agreed([end.get(name) for end in ends]) for name in set[str]().union(*ends)}
 
-    def _loop(self, node: ast.For) -> None:
-        self._value(node.iter)
-        modules = self._scope.resolve(node.iter)
-        before = dict(self._names)
-        self._forget([node.target, *node.body])
-        if isinstance(node.target, ast.Name) and isinstance(modules, nn.Sequential | nn.ModuleList | list | tuple):
-            for module in modules:
-                self._scope.bound[node.target.id] = module
-                self.block(node.body)
-            self._scope.bound.pop(node.target.id, None)
-        else:
-            self.block(node.body)
-            # It may run no time.
-            self._names = {name: _agreed([before.get(name), value]) for name, value in self._names.items()}
-        leaves = any(isinstance(part, ast.Break | ast.Continue) for part in ast.walk(node))
-        if leaves:
-            self._forget([node])
-        self.block(node.orelse)
-        if leaves:
-            self._forget(node.orelse)
+    def _other(self, node: ast.stmt) -> None:
+        """Loops, ``with``, ``try`` and the like: names that they bind are not known afterwards."""
+        for part in ast.iter_child_nodes(node):
+            value = part.context_expr if isinstance(part, ast.withitem) else part
+            if isinstance(value, ast.expr):
+                self._value(value)
+        is_with = isinstance(node, ast.With | ast.AsyncWith)
+        bound = node.items if is_with else [node]  # type: ignore[attr-defined]
+        parts = (node, *getattr(node, "handlers", []), *getattr(node, "cases", []))
+        blocks = [getattr(part, name, []) for part in parts for name in ("body", "orelse", "finalbody")]
+        modules = self._scope.resolve(node.iter) if isinstance(node, ast.For) else ()
+        target = getattr(getattr(node, "target", None), "id", "")
+        for module in modules if target and isinstance(modules, _LISTS) else [UNKNOWN]:
+            self._scope.bound[target] = module
+            for block in blocks:
+                self._forget(bound)
+                self.block(block)
+        self._scope.bound.pop(target, None)
+        if not is_with:
+            self._forget(bound)
 
     def _forget(self, nodes: Iterable[ast.AST]) -> None:
         for node in nodes:
@@ -228,14 +202,10 @@ class _Flow:
         if isinstance(node, ast.IfExp):
             self._value(node.test)
             return _agreed([self._value(node.body), self._value(node.orelse)])
-        if isinstance(node, ast.NamedExpr):
-            self._names[node.target.id] = self._value(node.value)
-            return self._names[node.target.id]
+        self._forget([node])
         is_inner = isinstance(node, ast.Lambda | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp)
-        if is_inner:
-            self._forget([node])
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr) and not is_inner:
+        for child in ast.iter_child_nodes(node) if not is_inner else ():
+            if isinstance(child, ast.expr):
                 self._value(child)
         return None
 
@@ -250,7 +220,6 @@ class _Flow:
         called = self._scope.resolve(node.func)
         holder = self._scope.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else UNKNOWN
         site = self._reader.by_node.get((id(self._scope.module), id(node)))
-        value: _Value = None
         if site is not None:
             value = receiver if site.source.startswith("Tensor.") else first
             self._reader.note(site, value)
@@ -258,39 +227,25 @@ class _Flow:
             value = self._reader.module(called, args)
         elif isinstance(holder, nn.Module) and isinstance(node.func, ast.Attribute):
             read = self._reader.method_named(holder, self._scope.method.mangled(node.func.attr))
-            value = self._reader.method(read, holder, args, kwargs) if read is not None else None
-        elif called is UNKNOWN and isinstance(node.func, ast.Attribute) and node.func.attr == "contiguous":
-            value = receiver
-        elif _is_in(called, _PAIR_CALLS):
-            value = _pair(args)
-        elif _is_in(called, _POOLING_CALLS):
-            value = _in_dim_1(first)
-        elif _is_in(called, _PASSING_CALLS):
-            value = first
+            value = self._reader.method(read, holder, args, kwargs)
+        else:
+            value = _pair(args) if _is_one_of(called, _PAIR_CALLS) else _kept(called, first)
         return value
 
 
 @functools.lru_cache(maxsize=4096)
 def _bound_in(node: ast.AST) -> frozenset[str]:
     """The names that a part of the code binds."""
-    parts = list(ast.walk(node))
-    stored = {part.id for part in parts if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-    named = (part.name for part in parts if isinstance(part, ast.MatchAs | ast.MatchStar | ast.ExceptHandler))
-    return frozenset(stored.union(name for name in named if name))
+    return frozenset(bindings_in(node))
 
 
-def _known(scope: Scope, test: ast.expr) -> bool | None:
+def _is_none(scope: Scope, test: ast.expr) -> bool | None:
     """Whether ``self.part is None`` or ``is not None``; None for any other question."""
     if not (isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Is | ast.IsNot) and len(test.ops) == 1):
         return None
     value, other = scope.resolve(test.left), scope.resolve(test.comparators[0])
-    if value is UNKNOWN or other is not None:
-        return None
-    return (value is None) == isinstance(test.ops[0], ast.Is)
-
-
-def _is_in(called: Any, functions: Iterable[Any]) -> bool:
-    return any(called is one for one in functions)
+    is_asked = value is not UNKNOWN and other is None
+    return (value is None) == isinstance(test.ops[0], ast.Is) if is_asked else None
 
 
 def _pair(parts: Sequence[_Value]) -> _Value:
@@ -308,21 +263,27 @@ def _agreed(found: Sequence[_Value]) -> _Value:
     return found[0] if len(facts) == 1 else None
 
 
-def _in_dim_1(found: _Value) -> _Value:
-    return found if found is not None and found.dim == 1 else None
+def _kept(called: Any, value: _Value) -> _Value:
+    """The layer behind a module or function that keeps the channels of its input; None for any other."""
+    keeps_dim_1 = value is not None and value.dim == 1 and _is_one_of(called, _POOLING)
+    return value if keeps_dim_1 or _is_one_of(called, _PASSING) else None
 
 
-def _is_of_torch(module: nn.Module, kind: Any) -> bool:
-    """Whether a module computes what torch's class computes: a subclass may have a forward of its own."""
-    forward = kinds.forward_of(module)
-    return isinstance(module, kind) and forward is not None and forward.__module__.startswith(("torch.", "dreluop."))
+def _is_one_of(called: Any, those: tuple[Any, ...]) -> bool:
+    """Whether something is one of these functions, or a module that computes what one of these classes does."""
+    if not isinstance(called, nn.Module):
+        return any(called is one for one in those)
+    # A subclass may have a forward of its own.
+    where = getattr(kinds.forward_of(called), "__module__", None) or ""
+    classes = tuple(one for one in those if isinstance(one, type))
+    return isinstance(called, classes) and where.startswith(("torch.", "dreluop."))
 
 
 def _keeps(module: nn.Module) -> bool:
     """Whether it is a normalization that takes any number of channels, or one over more than the last dimension."""
-    if _is_of_torch(module, nn.modules.batchnorm._NormBase):
+    if _is_one_of(module, (nn.modules.batchnorm._NormBase,)):
         return module.weight is None and module.running_mean is None
-    return _is_of_torch(module, nn.LayerNorm) and len(module.normalized_shape) > 1  # type: ignore[arg-type]
+    return _is_one_of(module, (nn.LayerNorm,)) and len(module.normalized_shape) > 1  # type: ignore[arg-type]
 
 
 def made_by(module: nn.Module) -> Producer | None:
@@ -330,6 +291,6 @@ def made_by(module: nn.Module) -> Producer | None:
     if _keeps(module):
         return None
     for kind, number, dim in _MAKERS:
-        if _is_of_torch(module, kind):
+        if _is_one_of(module, (kind,)):
             return Producer(number(module), dim, module)
     return None

@@ -14,7 +14,7 @@ from torch import nn
 
 from dreluop.surgery import sites
 from dreluop.surgery.compiling import new_function
-from dreluop.surgery.methods import function_of
+from dreluop.surgery.methods import NoSourceError, function_of
 
 # What changed source may name besides the author's own names.
 NAMES = {
@@ -53,22 +53,16 @@ class Rewritten:
         return self
 
 
-def is_rewritten(module: nn.Module) -> bool:
-    """Whether surgery made the class of a module."""
-    return vars(type(module)).get("rewritten") is not None
-
-
-def rewritten(module: nn.Module) -> Rewritten | None:
-    """What surgery has changed in a module's class, or None."""
-    found = vars(type(module)).get("rewritten")
+def changes_of(cls: type) -> Rewritten | None:
+    """What surgery has changed in a class that it made; None for another class."""
+    found = vars(cls).get("rewritten")
     return found if isinstance(found, Rewritten) else None
 
 
 def origin_of(cls: type, name: str) -> tuple[type, str]:
     """The class of the author's that a method comes from, and its name there."""
-    changes = vars(cls).get("rewritten")
-    found = [one for one in changes.methods if one.new_name == name] if isinstance(changes, Rewritten) else []
-    return (found[0].cls, found[0].name) if found else (cls, name)
+    changes = changes_of(cls) or Rewritten(nn.Module, ())
+    return next(((one.cls, one.name) for one in changes.methods if one.new_name == name), (cls, name))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,11 +82,11 @@ def class_of(changes: Rewritten) -> type[nn.Module]:
         old = function_of(around)
         assert old is not None
         new = new_function(one.source, old, one.cls.__name__, NAMES, one.lines)
-        members[one.new_name] = _with(around, old, new)
+        members[one.new_name] = with_function(around, old, new)
     # Run neither __init_subclass__ nor the author's metaclass, which may count or register subclasses.
-    is_told = any("__init_subclass__" in vars(cls) for cls in base.__mro__[:-1])
+    is_notified = any("__init_subclass__" in vars(cls) for cls in base.__mro__[:-1])
     kind = abc.ABCMeta if issubclass(type(base), abc.ABCMeta) else type
-    made: type[nn.Module] = kind.__new__(type(base), base.__name__, (_Quiet, base) if is_told else (base,), members)
+    made: type[nn.Module] = kind.__new__(type(base), base.__name__, (_Quiet, base) if is_notified else (base,), members)
     return made
 
 
@@ -101,32 +95,26 @@ class _Quiet:
         pass
 
 
-def _with(around: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
-    """A method with the same decorators around another function."""
+def with_function(around: Any, old: types.FunctionType, new: types.FunctionType) -> Any:
+    """A method with the same decorators around another function.
+
+    Raises:
+        NoSourceError: the decorators hold the function in a way that another cannot take its place.
+    """
     if around is old:
         return new
     if isinstance(around, property):
-        return property(_with(around.fget, old, new), around.fset, around.fdel, around.__doc__)
-    values = [cell.cell_contents for cell in around.__closure__]
-    cells = tuple(types.CellType(_with(one, old, new) if _is_around(one, old) else one) for one in values)
+        return property(with_function(around.fget, old, new), around.fset, around.fdel, around.__doc__)
+    values = [cell.cell_contents for cell in getattr(around, "__closure__", None) or ()]
+    holds = [isinstance(value, types.FunctionType) and function_of(value) is old for value in values]
+    if not isinstance(around, types.FunctionType) or sum(holds) != 1:
+        is_bound = isinstance(around, staticmethod | classmethod)
+        raise NoSourceError("it is a static or class method" if is_bound else "its decorator hides the function")
+    inner = (with_function(one, old, new) if is_inner else one for one, is_inner in zip(values, holds, strict=True))
+    cells = tuple(map(types.CellType, inner))
     copied = types.FunctionType(around.__code__, around.__globals__, around.__name__, around.__defaults__, cells)
     copied.__kwdefaults__ = around.__kwdefaults__
     return functools.update_wrapper(copied, new)
-
-
-def _is_around(value: Any, old: types.FunctionType) -> bool:
-    return isinstance(value, types.FunctionType) and function_of(value) is old
-
-
-def can_be_changed(around: Any, old: types.FunctionType) -> bool:
-    """Whether the decorators around a function hold it in a way that another can take its place."""
-    if around is old:
-        return True
-    if isinstance(around, property):
-        return can_be_changed(around.fget, old)
-    cells = getattr(around, "__closure__", None) or ()
-    inner = [cell.cell_contents for cell in cells if _is_around(cell.cell_contents, old)]
-    return isinstance(around, types.FunctionType) and len(inner) == 1 and can_be_changed(inner[0], old)
 
 
 def _init(self: Any, *args: Any, **kwargs: Any) -> None:

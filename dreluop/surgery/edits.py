@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import ast
-import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dreluop.surgery import kinds, sites
-from dreluop.surgery.calls import Call
 from dreluop.surgery.classes import NewMethod
+from dreluop.surgery.copies import parts
 from dreluop.surgery.methods import Method, names_in
+from dreluop.surgery.planning import Plan
 from dreluop.surgery.resolving import Scope
-from dreluop.surgery.sums import Sum, bias_and_residual
 
 
-@dataclass(frozen=True)
-class Edit:
-    """What becomes of one call.
-
-    Attributes:
-        name: the attribute of the module that holds the call's D-ReLU.
-        is_first: the D-ReLU has the attribute of the activation, so the call reaches it as it is written.
-        total: the sum that is fused.
-    """
-
-    call: Call
-    name: str
-    is_first: bool
-    total: Sum | None
-
-    @property
-    def key(self) -> tuple[int, str, bool, bool, bool]:
-        """What the new source depends on."""
-        return id(self.call.node), self.name, self.is_first, self.total is not None, self.call.is_certain
+def key_of(one: Plan) -> tuple[int, str, bool, bool, bool]:
+    """What the new source of a method depends on."""
+    return id(one.call.node), one.place.attribute, one.place.is_first, one.total is not None, one.call.is_certain
 
 
 def questions(method: Method, scope: Scope) -> list[int]:
@@ -46,13 +28,13 @@ def questions(method: Method, scope: Scope) -> list[int]:
         asks = {1: type, 2: isinstance}.get(len(node.args))
         if asks is not None and scope.resolve(node.func) is asks:
             # What type() is compared with may stand anywhere in the method.
-            named = ast.walk(node.args[1]) if asks is isinstance else method.names
+            named = node.args[1] if asks is isinstance else method.tree
             found += [id(node)] if _names_activation(named, scope) else []
     return found
 
 
 def changed(
-    method: Method, new_name: str, edits: Iterable[Edit], supers: Mapping[int, str], asked: Iterable[int]
+    method: Method, new_name: str, plans: list[Plan], supers: Mapping[int, str], asked: Iterable[int]
 ) -> NewMethod | None:
     """The new source of a method; None if nothing in it changes.
 
@@ -60,22 +42,13 @@ def changed(
         supers: new names of the methods that calls of ``super()`` reach, by id of the call.
         asked: the result of ``questions``.
     """
-    # By id of the old node, the new one.
-    copies: dict[int, ast.AST] = {}
-    tree = copy.deepcopy(method.tree, copies)
-    # The decorators stay around the function as they were.
-    tree.decorator_list = []
-    editor = _Editor(method.receiver)
-    for edit in edits:
-        if not edit.is_first or edit.total is not None or not _takes_one(edit.call.node):
-            editor.calls[copies[id(edit.call.node)]] = edit
-        if edit.total is not None and edit.total.statement is not None:
-            editor.removed.add(copies[id(edit.total.statement)])
-    editor.supers = {copies[key]: name for key, name in supers.items() if key in copies}
-    editor.questions = {copies[key] for key in asked}
+    editor = _Editor(method, plans, supers, asked)
     if not (editor.calls or editor.supers or editor.questions):
         return None
-    new = ast.fix_missing_locations(editor.visit(tree))
+    new = editor.new(method.tree)
+    # The decorators stay around the function as they were.
+    new.decorator_list = []
+    ast.fix_missing_locations(new)
     source = ast.unparse(new)
     pairs = zip(ast.walk(ast.parse(source).body[0]), ast.walk(new), strict=False)
     lines = {one.lineno: method.line(two) for one, two in pairs if hasattr(one, "lineno") and hasattr(two, "lineno")}
@@ -87,69 +60,58 @@ def _takes_one(node: ast.Call | None) -> bool:
     return node is not None and len(node.args) == 1 and not isinstance(node.args[0], ast.Starred)
 
 
-def _names_activation(nodes: Iterable[ast.AST], scope: Scope) -> bool:
-    named = (scope.resolve(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
-    parts = (part for one in named for part in (one if isinstance(one, tuple | list) else (one,)))
-    return any(kinds.is_activation_class(part) for part in parts)
+def _names_activation(tree: ast.AST, scope: Scope) -> bool:
+    named = (scope.resolve(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute))
+    return any(kinds.is_activation_class(part) for value in named for part in parts(value))
 
 
-class _Editor(ast.NodeTransformer):
-    def __init__(self, receiver: str) -> None:
-        self._receiver = receiver
-        self._last_sum: ast.AST | None = None
-        self.calls: dict[ast.AST, Edit] = {}
-        self.supers: Mapping[ast.AST, str] = {}
-        self.questions: set[ast.AST] = set()
-        self.removed: set[ast.AST] = set()
+class _Editor:
+    """Makes a changed copy of a method's tree. What changes is known by id of the old node."""
 
-    def visit(self, node: ast.AST) -> Any:
-        key = node
-        node = super().visit(node)
-        if key in self.removed:
-            # The next statement has the call that gets the sum.
-            self._last_sum = node
-            return None
-        if not isinstance(node, ast.Call):
+    def __init__(self, method: Method, plans: list[Plan], supers: Mapping[int, str], asked: Iterable[int]) -> None:
+        self._receiver = method.receiver
+        self._copies: dict[int, ast.AST] = {}
+        changing = (one for one in plans if not one.place.is_first or one.total or not _takes_one(one.call.node))
+        self.calls = {id(one.call.node): one for one in changing}
+        self._removed = {id(one.total.statement) for one in plans if one.total is not None and one.total.statement}
+        inside = set(map(id, method.calls))
+        self.supers = {key: name for key, name in supers.items() if key in inside}
+        self.questions = set(asked)
+
+    def new(self, node: Any) -> Any:
+        if isinstance(node, list):
+            return [self.new(part) for part in node if id(part) not in self._removed]
+        if not isinstance(node, ast.AST):
             return node
-        if key in self.supers:
-            node.func = self._own(self.supers[key])
-        elif key in self.questions:
-            asks = sites.is_instance_before if len(node.args) == 2 else sites.type_before
-            node.func = _name(asks.__name__)
-        elif key in self.calls:
-            return ast.copy_location(self._directed(node, self.calls[key]), node)
-        return node
+        if id(node) not in self._copies:
+            self._copies[id(node)] = ast.copy_location(self._copied(node), node)
+        return self._copies[id(node)]
+
+    def _copied(self, node: ast.AST) -> ast.AST:
+        made = type(node)(**{name: self.new(value) for name, value in ast.iter_fields(node)})
+        if isinstance(made, ast.Call):
+            if id(node) in self.calls:
+                made = self._directed(made, self.calls[id(node)])
+            elif id(node) in self.supers:
+                made.func = self._own(self.supers[id(node)])
+            elif id(node) in self.questions:
+                made.func = _name(sites.is_instance_before if len(made.args) == 2 else sites.type_before)
+        return made
 
     def _own(self, name: str) -> ast.expr:
-        return ast.Attribute(_name(self._receiver), name, ast.Load())
+        return ast.Attribute(ast.Name(self._receiver, ast.Load()), name, ast.Load())
 
-    def _directed(self, node: ast.Call, edit: Edit) -> ast.Call:
-        site = copy.deepcopy(node.func) if edit.is_first else self._own(edit.name)
-        if edit.total is not None:
-            parts = self._addends(edit.total, _input(node, edit.call))
+    def _directed(self, node: ast.Call, one: Plan) -> ast.Call:
+        site = node.func if one.place.is_first else self._own(one.place.attribute)
+        if one.total is not None:
             # What is set in the D-ReLU's place later may take one input only.
-            called = copy.deepcopy(site) if edit.call.is_certain else node.func
-            return ast.Call(_name(sites.call_site_of_sum.__name__), [site, called, *parts], [])
-        if edit.call.is_certain:
-            return ast.Call(site, [_input(node, edit.call)], [])
-        return ast.Call(_name(sites.call_site.__name__), [site, node.func, *node.args], node.keywords)
-
-    def _addends(self, total: Sum, x: ast.expr) -> list[ast.expr]:
-        if total.statement is None:
-            return list(bias_and_residual(x))
-        statement = self._last_sum
-        if isinstance(statement, ast.AugAssign):
-            assert isinstance(statement.target, ast.Name)
-            return [_name(statement.target.id), statement.value]
-        assert isinstance(statement, ast.Assign)
-        return list(bias_and_residual(statement.value))
+            called = site if one.call.is_certain else node.func
+            operands = [self.new(one.total.x), self.new(one.total.residual)]
+            return ast.Call(_name(sites.call_site_of_sum), [site, called, *operands], [])
+        if one.call.is_certain:
+            return ast.Call(site, [self.new(one.call.x)], [])
+        return ast.Call(_name(sites.call_site), [site, node.func, *node.args], node.keywords)
 
 
-def _name(name: str) -> ast.Name:
-    return ast.Name(name, ast.Load())
-
-
-def _input(node: ast.Call, call: Call) -> ast.expr:
-    if call.node is not None and getattr(call.node.func, "value", None) is call.x:
-        return node.func.value  # type: ignore[attr-defined, no-any-return]
-    return node.args[0] if node.args else next(one.value for one in node.keywords if one.arg == "input")
+def _name(function: Callable[..., Any]) -> ast.Name:
+    return ast.Name(function.__name__, ast.Load())

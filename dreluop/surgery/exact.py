@@ -5,7 +5,6 @@ from __future__ import annotations
 import numbers
 import operator
 import pickle
-import random
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.fx._symbolic_trace import _assert_is_none
 from torch.fx.proxy import TraceError
 
 from dreluop.surgery import graphs
+from dreluop.surgery.running import random_states
 
 _WRITES = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul")
 _ASSERTIONS = (operator.eq, torch._assert, _assert_is_none)
@@ -52,9 +52,9 @@ class _Tracer(graphs.Tracer):
         return value
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        states = _random_states()
+        states = _comparable(*random_states())
         graph = super().trace(root, concrete_args)
-        if _random_states() != states:
+        if _comparable(*random_states()) != states:
             raise TraceError("it draws random numbers that depend on no input")
         after = _state(root)
         changed = sorted(name for name in {*after, *self._before} if after.get(name) is not self._before.get(name))
@@ -117,9 +117,9 @@ def _contexts() -> list[bool]:
     return [torch.is_grad_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))]
 
 
-def _random_states() -> list[Any]:
-    numpy = sys.modules.get("numpy")
-    return [torch.get_rng_state().tolist(), random.getstate(), numpy and pickle.dumps(numpy.random.get_state())]
+def _comparable(torch_state: Tensor, python_state: Any, numpy_state: Any) -> list[Any]:
+    # Arrays have no one answer to whether they are equal.
+    return [torch_state.tolist(), python_state, pickle.dumps(numpy_state)]
 
 
 def graph_of(module: nn.Module, training: bool) -> fx.Graph:

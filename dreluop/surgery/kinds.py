@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,36 +21,27 @@ class Activation:
     inplace: bool
 
 
-_BY_NAME = {
-    "relu": ("input", "inplace"),
-    "relu6": ("input", "inplace"),
-    "hardtanh": ("input", "min_val", "max_val", "inplace"),
-    "threshold": ("input", "threshold", "value", "inplace"),
-    "clamp": ("input", "min", "max"),
-    "clip": ("input", "min", "max"),
-    "clamp_min": ("input", "min"),
+# By name, what a call computes: the lower and the upper bound, and whether it is in place.
+_RULES: dict[str, Callable[..., tuple[Any, Any, Any]]] = {
+    "relu": lambda input, inplace=False: (0, None, inplace),
+    "relu6": lambda input, inplace=False: (0, 6, inplace),
+    "hardtanh": lambda input, min_val=-1, max_val=1, inplace=False: (min_val, max_val, inplace),
+    "threshold": lambda input, threshold, value, inplace=False: (threshold or value, None, inplace),
+    "clamp": lambda input, min=None, max=None: (min, max, False),
+    "clip": lambda input, min=None, max=None: (min, max, False),
+    "clamp_min": lambda input, min: (min, None, False),
 }
-_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("threshold", "value", "min", "max")), "min_val": -1.0, "max_val": 1.0, "inplace": False,
-}  # fmt: skip
+# Names of Tensor's methods, and of functions, that may be a ReLU.
+NAMES = frozenset([*_RULES, *(f"{name}_" for name in _RULES)])
 
 
 def _known_functions() -> dict[Any, str]:
-    found = {}
-    for name in _BY_NAME:
-        for spelled in (name, f"{name}_"):
-            for place in (functional, torch, Tensor):
-                function = getattr(place, spelled, None)
-                if function is not None:
-                    found[function] = spelled
-    return found
+    places = [(getattr(place, name, None), name) for place in (functional, torch, Tensor) for name in NAMES]
+    return {function: name for function, name in places if function is not None}
 
 
 _FUNCTIONS = _known_functions()
-# Names of Tensor's methods, and of functions, that may be a ReLU.
-NAMES = frozenset([*_BY_NAME, *(f"{name}_" for name in _BY_NAME)])
 _CLASSES = (nn.ReLU, nn.Hardtanh, nn.Threshold)
-CLASS_NAMES = frozenset(["ReLU6", *(cls.__name__ for cls in _CLASSES)])
 
 
 def forward_of(module: nn.Module) -> Any:
@@ -73,22 +64,12 @@ def of_module(module: nn.Module) -> Activation | None:
 
 def of_callable(called: Any) -> Activation | None:
     """What a call with one tensor computes, of an activation module or function or a partial of one."""
-    if isinstance(called, nn.Module):
-        return of_module(called)
-    return of_partial(called) or of_call(called, (None,), {})
-
-
-def of_partial(called: Any) -> Activation | None:
-    """What ``functools.partial`` of an activation function computes."""
-    is_partial = isinstance(called, functools.partial) and not called.args
-    return of_call(called.func, (None,), called.keywords) if is_partial else None
+    return of_module(called) if isinstance(called, nn.Module) else of_call(called, (None,), {})
 
 
 def of_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a method of Tensor computes; ``x.relu(y)`` is none."""
-    if name not in NAMES or not hasattr(Tensor, name) or (name.startswith("relu") and (args or kwargs)):
-        return None
-    return of_named(name, (None, *args), kwargs)
+    return of_named(name, (None, *args), kwargs) if hasattr(Tensor, name) else None
 
 
 def spelled(function: Any) -> str:
@@ -97,28 +78,20 @@ def spelled(function: Any) -> str:
     return f"{'F' if getattr(functional, name, None) is function else 'torch'}.{name}" if name else ""
 
 
-def of_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
-    """What a call of a function of torch computes; ``args[0]`` stands for the tensor."""
-    return of_named(_named(function), args, kwargs)
+def of_call(called: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
+    """What a call of a function of torch or of a partial of one computes; ``args[0]`` stands for the tensor."""
+    if isinstance(called, functools.partial) and not called.args:
+        called, kwargs = called.func, {**called.keywords, **kwargs}
+    return of_named(_named(called), args, kwargs)
 
 
 def of_named(spelling: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What a call computes of the function, method or operator of this name."""
-    name, inplace = spelling.rstrip("_"), spelling.endswith("_")
-    parameters = _BY_NAME.get(name, ())
-    if len(args) > len(parameters) or not set(kwargs) <= set(parameters):
+    try:
+        low, high, inplace = _RULES[spelling.rstrip("_")](*args, **kwargs)
+    except (KeyError, TypeError):  # the call would fail
         return None
-    given = {**_DEFAULTS, **dict(zip(parameters, args, strict=False)), **kwargs}
-    if not isinstance(given["inplace"], bool):
-        return None
-    bounds = {
-        "relu": (0, None),
-        "relu6": (0, 6),
-        "hardtanh": (given["min_val"], given["max_val"]),
-        "threshold": (0 if (given["threshold"], given["value"]) == (0, 0) else None, None),
-    }
-    low, high = bounds.get(name, (given["min"], given["max"]))
-    return _bounded(low, high, inplace or given["inplace"]) if parameters else None
+    return _bounded(low, high, inplace or spelling.endswith("_")) if isinstance(inplace, bool) else None
 
 
 def _named(function: Any) -> str:
@@ -130,10 +103,8 @@ def _named(function: Any) -> str:
 
 def made_by(cls: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Activation | None:
     """What ``cls(*args, **kwargs)`` computes, if it is one of torch's activation classes."""
-    if not is_activation_class(cls):
-        return None
     try:
-        return of_module(cls(*args, **kwargs))
+        return of_module(cls(*args, **kwargs)) if is_activation_class(cls) else None
     except (TypeError, ValueError, AssertionError):
         return None
 
@@ -142,23 +113,17 @@ def is_activation_class(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, _CLASSES)
 
 
+def is_activation(value: Any) -> bool:
+    """Whether an object computes an activation or makes a module that does."""
+    return is_activation_class(value) or (callable(value) and of_callable(value) is not None)
+
+
 def plain(activation: Activation) -> nn.Module:
     """A module of torch that computes an activation."""
     if activation.bound is None:
         return nn.ReLU(activation.inplace)
     bound, inplace = activation.bound, activation.inplace
     return nn.ReLU6(inplace) if bound == 6 else nn.Hardtanh(0.0, bound, inplace)
-
-
-def is_held_in(value: Any) -> bool:
-    """Whether an object is an activation, makes or names one, or is a list, dictionary or partial with one."""
-    if isinstance(value, list | tuple | dict):
-        return any(is_held_in(part) for part in (value.values() if isinstance(value, dict) else value))
-    if isinstance(value, functools.partial):
-        return is_held_in((value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, str):
-        return value in NAMES or value in CLASS_NAMES
-    return is_activation_class(value) or (callable(value) and of_callable(value) is not None)
 
 
 def _is_number(value: Any) -> bool:

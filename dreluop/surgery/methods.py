@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
-import inspect
 import linecache
 import types
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,7 @@ class Method:
 
     def __post_init__(self) -> None:
         parameters = [*self.tree.args.posonlyargs, *self.tree.args.args]
-        self.bindings = _bindings(self.tree)
+        self.bindings = bindings_in(self.tree)
         first = parameters[0].arg if parameters else ""
         self.receiver = first if self.bindings.get(first) == [None] else ""
         if self.receiver:
@@ -64,11 +64,6 @@ class Method:
         found = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return sorted(found, key=lambda node: (node.end_lineno, node.end_col_offset))
 
-    @functools.cached_property
-    def names(self) -> list[ast.Name | ast.Attribute]:
-        """The names and attributes in it."""
-        return [node for node in ast.walk(self.tree) if isinstance(node, ast.Name | ast.Attribute)]
-
     def mangled(self, name: str) -> str:
         """``_Net__act`` for ``__act``."""
         is_private = name.startswith("__") and not name.endswith("__")
@@ -82,49 +77,36 @@ class Method:
 
 def outer(function: types.FunctionType, name: str, default: Any) -> Any:
     """The value of a name that a function does not bind."""
-    code, closure = function.__code__, function.__closure__ or ()
-    if name in code.co_freevars:
-        try:
-            return closure[code.co_freevars.index(name)].cell_contents
-        except ValueError:  # an empty cell
-            return default
-    names = function.__globals__
-    return names[name] if name in names else vars(builtins).get(name, default)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    try:
+        return cells[name].cell_contents if name in cells else ChainMap(function.__globals__, vars(builtins))[name]
+    except (KeyError, ValueError):  # an empty cell
+        return default
 
 
-def classes_of(cls: type) -> Iterator[type]:
-    """A class and those that it is derived from, nearest first, without torch's own."""
-    return (base for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch" and base is not object)
-
-
-def methods_of(cls: type) -> Iterator[tuple[type, str, Any]]:
-    """What the classes of a module define as methods, nearest first; torch's own classes are left out."""
-    for base in classes_of(cls):
-        for name, value in vars(base).items():
-            special = name.startswith("__") and name != "__call__"
-            is_method = isinstance(value, types.FunctionType | property | staticmethod | classmethod)
-            # functools.lru_cache and the like make an object of a method.
-            if not special and (is_method or isinstance(vars_of(value).get("__wrapped__"), types.FunctionType)):
-                yield base, name, value
-
-
-def vars_of(value: Any) -> Mapping[str, Any]:
-    """The attributes that an object itself has."""
-    return getattr(value, "__dict__", {})
+def methods_of(cls: type) -> Iterator[tuple[type, str, Any, types.FunctionType]]:
+    """What the classes of a module define as methods, and the functions inside; torch's own classes are left out."""
+    for base in cls.__mro__:
+        for name, value in vars(base).items() if base.__module__.partition(".")[0] != "torch" else ():
+            function = function_of(value)
+            if function is not None and (name == "__call__" or not name.startswith("__")):
+                yield base, name, value, function
 
 
 def function_of(value: Any) -> types.FunctionType | None:
     """The function inside a method's decorators."""
-    outer = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-    inner = inspect.unwrap(outer) if callable(outer) else None
-    return inner if isinstance(inner, types.FunctionType) else None
+    if isinstance(value, property | staticmethod | classmethod):
+        value = value.fget if isinstance(value, property) else value.__func__
+    # functools.lru_cache and the like make an object of a method.
+    while "__wrapped__" in getattr(value, "__dict__", ()):
+        value = value.__wrapped__
+    return value if isinstance(value, types.FunctionType) else None
 
 
-def names_in(code: types.CodeType, *, strings: bool = False) -> frozenset[str]:
-    """The names and attributes in a function and in those inside it; with the strings, which ``getattr`` may get."""
-    inner = (names_in(const, strings=strings) for const in code.co_consts if isinstance(const, types.CodeType))
-    words = (const for const in code.co_consts if strings and isinstance(const, str))
-    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, words, *inner)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The names and attributes in a function and in those inside it."""
+    inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -135,7 +117,9 @@ def method(cls: type, name: str, function: types.FunctionType) -> Method:
         NoSourceError: there is none, or it is not what runs.
     """
     code = function.__code__
-    trees, codes = _definitions(code.co_filename, "".join(_lines(function)), code.co_flags & FUTURES)
+    linecache.checkcache(code.co_filename)
+    source = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    trees, codes = _definitions(code.co_filename, source, code.co_flags & FUTURES)
     for tree in trees.get(code.co_firstlineno, ()):
         if tree.name == code.co_name:
             # pytest rewrites assertions, with names of its own.
@@ -145,12 +129,6 @@ def method(cls: type, name: str, function: types.FunctionType) -> Method:
                 raise NoSourceError("its source has changed since it was imported, or an import hook changed what runs")
             return Method(cls, name, function, tree)
     raise NoSourceError("its source cannot be read")
-
-
-def _lines(function: types.FunctionType) -> list[str]:
-    file = function.__code__.co_filename
-    linecache.checkcache(file)
-    return linecache.getlines(file, function.__globals__)
 
 
 @functools.lru_cache(maxsize=64)
@@ -176,19 +154,19 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes_in(const)
 
 
-def _bindings(tree: _FunctionNode) -> dict[str, list[ast.expr | str | None]]:
+def bindings_in(tree: ast.AST) -> dict[str, list[ast.expr | str | None]]:
+    """What is bound to each name in a part of the code, as in ``Method.bindings``."""
     found: dict[str, list[ast.expr | str | None]] = {}
 
     def bind(name: str, value: ast.expr | str | None) -> None:
         found.setdefault(name, []).append(value)
 
-    simple: set[int] = set()
+    assigned: dict[int, ast.expr | None] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if len(targets) == 1 and isinstance(targets[0], ast.Name) and node.value is not None:
-                bind(targets[0].id, node.value)
-                simple.add(id(targets[0]))
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            assigned[id(node.targets[0])] = node.value
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr):
+            assigned[id(node.target)] = node.value
         elif isinstance(node, ast.Import):
             for one in node.names:
                 top = one.name.partition(".")[0]
@@ -200,6 +178,7 @@ def _bindings(tree: _FunctionNode) -> dict[str, list[ast.expr | str | None]]:
             bind(node.arg, None)
         elif isinstance(node, _NAMING) and node is not tree and node.name:
             bind(node.name, None)
-        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and id(node) not in simple:
-            bind(node.id, None)
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            # A statement comes before its parts.
+            bind(node.id, assigned.get(id(node)))
     return found

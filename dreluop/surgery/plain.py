@@ -11,8 +11,7 @@ from dreluop._internal import checks
 from dreluop.caps.statistics import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import exact
-from dreluop.surgery.classes import is_rewritten
-from dreluop.surgery.copies import copied
+from dreluop.surgery.copies import copied, substituted
 from dreluop.surgery.graphs import path_of_class
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
 from dreluop.surgery.sites import ResidualDReLU
@@ -43,22 +42,14 @@ def to_torch(model: nn.Module) -> nn.Module:
 
 
 def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
-    """The plain form of a module, or of the modules in a list or dictionary, such as the attributes of a module."""
-    if type(value) is tuple:
-        return tuple(_plain(part, done, names) for part in value)
-    if not isinstance(value, nn.Module | list | dict) or id(value) in done:
+    """The plain form of a module; any other object itself."""
+    if not isinstance(value, nn.Module) or id(value) in done:
         return done.get(id(value), value)
     done[id(value)] = value
-    if not isinstance(value, nn.Module):
-        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            plain = _plain(part, done, names)
-            if plain is not part:
-                value[key] = plain
-        return value
     # Before its children change, as a rewritten forward asks whether they are D-ReLUs.
-    traced = is_rewritten(value) or isinstance(value, HeadedLinear | StemmedConv2d)
+    traced = vars(type(value)).get("rewritten") is not None or isinstance(value, HeadedLinear | StemmedConv2d)
     graph = _graph(value, names.get(id(value), "")) if traced else None
-    _plain(vars(value), done, names)
+    substituted(vars(value), lambda part: _plain(part, done, names))
     if isinstance(value, DReLU | SReLU):
         done[id(value)] = _capped(value)
     elif graph is not None:

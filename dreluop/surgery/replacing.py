@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -17,15 +16,14 @@ from torch.nn.parameter import is_lazy
 from dreluop._internal import checks
 from dreluop.caps.statistics import is_compiled
 from dreluop.modules import GRANULARITIES, DReLU, Granularity
-from dreluop.surgery import calls, channels, edits, kinds, planning, running
+from dreluop.surgery import calls, channels, copies, edits, kinds, planning, running
 from dreluop.surgery.calls import Found
-from dreluop.surgery.classes import NewMethod, Rewritten, class_of, rewritten
+from dreluop.surgery.classes import NewMethod, Rewritten, changes_of, class_of
 from dreluop.surgery.planning import Dim, Plan
-from dreluop.surgery.report import Report, Site
+from dreluop.surgery.report import Action, Report, Site, remaining
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
 from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
-from dreluop.surgery.verifying import known_to_remain, seen_to_remain
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 # The changed methods, by what their source depends on.
@@ -81,75 +79,64 @@ def replace_activations(
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
     found = Found(model)
-    plans = planning.plan(found, channels.producers(found, model), chosen, fuse)
+    plans = planning.plan(found, channels.producers(found), chosen, fuse)
     for pattern in patterns if plans else ():
         if not any(fnmatch.fnmatchcase(one.site.name, pattern) for one in plans):
             raise ValueError(
                 f"select: {pattern!r} matches none of the {len(plans)} sites, such as {plans[0].site.name!r}"
             )
-    observed, made = None, _Made()
-    if example_input is not None:
-        observed = _rehearsed(model, found, plans, example_input, made)
-    planning.settle(plans, granularity, dim, observed)
-    undo = _Undo(found.modules)
+    observed, undo, made = Observed(), _Undo(found.modules), _Made()
     try:
+        if example_input is not None:
+            # What a run sees with a placeholder at every site.
+            _install(undo, found, plans, lambda one: PendingSite(), made)
+            names = [one.place.name for one in plans if one.has_own]
+            observed = running.observe(model, names, running.as_arguments(example_input))
+            if not observed.ran:
+                raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
+            undo.restore()
+        planning.settle(plans, granularity, dim, observed)
         _install(undo, found, plans, functools.partial(_d_relu, model, init), made)
     except BaseException:
         undo.restore()
         raise
     done = tuple(map(planning.described, plans))
-    if observed is None:
-        return Report(done, known_to_remain(done, found.unread))
-    return Report(done, seen_to_remain(done, found.unread, observed), tuple(observed.ran), observed.failed)
-
-
-def _rehearsed(model: nn.Module, found: Found, plans: list[Plan], example_input: Any, made: _Made) -> Observed:
-    """What a run sees with a placeholder at every site. The model is restored."""
-    undo, arguments = _Undo(found.modules), running.as_arguments(example_input)
-    try:
-        _install(undo, found, plans, lambda one: PendingSite(), made)
-        names = [one.site.name for one in plans if one.selected and one.shares is None]
-        observed = running.observe(model, names, arguments)
-    finally:
-        undo.restore()
-    if not observed.ran:
-        raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
-    return observed
+    return Report(done, remaining(done, found.unread, observed), tuple(observed.ran), observed.failed)
 
 
 def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module], made: _Made) -> None:
     """Insert the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
-    plans = [one for one in plans if one.shares is None]
-    selected = [one for one in plans if one.selected]
-    for one in selected:
-        hooked = calls.held(one.call.slot)
-        new = make(one)
-        new.training = one.call.owner.training
-        if isinstance(hooked, nn.Module):
-            setattr(new, WAS, type_before(hooked))
-            _take_hooks(hooked, new, one.is_first and id(hooked) not in replaced)
-            if one.is_first:
-                replaced.setdefault(id(hooked), new)
-        setattr(one.holder, one.attribute, new)
-        if one.is_first and isinstance(one.holder, nn.TransformerEncoderLayer):
-            # Its fast path in eval mode computes a ReLU inside.
-            one.holder.activation_relu_or_gelu = 0
-        if one.is_first and isinstance(one.holder, nn.TransformerDecoderLayer):
-            # Its __setstate__ sets F.relu if the attribute is not in its __dict__.
-            vars(one.holder)[one.attribute] = new
-    # A call that is left must not reach the D-ReLU of another one.
-    taken = {one.call.slot_key for one in selected if one.is_first and one.call.slot is not None}
-    kept = [one for one in plans if not one.selected and one.call.slot_key in taken]
-    for one in kept:
-        setattr(one.holder, one.attribute, kinds.plain(one.call.activation))
-    by_owner: dict[int, list[Plan]] = defaultdict(list)
     for one in plans:
-        if (one.selected or one in kept) and one.call.node is not None:
-            by_owner[id(one.call.owner)].append(one)
+        if one.has_own:
+            _insert(one, make(one), replaced)
+    # A call that is left must not reach the D-ReLU of another one.
+    taken = {one.call.slot_key for one in plans if one.has_own and one.place.is_first}
+    changed = [one for one in plans if one.selected or one.call.slot_key in taken]
+    for one in changed:
+        if not one.selected:
+            setattr(one.place.holder, one.place.attribute, kinds.plain(one.call.activation))
     undo.substitute(replaced)
-    for code in found.code.values() if selected else ():
-        _change_methods(code, by_owner[id(code.module)], made)
+    for code in found.code.values() if changed else ():
+        _change_methods(code, [one for one in changed if one.call.owner is code.module], made)
+
+
+def _insert(one: Plan, new: nn.Module, replaced: dict[int, nn.Module]) -> None:
+    holder, attribute, _, is_first = one.place
+    old = calls.held(one.call.slot)
+    new.training = one.call.owner.training
+    if isinstance(old, nn.Module):
+        setattr(new, WAS, type_before(old))
+        _take_hooks(old, new, is_first and id(old) not in replaced)
+        if is_first:
+            replaced.setdefault(id(old), new)
+    setattr(holder, attribute, new)
+    if is_first and isinstance(holder, nn.TransformerEncoderLayer):
+        # Its fast path in eval mode computes a ReLU inside.
+        holder.activation_relu_or_gelu = 0
+    if is_first and isinstance(holder, nn.TransformerDecoderLayer):
+        # Its __setstate__ sets F.relu if the attribute is not in its __dict__.
+        vars(holder)[attribute] = new
 
 
 def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
@@ -158,12 +145,10 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
     # Base classes first: a method must change if one that it reaches through super() does.
     order = sorted(code.methods.items(), key=lambda item: -type(code.module).__mro__.index(item[0].cls))
     for method, new_name in order:
-        own = [
-            edits.Edit(one.call, one.attribute, one.is_first, one.total) for one in plans if one.call.method is method
-        ]
+        own = [one for one in plans if one.call.method is method]
         questions = edits.questions(method, Scope(method, code.module))
         # Most modules of a class change alike, and as they did for the run.
-        key = (method, new_name, tuple(one.key for one in own), tuple(supers.items()), tuple(questions))
+        key = (method, new_name, tuple(map(edits.key_of, own)), tuple(supers.items()), tuple(questions))
         if key not in made:
             made[key] = edits.changed(method, new_name, own, supers, questions)
         new = made[key]
@@ -171,11 +156,9 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
             changed[new_name] = new
             supers |= {node: new_name for node, target in code.supers.items() if target is method}
     if changed:
-        before = rewritten(code.module)
-        kept = {one.new_name: one for one in before.methods} if before is not None else {}
-        base = before.base if before is not None else type(code.module)
-        new_class = class_of(Rewritten(base, tuple({**kept, **changed}.values())))
-        object.__setattr__(code.module, "__class__", new_class)
+        before = changes_of(type(code.module)) or Rewritten(type(code.module), ())
+        methods = {one.new_name: one for one in (*before.methods, *changed.values())}
+        object.__setattr__(code.module, "__class__", class_of(Rewritten(before.base, tuple(methods.values()))))
 
 
 def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool]:
@@ -198,24 +181,16 @@ def check_model(model: Any) -> None:
         raise ValueError("model: got a compiled module; apply this to the module before torch.compile")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: got a TorchScript module; apply this to the module before torch.jit")
-    for module in model.modules():
-        wrapper = _distributed_wrapper(module)
-        if wrapper:
-            raise ValueError(
-                f"model: got one inside {wrapper}, which would not synchronize new caps; apply this before"
-            )
+    # To ask torch.distributed.fsdp itself would import it, which takes seconds.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = (fsdp.FullyShardedDataParallel, fsdp.FSDPModule) if fsdp is not None else ()
+    for wrapper in (nn.parallel.DistributedDataParallel, *sharded):
+        if any(isinstance(module, wrapper) for module in model.modules()):
+            name = wrapper.__name__
+            raise ValueError(f"model: got one inside {name}, which would not synchronize new caps; apply this before")
     for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(parameter):
             raise ValueError(f"model: {name!r} of a lazy module has no shape yet; run the model once before")
-
-
-def _distributed_wrapper(module: nn.Module) -> str:
-    if isinstance(module, nn.parallel.DistributedDataParallel):
-        return "DistributedDataParallel"
-    # To ask torch.distributed.fsdp itself would import it, which takes seconds.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    names = ("FullyShardedDataParallel", "FSDPModule")
-    return next((name for name in names if fsdp is not None and isinstance(module, getattr(fsdp, name))), "")
 
 
 def _patterns(select: Any) -> list[str]:
@@ -243,34 +218,16 @@ class _Undo:
     def substitute(self, replaced: dict[int, nn.Module]) -> None:
         """Give the lists, dictionaries and partials that the modules hold the new modules too."""
         for module, *_ in self._saved if replaced else ():
-            for name, value in list(vars(module).items()):
-                if name not in calls.STATE and isinstance(value, list | dict | tuple | functools.partial):
-                    vars(module)[name] = self._substituted(value, replaced)
+            held = {name: value for name, value in vars(module).items() if name not in calls.STATE}
+            vars(module).update(copies.substituted(held, lambda part: replaced.get(id(part), part), self._set))
 
-    def _substituted(self, value: Any, replaced: dict[int, nn.Module]) -> Any:
-        if isinstance(value, nn.Module):
-            return replaced.get(id(value), value)
-        if isinstance(value, list | dict):
-            # In place, as others may hold it.
-            for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
-                new = self._substituted(part, replaced)
-                if new is not part:
-                    value[key] = new
-                    self._items.append(functools.partial(value.__setitem__, key, part))
-            return value
-        if type(value) is tuple:
-            parts = [self._substituted(part, replaced) for part in value]
-            return tuple(parts) if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-        if isinstance(value, functools.partial):
-            old = (value.func, value.args, *value.keywords.values())
-            function, args, *rest = new_parts = self._substituted(old, replaced)
-            if new_parts is not old:
-                return functools.partial(function, *args, **dict(zip(value.keywords, rest, strict=True)))
-        return value
+    def _set(self, holder: Any, key: Any, new: Any) -> None:
+        self._items.append(functools.partial(holder.__setitem__, key, holder[key]))
+        holder[key] = new
 
     def restore(self) -> None:
-        for step in reversed(self._items):
-            step()
+        while self._items:
+            self._items.pop()()
         for module, cls, attributes, children in self._saved:
             object.__setattr__(module, "__class__", cls)
             for now, before in ((vars(module), attributes), (module._modules, children)):
@@ -278,15 +235,9 @@ class _Undo:
                 now.update(before)
 
 
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-
-
 def _take_hooks(old: nn.Module, new: nn.Module, is_first: bool) -> None:
     """Run the hooks of an activation module on its D-ReLUs, at each call."""
-    for name in _HOOKS:
+    for name in calls.HOOKS:
         hooks = getattr(old, name)
         # The first one gets the same dictionary, so that a handle that the user holds still removes its hook.
         object.__setattr__(new, name, hooks if is_first else hooks.copy())
@@ -301,8 +252,8 @@ def _d_relu(model: nn.Module, init: float, one: Plan) -> DReLU:
     options: dict[str, Any] = {"inplace": one.call.activation.inplace, "device": like.device, "dtype": like.dtype}
     if one.total is None:
         module = DReLU(one.shape, start, one.dim, **options)
-        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="replaced")
     else:
         module = ResidualDReLU(one.shape, start, one.dim, sum_inplace=one.total.inplace, **options)
-        one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action="fused")
+    action: Action = "replaced" if one.total is None else "fused"
+    one.site = replace(one.site, cap_shape=tuple(module.cap.shape), action=action)
     return module

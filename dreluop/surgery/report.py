@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
 from dreluop._internal.text_table import text_table
+from dreluop.modules import DReLU
+from dreluop.surgery import running
+from dreluop.surgery.running import Modes, Observed
 
-Modes = Literal["both", "train", "eval"]
 Action = Literal["replaced", "fused", "left"]
 
 
@@ -30,6 +33,7 @@ class Site:
         action: ``"fused"``: replaced together with the residual sum before it.
         reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); else empty.
         line: ``file.py:12``, the call; empty for a module that no readable code calls by name.
+        module: dotted name of the owner.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Site:
     action: Action = "left"
     reason: str = ""
     line: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,18 @@ class Report:
 
     @property
     def replaced(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action != "left")
+        return self._done("replaced", "fused")
 
     @property
     def fused(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action == "fused")
+        return self._done("fused")
 
     @property
     def left(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.sites if site.action == "left")
+        return self._done("left")
+
+    def _done(self, *actions: Action) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.action in actions)
 
     @property
     def unreached(self) -> tuple[Site, ...]:
@@ -110,9 +118,18 @@ class Report:
         Raises:
             ValueError: the model is not the one of this report, or runs in neither mode.
         """
-        from dreluop.surgery.verifying import verify  # noqa: PLC0415 (a circle otherwise)
-
-        return verify(self, model, args, kwargs)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for site in self.replaced:
+            if not isinstance(modules.get(site.name), DReLU):
+                raise ValueError(f"model: got one without a DReLU {site.name!r}; expected the one of this report")
+        observed = running.observe(model, [site.name for site in self.replaced], (args, kwargs))
+        if not observed.ran:
+            raise ValueError(f"model: it cannot run on these arguments in eval mode: {observed.failed['eval']}")
+        self.sites = tuple(noted(site, observed) for site in self.sites)
+        unread = {one.module: one.reason for one in self.remaining if not one.calls}
+        self.remaining = remaining(self.sites, unread, observed)
+        self.verified, self.not_run = tuple(observed.ran), observed.failed
+        return self
 
     def __str__(self) -> str:
         header = ("site", "was", "in", "mode", "input", "caps", "done", "note")
@@ -150,3 +167,45 @@ class Report:
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else "x".join(map(str, shape))
+
+
+def noted(site: Site, observed: Observed) -> Site:
+    """A site with what a run saw of it."""
+    seen = observed.seen(site.name)
+    return replace(site, modes=observed.modes(site.name), shape=seen[0].shape if seen else None)
+
+
+def remaining(sites: Iterable[Site], unread: Mapping[str, str], observed: Observed) -> tuple[Remaining, ...]:
+    """Every ReLU that a run saw and that no D-ReLU made, and the calls that it did not reach and that are left.
+
+    Without a run, what the source alone shows.
+    """
+    left = [site for site in sites if site.action == "left"]
+    lines = {line for _, line, _ in observed.relus}
+    modules = {module for module, _, _ in observed.relus}
+    found = [
+        Remaining(module, line, what, calls, _why(module, line, left, unread))
+        for (module, line, what), calls in observed.relus.items()
+    ]
+    for site in left:
+        calls = observed.calls(site.name)
+        # A placeholder stood for it in the run, or it is in code that no run reached.
+        if calls or not observed.ran or (site.line and site.line not in lines):
+            found.append(Remaining(site.module, site.line, site.source, calls, _reason(site)))
+    # Code that cannot be read may have a ReLU that the run did not reach, if it saw none there.
+    found += [
+        Remaining(name, "", "code that may call a ReLU", 0, reason)
+        for name, reason in unread.items()
+        if name not in modules
+    ]
+    return tuple(found)
+
+
+def _reason(site: Site) -> str:
+    return site.reason.removeprefix("left: ")
+
+
+def _why(module: str, line: str, left: list[Site], unread: Mapping[str, str]) -> str:
+    reasons = [_reason(site) for site in left if line in (site.line, "") or site.name == module]
+    reasons += [unread[module]] if module in unread else []
+    return " or ".join(dict.fromkeys(reasons)) or "no call of it was found in the code of a module"

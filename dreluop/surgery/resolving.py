@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dreluop.surgery.methods import Method, outer
@@ -40,9 +41,9 @@ class Scope:
         if isinstance(node, ast.Name):
             return self._name(node.id)
         if isinstance(node, ast.Attribute):
-            return attribute(self.resolve(node.value), self.method.mangled(node.attr))
+            return attribute(*self._place(node))
         if isinstance(node, ast.Subscript):
-            return _item(self.resolve(node.value), _index(node))
+            return _item(*self._place(node))
         if isinstance(node, ast.Call):
             return self._call(node)
         if isinstance(node, ast.Tuple | ast.List):
@@ -52,19 +53,24 @@ class Scope:
 
     def slot(self, node: ast.expr) -> Slot | None:
         """Where the module that an expression gives is registered, by the names that the expression reads."""
-        if isinstance(node, ast.Name):
-            alias = self.alias(node)
-            return self.slot(alias) if alias is not None else None
+        alias = self.alias(node)
+        if alias is not None:
+            return self.slot(alias)
+        holder, name = self._place(node)
+        if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(name, int):
+            name = str(range(len(holder))[name]) if -len(holder) <= name < len(holder) else ""
+        is_registered = isinstance(holder, nn.Module) and holder._modules.get(name) is not None
+        return (holder, name) if is_registered else None
+
+    def _place(self, node: ast.expr) -> tuple[Any, Any]:
+        """The object that holds what an expression gives, and its attribute, key or index there."""
         if isinstance(node, ast.Attribute):
-            return _registered(self.resolve(node.value), self.method.mangled(node.attr))
+            return self.resolve(node.value), self.method.mangled(node.attr)
         if isinstance(node, ast.Subscript):
-            holder, index = self.resolve(node.value), _index(node)
-            if isinstance(holder, nn.Sequential | nn.ModuleList) and isinstance(index, int):
-                index = str(range(len(holder))[index]) if -len(holder) <= index < len(holder) else ""
-            return _registered(holder, index) if isinstance(holder, _CONTAINERS) else None
-        if isinstance(node, ast.Call) and self.resolve(node.func) is getattr and len(node.args) >= 2:
-            return _registered(self.resolve(node.args[0]), self.resolve(node.args[1]))
-        return None
+            return self.resolve(node.value), literal(node.slice)
+        if isinstance(node, ast.Call) and self.resolve(node.func) is getattr and len(node.args) == 2:
+            return self.resolve(node.args[0]), self.resolve(node.args[1])
+        return UNKNOWN, UNKNOWN
 
     def alias(self, node: ast.expr) -> ast.expr | None:
         """The one expression that a local name stands for."""
@@ -72,6 +78,16 @@ class Scope:
             return None
         values = self.method.bindings.get(node.id, ())
         return values[0] if len(values) == 1 and isinstance(values[0], ast.expr) else None
+
+    def operands(self, node: ast.expr, method: str = "add") -> tuple[ast.expr, ast.expr] | None:
+        """The two sides of ``a + b``, ``torch.add(a, b)`` or ``a.add(b)``."""
+        if isinstance(node, ast.BinOp):
+            return (node.left, node.right) if isinstance(node.op, ast.Add) else None
+        if not isinstance(node, ast.Call) or node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
+            return None
+        if isinstance(node.func, ast.Attribute) and node.func.attr == method and len(node.args) == 1:
+            return (node.func.value, node.args[0]) if self.resolve(node.func.value) is UNKNOWN else None
+        return (node.args[0], node.args[1]) if len(node.args) == 2 and self.resolve(node.func) is torch.add else None
 
     def is_made_of_parameters(self, node: ast.expr) -> bool:
         """Whether an expression reads parameters or buffers of the module, and no input."""
@@ -117,19 +133,13 @@ class Scope:
             return self.bound[name]
         if name == self.method.receiver:
             return self.module
-        if name in self.method.bindings:
-            return self._local(name)
-        return outer(self.method.function, name, UNKNOWN)
-
-    def _local(self, name: str) -> Any:
-        values = self.method.bindings[name]
-        if len(values) != 1 or name in self._resolving:
+        if name not in self.method.bindings:
+            return outer(self.method.function, name, UNKNOWN)
+        value, *others = self.method.bindings[name]
+        if others or value is None or name in self._resolving:
             return UNKNOWN
-        (value,) = values
-        if isinstance(value, str):  # imported
+        if isinstance(value, str):
             return _imported(value)
-        if value is None:
-            return UNKNOWN
         self._resolving.add(name)
         try:
             return self.resolve(value)
@@ -146,7 +156,7 @@ class Scope:
         if function is functools.partial and args and callable(args[0]):
             return functools.partial(args[0], *args[1:], **{str(name): value for name, value in kwargs.items()})
         if function is getattr and len(args) == 2 and isinstance(args[1], str):
-            return attribute(args[0], args[1])
+            return attribute(*args)
         return UNKNOWN
 
 
@@ -178,15 +188,12 @@ def _item(holder: Any, index: Any) -> Any:
         return UNKNOWN
 
 
-def _index(node: ast.Subscript) -> Any:
+def literal(node: ast.expr) -> Any:
+    """The number, string or the like that is written; UNKNOWN for other code."""
     try:
-        return ast.literal_eval(node.slice)
-    except ValueError:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError):
         return UNKNOWN
-
-
-def _registered(holder: Any, name: Any) -> Slot | None:
-    return (holder, name) if isinstance(holder, nn.Module) and holder._modules.get(name) is not None else None
 
 
 def _imported(path: str) -> Any:

@@ -36,6 +36,7 @@ _NOTED = "_dreluop_noted"
 _IMAGES = ("conv", "batch_norm", "group_norm", "instance_norm")
 _FEATURES = ("linear", "layer_norm", "rms_norm", "embedding")
 _MOVED = ("movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "getitem")
+Modes = Literal["both", "train", "eval"]
 # What a model is called with: positional arguments and keywords.
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -64,7 +65,7 @@ class Observed:
     ran: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def modes(self, name: str) -> Literal["both", "train", "eval"] | None:
+    def modes(self, name: str) -> Modes | None:
         """The modes that reach a site."""
         reached = [mode for mode, found in self.inputs.get(name, {}).items() if found]
         return "both" if len(reached) == 2 else reached[0] if reached else None  # type: ignore[return-value]
@@ -72,6 +73,11 @@ class Observed:
     def calls(self, name: str) -> int:
         """How often a site is called in a forward pass, in the mode with more calls."""
         return max((len(found) for found in self.inputs.get(name, {}).values()), default=0)
+
+    def swap(self, name: str, other: str) -> None:
+        """Exchange the names of two sites."""
+        inputs = self.inputs
+        inputs[name], inputs[other] = inputs.get(other, {}), inputs.get(name, {})
 
     def seen(self, name: str) -> list[Seen]:
         """All different inputs of a site."""
@@ -97,7 +103,7 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
             with ExitStack() as stack:
                 for name, seen in inputs.items():
                     stack.enter_context(_recording(model.get_submodule(name), seen))
-                for context in (_random_states(model), torch.no_grad(), _Channels(), counter):
+                for context in (_kept_random_states(model), torch.no_grad(), _Channels(), counter):
                     stack.enter_context(context)
                 args, kwargs = tree_map_only(Tensor, _of_two if mode == "train" else Tensor.clone, arguments)
                 model.train(mode == "train")(*args, **kwargs)
@@ -112,18 +118,22 @@ def observe(model: nn.Module, names: Iterable[str], arguments: Arguments) -> Obs
     return observed
 
 
-@contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    """Restore the random states of torch, Python and numpy."""
+def random_states() -> list[Any]:
+    """The random states of torch, Python and numpy; the last is None where numpy is not imported."""
     numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    return [torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy is not None else None]
+
+
+@contextmanager
+def _kept_random_states(model: nn.Module) -> Iterator[None]:
+    _, python_state, numpy_state = random_states()
     try:
         with torch.random.fork_rng({one.device for one in model.parameters() if one.is_cuda}):
             yield
     finally:
         random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
+        if numpy_state is not None:
+            sys.modules["numpy"].random.set_state(numpy_state)
 
 
 @contextmanager

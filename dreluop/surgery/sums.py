@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dreluop.surgery import kinds
 from dreluop.surgery.calls import Call
-from dreluop.surgery.resolving import UNKNOWN, Scope
+from dreluop.surgery.resolving import Scope
 
 # Their outputs are new memory, so an in-place sum overwrites nothing that others hold.
 _FRESH = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Linear, nn.GroupNorm, nn.LayerNorm)
@@ -36,8 +35,9 @@ def before(call: Call) -> Sum | str | None:
     if call.method is None or call.x is None:
         return None
     scope = Scope(call.method, call.owner)
-    if _is_sum(scope, call.x):
-        total: Sum | str | None = Sum(*bias_and_residual(call.x))
+    sides = scope.operands(call.x)
+    if sides is not None:
+        total: Sum | str | None = Sum(*sides)
     else:
         total = _sum_by_name(call, scope, call.x.id) if isinstance(call.x, ast.Name) else None
     if not isinstance(total, Sum):
@@ -45,26 +45,7 @@ def before(call: Call) -> Sum | str | None:
     values = [scope.resolve(part) for part in (total.x, total.residual)]
     if any(isinstance(value, bool | int | float) for value in values):
         return None
-    return "an addend is a parameter or buffer" if any(isinstance(value, Tensor) for value in values) else total
-
-
-def bias_and_residual(node: ast.expr) -> tuple[ast.expr, ast.expr]:
-    """The two sides of ``a + b``, ``torch.add(a, b)`` or ``a.add(b)``."""
-    if isinstance(node, ast.BinOp):
-        return node.left, node.right
-    assert isinstance(node, ast.Call)
-    return (node.func.value, *node.args)[-2:] if isinstance(node.func, ast.Attribute) else tuple(node.args)  # type: ignore[return-value]
-
-
-def _is_sum(scope: Scope, node: ast.expr) -> bool:
-    if isinstance(node, ast.BinOp):
-        return isinstance(node.op, ast.Add)
-    if not isinstance(node, ast.Call) or node.keywords or any(isinstance(arg, ast.Starred) for arg in node.args):
-        return False
-    if len(node.args) == 2:
-        return scope.resolve(node.func) is torch.add
-    is_method = isinstance(node.func, ast.Attribute) and node.func.attr == "add" and len(node.args) == 1
-    return is_method and scope.resolve(node.func.value) is UNKNOWN  # type: ignore[attr-defined]
+    return "an operand is a parameter or buffer" if any(isinstance(value, Tensor) for value in values) else total
 
 
 def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
@@ -76,8 +57,8 @@ def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
     statement = block[made]
     if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is_name(statement.target, name):
         total = Sum(ast.Name(name, ast.Load()), statement.value, True, statement)
-    elif _assigns(statement, name) and _is_sum(scope, statement.value):  # type: ignore[attr-defined]
-        total = Sum(*bias_and_residual(statement.value), False, statement)  # type: ignore[attr-defined]
+    elif _assigns(statement, name) and (sides := scope.operands(statement.value)):  # type: ignore[attr-defined]
+        total = Sum(*sides, False, statement)
     else:
         return None
     if made != index - 1 or _runs_before(call, block[index]):
@@ -125,7 +106,7 @@ def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
 
 
 def _runs_before(call: Call, statement: ast.stmt) -> bool:
-    """Whether the statement computes something before the call that may change an addend, or draw random numbers."""
+    """Whether the statement computes something before the call that may change an operand, or draw random numbers."""
     start = _start(call.node)  # type: ignore[arg-type]
     parts = (part for part in ast.walk(statement) if isinstance(part, ast.Call | ast.NamedExpr | ast.Await | ast.Yield))
     return any(_end(part) <= start for part in parts)

@@ -13,7 +13,7 @@ from dreluop.surgery import calibrate_caps, cap_summary, insert_head, insert_ste
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_caps_are_rounded_once_and_told_as_they_are(dtype: torch.dtype) -> None:
+def test_caps_are_rounded_once_and_reported_as_they_are(dtype: torch.dtype) -> None:
     layer = DReLU(3, dtype=dtype)
     x = torch.tensor([[1.0009, 2.003, 3.007]]).expand(4, 3)
     (row,) = calibrate_caps(nn.Sequential(layer), [x], 1.0).layers

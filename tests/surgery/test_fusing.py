@@ -31,7 +31,7 @@ class Sums(nn.Module):
         a, b = self.a(x), self.b(x)
         if self.kind == "add":
             return functional.relu(a + b, inplace=True)
-        if self.kind == "addend_used_later":
+        if self.kind == "operand_used_later":
             return functional.relu(a + b, inplace=True) * a
         if self.kind == "torch_add":
             return torch.relu(torch.add(a, b))
@@ -62,9 +62,9 @@ class Sums(nn.Module):
 
 
 SUMS = {
-    "add": "", "addend_used_later": "",
+    "add": "", "operand_used_later": "",
     "torch_add": "", "method": "", "broadcast": "", "alpha": None, "number": None,
-    "used_twice": "the sum has another user", "parameter": "an addend is a parameter or buffer",
+    "used_twice": "the sum has another user", "parameter": "an operand is a parameter or buffer",
     "between": "other operations run between the sum and the activation",
     "input": "the sum is written over a tensor that may be seen elsewhere",
     "aliased": "the sum is written over a tensor that may be seen elsewhere",
@@ -130,7 +130,7 @@ def test_fused_caps_and_gradients_are_those_of_the_sum() -> None:
     assert fused.relu_2.cap.grad.abs().sum() > 0
 
 
-def test_autocast_where_the_two_addends_differ() -> None:
+def test_autocast_where_the_two_operands_differ() -> None:
     model = ResidualBlock(6, 3, False)
     replace_activations(model, init=0.5)
     with torch.autocast("cpu", torch.bfloat16):

@@ -54,7 +54,7 @@ def test_a_tensor_that_depends_on_no_input_is_no_matter() -> None:
     assert torch.equal(model(x), original(x))
 
 
-def test_transformer_layers_are_done_and_rnns_are_told() -> None:
+def test_transformer_layers_are_done_and_rnns_are_reported() -> None:
     original = nn.ModuleList([nn.TransformerEncoderLayer(8, 2), nn.RNN(8, 8, nonlinearity="relu")]).eval()
     model = copy.deepcopy(original)
     report = replace_activations(model)
@@ -69,7 +69,7 @@ def test_transformer_layers_are_done_and_rnns_are_told() -> None:
         assert (model[0](x) - original[0](x)).abs().max() > 1e-2
 
 
-def test_graphs_and_scripts_are_told() -> None:
+def test_graphs_and_scripts_are_reported() -> None:
     graph = torch.fx.symbolic_trace(ResidualBlock(6, 3, False))
     scripted = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.ones(2, 4))
     holder = nn.Sequential(graph, scripted, torch.fx.symbolic_trace(Functional()))

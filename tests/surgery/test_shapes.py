@@ -224,7 +224,7 @@ class TwoWidths(nn.Module):
         return functional.relu(self.last(x))
 
 
-def test_a_call_of_two_widths_is_left_and_told_and_the_others_are_done() -> None:
+def test_a_call_of_two_widths_is_left_and_reported_and_the_others_are_done() -> None:
     original = TwoWidths()
     model = copy.deepcopy(original)
     report = replace_activations(model, example_input=torch.randn(2, 6))

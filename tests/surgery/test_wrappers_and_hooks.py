@@ -1,4 +1,4 @@
-"""Forwards and classes that others set, wrappers, and hooks: handled, told or refused; never lost."""
+"""Forwards and classes that others set, wrappers, and hooks: handled, reported or refused; never lost."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_parametrized_weights_stay_so_and_a_parametrized_class_is_reported() -> 
     assert model(x).shape == want.shape
 
 
-def test_quantized_layers_that_hide_a_relu_are_told() -> None:
+def test_quantized_layers_that_hide_a_relu_are_reported() -> None:
     intrinsic = pytest.importorskip("torch.ao.nn.intrinsic")
     quantization = pytest.importorskip("torch.ao.quantization")
     fused = intrinsic.ConvReLU2d(nn.Conv2d(3, 4, 1), nn.ReLU())

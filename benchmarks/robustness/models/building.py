@@ -34,7 +34,7 @@ def build(
 ) -> nn.Module:
     """A network on the CPU, in train mode, for inputs in [0, 1] of shape (N, *shape); it gives logits (N, classes).
 
-    Place ``"head"`` adds a dense layer before the output layer (Figure 10), with one cap per neuron; ``"stem"`` adds
+    ``place="head"`` adds a dense layer before the output layer (Figure 10), with one cap per neuron; ``"stem"`` adds
     a 3x3 convolution before the first one instead, with one cap per channel (Figure 13), and no dense layer.
     Inputs are not normalized: the paper names no normalization, and a bound on the perturbation is one of the input.
 
