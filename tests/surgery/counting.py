@@ -75,7 +75,10 @@ def tensors(result: Any) -> list[Tensor]:
 def gradients(model: nn.Module, example: Any) -> dict[str, Tensor]:
     copied = copy.deepcopy(model).train()
     torch.manual_seed(1)
-    sum((one * one).sum() for one in tensors(called(copied, copy.deepcopy(example)))).backward()  # type: ignore[union-attr]
+    total = sum((one * one).sum() for one in tensors(called(copied, copy.deepcopy(example))))
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        return {}
+    total.backward()
     return {
         name: one.grad for name, one in copied.named_parameters() if one.grad is not None and ".cap" not in f".{name}"
     }
