@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -14,14 +13,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 from dreluop._internal import checks, dtensor, torch_private
 from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.errors import raise_as_of_torch
-from dreluop.autograd import fast_path, surrogate
-from dreluop.autograd.base import BelowAutograd, derivative_may_be_asked, derivatives_by_plain_torch
-from dreluop.autograd.function import CappedReLUFunction, PlainCappedReLUFunction, SavedMask
+from dreluop.autograd import eager, fast_path, sharded, surrogate, traced
+from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch
+from dreluop.autograd.function import PlainCappedReLUFunction
 from dreluop.autograd.penalty import penalty_of
-from dreluop.backends import compile_policy
 from dreluop.backends.selection import nothing_chosen, operators_for
-from dreluop.ops.composite import accumulation_dtype, sum_dtype
-from dreluop.ops.handles import FUSED, Operators
+from dreluop.ops.call import Call
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
 _is_tracing = torch_private.is_tracing  # by torch.jit.trace
@@ -104,16 +101,16 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
-    traced = torch.compiler.is_compiling()
-    usual = (
-        not traced
+    compiling = torch.compiler.is_compiling()
+    fast = (
+        not compiling
         and save == "output"
         and balancer is None
         and bias is None
         and residual is None
         and not surrogate.active
     )
-    if usual and (by_node := fast_path.capped_relu) is not None and nothing_chosen():
+    if fast and (by_node := fast_path.capped_relu) is not None and nothing_chosen():
         try:
             if (y := by_node(x, cap, dim, inplace)) is not None:
                 return y
@@ -128,7 +125,7 @@ def capped_relu(
         )  # fmt: skip
         return overridden
     if (
-        usual
+        fast
         and type(x) in _TENSORS
         and isinstance(cap, Tensor)
         and type(cap) in _TENSORS
@@ -138,35 +135,33 @@ def capped_relu(
         and not derivatives_by_plain_torch()
         and not _is_tracing()
     ):
-        return _plain(x, cap, dim, inplace)
-    if traced:
+        return _fast_in_python(x, cap, dim, inplace)
+    if compiling:
         # Dynamo cannot leave its graph within a try, and would never look at this function again.
-        return _any_call(x, cap, dim, inplace, save, balancer, bias, residual)
-    call = _in_a_trace if _is_tracing() and not surrogate.active else _any_call
+        return _run(_checked(x, cap, dim, inplace, save, balancer, bias, residual))
     try:
-        return call(x, cap, dim, inplace, save, balancer, bias, residual)
+        if _is_tracing() and not surrogate.active:
+            return _run_in_jit_trace(x, cap, dim, inplace, save, balancer, bias, residual)
+        return _run(_checked(x, cap, dim, inplace, save, balancer, bias, residual))
     except RuntimeError as error:
         raise_as_of_torch(error)
         raise
 
 
-def _plain(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
-    """The usual call. Small tensors feel every microsecond, so the operator is asked at once.
+def _fast_in_python(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
+    """The fast path without C++. Small tensors feel every microsecond, so the operator is asked at once.
 
     It refuses whatever the checks would, which then have the words for it.
     """
     try:
-        calls = operators_for(x)
+        operators = operators_for(x)
         if inplace:
             checks.writable_in_place(x, cap=cap)
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
             y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
         with BelowAutograd():
-            if not inplace:
-                return calls.capped_relu(x, cap, dim)
-            calls.capped_relu_(x, cap, dim)
-        return x
+            return operators.activate(Call(x, cap, dim, inplace), False, None)[0]
     except (RuntimeError, TypeError, ValueError) as error:
         _raise_in_our_words(error, x, cap, dim)
         raise
@@ -178,77 +173,25 @@ def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: i
     checks.cap_for(x, cap, checks.integer("dim", dim))
 
 
-def _any_call(
-    x: Tensor,
-    cap: Tensor | float,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
-    sharded = dtensor.is_distributed(x)
+def _run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
+    """The road of a checked call."""
+    compiling = torch.compiler.is_compiling()
+    by_shards = call.save == "mask" and dtensor.is_distributed(call.x)
     if surrogate.active:
-        run = surrogate.capped_outside_graphs if torch.compiler.is_compiling() else surrogate.capped
-        save_there = "output" if sharded else save
-        if (replaced := run(x, cap, dim, inplace, save_there, balancer, bias_and_residual)) is not None:
+        run = surrogate.run_outside_graphs if compiling else surrogate.run
+        replaced = run(call._replace(save="output") if by_shards else call)
+        if replaced is not None:
             return replaced
-    if sharded and save == "mask":
-        return _sharded_with_mask(x, cap, dim, balancer, bias, residual)
-    if torch.compiler.is_compiling():
-        return _traced(x, cap, dim, inplace, save, balancer, bias_and_residual)
-    calls = operators_for(x)
-    if inplace:
-        checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    if not derivative_may_be_asked(x, cap, *bias_and_residual):
-        with BelowAutograd():
-            return _without_derivative(calls, x, cap, dim, inplace, balancer, bias_and_residual)
-    # autograd refuses a second result of a function that writes over a view.
-    split = inplace and x._is_view()
-    fused = None if split else balancer
-    saved_mask = SavedMask() if inplace and save == "mask" else save
-    result = CappedReLUFunction.apply(x, cap, dim, inplace, saved_mask, fused, *bias_and_residual)
-    outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
-    if balancer is None:
-        return outputs[0]
-    return outputs[0], penalty_of([cap], balancer) if fused is None else outputs[-1]
+    if by_shards:
+        return sharded.run(call, _run)
+    return traced.run(call) if compiling else eager.run(call)
 
 
-def _in_a_trace(
-    x: Tensor,
-    cap: Tensor | float,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """For ``torch.jit.trace``: operators, which have the same derivatives. It could not save a Function."""
-    if torch_private.transforms_active():
-        # It fails at the shape of a tensor there.
-        raise RuntimeError(
-            "capped_relu: not in torch.jit.trace of torch.vmap or another torch.func transform; use torch.compile, or "
-            "trace a function without the transform"
-        )
-    with _checks_not_traced():
-        cap, dim, inplace, balancer, bias_and_residual = _checked(x, cap, dim, inplace, save, balancer, bias, residual)
-        if inplace:
-            checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    return _without_derivative(operators_for(x), x, cap, dim, inplace, balancer, bias_and_residual)
-
-
-@contextmanager
-def _checks_not_traced() -> Iterator[None]:
-    """In a trace every size is a tensor, and torch warns of each comparison."""
-    state = torch_private.get_tracing_state()
-    torch_private.set_tracing_state(None)
-    try:
-        yield
-    finally:
-        torch_private.set_tracing_state(state)
+def _run_in_jit_trace(*arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+    traced.refuse_transforms_in_jit_trace()
+    with traced.not_traced():
+        call = _checked(*arguments)
+    return traced.run_in_jit_trace(call)
 
 
 def _checked(
@@ -260,8 +203,8 @@ def _checked(
     balancer: float | None,
     bias: Tensor | None,
     residual: Tensor | None,
-) -> tuple[Tensor, int, bool, float | None, tuple[Tensor | None, ...]]:
-    """cap, dim, inplace, balancer, and bias and residual where there are any, or the error that names what is wrong."""
+) -> Call:
+    """The call, or the error that names what is wrong with it."""
     checks.float_tensor("x", x)
     dim = checks.integer("dim", dim)
     cap = checks.cap_for(x, cap, dim)
@@ -271,79 +214,13 @@ def _checked(
         inplace = checks.flag("inplace", inplace)
     if balancer is not None:
         balancer = checks.penalty_weight(balancer)
-    bias_and_residual: tuple[Tensor | None, ...] = ()
     if bias is not None or residual is not None:
-        bias_and_residual = checks.bias_and_residual_for(x, cap, dim, bias, residual)
+        bias, residual = checks.bias_and_residual_for(x, cap, dim, bias, residual)
     if dtensor.any_distributed(x, cap, bias, residual):
         cap = dtensor.checked_cap(x, cap, bias=bias, residual=residual)
         if inplace and save == "mask":
             dtensor.refuse_mask_in_place()
-    return cap, dim, inplace, balancer, bias_and_residual
-
-
-def _sharded_with_mask(
-    x: Tensor, cap: Tensor, dim: int, balancer: float | None, bias: Tensor | None, residual: Tensor | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    def with_mask(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return capped_relu(x, cap, dim=dim, save="mask", bias=bias, residual=residual)
-
-    assert dtensor.on_local_tensors is not None  # as the rules are registered
-    y = dtensor.on_local_tensors(with_mask, x, cap, dim, bias, residual)
-    return y if balancer is None else (y, penalty_of([cap], balancer))
-
-
-def _without_derivative(
-    calls: Operators,
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    balancer: float | None,
-    bias_and_residual: tuple[Tensor | None, ...],
-) -> Tensor | tuple[Tensor, Tensor]:
-    if balancer is None:
-        if not inplace:
-            return calls.capped_relu(x, cap, dim, *bias_and_residual)
-        calls.capped_relu_(x, cap, dim, *bias_and_residual)
-        return x
-    if inplace:
-        return x, calls.capped_relu_with_aux_(x, cap, dim, False, balancer, *bias_and_residual)[1]
-    y, _, penalty = calls.capped_relu_with_aux(x, cap, dim, False, balancer, *bias_and_residual)
-    return y, penalty
-
-
-def _traced(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    bias_and_residual: tuple[Tensor | None, ...],
-) -> Tensor | tuple[Tensor, Tensor]:
-    # Dynamo refuses an autograd.Function with a jvp; the operators carry the same derivatives.
-    calls = FUSED if compile_policy.fuses(x, cap, save) else operators_for(x)
-    if save == "mask":
-        if inplace:
-            y = x
-            calls.capped_relu_with_aux_(x, cap, dim, True, None, *bias_and_residual)
-        else:
-            y = calls.capped_relu_with_aux(x, cap, dim, True, None, *bias_and_residual)[0]
-    elif inplace:
-        y = x
-        calls.capped_relu_(x, cap, dim, *bias_and_residual)
-    else:
-        y = calls.capped_relu(x, cap, dim, *bias_and_residual)
-    return y if balancer is None else (y, _traced_penalty(calls, [cap], balancer))
-
-
-def _traced_penalty(calls: Operators, caps: list[Tensor], balancer: float) -> Tensor:
-    """By an operator whose number is always 1: it is a constant there, and each would be compiled anew.
-
-    In the dtype of sums, so that nothing overflows before the balancer makes it small.
-    """
-    wide = [cap.to(sum_dtype(cap.device)) for cap in caps]
-    return (calls.cap_penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
+    return Call(x, cap, dim, inplace, save, balancer, bias, residual)
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -401,7 +278,7 @@ def _overrides(arguments: Sequence[Any]) -> bool:
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
     calls = operators_for(caps[0])
     if torch.compiler.is_compiling():
-        return _traced_penalty(calls, caps, balancer)
+        return traced.penalty(calls, caps, balancer)
     if _is_tracing():
         return calls.cap_penalty(caps, balancer)
     return penalty_of(caps, balancer)

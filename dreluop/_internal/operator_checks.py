@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,15 @@ def saved(name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order:
     elif tensor.dtype != like.dtype:
         raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {tensor.dtype}")
     granularity_of(like.shape, cap.shape, dim)
+
+
+def backward(call: Any) -> None:
+    """``call``: a ``BackwardCall``."""
+    saved("grad", call.grad, call.saved, call.cap, call.dim, call.order)
+    if call.bias is not None:
+        bias_for(call.grad, call.cap, call.bias, call.dim)
+    if call.grad_penalty is not None:
+        one_element("grad_penalty", call.grad_penalty)
 
 
 def width(given: Tensor, tensor: Tensor, cap: Tensor) -> None:

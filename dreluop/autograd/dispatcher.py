@@ -22,6 +22,7 @@ from dreluop.autograd.function import (
 from dreluop.autograd.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
 from dreluop.backends import reference, selection
 from dreluop.ops import composite, handles
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import accumulation_dtype, extras
 from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, overloads_of
 
@@ -108,7 +109,7 @@ TRANSFORMED: dict[str, Callable[..., Any]] = {
     "capped_relu_": _forward_,
     "capped_relu_with_aux": _transformed_with_aux,
     "capped_relu_with_aux_": _transformed_with_aux_,
-    "capped_relu_backward": gradients,
+    "capped_relu_backward": lambda *call: gradients(BackwardCall(*call)),
     "capped_relu_jvp": tangent,
     "capped_relu_surrogate_backward": composite.surrogate_values,
     "cap_saturation": reference.cap_saturation,

@@ -32,6 +32,7 @@ from dreluop.autograd.base import (
 from dreluop.autograd.penalty import penalty_gradient, penalty_of, penalty_tangent
 from dreluop.backends.selection import operators, operators_for, using
 from dreluop.ops import decompose, inductor
+from dreluop.ops.call import BackwardCall, Call
 from dreluop.ops.composite import bias_gradient, extras, fused_sum, mask_order
 from dreluop.ops.handles import Operators
 
@@ -97,28 +98,17 @@ class CappedReLUFunction(Function):
         balancer: float | None,
         *bias_and_residual: Tensor | None,
     ) -> Tensor | tuple[Tensor, ...]:
-        calls = operators_for(x)
+        operators = operators_for(x)
         if inplace:
             # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
             torch_private.set_grad_enabled(True)
         with BelowAutograd():
-            if save == "output" and balancer is None:
-                if not inplace:
-                    return calls.capped_relu(x, cap, dim, *bias_and_residual)
-                calls.capped_relu_(x, cap, dim, *bias_and_residual)
-                return x
-            if isinstance(save, SavedMask):
-                save.mask, penalty = calls.capped_relu_with_aux_(x, cap, dim, True, balancer, *bias_and_residual)
-                return x if balancer is None else (x, penalty)
-            if inplace:
-                y, (mask, penalty) = (
-                    x,
-                    calls.capped_relu_with_aux_(x, cap, dim, save == "mask", balancer, *bias_and_residual),
-                )
-            else:
-                y, mask, penalty = calls.capped_relu_with_aux(x, cap, dim, save == "mask", balancer, *bias_and_residual)
-        outputs = (y, mask) if save == "mask" else (y,)
-        return outputs if balancer is None else (*outputs, penalty)
+            call = Call(x, cap, dim, inplace, "output", balancer, *bias_and_residual)
+            y, mask, penalty = operators.activate(call, save != "output", balancer)
+        if isinstance(save, SavedMask):
+            save.mask = mask
+        outputs = [one for one in (y, mask if save == "mask" else None, penalty) if one is not None]
+        return tuple(outputs) if len(outputs) > 1 else y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -159,9 +149,10 @@ class CappedReLUFunction(Function):
         dcap: Tensor | None = None
         dbias: Tensor | None = None
         if grad is not None:
-            dx, dcap, dbias = gradients(
+            call = BackwardCall(
                 grad, saved, cap, ctx.dim, ctx.order, need_x or need_residual, need_cap, balancer, grad_penalty, *bias
             )
+            dx, dcap, dbias = gradients(call)
         elif grad_penalty is not None and need_cap:
             dcap = penalty_gradient(grad_penalty, (cap,), balancer)[0]
         result = (dx if need_x else None, dcap if need_cap else None, None, None, None, None)
@@ -213,14 +204,11 @@ class PlainCappedReLUFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
-        ctx.operators = calls = operators()
-        y = x
+        ctx.operators = operators()
         with BelowAutograd():
-            if inplace:
-                calls.capped_relu_(x, cap, dim)
-                ctx.mark_dirty(x)
-            else:
-                y = calls.capped_relu(x, cap, dim)
+            y: Tensor = ctx.operators.activate(Call(x, cap, dim, inplace), False, None)[0]
+        if inplace:
+            ctx.mark_dirty(x)
         ctx.dim = dim
         save_for_backward(ctx, y, cap)
         return y
@@ -235,13 +223,14 @@ def plain_backward(
     chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Backward of the usual call by these operators: of ``PlainCappedReLUFunction``, and where ``_autograd`` asks."""
+    call = BackwardCall(grad, y, cap, dim, (), need_x, need_cap)
     try:
         if derivative_may_be_asked(grad, cap):
             with using(chosen):
-                dx, dcap, _ = gradients(grad, y, cap, dim, (), need_x, need_cap, None, None)
+                dx, dcap, _ = gradients(call)
         else:
             with below_autograd():
-                dx, dcap, _ = chosen.capped_relu_backward(grad, y, cap, dim, (), need_x, need_cap, None, None)
+                dx, dcap, _ = chosen.capped_relu_backward(*call[:9])
     except RuntimeError as error:
         raise_as_of_torch(error)
         raise
@@ -252,22 +241,10 @@ class CappedReLUBackwardFunction(Function):
     """(dx, dcap, dbias) from (grad, saved, cap); linear in grad, and through the penalty in grad_penalty and cap."""
 
     @staticmethod
-    def forward(
-        grad: Tensor,
-        saved: Tensor,
-        cap: Tensor,
-        dim: int,
-        order: Sequence[int],
-        need_x: bool,
-        need_cap: bool,
-        balancer: float | None,
-        grad_penalty: Tensor | None,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """``apply(*BackwardCall)``, without the bias where there is none."""
         with below_autograd():
-            return operators().capped_relu_backward(
-                grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias
-            )
+            return operators().capped_relu_backward(*call)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -309,9 +286,8 @@ class CappedReLUBackwardFunction(Function):
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
         grad = _or_zeros(grad_tangent, ctx, saved)
-        dx, dcap, dbias = gradients(
-            grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, None, None, ctx.bias
-        )
+        call = BackwardCall(grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, bias=ctx.bias)
+        dx, dcap, dbias = gradients(call)
         if ctx.has_penalty:
             if cap_tangent is not None:
                 dcap = dcap + penalty_gradient(rest[0], (cap_tangent,), ctx.balancer)[0]
@@ -369,7 +345,7 @@ class CappedReLUTangentFunction(Function):
             return None, None, None, None, None, None
         saved, cap = saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
-        du, dv, _ = gradients(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, None, None)
+        du, dv, _ = gradients(BackwardCall(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v))
         return du if need_u else None, dv if need_v else None, None, None, None, None
 
     @staticmethod
@@ -396,36 +372,25 @@ class CappedReLUTangentFunction(Function):
         return fold.restore_x(out)
 
 
-def gradients(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(call: BackwardCall) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dcap, dbias), differentiable where a derivative may be asked; what is not wanted has no elements."""
     if operators().plain_derivatives or functionalizing():
-        by_plain_torch = (
-            operators().capped_relu_backward if operators().plain_derivatives else decompose.capped_relu_backward
-        )
-        return by_plain_torch(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias)
+        return (operators() if operators().plain_derivatives else decompose).capped_relu_backward(*call)
+    bias, balancer = call.bias, call.balancer
     if (balancer is not None or bias is not None) and torch_private.transforms_active():
         # A forward outside a transform whose backward runs inside one: only plain torch batches penalty and bias.
-        dx, dcap, dbias = gradients(grad, saved, cap, dim, order, need_x or bias is not None, need_cap, None, None)
-        if need_cap and grad_penalty is not None and balancer is not None:
-            dcap = dcap + penalty_gradient(grad_penalty, (cap,), balancer)[0]
-        return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, dim)
-    args = (grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, *(() if bias is None else (bias,)))
+        need_x = call.need_x or bias is not None
+        dx, dcap, dbias = gradients(call._replace(need_x=need_x, balancer=None, grad_penalty=None, bias=None))
+        if call.need_cap and call.grad_penalty is not None and balancer is not None:
+            dcap = dcap + penalty_gradient(call.grad_penalty, (call.cap,), balancer)[0]
+        return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, call.dim)
+    arguments = call[:9] if bias is None else call
     result: tuple[Tensor, Tensor, Tensor]
-    if derivative_may_be_asked(grad, cap):
-        result = CappedReLUBackwardFunction.apply(*args)
+    if derivative_may_be_asked(call.grad, call.cap):
+        result = CappedReLUBackwardFunction.apply(*arguments)
         return result
     with below_autograd():
-        result = operators().capped_relu_backward(*args)
+        result = operators().capped_relu_backward(*arguments)
     return result
 
 

@@ -29,6 +29,7 @@ from dreluop.autograd.function import SavedMask, gradients
 from dreluop.autograd.penalty import penalty_of
 from dreluop.backends.selection import operators, operators_for
 from dreluop.ops import composite, decompose
+from dreluop.ops.call import BackwardCall, Call, bias_and_residual
 from dreluop.ops.composite import accumulation_dtype, bias_gradient, effective_cap, fused_sum, mask_order
 from dreluop.ops.schemas import FORWARDS, NAMESPACE
 
@@ -135,16 +136,8 @@ def _direct_calls() -> list[tuple[Any, Callable[..., Any], Callable[..., Any]]]:
     return [(operator, operator._op, guard(name, operator._op)) for name, operator in operators]
 
 
-def capped(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    bias_and_residual: tuple[Tensor | None, ...],
-) -> Tensor | tuple[Tensor, Tensor] | None:
-    """`capped_relu` with checked arguments under this thread's surrogate; None where the ordinary one is to be used."""
+def run(call: Call) -> Tensor | tuple[Tensor, Tensor] | None:
+    """`capped_relu` under this thread's surrogate; None where the ordinary one is to be used."""
     wanted = of_this_thread()
     if wanted is None:
         return None
@@ -152,73 +145,56 @@ def capped(
         if in_backward():
             return None
         with torch.no_grad():
-            wanted.look(fused_sum(x, dim, *bias_and_residual or (None, None)), cap, dim)
+            wanted.look(_sum(call), call.cap, call.dim)
         return None
     # The gradient of the cap alone is the ordinary one.
-    if wanted.form != "smooth" and not derivative_may_be_asked(x, *bias_and_residual):
+    if wanted.form != "smooth" and not derivative_may_be_asked(call.x, call.bias, call.residual):
         return None
     _refuse_transforms(wanted.entered_by)
-    operators_for(x)
-    if inplace:
-        others = dict(zip(("bias", "residual"), bias_and_residual, strict=False))
-        checks.writable_in_place(x, cap=cap, **others)
-    y = _FORMS[wanted.form](x, cap, dim, inplace, save, bias_and_residual, wanted)
-    return y if balancer is None else (y, penalty_of([cap], balancer))
+    operators_for(call.x)
+    if call.inplace:
+        checks.writable_in_place(call.x, cap=call.cap, bias=call.bias, residual=call.residual)
+    y = _FORMS[wanted.form](call, wanted)
+    return y if call.balancer is None else (y, penalty_of([call.cap], call.balancer))
 
 
 # Dynamo leaves its graph for this call, and goes on behind it.
-capped_outside_graphs = torch_private.disable_dynamo(capped)
+run_outside_graphs = torch_private.disable_dynamo(run)
 
 
-def _straight_through(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    save: str,
-    bias_and_residual: tuple[Tensor | None, ...],
-    _: Surrogate,
-) -> Tensor:
-    if bias_and_residual and torch_private.transforms_active():
-        total = fused_sum(x, dim, *bias_and_residual)
-        x, bias_and_residual = x.copy_(total) if inplace else total, ()
+def _sum(call: Call) -> Tensor:
+    """What is capped: x itself where nothing is added."""
+    return fused_sum(call.x, call.dim, call.bias, call.residual)
+
+
+def _straight_through(call: Call, _: Surrogate) -> Tensor:
+    x, added = call.x, bias_and_residual(call)
+    if added and torch_private.transforms_active():
+        x, added = x.copy_(_sum(call)) if call.inplace else _sum(call), ()
     # A mask is neither an argument nor a result, which functorch does not let be saved.
-    saved_mask = SavedMask() if save == "mask" and not torch_private.transforms_active() else None
-    y: Tensor = StraightThroughFunction.apply(x, cap, dim, inplace, saved_mask, *bias_and_residual)
+    saved_mask = SavedMask() if call.save == "mask" and not torch_private.transforms_active() else None
+    y: Tensor = StraightThroughFunction.apply(x, call.cap, call.dim, call.inplace, saved_mask, *added)
     return y
 
 
-def _soft(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    _: str,
-    bias_and_residual: tuple[Tensor | None, ...],
-    wanted: Surrogate,
-) -> Tensor:
-    total = fused_sum(x, dim, *bias_and_residual) if bias_and_residual else x.clone() if inplace else x
+def _soft(call: Call, wanted: Surrogate) -> Tensor:
+    x, cap, dim = call.x, call.cap, call.dim
+    total = _sum(call)
+    if total is x and call.inplace:
+        total = x.clone()
     if total is not x:
         # y has the strides of what it is computed from.
         like = torch.empty_like(x, device="meta").stride()
         total = total if total.stride() == like else torch.empty_like(x).copy_(total)
     width = wanted.width(total, cap, dim)
     y: Tensor = SoftFunction.apply(total, cap, dim, width.detach())
-    return x.copy_(y) if inplace else y
+    return x.copy_(y) if call.inplace else y
 
 
-def _smooth(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    inplace: bool,
-    _: str,
-    bias_and_residual: tuple[Tensor | None, ...],
-    wanted: Surrogate,
-) -> Tensor:
-    total = fused_sum(x, dim, *bias_and_residual or (None, None))
-    y = smooth_values(total, cap, dim, wanted.width(total, cap, dim).detach())
-    return x.copy_(y) if inplace else torch.empty_like(x).copy_(y)
+def _smooth(call: Call, wanted: Surrogate) -> Tensor:
+    x, total = call.x, _sum(call)
+    y = smooth_values(total, call.cap, call.dim, wanted.width(total, call.cap, call.dim).detach())
+    return x.copy_(y) if call.inplace else torch.empty_like(x).copy_(y)
 
 
 def smooth_values(t: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
@@ -306,7 +282,7 @@ def _gradient(
 
 
 def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
-    return gradients(grad, saved, cap, dim, order, False, True, None, None)[1]
+    return gradients(BackwardCall(grad, saved, cap, dim, order, False, True))[1]
 
 
 class StraightThroughFunction(Function):
@@ -318,24 +294,18 @@ class StraightThroughFunction(Function):
 
     @staticmethod
     def forward(
-        x: Tensor, cap: Tensor, dim: int, inplace: bool, saved_mask: SavedMask | None, *bias_and_residual: Tensor | None
+        x: Tensor, cap: Tensor, dim: int, inplace: bool, saved_mask: SavedMask | None, *added: Tensor | None
     ) -> Tensor:
-        calls = operators()
+        call = Call(x, cap, dim, inplace, "output", None, *added)
         with below_autograd():
-            if saved_mask is None:
-                if not inplace:
-                    return calls.capped_relu(x, cap, dim, *bias_and_residual)
-                calls.capped_relu_(x, cap, dim, *bias_and_residual)
-                return x
-            if inplace:
-                saved_mask.mask, _ = calls.capped_relu_with_aux_(x, cap, dim, True, None, *bias_and_residual)
-                return x
-            y, saved_mask.mask, _ = calls.capped_relu_with_aux(x, cap, dim, True, None, *bias_and_residual)
-            return y
+            y, mask, _ = operators().activate(call, saved_mask is not None, None)
+        if saved_mask is not None:
+            saved_mask.mask = mask
+        return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, cap, ctx.dim, inplace, saved_mask, *bias_and_residual = inputs
+        x, cap, ctx.dim, inplace, saved_mask, *added = inputs
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
         if inplace:
@@ -344,7 +314,7 @@ class StraightThroughFunction(Function):
         if saved_mask is not None:
             saved, ctx.order = saved_mask.mask, mask_order(output, cap)
         # The bias only for its shape and dtype.
-        bias = bias_and_residual[:1] if bias_and_residual and ctx.needs_input_grad[5] else ()
+        bias = added[:1] if added and ctx.needs_input_grad[5] else ()
         save_for_backward(ctx, saved, cap, *bias)
 
     @staticmethod

@@ -6,12 +6,13 @@ The arithmetic is in ``ops.composite``; here are the checks, and the strides tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
-from dreluop._internal.checks import bias_for
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import (
     cap_penalty,
     cap_penalty_backward,
@@ -82,26 +83,12 @@ def capped_relu_with_aux_(
     return extras(x, cap, dim, mask, balancer)
 
 
-def capped_relu_backward(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operator_checks.saved("grad", grad, saved, cap, dim, order)
-    if bias is not None:
-        bias_for(grad, cap, bias, dim)
-    if grad_penalty is not None:
-        operator_checks.one_element("grad_penalty", grad_penalty)
-    regions = regions_of_saved(saved, cap, dim, order, grad.shape)
-    out = empty_as_saved(grad, saved, order) if need_x else None
-    return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias, out)
+def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = BackwardCall(*arguments, **keywords)
+    operator_checks.backward(call)
+    regions = regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape)
+    out = empty_as_saved(call.grad, call.saved, call.order) if call.need_x else None
+    return gradients(call, regions, out)
 
 
 def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:

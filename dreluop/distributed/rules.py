@@ -23,6 +23,7 @@ from dreluop._internal.dtensor import refuse_mask_in_place
 from dreluop._internal.operator_checks import some_caps
 from dreluop.distributed.strategies import REPLICATED, ShardingStrategy, strategies_of
 from dreluop.ops import handles
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import accumulation_dtype
 from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overload
 
@@ -54,20 +55,10 @@ def _with_aux(
         yield [strategy.x, Replicate(), penalty], _arguments_of_forward(strategy)
 
 
-def _backward(
-    grad: Any,
-    saved: Any,
-    cap: Any,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Any,
-    bias: Any = None,
-) -> Iterator[Rule]:
-    for strategy in [REPLICATED] if _is_mask(saved) else _strategies(grad, cap, dim, bias):
-        in_parts = need_cap and strategy.cap_sum.is_partial()
+def _backward(*given: Any, **keywords: Any) -> Iterator[Rule]:
+    call = BackwardCall(*given, **keywords)
+    for strategy in [REPLICATED] if _is_mask(call.saved) else _strategies(call.grad, call.cap, call.dim, call.bias):
+        in_parts = call.need_cap and strategy.cap_sum.is_partial()
         arguments = {
             "grad": strategy.x,
             "saved": strategy.x,
@@ -75,7 +66,7 @@ def _backward(
             "grad_penalty": Partial() if in_parts else Replicate(),
             "bias": strategy.bias,
         }
-        yield _results_of_backward(strategy.x, strategy.cap_sum, strategy.bias_sum, need_x, need_cap, bias), arguments
+        yield _results_of_backward(strategy, call), arguments
 
 
 def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int]) -> Iterator[Rule]:
@@ -116,11 +107,13 @@ def _arguments_of_forward(strategy: ShardingStrategy) -> dict[str, Placement]:
     return {"x": strategy.x, "cap": strategy.cap, "bias": strategy.bias, "residual": strategy.x}
 
 
-def _results_of_backward(
-    dx: Placement, dcap: Placement, dbias: Placement, need_x: bool, need_cap: bool, bias: Any
-) -> list[Placement]:
+def _results_of_backward(strategy: ShardingStrategy, call: BackwardCall) -> list[Placement]:
     # A result that is not asked for is empty, on every process.
-    wanted = ((dx, need_x), (dcap, need_cap), (dbias, bias is not None))
+    wanted = (
+        (strategy.x, call.need_x),
+        (strategy.cap_sum, call.need_cap),
+        (strategy.bias_sum, call.bias is not None),
+    )
     return [placement if needed else Replicate() for placement, needed in wanted]
 
 

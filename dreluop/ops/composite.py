@@ -15,6 +15,7 @@ from torch import Tensor
 from dreluop._internal import operator_checks, torch_private
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop._internal.shapes import bias_view, broadcast_shape, has_unknown_sizes, may_be
+from dreluop.ops.call import BackwardCall
 
 OFF, INSIDE, CAPPED = 0, 1, 2
 BITS_PER_REGION = 2
@@ -84,30 +85,22 @@ def extras(y: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None)
 
 
 def gradients(
-    grad: Tensor,
-    regions: tuple[Tensor, Tensor],
-    cap: Tensor,
-    dim: int,
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor | None = None,
+    call: BackwardCall, regions: tuple[Tensor, Tensor], out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`backward` from the masks (inside, capped)."""
+    """(dx, dcap, dbias) from the masks (inside, capped)."""
+    grad, cap, bias = call.grad, call.cap, call.bias
     inside, capped = regions
     dx, dcap, dbias = _nothing(grad, grad.dtype), _nothing(cap, cap.dtype), _nothing(grad, grad.dtype)
-    if need_x:
+    if call.need_x:
         dx = selected(inside, grad, out)
-    if need_cap:
-        total = _sum_to(selected(capped, grad), broadcast_shape(grad.shape, cap.shape, dim))
+    if call.need_cap:
+        total = _sum_to(selected(capped, grad), broadcast_shape(grad.shape, cap.shape, call.dim))
         total = total.reshape(cap.shape).to(accumulation_dtype(grad, cap))
-        if balancer is not None and grad_penalty is not None:
-            total = total + 2 * balancer * grad_penalty * cap.to(total.dtype)
+        if call.balancer is not None and call.grad_penalty is not None:
+            total = total + 2 * call.balancer * call.grad_penalty * cap.to(total.dtype)
         dcap = total.to(cap.dtype)
     if bias is not None:
-        dbias = bias_gradient(selected(inside, grad), bias, dim)
+        dbias = bias_gradient(selected(inside, grad), bias, call.dim)
     return dx, dcap, dbias
 
 

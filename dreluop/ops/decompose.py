@@ -15,6 +15,7 @@ from torch import Tensor
 from dreluop._internal import torch_private
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.ops import composite
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import effective_cap, extras, fused_sum, gradients, regions_of_saved, sum_dtype, tangent_of
 from dreluop.ops.schemas import NAMESPACE, overloads_of
 
@@ -56,20 +57,9 @@ def capped_relu_with_aux(
     return y, *extras(y, cap, dim, mask, balancer)
 
 
-def capped_relu_backward(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    regions = regions_of_saved(saved, cap, dim, order, grad.shape)
-    return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias)
+def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = BackwardCall(*arguments, **keywords)
+    return gradients(call, regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape))
 
 
 def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:

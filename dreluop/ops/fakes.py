@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
-from dreluop._internal.checks import bias_for
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
 
@@ -55,26 +55,13 @@ def _with_aux_(
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
 
 
-def _backward(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operator_checks.saved("grad", grad, saved, cap, dim, order)
-    if bias is not None:
-        bias_for(grad, cap, bias, dim)
-    if grad_penalty is not None:
-        operator_checks.one_element("grad_penalty", grad_penalty)
-    dx = empty_as_saved(grad, saved, order) if need_x else grad.new_empty((0,))
+def _backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = BackwardCall(*arguments, **keywords)
+    operator_checks.backward(call)
+    grad, cap, bias = call.grad, call.cap, call.bias
+    dx = empty_as_saved(grad, call.saved, call.order) if call.need_x else grad.new_empty((0,))
     dbias = grad.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
-    return dx, cap.new_empty(cap.shape if need_cap else (0,)), dbias
+    return dx, cap.new_empty(cap.shape if call.need_cap else (0,)), dbias
 
 
 def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dreluop.ops import schemas
+from dreluop.ops.call import Call, bias_and_residual
 
 
 class Operators:
@@ -43,6 +44,30 @@ class Operators:
         for name in schemas.SCHEMAS:
             has = which in schemas.overloads_of(name)
             setattr(self, name, getattr(getattr(namespace, name), which if which and has else "default"))
+
+    def activate(self, call: Call, mask: bool, balancer: float | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """y, the packed mask if wanted, and the penalty if ``balancer`` is a number.
+
+        The one place that chooses among out of place and in place, with and without the other two.
+        """
+        x, cap, dim, inplace = call[:4]
+        added = bias_and_residual(call)
+        if not mask and balancer is None:
+            if not inplace:
+                return self.capped_relu(x, cap, dim, *added), None, None
+            self.capped_relu_(x, cap, dim, *added)
+            return x, None, None
+        if inplace:
+            packed, penalty = self.capped_relu_with_aux_(x, cap, dim, mask, balancer, *added)
+            y = x
+        else:
+            y, packed, penalty = self.capped_relu_with_aux(x, cap, dim, mask, balancer, *added)
+        return y, packed if mask else None, penalty if balancer is not None else None
+
+    def values(self, call: Call) -> Tensor | tuple[Tensor, Tensor]:
+        """y, or y and the penalty: what a call returns where nothing is saved for backward."""
+        y, _, penalty = self.activate(call, False, call.balancer)
+        return y if penalty is None else (y, penalty)
 
 
 BY_OVERLOAD = {which: Operators(which) for which in (*schemas.OVERLOADS, schemas.FUSED)}

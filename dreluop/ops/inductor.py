@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
 from dreluop.ops import handles
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
 from dreluop.ops.decompose import cap_per_element, differentiable_value
 from dreluop.ops.schemas import FUSED, FUSIBLE, NAMESPACE, library, overload
@@ -44,20 +45,9 @@ def differentiable(t: Tensor, cap: Tensor, dim: int) -> Tensor:
     return differentiable_value(t, rounded_cap(cap, t, dim), cap_per_element(cap, t, dim))
 
 
-def capped_relu_backward(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    regions = regions_of_output(saved, rounded_cap(cap, saved, dim))
-    return gradients(grad, regions, cap, dim, need_x, need_cap, balancer, grad_penalty, bias)
+def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = BackwardCall(*arguments, **keywords)
+    return gradients(call, regions_of_output(call.saved, rounded_cap(call.cap, call.saved, call.dim)))
 
 
 def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:

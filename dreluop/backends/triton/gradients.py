@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
-from dreluop._internal.checks import bias_for
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
@@ -17,27 +15,15 @@ from dreluop.backends.triton.kernels.reduction import reduction_kernel
 from dreluop.backends.triton.kernels.types import ACCUMULATORS
 from dreluop.backends.triton.launch import launch
 from dreluop.backends.triton.plan import BackwardPlan, ColumnPlan, RowPlan
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import empty_as_saved
 
 
-def capped_relu_backward(
-    grad: Tensor,
-    saved: Tensor,
-    cap: Tensor,
-    dim: int,
-    order: Sequence[int],
-    need_x: bool,
-    need_cap: bool,
-    balancer: float | None,
-    grad_penalty: Tensor | None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operator_checks.saved("grad", grad, saved, cap, dim, order)
+def capped_relu_backward(*given: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = BackwardCall(*given, **keywords)
+    grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias = arguments
+    operator_checks.backward(arguments)
     same_device(grad, "grad", saved=saved, cap=cap, grad_penalty=grad_penalty)
-    if bias is not None:
-        bias_for(grad, cap, bias, dim)
-    if grad_penalty is not None:
-        operator_checks.one_element("grad_penalty", grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
     dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)
     dbias = nothing(grad, grad.dtype) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
