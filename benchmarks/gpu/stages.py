@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +47,8 @@ Stage = Callable[[Context], Outcome]
 
 def build(context: Context) -> Outcome:
     missing = [package for package in ("setuptools", "pybind11") if not is_installed(package)]
+    # On PATH, or installed by pip.
+    missing += [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None and not is_installed(tool)]
     if missing:
         return Outcome(NOT_RUN, f"needs {', '.join(missing)}, not installed")
     archs = context.gpu["capability"].replace(".", "")
