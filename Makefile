@@ -56,7 +56,7 @@ test-triton: $(VENV)/.installed
 
 test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) -DDRELUOP_WERROR=ON -DDRELUOP_CUDA_ARCHS=90 \
-		-DDRELUOP_PYTHON=ON -DPython3_EXECUTABLE=$(abspath $(BIN))/python
+		-DDRELUOP_PYTHON=ON -DDRELUOP_AUTOGRAD=python -DPython3_EXECUTABLE=$(abspath $(BIN))/python
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) --output-on-failure
 

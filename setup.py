@@ -63,7 +63,7 @@ class BuildExt(build_ext):
         print(done.stderr, end="", file=sys.stderr)
         if done.returncode != 0:
             stop(done.stderr.partition("dreluop: ")[2].partition("\n")[0] or "CMake failed; the reason is above.")
-        compile_all = [cmake, "--build", build, "--parallel", os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))]
+        compile_all = [cmake, "--build", build, "--parallel", os.environ.get("MAX_JOBS") or str(os.cpu_count())]
         if subprocess.run([*compile_all, "--", "-k", "0"], check=False).returncode != 0:
             optional = os.environ.get("DRELUOP_AUTOGRAD", "auto") == "auto" and not os.environ.get("DRELUOP_WERROR")
             others = [*compile_all, "--target", "dreluop_ops", "dreluop_C"]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,8 +48,8 @@ Stage = Callable[[Context], Outcome]
 
 def build(context: Context) -> Outcome:
     missing = [package for package in ("setuptools", "pybind11") if not is_installed(package)]
-    # On PATH, or installed by pip.
-    missing += [tool for tool in ("cmake", "ninja") if shutil.which(tool) is None and not is_installed(tool)]
+    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    missing += [tool for tool in ("cmake", "ninja") if shutil.which(tool, path=places) is None]
     if missing:
         return Outcome(NOT_RUN, f"needs {', '.join(missing)}, not installed")
     archs = context.gpu["capability"].replace(".", "")
