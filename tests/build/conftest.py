@@ -15,6 +15,8 @@ import pytest
 from benchmarks.wheels import build
 
 ROOT = Path(__file__).parents[2]
+# Hidden files that the source archive has.
+DEVELOPMENT = (".clang-format", ".pre-commit-config.yaml")
 SCRIPTS = sysconfig.get_path("scripts")
 
 
@@ -59,7 +61,7 @@ def copy_sources(target: Path) -> Path:
     """As from a fresh clone: nothing that a build here has left may be taken for a source."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        hidden = {name for name in names if name.startswith(".") and name != ".clang-format"}
+        hidden = {name for name in names if name.startswith(".") and name not in DEVELOPMENT}
         results = {"build", "dist"} if Path(folder) == ROOT else set()
         return hidden | results | shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")(folder, names)
 
