@@ -13,7 +13,7 @@ SANITIZED_PACKAGE := build/sanitized-package
 # Of the Python tests, those that reach every operator of the binding on many shapes, and start no other process.
 SANITIZED_TESTS := $(foreach name,forward backward mask jvp surrogate saturation penalty,tests/ops/test_$(name).py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
-SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f -not -name '*.pyc')
 
 .PHONY: help install demo test test-python test-triton test-cpp test-sanitized bench gpu report lint format wheel clean
 
@@ -31,7 +31,7 @@ help:
 
 $(VENV)/.dependencies: $(wildcard constraints/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) setuptools wheel pybind11 ninja $(TORCH_PACKAGES)
+	$(PIP) setuptools wheel pybind11 cmake ninja $(TORCH_PACKAGES)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
@@ -55,14 +55,14 @@ test-triton: $(VENV)/.installed
 		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/kernels/test_implementations.py
 
 test-cpp: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) \
-		-DDRELUOP_OPERATORS=ON -DPython3_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_CUDA_ARCHITECTURES=90-real
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) -DDRELUOP_WERROR=ON -DDRELUOP_CUDA_ARCHS=90 \
+		-DDRELUOP_PYTHON=ON -DDRELUOP_AUTOGRAD=python -DPython3_EXECUTABLE=$(abspath $(BIN))/python
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) --output-on-failure
 
 test-sanitized: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) \
-		-DDRELUOP_SANITIZE=ON -DDRELUOP_CUDA=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo
+		-DDRELUOP_SANITIZE=ON -DDRELUOP_BUILD=cpu -DDRELUOP_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
 	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --output-on-failure
 	rm -rf $(SANITIZED_PACKAGE) && mkdir -p $(SANITIZED_PACKAGE) && cp -r dreluop tests pyproject.toml $(SANITIZED_PACKAGE)

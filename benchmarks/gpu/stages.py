@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -46,6 +48,8 @@ Stage = Callable[[Context], Outcome]
 
 def build(context: Context) -> Outcome:
     missing = [package for package in ("setuptools", "pybind11") if not is_installed(package)]
+    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    missing += [tool for tool in ("cmake", "ninja") if shutil.which(tool, path=places) is None]
     if missing:
         return Outcome(NOT_RUN, f"needs {', '.join(missing)}, not installed")
     archs = context.gpu["capability"].replace(".", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,53 @@ import pytest
 from benchmarks.wheels import build
 
 ROOT = Path(__file__).parents[2]
+# Hidden files that the source archive has.
+DEVELOPMENT = (".clang-format", ".pre-commit-config.yaml")
+SCRIPTS = sysconfig.get_path("scripts")
+
+
+def find_tool(name: str) -> str:
+    """CMake or Ninja, as setup.py looks for them."""
+    found = shutil.which(name, path=os.pathsep.join([SCRIPTS, os.environ.get("PATH", os.defpath)]))
+    return found or pytest.skip(f"needs {name}")
+
+
+def configure(folder: Path, **options: str) -> None:
+    """Have plain CMake, not setup.py, prepare a build with the Python package in it."""
+    options |= {"CMAKE_MAKE_PROGRAM": find_tool("ninja"), "Python3_EXECUTABLE": sys.executable, "DRELUOP_PYTHON": "ON"}
+    command = [find_tool("cmake"), "-G", "Ninja", "-S", ROOT, "-B", folder]
+    command += [f"-D{name}={value}" for name, value in options.items()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Cpp:
+    """A build by CMake of the CPU part and the C++ tests, of which tests make only what they need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        configure(folder, DRELUOP_BUILD="cpu")
+
+    def make(self, target: str, file: str | None = None) -> Path:
+        """Build a target; return its file, which by default has its name."""
+        command = [find_tool("cmake"), "--build", self.folder, "--parallel", "2", "--target", target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        return self.folder / (file or target)
+
+
+@pytest.fixture(scope="session")
+def cpp(tmp_path_factory: pytest.TempPathFactory) -> Cpp:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    return Cpp(tmp_path_factory.mktemp("cpp"))
 
 
 def copy_sources(target: Path) -> Path:
     """As from a fresh clone: nothing that a build here has left may be taken for a source."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        hidden = {name for name in names if name.startswith(".") and name != ".clang-format"}
+        hidden = {name for name in names if name.startswith(".") and name not in DEVELOPMENT}
         results = {"build", "dist"} if Path(folder) == ROOT else set()
         return hidden | results | shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")(folder, names)
 

@@ -7,50 +7,20 @@ operator tests run on them in a process of their own, as do the tests of what a 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.cpp_extension import include_paths
+
+from tests.build.conftest import Cpp
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    *("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
-    *("-Itests/csrc/cuda_host/binding", "-Itests/csrc/cuda_host", "-Icsrc", "-Icsrc/include"),
-]
-SOURCES = (
-    *(f"csrc/cuda/{name}.cu" for name in ("forward", "backward", "small")),
-    "csrc/torch/ops_cuda.cpp",
-    "tests/csrc/cuda_host/binding/control.cpp",
-)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("cuda_on_cpu")
-    torch_include = [flag for directory in include_paths() for flag in ("-isystem", directory)]
-
-    def compile_one(source: str) -> Path:
-        target = folder / (Path(source).name + ".o")
-        command = [compiler, *FLAGS, *torch_include, "-x", "c++", "-c", source, "-o", target]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
-    result = folder / "libcuda_on_cpu.so"
-    link = ["-L" + str(Path(torch.__file__).parent / "lib"), "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
-    subprocess.run([compiler, "-shared", "-o", result, *objects, *link], check=True)
-    return result
+def library(cpp: Cpp) -> Path:
+    return cpp.make("cuda_operators_on_cpu", "libcuda_operators_on_cpu.so")
 
 
 def run(library: Path, *command: str) -> subprocess.CompletedProcess[str]:

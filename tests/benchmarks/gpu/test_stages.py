@@ -321,6 +321,15 @@ def test_build_is_for_the_gpu(tmp_path: Path, gpu: Gpu, commands: list[tuple[lis
     assert outcome.details["archs"] == "90"
 
 
+def test_a_build_without_its_tools_is_not_run(tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "is_installed", lambda package: package != "pybind11")
+    monkeypatch.setattr(stages.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "cmake").touch(mode=0o755)
+    outcome = stages.build(stages.Context(gpu, tmp_path, 100))
+    assert (outcome.status, outcome.reason) == (NOT_RUN, "needs pybind11, ninja, not installed")
+
+
 @pytest.mark.parametrize("name", ["smoke", "tests", "graphs", "large"])
 def test_stages_of_tests_name_files_that_exist(
     tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str
