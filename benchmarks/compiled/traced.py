@@ -49,10 +49,10 @@ def planned(x: Tensor, cap: Tensor) -> Launch:
     call = Call(x, cap, 1, mask_order(x, cap), x=x, y=x)
     if call.sizes:
         raise ValueError(f"x: got strides {x.stride()} for shape {tuple(x.shape)}; expected a dense tensor")
-    flat = plan.flat_plan(call.group, call.numel, call.tuning.flat_tile)
+    flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)
     return Launch(
         flat.programs, flat.numel, flat.full, call.layout.inner, call.layout.caps, call.stride_of(cap),
-        call.tuning.flat_warps, flat.tile, call.group, call.mode(cap), call.wide,
+        call.tuning.flat_warps, flat.tile, call.vec, call.mode(cap), call.wide,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from benchmarks.gpu import suite
 from benchmarks.gpu.timing import Call, Launches, cuda_machine, launches, peaks, sample_with_host
 from benchmarks.kernels import implementations as c
 from benchmarks.kernels.measure import Budget, Timed
-from benchmarks.scaling import places
+from benchmarks.scaling import platforms
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import EAGER_MODE, Point, modes_of, shape_of_size
 
@@ -86,7 +86,7 @@ def test_a_case_of_the_benchmark() -> None:
 
 @pytest.mark.parametrize("x_bytes", [2**14, 2**22])
 def test_a_point_of_the_scaling_suite(x_bytes: int) -> None:
-    place = places.place_of("cuda")
+    place = platforms.platform_of("cuda")
     modes = (*modes_of(x_bytes, place.machine.cache_bytes), EAGER_MODE)
     shape = shape_of_size(x_bytes // 4)
     point = Point("tiny", "channel", shape, torch.float32, (c.RELU_MINIMUM.name, c.OURS.name), modes=modes)

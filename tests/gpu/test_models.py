@@ -12,7 +12,7 @@ from benchmarks.kernels import implementations as c
 from benchmarks.models import largest, suite
 from benchmarks.models.implementations import FULL, FUSED, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import NETWORKS, Network
-from benchmarks.models.steps import AMP, EAGER, FP32, PASSES, PRECISIONS, TRAIN, cuda_place
+from benchmarks.models.steps import AMP, EAGER, FP32, PASSES, PRECISIONS, TRAIN, cuda_platform
 from tests.benchmarks.models.conftest import BUDGET, TINY, TinyNetwork
 
 IMAGE, BATCH = 64, 8
@@ -26,7 +26,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows(precision: str, pass_: str) -> None:
-    place = cuda_place()
+    place = cuda_platform()
     case = suite.Case(TINY, FULL, precision, EAGER, pass_, IMPLEMENTATIONS, BATCH, IMAGE, 1)
     rows, failures = suite.run_case(case, BUDGET, place)
     suite.forget(case, place)
@@ -42,7 +42,7 @@ def test_rows(precision: str, pass_: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_all_implementations_compute_the_same(precision: str) -> None:
-    place = cuda_place()
+    place = cuda_platform()
     case = suite.Case(TINY, FULL, precision, EAGER, TRAIN, IMPLEMENTATIONS, BATCH, IMAGE, 1)
     data = suite.networks.data(BATCH, IMAGE, place.device, suite.memory_format(precision))
     outputs = {
@@ -68,7 +68,7 @@ def little_memory() -> Iterator[int]:
 
 
 def test_the_largest_batch(little_memory: int) -> None:
-    place = replace(cuda_place(), free_bytes=lambda: little_memory)
+    place = replace(cuda_platform(), free_bytes=lambda: little_memory)
     found, failures = largest.find_all(largest.Search(TINY, FP32, (c.RELU_MINIMUM.name, FUSED), 1), place)
     assert failures == []
     for one in found:

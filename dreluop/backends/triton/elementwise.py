@@ -39,28 +39,28 @@ def capped_relu_with_aux(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    packed: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     operator_checks.inputs(x, cap, dim, bias, residual)
     y = torch.empty_like(x)
-    return y, *_run_forward(x, y, cap, dim, packed, balancer, bias, residual)
+    return y, *_run_forward(x, y, cap, dim, mask, balancer, bias, residual)
 
 
 def capped_relu_with_aux_(
     x: Tensor,
     cap: Tensor,
     dim: int,
-    packed: bool,
+    mask: bool,
     balancer: float | None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     operator_checks.inputs(x, cap, dim, bias, residual)
     operator_checks.writable(x)
-    return _run_forward(x, x, cap, dim, packed, balancer, bias, residual)
+    return _run_forward(x, x, cap, dim, mask, balancer, bias, residual)
 
 
 def _run_forward(

@@ -19,10 +19,10 @@ from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import empty_as_saved
 
 
-def capped_relu_backward(*given: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = BackwardCall(*given, **keywords)
-    grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias = arguments
-    operator_checks.backward(arguments)
+def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    given = BackwardCall(*arguments, **keywords)
+    grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias = given
+    operator_checks.backward(given)
     same_device(grad, "grad", saved=saved, cap=cap, grad_penalty=grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
     dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)

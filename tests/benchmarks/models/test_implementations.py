@@ -111,7 +111,7 @@ def test_what_each_implementation_is_made_of() -> None:
         (OURS, False, 0, "output"),
         (IN_PLACE, True, 0, "output"),
         (FUSED, True, 1, "output"),
-        (FUSED_MASK, True, 1, "code"),
+        (FUSED_MASK, True, 1, "mask"),
     ):
         ours = activations(name)
         assert len(ours) == ACTIVATIONS

@@ -127,12 +127,12 @@ def read_per_cap(source, stride, first, inner, caps, VEC: tl.constexpr, MODE: tl
 def store_packed(packed, first, regions, numel, VEC: tl.constexpr, VECS: tl.constexpr, MASKED: tl.constexpr):
     """Two bits per element, four to a byte from the low bits up; a vector is whole bytes."""
     shift = (tl.arange(0, VEC) % 4 * 2)[None, :]
-    packed = tl.sum((regions << shift).reshape(VECS, VEC // 4, 4), axis=2).to(tl.uint8)
+    values = tl.sum((regions << shift).reshape(VECS, VEC // 4, 4), axis=2).to(tl.uint8)
     byte = (first // 4)[:, None] + tl.arange(0, VEC // 4)[None, :]
     if MASKED:
-        tl.store(packed + byte, packed, mask=byte * 4 < numel)
+        tl.store(packed + byte, values, mask=byte * 4 < numel)
     else:
-        tl.store(packed + byte, packed)
+        tl.store(packed + byte, values)
 
 
 @triton.jit

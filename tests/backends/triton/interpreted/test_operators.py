@@ -35,7 +35,7 @@ CASES = (
     Case((70, 4, 3), (4, 3)),
     Case((2, 8, 7, 7), (8,), layout="channels_last"),
     Case((7, 3, 2, 3), (3, 2, 3), layout="channels_last"),
-    Case((3, 4, 33), (4,), layout="downcast"),
+    Case((3, 4, 33), (4,), layout="narrow"),
     Case((19, 30), (30,), layout="expanded_last"),
 )
 IN_FP64 = (CASES[1], CASES[3], CASES[5])

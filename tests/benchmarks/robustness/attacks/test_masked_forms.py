@@ -71,10 +71,10 @@ def expected(of_two_scales: nn.Sequential) -> Evaluation:
 @pytest.mark.parametrize("change", [parametrized, pruned])
 @pytest.mark.parametrize("places", [(4,), (2, 4)], ids=["the second", "both"])
 def test_caps_made_anew_keep_the_width_of_their_layer(
-    change, folders, of_two_scales: nn.Sequential, expected: Evaluation
+    change, places, of_two_scales: nn.Sequential, expected: Evaluation
 ):
     model = copy.deepcopy(of_two_scales)
-    for place in folders:
+    for place in places:
         change(model[place])
     found = evaluated(model)
     assert found.accuracy == expected.accuracy

@@ -34,7 +34,7 @@ from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     folder = tmp_path_factory.mktemp("study")
     return Folders(folder / "records", folder / "work", progress=False)
 
