@@ -33,16 +33,16 @@ class BuildExt(build_ext):
 
     def run(self) -> None:
         self.in_place = self.inplace or self.editable_mode
-        # Copies what CMake left as it was, too: in place may lie what another build has made.
+        # Copy unchanged libraries too: another build may have replaced those in place.
         self.force = True
-        if self.in_place:
-            # One that lies here from before may be of another torch, and this build may come to make none.
-            (ROOT / self.get_ext_filename(AUTOGRAD.name)).unlink(missing_ok=True)
+        # One from an earlier build may be for another torch, and this build may not replace it.
+        for folder in [Path(self.build_lib), *([ROOT] if self.in_place else [])]:
+            (folder / self.get_ext_filename(AUTOGRAD.name)).unlink(missing_ok=True)
         super().run()
 
     def build_extensions(self) -> None:
         cmake, ninja = checked_tools()
-        # In the sources, the next build compiles only what has changed: pip's folder is a new one each time.
+        # In a folder that stays, the next build compiles only what has changed. pip makes a new one each time.
         build = ROOT / "build" / sys.implementation.cache_tag if self.in_place else Path(self.build_temp).resolve()
         options = {
             **{name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -51,10 +51,10 @@ class BuildExt(build_ext):
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(Path(self.build_lib).resolve() / "dreluop"),
             "DRELUOP_PYTHON": "ON",
             "DRELUOP_TESTS": "OFF",
-            # For profilers, where the sources lie beside the library: a wheel would carry paths of this machine.
+            # Profilers show the lines of sources at hand. A wheel would carry paths of this machine.
             "DRELUOP_LINE_INFO": "ON" if self.in_place else "OFF",
         }
-        # The compiler and the options may be other ones than last time. The objects stay: --fresh would remove them.
+        # Forget the last compiler and options, but keep the objects, which --fresh would remove.
         for known in (*build.glob("CMakeCache.txt"), *build.glob("CMakeFiles/[0-9]*/*.cmake")):
             known.unlink()
         configure = [cmake, "-G", "Ninja", "-S", ROOT, "-B", build]

@@ -1,5 +1,5 @@
 # Finds nvcc and decides for which GPUs it compiles. Sets DRELUOP_HAS_CUDA and, where it is true, CMAKE_CUDA_COMPILER,
-# DRELUOP_ARCHS (the text that is built into the operators) and DRELUOP_GENCODE (the option of nvcc that fulfills it).
+# DRELUOP_ARCHS (the text built into the operators) and DRELUOP_GENCODE (the matching option of nvcc).
 set(DRELUOP_DEFAULT_ARCHS 80 90 100)
 set(DRELUOP_OLDEST_ARCH 80)
 # Kernel parameters of more than 4 kB.
@@ -24,7 +24,7 @@ if(NOT DRELUOP_NVCC)
   dreluop_go_without_cuda("nvcc was not found" ": set CUDA_HOME, or use DRELUOP_BUILD=cpu")
 endif()
 
-# Of the toolkit itself: what is on PATH may be a script.
+# nvcc on PATH may be a script outside its toolkit: ask it where that is.
 execute_process(COMMAND ${DRELUOP_NVCC} --dryrun -x cu -c /dev/null -o /dev/null ERROR_VARIABLE dryrun OUTPUT_QUIET)
 if(dryrun MATCHES "#\\$ TOP=([^\n]+)")
   file(REAL_PATH "${CMAKE_MATCH_1}" CUDAToolkit_ROOT)
@@ -57,14 +57,15 @@ foreach(number IN LISTS numbers)
   if(NOT number MATCHES "^[0-9]+$")
     dreluop_stop("DRELUOP_CUDA_ARCHS=${DRELUOP_ARCHS}: expected numbers such as \"80;90;100+PTX\".")
   elseif(number LESS DRELUOP_OLDEST_ARCH)
-    dreluop_stop("DRELUOP_CUDA_ARCHS=${DRELUOP_ARCHS}: the kernels need ${DRELUOP_OLDEST_ARCH} or newer (bf16 conversions).")
+    set(needed "the kernels need ${DRELUOP_OLDEST_ARCH} or newer (bf16 conversions)")
+    dreluop_stop("DRELUOP_CUDA_ARCHS=${DRELUOP_ARCHS}: ${needed}.")
   endif()
 endforeach()
 list(REMOVE_DUPLICATES numbers)
 list(SORT numbers COMPARE NATURAL)
 
-# One PTX, of the lowest architecture, and machine code from it for each: a PTX for each takes twice as long. CMake's own
-# architectures cannot say this.
+# One PTX, of the lowest architecture, and machine code from it for each: a PTX for each takes twice as long.
+# CMAKE_CUDA_ARCHITECTURES cannot express this.
 list(GET numbers 0 lowest)
 list(TRANSFORM numbers PREPEND "sm_" OUTPUT_VARIABLE codes)
 if(DRELUOP_ARCHS MATCHES "\\+PTX")

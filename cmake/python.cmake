@@ -1,13 +1,17 @@
-# The compiled part of the Python package: _ops, which serves every torch since 2.10 and every Python; _C, for this Python;
-# _autograd, for this Python and this torch.
+# The compiled part of the Python package: _ops runs with every Python and every torch since 2.10, _C with this Python,
+# _autograd with this Python and this torch.
 set(DRELUOP_TORCH_TARGET 2.10)
 set(DRELUOP_TORCH_TARGET_VERSION 0x020a000000000000)
 
 find_package(Python3 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 # Plain headers and libraries: find_package(Torch) wants a whole CUDA toolkit where torch has CUDA.
+set(program "
+import os, pybind11, torch
+abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+print(os.path.dirname(torch.__file__), torch.__version__, abi, pybind11.get_include(), sep=';')
+")
 execute_process(
-  COMMAND ${Python3_EXECUTABLE} -c
-          "import os, pybind11, torch; print(os.path.dirname(torch.__file__), torch.__version__, int(torch._C._GLIBCXX_USE_CXX11_ABI), pybind11.get_include(), sep=';')"
+  COMMAND ${Python3_EXECUTABLE} -c "${program}"
   OUTPUT_VARIABLE found OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 list(POP_FRONT found TORCH_DIR TORCH_VERSION TORCH_CXX11_ABI PYBIND11_INCLUDE)
 if(TORCH_VERSION VERSION_LESS DRELUOP_TORCH_TARGET)
@@ -27,7 +31,7 @@ function(dreluop_use_torch target)
   target_compile_options(${target} PRIVATE -ffile-prefix-map=${packages}/= -ffile-prefix-map=${resolved}/=)
 endfunction()
 
-# Only the stable ABI, as it was in the lowest torch: any other header of torch is an error then.
+# Only the stable ABI, as it was in the lowest torch. With this macro, any other header of torch is an error.
 function(dreluop_use_stable_torch target)
   dreluop_use_torch(${target})
   target_compile_definitions(${target} PRIVATE TORCH_TARGET_VERSION=${DRELUOP_TORCH_TARGET_VERSION})
@@ -38,7 +42,8 @@ endfunction()
 if(NOT DRELUOP_AUTOGRAD STREQUAL "python")
   Python3_add_library(dreluop_autograd MODULE WITH_SOABI csrc/autograd/capped_relu.cpp)
   # It calls no operator of torch's own: with a header for each, it compiles in three quarters of the time.
-  target_compile_definitions(dreluop_autograd PRIVATE AT_PER_OPERATOR_HEADERS=1 _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
+  target_compile_definitions(dreluop_autograd PRIVATE AT_PER_OPERATOR_HEADERS=1
+                                                      _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
   dreluop_use_torch(dreluop_autograd)
   # More optimization takes longer and gains nothing that can be measured: it calls torch, and waits.
   target_compile_options(dreluop_autograd PRIVATE -O1)
