@@ -17,8 +17,8 @@ struct BackwardRows : Routing<Traits, kAccess, kSums> {
   // Batches of vectors g, g + stride, ... below `vecs`, of which place(g) is the first element; from batch to batch
   // `step` further on.
   template <class SavedInfo, class Position>
-  DRELUOP_DEVICE void batches(SavedInfo nothing, int64_t g, int64_t step, int stride, int64_t vecs, const Position& place,
-                              T one, Sum<Real>* sums) const {
+  DRELUOP_DEVICE void batches(SavedInfo nothing, int64_t g, int64_t step, int stride, int64_t vecs,
+                              const Position& place, T one, Sum<Real>* sums) const {
     Pack<T, kVec> cap;
 #pragma unroll
     for (int e = 0; e < kVec; ++e) cap.v[e] = one;

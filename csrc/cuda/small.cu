@@ -151,7 +151,8 @@ Status saturation(const Problem& problem, const Saturation& pass) {
   p.index = index_caps(problem, from, to);
   p.caps = caps;
   p.has_gradient = pass.has_gradient;
-  const size_t shared = kScratch + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
+  const size_t shared =
+      kScratch + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
   return with_dtype_traits(problem.dtype, [&](auto traits) {
     return launch("dreluop saturation", saturation_kernel<decltype(traits)>, p.plan.blocks, kFlatThreads, shared,
                   problem.stream, p);
