@@ -1,4 +1,4 @@
-"""What a trained model is worth: ``quick`` for the demo; ``evaluate``, every attack and the honest columns."""
+"""What a trained model is worth: ``quick`` for the demo; ``evaluating``, every attack and the honest columns."""
 
 from benchmarks.robustness.evaluation.quick import Evaluation, accuracy, evaluate
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.robustness.evaluation.evaluate import BLIND
+from benchmarks.robustness.evaluation.evaluating import BLIND
 from benchmarks.robustness.study.records import Record, is_older
 
 KEYS = ["data", "model", "method"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.robustness.evaluation.evaluate import BLIND
+from benchmarks.robustness.evaluation.evaluating import BLIND
 from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, by_method, frame
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.files import DamagedFileError, set_aside
 from benchmarks.robustness.data import Split
-from benchmarks.robustness.evaluation.evaluate import evaluate
+from benchmarks.robustness.evaluation.evaluating import evaluate
 from benchmarks.robustness.study import records
 from benchmarks.robustness.study.recipe import Evaluated, Recipe
 from benchmarks.robustness.study.training_job import checkpoints, dataset_of, is_trained, train_recipe, trained

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmarks.files import DamagedFileError, replacing
 from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
-from benchmarks.robustness.evaluation.evaluate import Evaluation
+from benchmarks.robustness.evaluation.evaluating import Evaluation
 from benchmarks.robustness.evaluation.settings import REVISION
 from benchmarks.robustness.study.recipe import Evaluated
 from benchmarks.robustness.training import History

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dreluop
 from benchmarks.robustness.data import Digits, Split
 from benchmarks.robustness.evaluation.columns import blind_share
-from benchmarks.robustness.evaluation.evaluate import BLIND, Evaluation, _Evaluating, evaluate
+from benchmarks.robustness.evaluation.evaluating import BLIND, Evaluation, _Evaluating, evaluate
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from benchmarks.robustness.models import DenseNetwork
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.columns import blind_share, with_widths
-from benchmarks.robustness.evaluation.evaluate import Evaluation, evaluate
+from benchmarks.robustness.evaluation.evaluating import Evaluation, evaluate
 from benchmarks.robustness.evaluation.settings import AttackSettings
 from dreluop import DReLU
 from dreluop.adaptive import smooth_forward

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.files import DamagedFileError
 from benchmarks.robustness import command
-from benchmarks.robustness.evaluation import evaluate as evaluating
+from benchmarks.robustness.evaluation import evaluating
 from benchmarks.robustness.study import configuration, engines, jobs, records, training_job
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of

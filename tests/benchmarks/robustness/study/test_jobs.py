@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.pictures.source import recorded
 from benchmarks.robustness import command
-from benchmarks.robustness.evaluation import evaluate as evaluating
+from benchmarks.robustness.evaluation import evaluating
 from benchmarks.robustness.reporting import pages
 from benchmarks.robustness.reporting import pictures as reporting_pictures
 from benchmarks.robustness.reporting.blocks import blocks
