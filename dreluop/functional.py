@@ -161,7 +161,7 @@ def _fast_in_python(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
             y: Tensor = _apply_plain(x, cap, dim, inplace)
             return y
         with BelowAutograd():
-            return operators.activate(Call(x, cap, dim, inplace), False, None)[0]
+            return operators.activate(x, cap, dim, inplace, False, None)[0]
     except (RuntimeError, TypeError, ValueError) as error:
         _raise_in_our_words(error, x, cap, dim)
         raise

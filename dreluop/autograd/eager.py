@@ -14,18 +14,18 @@ from dreluop.ops.call import Call, bias_and_residual
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """y, or y and the penalty."""
-    x, cap, balancer = call.x, call.cap, call.balancer
+    x, cap, dim, inplace, save, balancer, bias, residual = call
     operators = operators_for(x)
     added = bias_and_residual(call)
-    if call.inplace:
-        checks.writable_in_place(x, cap=cap, bias=call.bias, residual=call.residual)
+    if inplace:
+        checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
     if not derivative_may_be_asked(x, cap, *added):
         with BelowAutograd():
             return operators.values(call)
     # autograd refuses a second result of a function that writes over a view.
-    fused = None if call.inplace and x._is_view() else balancer
-    save = SavedMask() if call.inplace and call.save == "mask" else call.save
-    result = CappedReLUFunction.apply(x, cap, call.dim, call.inplace, save, fused, *added)
+    fused = None if inplace and x._is_view() else balancer
+    saved = SavedMask() if inplace and save == "mask" else save
+    result = CappedReLUFunction.apply(x, cap, dim, inplace, saved, fused, *added)
     outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
     if balancer is None:
         return outputs[0]

@@ -32,7 +32,7 @@ from dreluop.autograd.base import (
 from dreluop.autograd.penalty import penalty_gradient, penalty_of, penalty_tangent
 from dreluop.backends.selection import operators, operators_for, using
 from dreluop.ops import decompose, inductor
-from dreluop.ops.call import BackwardCall, Call
+from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import bias_gradient, extras, fused_sum, mask_order
 from dreluop.ops.handles import Operators
 
@@ -103,8 +103,9 @@ class CappedReLUFunction(Function):
             # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
             torch_private.set_grad_enabled(True)
         with BelowAutograd():
-            call = Call(x, cap, dim, inplace, "output", balancer, *bias_and_residual)
-            y, mask, penalty = operators.activate(call, save != "output", balancer)
+            y, mask, penalty = operators.activate(x, cap, dim, inplace, save != "output", balancer, bias_and_residual)
+        if mask is None and penalty is None:
+            return y
         if isinstance(save, SavedMask):
             save.mask = mask
         outputs = [one for one in (y, mask if save == "mask" else None, penalty) if one is not None]
@@ -206,7 +207,7 @@ class PlainCappedReLUFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         ctx.operators = operators()
         with BelowAutograd():
-            y: Tensor = ctx.operators.activate(Call(x, cap, dim, inplace), False, None)[0]
+            y: Tensor = ctx.operators.activate(x, cap, dim, inplace, False, None)[0]
         if inplace:
             ctx.mark_dirty(x)
         ctx.dim = dim

@@ -296,9 +296,8 @@ class StraightThroughFunction(Function):
     def forward(
         x: Tensor, cap: Tensor, dim: int, inplace: bool, saved_mask: SavedMask | None, *added: Tensor | None
     ) -> Tensor:
-        call = Call(x, cap, dim, inplace, "output", None, *added)
         with below_autograd():
-            y, mask, _ = operators().activate(call, saved_mask is not None, None)
+            y, mask, _ = operators().activate(x, cap, dim, inplace, saved_mask is not None, None, added)
         if saved_mask is not None:
             saved_mask.mask = mask
         return y

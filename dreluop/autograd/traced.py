@@ -13,7 +13,7 @@ from torch import Tensor
 from dreluop._internal import checks, torch_private
 from dreluop.backends import compile_policy
 from dreluop.backends.selection import operators_for
-from dreluop.ops.call import Call
+from dreluop.ops.call import Call, bias_and_residual
 from dreluop.ops.composite import accumulation_dtype, sum_dtype
 from dreluop.ops.handles import FUSED, Operators
 
@@ -22,7 +22,8 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """What torch.compile sees."""
     fuses = compile_policy.fuses(call.x, call.cap, call.save)
     operators = FUSED if fuses else operators_for(call.x)
-    y, _, _ = operators.activate(call, call.save == "mask", None)
+    x, cap, dim, inplace, save, _, _, _ = call
+    y, _, _ = operators.activate(x, cap, dim, inplace, save == "mask", None, bias_and_residual(call))
     return y if call.balancer is None else (y, penalty(operators, [call.cap], call.balancer))
 
 

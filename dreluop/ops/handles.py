@@ -45,13 +45,21 @@ class Operators:
             has = which in schemas.overloads_of(name)
             setattr(self, name, getattr(getattr(namespace, name), which if which and has else "default"))
 
-    def activate(self, call: Call, mask: bool, balancer: float | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def activate(
+        self,
+        x: Tensor,
+        cap: Tensor,
+        dim: int,
+        inplace: bool,
+        mask: bool,
+        balancer: float | None,
+        added: tuple[Tensor | None, ...] = (),
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """y, the packed mask if wanted, and the penalty if ``balancer`` is a number.
 
-        The one place that chooses among out of place and in place, with and without the other two.
+        The one place that chooses among out of place and in place, with and without the other two. ``added``: bias and
+        residual, where there are any.
         """
-        x, cap, dim, inplace = call[:4]
-        added = bias_and_residual(call)
         if not mask and balancer is None:
             if not inplace:
                 return self.capped_relu(x, cap, dim, *added), None, None
@@ -66,7 +74,8 @@ class Operators:
 
     def values(self, call: Call) -> Tensor | tuple[Tensor, Tensor]:
         """y, or y and the penalty: what a call returns where nothing is saved for backward."""
-        y, _, penalty = self.activate(call, False, call.balancer)
+        x, cap, dim, inplace, _, balancer, _, _ = call
+        y, _, penalty = self.activate(x, cap, dim, inplace, False, balancer, bias_and_residual(call))
         return y if penalty is None else (y, penalty)
 
 
