@@ -191,7 +191,9 @@ def _run_in_jit_trace(*arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
     traced.refuse_transforms_in_jit_trace()
     with traced.not_traced():
         call = _checked(*arguments)
-    return traced.run_in_jit_trace(call)
+        if call.inplace:
+            checks.writable_in_place(call.x, cap=call.cap, bias=call.bias, residual=call.residual)
+    return operators_for(call.x).values(call)
 
 
 def _checked(

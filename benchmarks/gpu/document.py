@@ -1,4 +1,4 @@
-"""The result file of the GPU benchmark: what was measured, on which gpu, with which software."""
+"""The result file of the GPU benchmark: what was measured, on which GPU, with which software."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def writable(x: Tensor) -> None:
 
 
 def saved(name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> None:
-    """`like`, a tensor of x's shape called `name`, must fit the cap and what forward tensor."""
+    """`like`, a tensor of x's shape called `name`, must fit the cap and what forward saved."""
     float_tensor(name, like)
     float_tensor("cap", cap)
     if tensor.dtype == torch.uint8:

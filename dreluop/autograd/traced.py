@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from dreluop._internal import checks, torch_private
+from dreluop._internal import torch_private
 from dreluop.backends import compile_policy
 from dreluop.backends.selection import operators_for
 from dreluop.ops.call import Call, bias_and_residual
@@ -34,14 +34,6 @@ def penalty(operators: Operators, caps: list[Tensor], balancer: float) -> Tensor
     """
     wide = [cap.to(sum_dtype(cap.device)) for cap in caps]
     return (operators.cap_penalty(wide, 1.0) * balancer).to(accumulation_dtype(*caps))
-
-
-def run_in_jit_trace(call: Call) -> Tensor | tuple[Tensor, Tensor]:
-    """What ``torch.jit.trace`` records."""
-    if call.inplace:
-        with not_traced():
-            checks.writable_in_place(call.x, cap=call.cap, bias=call.bias, residual=call.residual)
-    return operators_for(call.x).values(call)
 
 
 def refuse_transforms_in_jit_trace() -> None:

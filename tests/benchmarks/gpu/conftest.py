@@ -1,4 +1,4 @@
-"""A gpu, and a machine to measure on, made of the CPU."""
+"""A GPU, and a machine to measure on, made of the CPU."""
 
 from __future__ import annotations
 
