@@ -34,8 +34,8 @@ from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
 from benchmarks.tables import Table, markdown
-from benchmarks.wheels import document as wheels_document
-from benchmarks.wheels import tables as wheels_tables
+from tools.wheels import document as wheels_document
+from tools.wheels import tables as wheels_tables
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.demo``: train, attack, time, draw. At most 4 minutes on 2 cores."""
+"""``python -m examples.digits``: train, attack, time, draw. At most 4 minutes on 2 cores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.console import Console
 
 import dreluop
 from benchmarks.backend import served_by
-from benchmarks.demo import experiment, report, timing
-from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.entry import exit_with
 from benchmarks.robustness.data import Digits, Split, load_digits
+from examples.digits import experiment, report, timing
+from examples.digits.pictures import draw_timing, draw_training
 
 TIMING_THREADS = 2
 QUICK_EPOCHS = 3
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
     parser.add_argument("--epochs", type=int, help=f"of training per network (default {experiment.EPOCHS})")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the pictures")
     parser.add_argument("--quick", action="store_true", help="a few seconds: fewer digits and epochs, tiny timing")

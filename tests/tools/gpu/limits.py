@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.gpu import execute
+from tools.gpu import execute
 
 
 def limit_is_reached_when(reached: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:

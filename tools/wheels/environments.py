@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.pytests import read_report
 from benchmarks.kernels import results
-from benchmarks.wheels import symbols
-from benchmarks.wheels.document import LIBRARY, Row
+from tools.gpu.pytests import read_report
+from tools.wheels import symbols
+from tools.wheels.document import LIBRARY, Row
 
 ROOT = Path(__file__).parents[2]
 NEWEST = "newest"

@@ -1,4 +1,4 @@
-"""What changed between two result files of one suite and one device: `python -m benchmarks.compare old.json new.json`.
+"""What changed between two result files of one suite and one device: `python -m tools.compare old.json new.json`.
 
 A change counts when the quartiles of the two runs do not overlap and the medians differ by more than the tolerance.
 Regressions come first, then improvements, each with the largest first; what did not change is counted.
@@ -168,7 +168,7 @@ def _place(row: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.compare", description=__doc__)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--fail", action="store_true", help="exit with 1 if anything became slower")

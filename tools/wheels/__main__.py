@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.wheels --help`."""
+"""Command line: `python -m tools.wheels --help`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.entry import exit_with
-from benchmarks.wheels.build import ROOT, build
+from tools.wheels.build import ROOT, build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.wheels", description="Make wheels, and try them.")
+    parser = argparse.ArgumentParser(prog="python -m tools.wheels", description="Make wheels, and try them.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help="the source archive and the wheel of this Python; DRELUOP_BUILD chooses")
     make.add_argument("--output", type=Path, default=ROOT / "dist", help="default: dist/")
@@ -45,7 +45,7 @@ def _build(output: Path) -> int:
 
 def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: Path | None) -> int:
     from benchmarks.kernels import results  # noqa: PLC0415 (imports torch, which `build` need not)
-    from benchmarks.wheels import document, environments  # noqa: PLC0415
+    from tools.wheels import document, environments  # noqa: PLC0415
 
     found = document.new_document(sorted(wheels.resolve().glob("*.whl")))
     path = output or results.default_path(found["device"]).with_name(document.FILE_NAME)

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import execute
 from benchmarks.gpu.document import Gpu, folder_of
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
-from benchmarks.gpu.stages import STAGES, Context
-from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.patience import PATIENCE
+from tests.tools.gpu.limits import limit_is_reached_when
+from tools.gpu import __main__ as command
+from tools.gpu import execute
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
+from tools.gpu.stages import STAGES, Context
 
 ROOT = Path(__file__).parents[3]
 

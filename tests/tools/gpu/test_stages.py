@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from benchmarks.compiled.suite import CASES
-from benchmarks.gpu import execute as execution
-from benchmarks.gpu import pytests, sanitizer, stages
 from benchmarks.gpu.document import Gpu
-from benchmarks.gpu.execute import Finished
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.running import OUT_OF_TIME
-from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.gpu import exercise
 from tests.patience import PATIENCE
+from tests.tools.gpu.limits import limit_is_reached_when
+from tools.gpu import execute as execution
+from tools.gpu import pytests, sanitizer, stages
+from tools.gpu.execute import Finished
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
 ENDED = "exercise started\nexercise completed\n"
 CLEAN = f"========= COMPUTE-SANITIZER\n{ENDED}========= ERROR SUMMARY: 0 errors\n"

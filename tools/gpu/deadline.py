@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-NAME = "benchmarks.gpu.deadline"
+NAME = "tools.gpu.deadline"
 NOT_BEGUN = "not begun: the time limit was reached"
 FILE_PROPERTY = "file"  # of a test in the report, whose own names are those of modules and classes
 # Seconds since the epoch, the same for all workers; and the file.

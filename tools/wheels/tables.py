@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.tables import MISSING, Table
-from benchmarks.wheels.document import Document, Row
+from tools.wheels.document import Document, Row
 
 LEGEND = (
     "What failed or is missing is named in the file. Import: `import dreluop` after `import torch`, the "

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import deadline
-from benchmarks.gpu.execute import execute
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
+from tools.gpu import deadline
+from tools.gpu.execute import execute
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
 ENVIRONMENT = {
     "DRELUOP_REQUIRE_NATIVE": "1",

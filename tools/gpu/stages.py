@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.compiled.tables import FILE_NAME as COMPILED_FILE_NAME
-from benchmarks.gpu import sanitizer
 from benchmarks.gpu.document import Gpu
-from benchmarks.gpu.execute import execute
-from benchmarks.gpu.pytests import is_installed, run_pytest
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.kernels.results import FILE_NAME
 from benchmarks.models import document as models_document
 from benchmarks.running import NO_TIME, OUT_OF_TIME
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
+from tools.gpu import sanitizer
+from tools.gpu.execute import execute
+from tools.gpu.pytests import is_installed, run_pytest
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
 END = 15  # seconds in which the case that runs at the limit can end, and tables and pictures be made
 SCALING_LIMIT = 60.0  # seconds

@@ -1,4 +1,4 @@
-"""``torchrun --nproc-per-node 2 -m benchmarks.demo.distributed``: the demo's network on several processes, and on one.
+"""``torchrun --nproc-per-node 2 -m examples.distributed_fsdp2``: the demo's network on several processes, and on one.
 
 Every process trains its part of each batch under DDP or FSDP2, and beside it the same network on whole batches alone.
 In float64, where sums in another order differ by nothing that could hide a wrong gradient.
@@ -161,7 +161,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchrun -m benchmarks.demo.distributed", description=__doc__)
+    parser = argparse.ArgumentParser(prog="torchrun -m examples.distributed_fsdp2", description=__doc__)
     parser.add_argument("--engine", nargs="+", choices=ENGINES, default=["ddp"], help="torch's engine (default ddp)")
     parser.add_argument("--steps", type=_positive, help=f"of training (default {STEPS})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.demo.distributed import ENGINES
+from examples.distributed_fsdp2 import ENGINES
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_both_engines_give_what_one_process_gives() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*torchrun, "-m", "benchmarks.demo.distributed", "--quick", "--engine", *ENGINES],
+        [*torchrun, "-m", "examples.distributed_fsdp2", "--quick", "--engine", *ENGINES],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         capture_output=True,

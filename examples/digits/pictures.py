@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from benchmarks.demo.experiment import WARM_UP_EPOCHS, TrainedNetwork
-from benchmarks.demo.timing import TimingRow, milliseconds
 from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from examples.digits.experiment import WARM_UP_EPOCHS, TrainedNetwork
+from examples.digits.timing import TimingRow, milliseconds
 
 IMPLEMENTATION_COLORS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
 DPI = 150

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare
-from benchmarks.compare import USAGE, Change
 from benchmarks.kernels import implementations as c
 from benchmarks.kernels import results, suite
 from benchmarks.kernels.measure import Budget
+from tools import compare
+from tools.compare import USAGE, Change
 
 
 def row(ms: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:

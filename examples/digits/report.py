@@ -8,9 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.demo.experiment import EPS, Results, TrainedNetwork
-from benchmarks.demo.timing import TimingRow, milliseconds
 from benchmarks.robustness.evaluation import Evaluation
+from examples.digits.experiment import EPS, Results, TrainedNetwork
+from examples.digits.timing import TimingRow, milliseconds
 
 
 def print_results(console: Console, results: Results, test_size: int) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.wheels import environments
-from benchmarks.wheels.__main__ import main
-from benchmarks.wheels.environments import Case
+from tools.wheels import environments
+from tools.wheels.__main__ import main
+from tools.wheels.environments import Case
 
 
 def test_a_missing_interpreter_is_a_row(tmp_path: Path) -> None:

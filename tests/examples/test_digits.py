@@ -11,15 +11,21 @@ import pytest
 import torch
 from matplotlib import image
 
-from benchmarks.demo import experiment, report, timing
-from benchmarks.demo.__main__ import main
-from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.robustness.attacks import pgd
-from benchmarks.robustness.data import Digits
+from benchmarks.robustness.data import Digits, Split, load_digits
 from benchmarks.robustness.evaluation import accuracy
+from examples.digits import experiment, report, timing
+from examples.digits.__main__ import main
+from examples.digits.pictures import draw_timing, draw_training
 from tests.patience import PATIENCE
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def few() -> Digits:
+    """320 training, 100 validation and 200 test digits."""
+    return Digits(*(Split(s.x[:n], s.y[:n]) for s, n in zip(load_digits(), (320, 100, 200), strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +36,7 @@ def results(few: Digits) -> experiment.Results:
 def test_quick_demo_prints_its_tables_and_writes_two_pictures(tmp_path: Path):
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.demo", "--quick", "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "examples.digits", "--quick", "--output", str(tmp_path / "out")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
         capture_output=True,

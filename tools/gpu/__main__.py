@@ -1,4 +1,4 @@
-"""Command line: `python -m benchmarks.gpu --help`.
+"""Command line: `python -m tools.gpu --help`.
 
 Exit code 0: no stage failed (one that could not run here says so); 1: one failed, or there was no time for it; 2:
 nothing could be run.
@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_gpu, folder_of, versions
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
-from benchmarks.gpu.stages import STAGES, Context, Stage
 from benchmarks.kernels import results
 from benchmarks.running import NO_TIME
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
+from tools.gpu.stages import STAGES, Context, Stage
 
 STAGE_LIMIT = 530.0  # seconds: under nine minutes
 LEAST = 10.0  # seconds under which a stage is not begun
@@ -28,7 +28,7 @@ NOTHING_RAN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Everything that needs a GPU.")
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu", description="Everything that needs a GPU.")
     parser.add_argument(
         "--stage",
         default=",".join(STAGES),

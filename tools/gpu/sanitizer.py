@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.gpu.execute import Finished, execute
-from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
+from tools.gpu.execute import Finished, execute
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
 TOOLS = ("memcheck", "initcheck", "synccheck", "racecheck")  # the slowest last: it gets what the others leave
 FOUND_ERRORS = 86  # the exit code that we ask for

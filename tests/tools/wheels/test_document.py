@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import report
 from benchmarks.kernels import results
-from benchmarks.wheels import document, tables
-from benchmarks.wheels.document import Row
+from tools.wheels import document, tables
+from tools.wheels.document import Row
 
 NAME = "dreluop-1-cp311-cp311-manylinux_2_34_x86_64.whl"
 

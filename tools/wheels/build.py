@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from benchmarks.wheels import symbols
+from tools.wheels import symbols
 
 ROOT = Path(__file__).parents[2]
 # torch is there already where dreluop is imported: a copy of it in the wheel would be a second one.
