@@ -1,7 +1,7 @@
 """What changed between two result files of one suite and one device: `python -m tools.compare old.json new.json`.
 
 A change counts when the quartiles of the two runs do not overlap and the medians differ by more than the tolerance.
-Regressions come first, then improvements, each with the largest first; what did not change is counted.
+Regressions come first, then improvements, each with the largest first. Rows without a change are only counted.
 """
 
 from __future__ import annotations
@@ -9,162 +9,102 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from benchmarks.entry import exit_with
+from benchmarks.kernels import results
 from benchmarks.tables import MISSING
 from dreluop._internal.text_table import text_table
 
-# What tells rows apart, in the files of all suites.
-IDENTITY = (
-    *(
-        "axis",
-        "model",
-        "case",
-        "granularity",
-        "memory_format",
-        "bias_and_residual",
-        "shape",
-        "dtype",
-        "threads",
-        "mode",
-    ),
-    *("pass", "implementation"),
-)
-SHOWN = ("case", "dtype", "threads", "mode", "pass", "implementation")
+# What distinguishes rows, in the files of all suites.
+CASE = ["axis", "model", "case", "granularity", "memory_format", "bias_and_residual", "shape", "dtype", "threads"]
+PASS = [*CASE, "mode", "pass"]
+IDENTITY = [*PASS, "implementation"]
+SHOWN = ["case", "dtype", "threads", "mode", "pass", "implementation"]
+TIMES = ["ms", "q1_ms", "q3_ms"]
+FLOORS = ("copy_", "clone")
+FORMATS = {"ms_old": "{:.4g}", "ms_new": "{:.4g}", "ratio": "{:.2f}", "noise": "{:.0%}", "floor": "{:.2f}"}
+HEADER = ("", *SHOWN, "old, ms", "new, ms", "new / old", "noise", "floor")
+RUNS = ("old", "new")
 TOLERANCE = 0.02
 REGRESSION, IMPROVEMENT, SAME = "slower", "faster", "same"
 USAGE = 2
 
 
-@dataclass(frozen=True)
-class Change:
-    """One row in both files; times in ms."""
-
-    old: Mapping[str, Any]
-    new: Mapping[str, Any]
-
-    @property
-    def ratio(self) -> float:
-        """Of the new time to the old."""
-        return float(self.new["ms"] / self.old["ms"])
-
-    @property
-    def noise(self) -> float:
-        """The larger of the two distances between quartiles, in parts of the median."""
-        return max(float((row["q3_ms"] - row["q1_ms"]) / row["ms"]) for row in (self.old, self.new))
-
-    def kind(self, tolerance: float) -> str:
-        if self.new["q1_ms"] > self.old["q3_ms"] and self.ratio > 1 + tolerance:
-            return REGRESSION
-        if self.new["q3_ms"] < self.old["q1_ms"] and self.ratio < 1 / (1 + tolerance):
-            return IMPROVEMENT
-        return SAME
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """``only_old`` and ``only_new`` count rows that the other file lacks."""
-
-    changes: list[Change]
-    only_old: int
-    only_new: int
-
-    def of_kind(self, kind: str, tolerance: float) -> list[Change]:
-        """The largest changes first."""
-        found = [change for change in self.changes if change.kind(tolerance) == kind]
-        return sorted(found, key=lambda change: change.ratio, reverse=kind == REGRESSION)
-
-
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
     """A result file of any suite.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a result file, or of another schema.
         OSError: it cannot be read.
     """
-    try:
-        document = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
-    if not isinstance(document, dict) or not {"schema", "device", "rows"} <= document.keys():
-        raise ValueError(f"{path}: no result file: expected schema, device and rows")
+    document: Any = results.load(path)
+    if not {"device", "rows"} <= document.keys():
+        raise ValueError(f"{path}: no result file: expected device and rows")
     for row in document["rows"]:
-        missing = {"ms", "q1_ms", "q3_ms"} - row.keys()
-        if missing:
+        if missing := set(TIMES) - row.keys():
             raise ValueError(f"{path}: rows without {', '.join(sorted(missing))} have no times to compare")
     return document
 
 
-def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, force: bool = False) -> Comparison:
-    """Match the rows of two documents.
+def compare(old: Any, new: Any, *, tolerance: float = TOLERANCE, force: bool = False) -> pd.DataFrame:
+    """A row per row of either document, with its ``kind``, which is missing where only one document has it.
 
     Raises:
-        ValueError: their schemas differ, they share no row, or, unless forced, their devices differ.
+        ValueError: they share no row, or, unless forced, their devices differ.
     """
-    if old["schema"] != new["schema"]:
-        raise ValueError(f"schema: got {old['schema']} and {new['schema']}; expected the same")
     if not force and device(old) != device(new):
         raise ValueError(f"device: got {device(old)} and {device(new)}; expected the same (--force compares anyway)")
-    before, after = _by_identity(old["rows"]), _by_identity(new["rows"])
-    shared = [key for key in before if key in after]
-    if not shared:
+    rows = _frame(old).merge(_frame(new), on=IDENTITY, how="outer", suffixes=("_old", "_new"), indicator="found_in")
+    in_both = rows["found_in"] == "both"
+    if not in_both.any():
         raise ValueError("rows: the files share none; expected two files of one suite")
-    changes = [Change(before[key], after[key]) for key in shared]
-    return Comparison(changes, len(before) - len(shared), len(after) - len(shared))
+    rows["ratio"] = rows["ms_new"] / rows["ms_old"]
+    rows["noise"] = np.maximum(*((rows[f"q3_ms_{run}"] - rows[f"q1_ms_{run}"]) / rows[f"ms_{run}"] for run in RUNS))
+    slower = (rows["q1_ms_new"] > rows["q3_ms_old"]) & (rows["ratio"] > 1 + tolerance)
+    faster = (rows["q3_ms_new"] < rows["q1_ms_old"]) & (rows["ratio"] < 1 / (1 + tolerance))
+    rows["kind"] = pd.Series(np.select([slower, faster], [REGRESSION, IMPROVEMENT], SAME)).where(in_both)
+    # A change of the machine shows in the copy too.
+    floors = rows[in_both & rows["implementation"].isin(FLOORS)].drop_duplicates(PASS, keep="last")
+    return rows.merge(floors[[*PASS, "ratio"]].rename(columns={"ratio": "floor"}), on=PASS, how="left")
 
 
-def device(document: Mapping[str, Any]) -> str:
+def device(document: Any) -> str:
     """The name, and the number of cores of a processor."""
     found = document["device"]
     return f"{found['name']}, {found['cores']} cores" if "cores" in found else str(found["name"])
 
 
-def _by_identity(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {json.dumps([row.get(key) for key in IDENTITY]): row for row in rows}
+def _frame(document: Any) -> pd.DataFrame:
+    """The last row of each identity. Identities are text: a shape is a list, and what a suite lacks is empty."""
+    rows = pd.DataFrame(document["rows"]).reindex(columns=[*IDENTITY, *TIMES])
+    rows[IDENTITY] = [[_text(row.get(key)) for key in IDENTITY] for row in document["rows"]]
+    return rows.drop_duplicates(IDENTITY, keep="last")
 
 
-def report(comparison: Comparison, tolerance: float) -> str:
+def _text(value: Any) -> str:
+    return MISSING if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def report(rows: pd.DataFrame, tolerance: float) -> str:
     """For a person: a table of the changes, and counts."""
-    slower, faster = (comparison.of_kind(kind, tolerance) for kind in (REGRESSION, IMPROVEMENT))
-    parts = []
-    if slower or faster:
-        header = ("", *SHOWN, "old, ms", "new, ms", "new / old", "noise", "floor")
-        floors = _floors(comparison.changes)
-        parts.append(text_table(header, [_cells(change, tolerance, floors) for change in (*slower, *faster)]))
-    same = len(comparison.changes) - len(slower) - len(faster)
-    parts.append(f"{len(slower)} slower, {len(faster)} faster, {same} the same within noise and {tolerance:.0%}")
-    if comparison.only_old or comparison.only_new:
-        parts.append(f"only in the old file: {comparison.only_old} rows; only in the new: {comparison.only_new}")
-    return "\n".join(parts)
-
-
-def _cells(change: Change, tolerance: float, floors: Mapping[str, float]) -> tuple[str, ...]:
-    shown = (change.new.get(key) for key in SHOWN)
-    floor = floors.get(_place(change.new))
-    return (
-        change.kind(tolerance),
-        *(MISSING if value is None else str(value) for value in shown),
-        f"{change.old['ms']:.4g}",
-        f"{change.new['ms']:.4g}",
-        f"{change.ratio:.2f}",
-        f"{change.noise:.0%}",
-        MISSING if floor is None else f"{floor:.2f}",
-    )
-
-
-def _floors(changes: Sequence[Change]) -> dict[str, float]:
-    """How the copy changed, by everything but the implementation: a change of the machine shows there too."""
-    return {
-        _place(change.new): change.ratio for change in changes if change.new["implementation"] in ("copy_", "clone")
-    }
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    return json.dumps([row.get(key) for key in IDENTITY if key != "implementation"])
+    slower = rows[rows["kind"] == REGRESSION].sort_values("ratio", ascending=False)
+    faster = rows[rows["kind"] == IMPROVEMENT].sort_values("ratio")
+    changed = pd.concat([slower, faster])
+    for name, text in FORMATS.items():
+        changed[name] = [MISSING if pd.isna(value) else text.format(value) for value in changed[name]]
+    same = (rows["kind"] == SAME).sum()
+    lines = [text_table(HEADER, changed[["kind", *SHOWN, *FORMATS]].values.tolist())] if len(changed) else []
+    lines.append(f"{len(slower)} slower, {len(faster)} faster, {same} the same within noise and {tolerance:.0%}")
+    only_old, only_new = ((rows["found_in"] == side).sum() for side in ("left_only", "right_only"))
+    if only_old or only_new:
+        lines.append(f"only in the old file: {only_old} rows; only in the new: {only_new}")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,18 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fail", action="store_true", help="exit with 1 if anything became slower")
     parser.add_argument("--force", action="store_true", help="compare files of different devices")
     parser.add_argument(
-        "--tolerance", type=float, default=TOLERANCE, help="a smaller change counts as none (default: 0.02)"
+        "--tolerance", type=float, default=TOLERANCE, help=f"a smaller change counts as none (default: {TOLERANCE})"
     )
     options = parser.parse_args(arguments)
     if not options.tolerance >= 0:
         parser.error(f"--tolerance: got {options.tolerance}; expected a number >= 0")
     try:
-        comparison = compare(load(options.old), load(options.new), force=options.force)
+        rows = compare(load(options.old), load(options.new), tolerance=options.tolerance, force=options.force)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return USAGE
-    print(report(comparison, options.tolerance))
-    return int(options.fail and bool(comparison.of_kind(REGRESSION, options.tolerance)))
+    print(report(rows, options.tolerance))
+    return int(options.fail and (rows["kind"] == REGRESSION).any())
 
 
 if __name__ == "__main__":
