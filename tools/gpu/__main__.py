@@ -1,7 +1,7 @@
 """Command line: `python -m tools.gpu --help`.
 
-Exit code 0: no stage failed (one that could not run here says so); 1: one failed, or there was no time for it; 2:
-nothing could be run.
+Exit code 0: no stage failed, though one may not have run, with its reason. 1: one failed, or there was no time for it.
+2: nothing could be run.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.entry import exit_with
-from benchmarks.gpu.document import describe_gpu, folder_of, versions
-from benchmarks.kernels import results
+from benchmarks.gpu.document import describe_gpu, folder_of
 from benchmarks.running import NO_TIME
-from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
-from tools.gpu.stages import STAGES, Context, Stage
+from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, write
+from tools.gpu.stages import LIMIT, STAGES, Context, Stage
 
-STAGE_LIMIT = 530.0  # seconds: under nine minutes
-LEAST = 10.0  # seconds under which a stage is not begun
+SHORTEST = 10.0  # seconds: a stage is not begun with less
 NOTHING_RAN = 2
 
 
@@ -35,14 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"one or several of {', '.join(STAGES)}, separated by commas; default: all",
     )
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<gpu>")
-    parser.add_argument("--limit", type=float, help="seconds for the whole run; default: none, 530 for each stage")
+    parser.add_argument(
+        "--limit", type=float, help=f"seconds for the whole run; default: none, {LIMIT:.0f} for each stage"
+    )
     parser.add_argument("--quick", action="store_true", help="a benchmark of about a minute")
     parser.add_argument(
         "--resume", action="store_true", help="benchmarks go on from their files in benchmarks/results/<gpu>"
     )
     options = parser.parse_args(arguments)
-    asked = options.stage.split(",")
-    unknown = [name for name in asked if name not in STAGES]
+    requested = options.stage.split(",")
+    unknown = [name for name in requested if name not in STAGES]
     if unknown:
         parser.error(f"--stage: got {', '.join(map(repr, unknown))}; expected some of {', '.join(STAGES)}")
     if options.resume and options.quick:
@@ -53,36 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = describe_gpu()
     results_of_gpu = folder_of(gpu).resolve()
     folder = options.out.resolve() if options.out else results_of_gpu
-    context = Context(gpu, folder, STAGE_LIMIT, options.quick, results_of_gpu if options.resume else None)
-    selected = {name: stage for name, stage in STAGES.items() if name in asked}
+    context = Context(gpu, folder, LIMIT, options.quick, results_of_gpu if options.resume else None)
+    selected = {name: stage for name, stage in STAGES.items() if name in requested}
     records = run(selected, context, options.limit)
-    print("\n" + "\n".join(map(line, records)))
-    print(f"written: {context.folder}")
+    print("", *map(line, records), f"written: {context.folder}", sep="\n")
     return int(any(record["status"] == FAILED or record["reason"] == NO_TIME for record in records))
 
 
 def run(selected: Mapping[str, Stage], context: Context, limit: float | None = None) -> list[Record]:
-    """Run the stages in order, and write each one's record as it ends; only a failed build stops the rest."""
+    """Run the stages in order, and write each one's record as it ends. Only a failed build stops the rest."""
     started = time.monotonic()
-    known, commit = versions(), results.commit()
     records: list[Record] = []
     obstacle: str | None = None
     for name, stage in selected.items():
         began = time.monotonic()
-        left = STAGE_LIMIT if limit is None else limit - (began - started)
+        left = LIMIT if limit is None else limit - (began - started)
         print(f"\n=== {name}", flush=True)
-        if obstacle is not None:
-            outcome = Outcome(NOT_RUN, obstacle)
-        elif left < LEAST:
-            outcome = Outcome(NOT_RUN, NO_TIME)
+        if obstacle is not None or left < SHORTEST:
+            outcome = Outcome(NOT_RUN, obstacle or NO_TIME)
         else:
             outcome = _guarded(stage, replace(context, limit=min(context.limit, left)))
         if name == "build" and outcome.status != PASSED:
             obstacle = f"the build {'failed' if outcome.status == FAILED else 'did not run'}"
-        record = record_of(name, outcome, time.monotonic() - began, context.gpu, known, commit)
-        write(record, context.folder)
-        print(line(record), flush=True)
-        records.append(record)
+        records.append(write(name, outcome, time.monotonic() - began, context.gpu, context.folder))
+        print(line(records[-1]), flush=True)
     return records
 
 

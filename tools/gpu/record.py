@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from benchmarks.gpu.document import Gpu
+from benchmarks.gpu.document import Gpu, versions
 from benchmarks.kernels import results
-from benchmarks.kernels.results import Commit
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended; a stage that did not prove what it is for never passed. ``reason`` says why it did not."""
+    """How a stage ended; ``reason`` says why it did not pass. A stage passes only if it proved what it is for."""
 
     status: str
     reason: str | None = None
@@ -28,41 +28,27 @@ class Outcome:
             raise ValueError(f"reason: got {self.reason!r} for a stage that {self.status}")
 
 
-class Record(TypedDict):
-    """An outcome with what it was found on. The versions are those of Python, torch, dreluop and torch's CUDA."""
-
-    stage: str
-    status: str
-    reason: str | None
-    seconds: float
-    date: str
-    versions: dict[str, str]
-    device: Gpu
-    commit: Commit | None
-    details: dict[str, Any]
+def outcome(reason: str | None, details: dict[str, Any]) -> Outcome:
+    """Failed for a reason, or passed where there is none."""
+    return Outcome(PASSED if reason is None else FAILED, reason, details)
 
 
-def record_of(
-    stage: str, outcome: Outcome, seconds: float, gpu: Gpu, versions: dict[str, str], commit: Commit | None
-) -> Record:
-    return {
+def write(stage: str, found: Outcome, seconds: float, gpu: Gpu, folder: Path) -> Record:
+    """Write a stage's outcome and what it ran on."""
+    record: Record = {
         "stage": stage,
-        "status": outcome.status,
-        "reason": outcome.reason,
+        "status": found.status,
+        "reason": found.reason,
         "seconds": round(seconds, 1),
         "date": results.now(),
-        "versions": versions,
+        "versions": versions(),
         "device": gpu,
-        "commit": commit,
-        "details": outcome.details,
+        "commit": results.commit(),
+        "details": found.details,
     }
-
-
-def write(record: Record, folder: Path) -> Path:
-    # Not by the stage's name alone, which may be that of its results.
-    path = folder / f"stage-{record['stage']}.json"
-    results.save(record, path)
-    return path
+    # The prefix keeps it apart from the stage's results, which may have the same name.
+    results.save(record, folder / f"stage-{stage}.json")
+    return record
 
 
 def line(record: Record) -> str:

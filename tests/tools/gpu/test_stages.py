@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from tools.gpu import pytests, sanitizer, stages
 from tools.gpu.execute import Finished
 from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 
+ROOT = Path(__file__).parents[3]
 ENDED = "exercise started\nexercise completed\n"
 CLEAN = f"========= COMPUTE-SANITIZER\n{ENDED}========= ERROR SUMMARY: 0 errors\n"
 RACES = (
@@ -195,10 +197,9 @@ def test_slow(number):
 """
 )
 AT_ITS_LIMIT = "os.environ['DRELUOP_TEST_DEADLINE'] = '0'"
-# Deaf to the request to end, as a kernel that never ends is.
+# Ignores the request to end, like a kernel that never ends.
 HANGS = """signal.signal(signal.SIGINT, signal.SIG_IGN)
-    failures = pathlib.Path(os.environ["DRELUOP_TEST_FAILURES"])
-    while not (failures.exists() and "test_three" in failures.read_text()):
+    while "failed just now: " not in pathlib.Path(r"LOG").read_text():
         time.sleep(0.01)
     pathlib.Path(r"MARKER").touch()
     time.sleep(3600)"""
@@ -288,10 +289,11 @@ def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
 ) -> None:
     path = tmp_path / "test_some.py"
     marker = tmp_path / "hangs"
-    path.write_text(SLOW.replace("WHAT", HANGS.replace("MARKER", str(marker))))
+    log = tmp_path / "log.txt"
+    path.write_text(SLOW.replace("WHAT", HANGS.replace("MARKER", str(marker)).replace("LOG", str(log))))
     limit_is_reached_when(marker.exists, monkeypatch)
     monkeypatch.setattr(execution, "GRACE", 1)
-    outcome = pytests.run_pytest([str(path)], limit=PATIENCE, log=tmp_path / "log.txt", parallel=parallel)
+    outcome = pytests.run_pytest([str(path)], limit=PATIENCE, log=log, parallel=parallel)
     assert outcome.status == FAILED
     (name,) = outcome.details["failed"]
     assert name.endswith("test_some.py::test_three")
@@ -326,7 +328,7 @@ def test_a_build_without_its_tools_is_not_run(tmp_path: Path, gpu: Gpu, monkeypa
     monkeypatch.setattr(stages.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "cmake").touch(mode=0o755)
-    outcome = stages.build(stages.Context(gpu, tmp_path, 100))
+    outcome = stages.STAGES["build"](stages.Context(gpu, tmp_path, 100))
     assert (outcome.status, outcome.reason) == (NOT_RUN, "needs pybind11, ninja, not installed")
 
 
@@ -339,7 +341,7 @@ def test_stages_of_tests_name_files_that_exist(
     ((command, environment),) = commands
     assert environment["DRELUOP_REQUIRE_CUDA"] == "1"
     files = [argument for argument in command if argument.startswith("tests/")]
-    assert all((Path(__file__).parents[3] / file).exists() for file in files)
+    assert all((ROOT / file).exists() for file in files)
     assert bool(files) == (name != "tests")
 
 
@@ -394,8 +396,15 @@ def test_benchmarks_go_on_from_the_files_of_the_gpu(
     assert command[command.index("--out") + 1] == str(tmp_path)
 
 
+def test_folders_that_are_not_collected_have_no_gpu_tests() -> None:
+    of_the_gpu = re.compile(r"mark\.gpu|^def test_\w+\([^)]*\b(?:backend|device: torch\.device)\b", re.MULTILINE)
+    assert of_the_gpu.search((ROOT / "tests/test_autograd.py").read_text()), "or the expression is out of date"
+    files = [path for folder in stages.WITHOUT_GPU_TESTS for path in (ROOT / folder).rglob("test_*.py")]
+    assert files and not [path for path in files if path != Path(__file__) and of_the_gpu.search(path.read_text())]
+
+
 def test_the_compiled_networks_fit_the_limit_of_their_stage() -> None:
-    assert sum(case.seconds for case in CASES["cuda"]) <= stages.COMPILED_LIMIT
+    assert sum(case.seconds for case in CASES["cuda"]) <= stages.STAGES["compiled"].limit - stages.END
 
 
 @pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "165"), ("models", "485")])
@@ -435,6 +444,6 @@ def test_a_benchmark_that_wrote_a_file(
         return Finished(code, "", timed_out)
 
     monkeypatch.setattr(stages, "execute", execute)
-    outcome = stages.bench(stages.Context(gpu, tmp_path, 100))
+    outcome = stages.STAGES["bench"](stages.Context(gpu, tmp_path, 100))
     assert (outcome.status, outcome.reason) == (status, reason)
     assert outcome.details["rows"] == 2
