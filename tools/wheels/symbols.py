@@ -1,4 +1,4 @@
-"""What a shared library asks of others, as `nm` of binutils tells, and what it says of where it was built."""
+"""What a shared library needs from others, from binutils' `nm`, and the paths it holds of where it was built."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-# Of the C and C++ runtime and of the loader. torch too exports some of std, which then has no version.
-OF_THE_SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^_ZN?K?R?S[to]|^_ZT[ISTV]N?S[to]")
-
-# Absolute ones, of sources and headers.
+# Of the C and C++ runtime and the loader. torch exports some of std too, without a version.
+SYSTEM = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_|^_ZN?K?R?S[to]|^_ZT[ISTV]N?S[to]")
+# Absolute paths of sources and headers.
 PATHS = re.compile(rb"(?<![\w.\-/])/[\w.\-/]+/(?:csrc|include|site-packages)(?:/[\w.\-]+)*")
 
 
 def needed(library: Path) -> list[str]:
-    """The symbols, but for the system's, without which a library cannot be loaded."""
+    """The symbols, except the system's, without which a library cannot be loaded."""
     names = re.findall(r"^ +U (\S+)", _nm("--undefined-only", library), re.MULTILINE)
-    return [name for name in names if not OF_THE_SYSTEM.search(name)]
+    return [name for name in names if not SYSTEM.search(name)]
 
 
 def exported(libraries: Iterable[Path]) -> set[str]:
@@ -27,7 +26,7 @@ def exported(libraries: Iterable[Path]) -> set[str]:
 
 
 def build_paths(library: Path) -> list[str]:
-    """The paths of sources and headers on the machine that built a library, as it holds them."""
+    """The source and header paths that a library holds of the machine that built it."""
     return sorted({path.decode() for path in PATHS.findall(library.read_bytes())})
 
 

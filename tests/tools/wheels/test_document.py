@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from benchmarks import report
 from benchmarks.kernels import results
-from tools.wheels import document, tables
+from tools.wheels import document
 from tools.wheels.document import Row
 
 NAME = "dreluop-1-cp311-cp311-manylinux_2_34_x86_64.whl"
 
 
-def row(python: str, torch: str, **changes: Any) -> Row:
-    plain = {
-        "python": python, "torch": torch, "wheel": NAME, "date": "", "failure": None, "compilers": [],
-        "missing_symbols": [], "self_check": "", "tests": [], "passed": 3, "failed": [], "skipped": {"a": 2, "b": 1},
-        "test_seconds": 1.0, "import_ms": 61.2, "import_cpu_ms": 40.4, "import_processes": 5, "load": 1.25,
-    }  # fmt: skip
-    return cast(Row, plain | changes)
+def row(python: str, torch: str, **changes: Any) -> dict[str, Any]:
+    made = Row(
+        python, torch, wheel=NAME, passed=3, skipped={"a": 2, "b": 1}, import_ms=61.2, import_cpu_ms=40.4, load=1.25
+    )
+    return asdict(made) | changes
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_a_pure_wheel_has_no_library(tmp_path: Path) -> None:
 
 
 def test_rows_are_in_order_and_one_per_environment() -> None:
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for python, torch in [("3.12.1", "2.9"), ("3.11.7", "2.10.0"), ("3.11.7", "2.9.1+cpu"), ("3.9.2", "2.10.0")]:
         document.put(rows, row(python, torch))
     document.put(rows, row("3.11.7", "2.10.0", passed=4))
@@ -75,7 +74,7 @@ def test_tables(wheel: Path, tmp_path: Path) -> None:
     failed = row("3.12.1", "2.15.0", failure="2 tests failed\nmore", failed=["a", "b"], import_ms=None)
     written["rows"] = [row("3.11.7", "2.10.0"), failed]
     results.save(written, tmp_path / "results" / "machine" / document.FILE_NAME)
-    assert tables.environment_table(written).rows == [
+    assert document.environment_table(written).rows == [
         ("3.11.7", "2.10.0", "cp311", "passed", "3", "0", "3", "0", "40", "61 (1.2)"),
         ("3.12.1", "2.15.0", "cp311", "**failed**: 2 tests failed", "3", "2", "3", "0", "-", "-"),
     ]

@@ -10,18 +10,17 @@ import pytest
 
 from tools.wheels import environments
 from tools.wheels.__main__ import main
-from tools.wheels.environments import Case
 
 
 def test_a_missing_interpreter_is_a_row(tmp_path: Path) -> None:
-    row = environments.run_case(Case("/nowhere/python", "2.11.0"), tmp_path)
-    assert row["failure"] is not None and "/nowhere/python" in row["failure"]
-    assert (row["torch"], row["wheel"], row["passed"]) == ("2.11.0", None, 0)
+    row = environments.run_case("/nowhere/python", "2.11.0", tmp_path)
+    assert row.failure is not None and "/nowhere/python" in row.failure
+    assert (row.torch, row.wheel, row.passed) == ("2.11.0", None, 0)
 
 
 def test_what_a_command_says_is_in_the_failure() -> None:
     with pytest.raises(environments.FailedError, match=r"ended with 3: no torch here"):
-        environments._output([sys.executable, "-c", "import sys; print('no torch here'); sys.exit(3)"])
+        environments.output([sys.executable, "-c", "import sys; print('no torch here'); sys.exit(3)"])
 
 
 def test_the_environment_finds_no_compiler_and_no_other_package(
@@ -30,7 +29,7 @@ def test_the_environment_finds_no_compiler_and_no_other_package(
     for name in ("PYTHONPATH", "CUDA_HOME", "DRELUOP_BACKEND", "PYENV_VERSION"):
         monkeypatch.setenv(name, "/somewhere")
     monkeypatch.setenv("KEPT", "yes")
-    found = environments._environment(tmp_path)
+    found = environments.variables(tmp_path)
     assert found["PATH"] == str(tmp_path)
     assert found["CC"] == found["CXX"] == "/bin/false"
     assert not [name for name in found if name.startswith(("PYTHON", "CUDA", "DRELUOP", "PYENV"))]
@@ -44,7 +43,7 @@ def test_the_wheel_that_pip_took(tmp_path: Path) -> None:
     wheels.mkdir()
     for python in ("cp311", "cp312"):
         (wheels / f"dreluop-1-{python}-{python}-manylinux_2_34_x86_64.whl").touch()
-    name = environments._wheel_of(site / "dreluop", wheels)
+    name = environments.wheel_of(site / "dreluop", wheels)
     assert name == "dreluop-1-cp312-cp312-manylinux_2_34_x86_64.whl"
 
 
