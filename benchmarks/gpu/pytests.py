@@ -21,13 +21,13 @@ from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 ENVIRONMENT = {
     "DRELUOP_REQUIRE_NATIVE": "1",
     "DRELUOP_REQUIRE_CUDA": "1",
-    # tests/missing.py: nothing can be installed here.
+    # tests/support/missing.py: nothing can be installed here.
     "DRELUOP_SKIP_MISSING_PACKAGES": "1",
 }
 WORKERS = min(12, os.cpu_count() or 1)
 GPU_PROPERTY = "gpu"  # tests/conftest.py gives it to every test that needs a GPU
 END = 45  # seconds in which the tests that run at the deadline can end, and the report be written
-# conftest.py of these folders imports what the folder needs, too early for tests/missing.py.
+# conftest.py of these folders imports what the folder needs, too early for tests/support/missing.py.
 NEEDED_BY_FOLDER = {
     "tests/benchmarks/kernels": ("rich",),
     "tests/benchmarks/robustness": ("numpy", "tqdm"),

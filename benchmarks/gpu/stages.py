@@ -89,7 +89,7 @@ def graphs(context: Context) -> Outcome:
 
 
 def large(context: Context) -> Outcome:
-    return run_pytest(["-m", "large", "-k", "cuda", "tests/test_large.py"], limit=context.limit, log=context.log)
+    return run_pytest(["-m", "large", "-k", "cuda", "tests/unit/test_large.py"], limit=context.limit, log=context.log)
 
 
 def bench(context: Context) -> Outcome:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.demo.distributed import ENGINES
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,7 +25,7 @@ from benchmarks.running import OUT_OF_TIME
 from dreluop.backends import native
 from tests.benchmarks.gpu.conftest import gpu as fake_gpu
 from tests.benchmarks.models.conftest import TinyNetwork
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 gpu = fake_gpu
 ACTIVATIONS = {"resnet18": 17, "dense": 3}

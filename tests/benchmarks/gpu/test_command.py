@@ -19,7 +19,7 @@ from benchmarks.gpu.document import Gpu, folder_of
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
 from benchmarks.gpu.stages import STAGES, Context
 from tests.benchmarks.gpu.limits import limit_is_reached_when
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,7 +20,7 @@ from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
 from benchmarks.running import OUT_OF_TIME
 from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.gpu import exercise
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ENDED = "exercise started\nexercise completed\n"
 CLEAN = f"========= COMPUTE-SANITIZER\n{ENDED}========= ERROR SUMMARY: 0 errors\n"

@@ -19,7 +19,7 @@ from benchmarks.robustness.models import dense_drelu, dense_relu
 from benchmarks.robustness.training import History, TrainingConfig, objectives, train
 from benchmarks.robustness.training.objectives import training_loss
 from benchmarks.robustness.training.parallel import Processes
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 EPS = 0.1
 

@@ -17,7 +17,7 @@ from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.robustness.attacks import pgd
 from benchmarks.robustness.data import Digits
 from benchmarks.robustness.evaluation import accuracy
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 

@@ -30,7 +30,7 @@ from benchmarks.robustness.study import configuration, engines, jobs, records, t
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of
 from benchmarks.robustness.study.training_job import trained
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")

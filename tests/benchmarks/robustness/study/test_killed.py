@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.robustness import command
 from benchmarks.robustness.study import engines
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[4]
 # A job that never ends: the worker says that it runs, and holds the pipe until its process has ended.
