@@ -27,15 +27,15 @@ from benchmarks.models import tables as models_tables
 from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
 from benchmarks.models.document import Document as ModelsDocument
 from benchmarks.pictures import gallery
-from benchmarks.robustness.reporting import pages as studies
-from benchmarks.robustness.statistics import tables as statistics_tables
-from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
 from benchmarks.tables import Table, markdown
 from benchmarks.wheels import document as wheels_document
 from benchmarks.wheels import tables as wheels_tables
+from studies.drelu_paper.report import pages as studies
+from studies.drelu_paper.statistics import tables as statistics_tables
+from studies.drelu_paper.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,10 +30,10 @@ from benchmarks.models.steps import (
     searching_algorithms,
 )
 from benchmarks.models.suite import noting
-from benchmarks.robustness.models import dense_relu
 from dreluop.backends.selection import Form
 from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import replace_activations
+from studies.drelu_paper.models import dense_relu
 
 RELU, CLAMP = "relu", c.CLAMP.name
 FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "decompose"}

@@ -15,7 +15,7 @@ from benchmarks.backend import served_by
 from benchmarks.demo import experiment, report, timing
 from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.entry import exit_with
-from benchmarks.robustness.data import Digits, Split, load_digits
+from studies.drelu_paper.data import Digits, Split, load_digits
 
 TIMING_THREADS = 2
 QUICK_EPOCHS = 3

@@ -21,12 +21,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.entry import exit_with
-from benchmarks.robustness.data import Split, load_digits
-from benchmarks.robustness.models import dense_drelu
-from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, caps_of
 from dreluop import cap_penalty
 from dreluop.distributed import full_tensor
 from dreluop.surgery import calibrate_caps
+from studies.drelu_paper.data import Split, load_digits
+from studies.drelu_paper.models import dense_drelu
+from studies.drelu_paper.training import CAP_FLOOR, TrainingConfig, caps_of
 
 ENGINES = ("ddp", "fsdp2")
 SEED = 0

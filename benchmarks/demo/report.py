@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.demo.experiment import EPS, Results, TrainedNetwork
 from benchmarks.demo.timing import TimingRow, milliseconds
-from benchmarks.robustness.evaluation import Evaluation
+from dreluop.adaptive.evaluation import Evaluation
 
 
 def print_results(console: Console, results: Results, test_size: int) -> None:

