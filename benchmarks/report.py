@@ -31,11 +31,10 @@ from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
 from benchmarks.tables import Table, markdown
-from benchmarks.wheels import document as wheels_document
-from benchmarks.wheels import tables as wheels_tables
 from studies.drelu_paper.report import pages as studies
 from studies.drelu_paper.statistics import tables as statistics_tables
 from studies.drelu_paper.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
+from tools.wheels import document as wheels_document
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,15 +109,15 @@ def _device_report(document: results.Document) -> str:
 
 def wheels(folder: Path) -> str:
     """Which wheels were tried in which environments, for each device."""
-    documents = [cast(wheels_document.Document, one) for one in _documents(folder, wheels_document.FILE_NAME)]
+    documents = _documents(folder, wheels_document.FILE_NAME)
     if not documents:
         return NOTHING
-    return "\n\n".join([*map(_wheels_report, documents), wheels_tables.LEGEND])
+    return "\n\n".join([*map(_wheels_report, documents), wheels_document.LEGEND])
 
 
-def _wheels_report(document: wheels_document.Document) -> str:
-    parts = (wheels_tables.wheel_table(document), wheels_tables.environment_table(document))
-    return "\n\n".join([f"{wheels_tables.headline(document)}.", *map(markdown, parts)])
+def _wheels_report(document: Any) -> str:
+    parts = (wheels_document.wheel_table(document), wheels_document.environment_table(document))
+    return "\n\n".join([f"{wheels_document.headline(document)}.", *map(markdown, parts)])
 
 
 def compiled(folder: Path) -> str:

@@ -185,7 +185,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
-        # benchmarks/gpu/pytests.py counts those that passed.
+        # tools/gpu/pytests.py counts those that passed.
         item.user_properties.append(("gpu", "yes"))
 
 
