@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.entry import exit_with
-from benchmarks.tables import MISSING
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import MISSING
 from dreluop._internal.text_table import text_table
 
 # What tells rows apart, in the files of all suites.

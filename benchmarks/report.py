@@ -18,11 +18,13 @@ from typing import Any, cast
 
 from benchmarks.compiled import tables as compiled_tables
 from benchmarks.compiled import triton_op
-from benchmarks.entry import exit_with
 from benchmarks.gpu import profile as profiles
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
-from benchmarks.kernels import results, tables
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import Table, markdown
+from benchmarks.kernels import tables
 from benchmarks.models import tables as models_tables
 from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
 from benchmarks.models.document import Document as ModelsDocument
@@ -33,7 +35,6 @@ from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
-from benchmarks.tables import Table, markdown
 from benchmarks.wheels import document as wheels_document
 from benchmarks.wheels import tables as wheels_tables
 

@@ -14,7 +14,7 @@ import dreluop
 from benchmarks.backend import served_by
 from benchmarks.demo import experiment, report, timing
 from benchmarks.demo.pictures import draw_timing, draw_training
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from benchmarks.robustness.data import Digits, Split, load_digits
 
 TIMING_THREADS = 2

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from benchmarks.robustness.data import Split, load_digits
 from benchmarks.robustness.models import dense_drelu
 from benchmarks.robustness.training import CAP_FLOOR, TrainingConfig, caps_of

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_gpu, folder_of, versions
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
 from benchmarks.gpu.stages import STAGES, Context, Stage
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
 from benchmarks.running import NO_TIME
 
 STAGE_LIMIT = 530.0  # seconds: under nine minutes

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from benchmarks.gpu.document import Gpu
-from benchmarks.kernels import results
-from benchmarks.kernels.results import Commit
+from benchmarks.harness import machine as results
+from benchmarks.harness.machine import Commit
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
-from benchmarks.kernels.results import FILE_NAME
+from benchmarks.harness.machine import FILE_NAME
 from benchmarks.models import document as models_document
 from benchmarks.running import NO_TIME, OUT_OF_TIME
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files import folder_argument
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.files import folder_argument
+from benchmarks.harness.machine import RESULTS
+from benchmarks.harness.table import markdown
 from benchmarks.printing import console, printable
 from benchmarks.robustness.data.loading import ROOT
 from benchmarks.robustness.reporting.blocks import BASIS, blocks, masked
@@ -23,7 +24,6 @@ from benchmarks.robustness.statistics import command as statistics
 from benchmarks.robustness.study import configuration, engines, records
 from benchmarks.robustness.study.jobs import Folders, Job, do, jobs_of
 from benchmarks.robustness.training import parallel
-from benchmarks.tables import markdown
 
 FOLDER = RESULTS / FOLDER_NAME
 WORK = Path("build/robustness")

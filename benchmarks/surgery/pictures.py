@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import fx, nn
 
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.robustness.data import Digits
 from benchmarks.robustness.models import dense_drelu
 from benchmarks.robustness.training import TrainingConfig, train

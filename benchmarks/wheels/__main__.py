@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from benchmarks.wheels.build import ROOT, build
 
 
@@ -44,7 +44,7 @@ def _build(output: Path) -> int:
 
 
 def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: Path | None) -> int:
-    from benchmarks.kernels import results  # noqa: PLC0415 (imports torch, which `build` need not)
+    from benchmarks.harness import machine as results  # noqa: PLC0415 (imports torch, which `build` need not)
     from benchmarks.wheels import document, environments  # noqa: PLC0415
 
     found = document.new_document(sorted(wheels.resolve().glob("*.whl")))

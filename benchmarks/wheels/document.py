@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 
 import torch
 
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 
 FILE_NAME = "wheels.json"
 LIBRARY = "dreluop/_ops.abi3.so"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.pytests import read_report
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from benchmarks.wheels import symbols
 from benchmarks.wheels.document import LIBRARY, Row
 

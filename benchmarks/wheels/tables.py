@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness.table import MISSING, Table
 from benchmarks.wheels.document import Document, Row
 
 LEGEND = (

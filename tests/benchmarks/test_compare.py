@@ -11,9 +11,10 @@ import torch
 
 from benchmarks import compare
 from benchmarks.compare import USAGE, Change
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
+from benchmarks.harness.interleave import Budget
+from benchmarks.kernels import suite
 
 
 def row(ms: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.table import Table, markdown
 from benchmarks.pictures.source import Source
 from benchmarks.robustness.reporting import tables
 from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.study import configuration, records
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.records import Record
-from benchmarks.tables import Table, markdown
 
 FOLDER_NAME = "robustness"
 STUDIES = ("digits", "digits-initial-cap", "digits-bounds", "digits-paper-mode")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from benchmarks.harness.table import MISSING, Table
 from benchmarks.robustness.evaluation.evaluating import BLIND
 from benchmarks.robustness.reporting.frame import ADAPTIVE, HONEST, by_method, frame
 from benchmarks.robustness.study.names import PAPER
 from benchmarks.robustness.study.records import Record
-from benchmarks.tables import MISSING, Table
 
 _SHARES = {*PAPER, *ADAPTIVE, "l2_worst_found", "worst_found", "paper_worst", "zero_gradient"}
 _FOUND = {"worst": "worst_found", "l2_worst": "l2_worst_found"}

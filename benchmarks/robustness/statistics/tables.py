@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.harness.table import MISSING, Table, markdown
 from benchmarks.robustness.statistics.names import ACCURACIES, MODELS, WILCOXON
-from benchmarks.tables import MISSING, Table, markdown
 
 
 def overview(comparisons: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files import DamagedFileError, set_aside
+from benchmarks.harness.files import DamagedFileError, set_aside
 from benchmarks.robustness.data import Split
 from benchmarks.robustness.evaluation.evaluating import evaluate
 from benchmarks.robustness.study import records

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import DamagedFileError, replacing
+from benchmarks.harness.files import DamagedFileError, replacing
 from benchmarks.robustness.training.history import EpochRecord, History
 
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks import report
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from benchmarks.wheels import document, tables
 from benchmarks.wheels.document import Row
 

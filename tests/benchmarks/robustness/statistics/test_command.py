@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import report
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from benchmarks.pictures import gallery
 from benchmarks.robustness.paper.tables import NUMBERS
 from benchmarks.robustness.statistics import command, document, tables

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.files import DamagedFileError
+from benchmarks.harness.files import DamagedFileError
 from benchmarks.robustness import command
 from benchmarks.robustness.evaluation import evaluating
 from benchmarks.robustness.study import configuration, engines, jobs, records, training_job

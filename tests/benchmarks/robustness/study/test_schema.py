@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.machine import RESULTS
 from benchmarks.robustness import command
 from benchmarks.robustness.reporting.pages import FOLDER_NAME, STUDIES
 from benchmarks.robustness.reporting.pictures import PICTURES
