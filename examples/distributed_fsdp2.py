@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from dreluop import cap_penalty
 from dreluop.distributed import full_tensor
 from dreluop.surgery import calibrate_caps

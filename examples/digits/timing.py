@@ -6,8 +6,8 @@ from typing import TypedDict
 
 import torch
 
+from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Budget
 
 TimingRow = TypedDict(
     "TimingRow",

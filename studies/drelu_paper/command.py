@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files import folder_argument
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.files import folder_argument
+from benchmarks.harness.machine import RESULTS
+from benchmarks.harness.table import markdown
 from benchmarks.printing import console, printable
-from benchmarks.tables import markdown
 from studies.drelu_paper import configuration, engines, records
 from studies.drelu_paper.data.loading import ROOT
 from studies.drelu_paper.jobs import Folders, Job, do, jobs_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files import DamagedFileError, set_aside
+from benchmarks.harness.files import DamagedFileError, set_aside
 from dreluop.adaptive.evaluation.evaluating import evaluate
 from studies.drelu_paper import records
 from studies.drelu_paper.data import Split

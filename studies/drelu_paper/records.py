@@ -13,8 +13,8 @@ from typing import Annotated, Any, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmarks.files import DamagedFileError, replacing
-from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
+from benchmarks.harness.files import DamagedFileError, replacing
+from benchmarks.harness.machine import SCHEMA, commit, describe_device, load, now, versions
 from dreluop.adaptive.evaluation.budget import REVISION
 from dreluop.adaptive.evaluation.evaluating import Evaluation
 from studies.drelu_paper.recipe import Evaluated

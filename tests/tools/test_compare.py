@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Budget
+from benchmarks.kernels import suite
 from tools import compare
 from tools.compare import USAGE
 

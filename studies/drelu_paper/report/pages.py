@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.table import Table, markdown
 from benchmarks.pictures.source import Source
-from benchmarks.tables import Table, markdown
 from studies.drelu_paper import configuration, records
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.records import Record

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.pictures.drawing import save
 from benchmarks.pictures.source import Source
 from studies.drelu_paper.configuration import Study

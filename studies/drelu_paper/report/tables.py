@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness.table import MISSING, Table
 from dreluop.adaptive.evaluation.evaluating import BLIND
 from studies.drelu_paper.names import PAPER
 from studies.drelu_paper.records import Record

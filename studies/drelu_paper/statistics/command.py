@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.files import folder_argument
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.files import folder_argument
 from benchmarks.printing import console, printable
 from studies.drelu_paper.paper.tables import NUMBERS
 from studies.drelu_paper.statistics import document as d

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.pictures.drawing import DPI, save
 from benchmarks.pictures.source import Source
 from studies.drelu_paper.statistics.tables import of_claims

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables import MISSING, Table, markdown
+from benchmarks.harness.table import MISSING, Table, markdown
 from studies.drelu_paper.statistics.names import ACCURACIES, MODELS, WILCOXON
 
 

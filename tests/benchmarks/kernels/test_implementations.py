@@ -8,7 +8,7 @@ import torch._dynamo
 from torch import Tensor
 
 import dreluop
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.backends import reference, selection
 from tests.conftest import INTERPRETED

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.models import implementations, networks
 from benchmarks.models.implementations import (
     FULL,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.files import DamagedFileError
+from benchmarks.harness.files import DamagedFileError
 from dreluop.adaptive.evaluation import evaluating
 from studies.drelu_paper import command, configuration, engines, jobs, records, training_job
 from studies.drelu_paper.configuration import Study

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import report
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from benchmarks.pictures import gallery
 from studies.drelu_paper.paper.tables import NUMBERS
 from studies.drelu_paper.statistics import command, document, tables

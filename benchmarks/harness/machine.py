@@ -16,8 +16,8 @@ from typing import Any, TypedDict
 import torch
 
 import dreluop
-from benchmarks.files import DamagedFileError, replacing
-from benchmarks.kernels import implementations
+from benchmarks.harness import implementations
+from benchmarks.harness.files import DamagedFileError, replacing
 from benchmarks.kernels.suite import Failure, Row
 from dreluop.backends import native
 

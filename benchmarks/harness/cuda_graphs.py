@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks.kernels.measure import Sampler, Timed
+from benchmarks.harness.interleave import Sampler, Timed
 
 Work = Callable[[], None]
 HEAD_START = 2_000_000  # clock cycles, about a millisecond

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import implementations as c
-from benchmarks.memory import Saved, saved_for_backward
+from benchmarks.harness import implementations as c
+from benchmarks.harness.memory import Saved, saved_for_backward
 
 if TYPE_CHECKING:
     from benchmarks.kernels.suite import Data
