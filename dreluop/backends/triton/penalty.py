@@ -15,7 +15,7 @@ from torch import Tensor
 from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import same_device
-from dreluop.backends.triton.kernels.cap_penalty import penalty_backward_kernel, penalty_kernel
+from dreluop.backends.triton.kernels.penalty import penalty_backward_kernel, penalty_kernel
 from dreluop.backends.triton.launch import launch
 from dreluop.ops.composite import accumulation_dtype
 

@@ -1,4 +1,4 @@
-"""Passes that are not on the way of every training step: tangent and saturation."""
+"""u where inside, v of the cap where capped, else 0: forward mode and double backward."""
 
 import triton
 import triton.language as tl
@@ -6,9 +6,6 @@ import triton.language as tl
 from dreluop.backends.triton.kernels.elements import (
     CAPPED,
     INSIDE,
-    ONE,
-    cap_of,
-    capped_value,
     is_capped,
     is_inside,
     load,
@@ -21,7 +18,7 @@ from dreluop.backends.triton.kernels.elements import (
 
 
 @triton.jit
-def _tangent_tile(
+def _jvp_tile(
     u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride,
     sizes, u_strides, y_strides, out_strides, packed_strides, packed_step,
     VEC: tl.constexpr, MODE: tl.constexpr, V_MODE: tl.constexpr, AT_ONCE: tl.constexpr, MASKED: tl.constexpr,
@@ -53,7 +50,7 @@ def _tangent_tile(
 
 @triton.jit(do_not_specialize=["numel", "full", "inner", "caps", "sizes", "u_strides", "y_strides", "out_strides",
                                "packed_strides", "packed_step"])  # fmt: skip
-def tangent_kernel(
+def jvp_kernel(
     u, v, y, packed, out, cap, numel, full, inner, caps, cap_stride, v_stride,
     sizes, u_strides, y_strides, out_strides, packed_strides, packed_step,
     TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, V_MODE: tl.constexpr, WIDE: tl.constexpr,
@@ -65,45 +62,12 @@ def tangent_kernel(
     if WIDE:
         vec = program.to(tl.int64) * TILE + tl.arange(0, TILE)
     if program < full:
-        _tangent_tile(
+        _jvp_tile(
             u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
             out_strides, packed_strides, packed_step, VEC, MODE, V_MODE, AT_ONCE, False,
         )  # fmt: skip
     else:
-        _tangent_tile(
+        _jvp_tile(
             u, v, y, packed, out, cap, vec, numel, inner, caps, cap_stride, v_stride, sizes, u_strides, y_strides,
             out_strides, packed_strides, packed_step, VEC, MODE, V_MODE, False, True,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["numel", "inner", "caps", "sizes", "x_strides", "cap_sizes", "counts_strides",
-                               "sample_inner", "samples"])  # fmt: skip
-def saturation_kernel(
-    x, cap, counts, has_gradient, numel, inner, caps, cap_stride, sizes, x_strides, cap_sizes, counts_strides,
-    sample_inner, samples, TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Counts of off, inside and capped elements per cap, added in any order: they are whole numbers."""
-    vec = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    if WIDE:
-        vec = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    first = vec * VEC
-    i = first[:, None] + tl.arange(0, VEC)[None, :]
-    mask = i < numel
-    values = load(x + offset_of(i, sizes, x_strides), mask)
-    m = round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), x.dtype.element_ty)
-    y = capped_value(values, m)
-    inside = is_inside(y, m) & mask
-    capped = is_capped(y, m) & mask
-    off = mask & (inside == 0) & (capped == 0)
-    # All write the same.
-    tl.store(has_gradient + (i // sample_inner) % samples, tl.full((TILE, VEC), 1, tl.uint8), mask=inside)
-    if MODE == ONE:
-        one = tl.arange(0, 1)
-        tl.atomic_add(counts + one, tl.sum(tl.sum(off.to(tl.int64), axis=1), axis=0) + one, sem="relaxed")
-        tl.atomic_add(counts + 1 + one, tl.sum(tl.sum(inside.to(tl.int64), axis=1), axis=0) + one, sem="relaxed")
-        tl.atomic_add(counts + 2 + one, tl.sum(tl.sum(capped.to(tl.int64), axis=1), axis=0) + one, sem="relaxed")
-    else:
-        place = counts + offset_of(cap_of(i, inner, caps), cap_sizes, counts_strides)
-        kind = tl.where(capped, 2, tl.where(inside, 1, 0))
-        step = tl.full((TILE, VEC), 1, tl.int64)
-        tl.atomic_add(place + kind.to(tl.int64) * caps, step, mask=mask, sem="relaxed")
