@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.entry import exit_with
-from benchmarks.kernels import results
-from benchmarks.tables import MISSING
+from benchmarks.harness import machine
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import MISSING
 from dreluop._internal.text_table import text_table
 
 # What distinguishes rows, in the files of all suites.
@@ -43,7 +43,7 @@ def load(path: Path) -> Any:
         ValueError: it is not a result file, or of another schema.
         OSError: it cannot be read.
     """
-    document: Any = results.load(path)
+    document: Any = machine.load(path)
     if not {"device", "rows"} <= document.keys():
         raise ValueError(f"{path}: no result file: expected device and rows")
     for row in document["rows"]:

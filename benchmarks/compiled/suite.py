@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import dreluop
 from benchmarks import resuming
-from benchmarks.gpu.timing import sample_in_a_row
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Timed, interleave
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import sample_in_a_row
+from benchmarks.harness.interleave import Budget, Timed, interleave
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.implementations import CAP, SEED, PlainDReLU
 from benchmarks.models.steps import (
@@ -30,10 +30,10 @@ from benchmarks.models.steps import (
     searching_algorithms,
 )
 from benchmarks.models.suite import noting
-from benchmarks.robustness.models import dense_relu
 from dreluop.backends.selection import Form
 from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import replace_activations
+from studies.drelu_paper.models import dense_relu
 
 RELU, CLAMP = "relu", c.CLAMP.name
 FORMS: dict[str, Form] = {"dreluop, opaque": "opaque", "dreluop, fused": "decompose"}

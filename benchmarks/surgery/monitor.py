@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.robustness.models import dense_drelu
 from dreluop import cap_penalty
 from dreluop.diagnostics import SaturationMonitor
 from dreluop.surgery import replace_activations
+from studies.drelu_paper.models import dense_drelu
 
 NEVER = 1 << 30
 SECONDS = 5

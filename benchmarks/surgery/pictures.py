@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import fx, nn
 
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
-from benchmarks.robustness.data import Digits
-from benchmarks.robustness.models import dense_drelu
-from benchmarks.robustness.training import TrainingConfig, train
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from dreluop.diagnostics import SaturationMonitor, SaturationWarning, Snapshot
 from dreluop.surgery import calibrate_caps, replace_activations
 from dreluop.surgery.graphs import trace
+from studies.drelu_paper.data import Digits
+from studies.drelu_paper.models import dense_drelu
+from studies.drelu_paper.training import TrainingConfig, train
 
 DPI = 110
 Box = tuple[str, str]  # text, color

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import dreluop
 from benchmarks.backend import served_by
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from examples.digits import experiment, report, timing
 from examples.digits.pictures import draw_timing, draw_training
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from benchmarks.robustness.attacks import pgd
-from benchmarks.robustness.data import Digits, Split, load_digits
-from benchmarks.robustness.evaluation import Evaluation, accuracy, evaluate
-from benchmarks.robustness.models import DenseNetwork, dense_drelu, dense_relu
-from benchmarks.robustness.training import EpochRecord, TrainingConfig, caps_of, train
+from dreluop.adaptive.attacks import pgd
+from dreluop.adaptive.evaluation import Evaluation, accuracy, evaluate
 from dreluop.surgery import calibrate_caps
+from studies.drelu_paper.data import Digits, Split, load_digits
+from studies.drelu_paper.models import DenseNetwork, dense_drelu, dense_relu
+from studies.drelu_paper.training import EpochRecord, TrainingConfig, caps_of, train
 
 EPS = 0.1
 SEED = 0

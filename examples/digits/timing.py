@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Budget
 
 
 def rows(threads: int, quick: bool = False) -> list[Any]:

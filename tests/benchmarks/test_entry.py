@@ -29,7 +29,7 @@ def ended(program: str, read: bool) -> subprocess.CompletedProcess[str]:
         os.close(reader)
     with open(writer, "w") as output:
         done = subprocess.run(
-            [sys.executable, "-c", f"from benchmarks.entry import exit_with\n{program}\nexit_with(main)"],
+            [sys.executable, "-c", f"from benchmarks.harness.entry import exit_with\n{program}\nexit_with(main)"],
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.PIPE,
@@ -67,7 +67,7 @@ def test_the_broken_pipe_of_a_worker_is_an_error() -> None:
 
 @pytest.mark.parametrize("arguments", [("table", "digits"), ("stats", "digits"), ("stats", "--paper-table", "6")])
 def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
-    command = f"import sys\nfrom benchmarks.robustness.command import main as of\ndef main(): return of({arguments!r})"
+    command = f"import sys\nfrom studies.drelu_paper.command import main as of\ndef main(): return of({arguments!r})"
     done = ended(command, read=False)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
@@ -75,7 +75,7 @@ def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["-c", "from benchmarks.entry import exit_with\nexit_with(lambda: print('a line') or 3)"],
+        ["-c", "from benchmarks.harness.entry import exit_with\nexit_with(lambda: print('a line') or 3)"],
         ["-c", "from dreluop import __main__ as m\nm.main = lambda: print('a line') or 3\nraise SystemExit(m._run())"],
     ],
     ids=["benchmarks", "dreluop"],

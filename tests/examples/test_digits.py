@@ -11,13 +11,13 @@ import pytest
 import torch
 from matplotlib import image
 
-from benchmarks.robustness.attacks import pgd
-from benchmarks.robustness.data import Digits, Split, load_digits
-from benchmarks.robustness.evaluation import accuracy
+from dreluop.adaptive.attacks import pgd
+from dreluop.adaptive.evaluation import accuracy
 from examples.digits import experiment, report, timing
 from examples.digits.__main__ import main
 from examples.digits.pictures import draw_timing, draw_training
-from tests.patience import PATIENCE
+from studies.drelu_paper.data import Digits, Split, load_digits
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.optional import torchvision_or_skip
-from tests.patience import PATIENCE
+from tests.support.optional import torchvision_or_skip
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "__init__.py")

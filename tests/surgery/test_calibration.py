@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.robustness.models import dense_drelu, dense_relu
 from dreluop import DReLU
 from dreluop.surgery import calibrate_caps
+from studies.drelu_paper.models import dense_drelu, dense_relu
 
 
 def test_caps_are_the_quantile_of_each_neuron():

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine
+from benchmarks.harness.interleave import Budget
+from benchmarks.kernels import suite
 from tools import compare
 from tools.compare import USAGE
 
@@ -132,7 +133,7 @@ def test_rows_of_the_suites_are_distinguished() -> None:
     rows: list[Any] = []
     for case in cases:
         rows += suite.run_case(replace(case, threads=case.threads or 2), budget)[0]
-    made = {**results.new_document(2, quick=False), "rows": rows}
+    made = {**machine.new_document(2, quick=False), "rows": rows}
     slower = copy.deepcopy(made)
     for one in slower["rows"]:
         one.update({key: one[key] * 2 for key in ("ms", "q1_ms", "q3_ms")})

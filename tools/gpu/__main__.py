@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_gpu, folder_of
+from benchmarks.harness.entry import exit_with
 from benchmarks.running import NO_TIME
 from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, write
 from tools.gpu.stages import LIMIT, STAGES, Context, Stage

@@ -21,7 +21,7 @@ from tools.gpu.record import NOT_RUN, Outcome, outcome
 ENVIRONMENT = {
     "DRELUOP_REQUIRE_NATIVE": "1",
     "DRELUOP_REQUIRE_CUDA": "1",
-    # tests/missing.py: nothing can be installed here.
+    # tests/support/missing.py: nothing can be installed here.
     "DRELUOP_SKIP_MISSING_PACKAGES": "1",
 }
 WORKERS = min(12, os.cpu_count() or 1)

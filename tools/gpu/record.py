@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.document import Gpu, versions
-from benchmarks.kernels import results
+from benchmarks.harness import machine
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 Record = dict[str, Any]
@@ -40,14 +40,14 @@ def write(stage: str, found: Outcome, seconds: float, gpu: Gpu, folder: Path) ->
         "status": found.status,
         "reason": found.reason,
         "seconds": round(seconds, 1),
-        "date": results.now(),
+        "date": machine.now(),
         "versions": versions(),
         "device": gpu,
-        "commit": results.commit(),
+        "commit": machine.commit(),
         "details": found.details,
     }
     # The prefix keeps it apart from the stage's results, which may have the same name.
-    results.save(record, folder / f"stage-{stage}.json")
+    machine.save(record, folder / f"stage-{stage}.json")
     return record
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import results
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness import machine
+from benchmarks.harness.table import MISSING, Table
 
 FILE_NAME = "wheels.json"
 LIBRARY = "dreluop/_ops.abi3.so"
@@ -38,7 +38,7 @@ class Row:
     python: str = ""
     torch: str = ""
     wheel: str | None = None
-    date: str = field(default_factory=results.now)
+    date: str = field(default_factory=machine.now)
     failure: str | None = None
     compilers: list[str] = field(default_factory=list)
     missing_symbols: list[str] = field(default_factory=list)
@@ -57,10 +57,10 @@ class Row:
 def new_document(wheels: list[Path]) -> dict[str, Any]:
     """A document without rows, of this machine and moment; ``commit`` is of the files that run the tests."""
     return {
-        "schema": results.SCHEMA,
-        "date": results.now(),
-        "device": results.describe_device(torch.device("cpu")),
-        "commit": results.commit(),
+        "schema": machine.SCHEMA,
+        "date": machine.now(),
+        "device": machine.describe_device(torch.device("cpu")),
+        "commit": machine.commit(),
         "wheels": [describe(path) for path in wheels],
         "rows": [],
     }
@@ -86,7 +86,7 @@ def rows_of_the_same_wheels(path: Path, document: dict[str, Any]) -> list[dict[s
     Raises:
         ValueError: the file is no JSON, or not of this schema.
     """
-    before: Any = results.load(path)
+    before: Any = machine.load(path)
     same = {wheel["name"] for wheel in document["wheels"] if wheel in before["wheels"]}
     return [row for row in before["rows"] if row["wheel"] in same]
 

@@ -12,17 +12,18 @@ import pytest
 import torch
 
 from benchmarks import depth, report
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness import machine as results
+from benchmarks.harness.interleave import Budget
+from benchmarks.kernels import suite
 from benchmarks.kernels.targets import THREADS
 from benchmarks.pictures import gallery
 from benchmarks.pictures.source import Source, recorded
-from benchmarks.robustness.statistics.document import of_paper
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import CAPS, SIZE, Point
 from benchmarks.scaling.document import new_document
 from benchmarks.scaling.platforms import platform_of
+from studies.drelu_paper.statistics.document import of_paper
 
 pytest.importorskip("matplotlib")
 from matplotlib import image, pyplot

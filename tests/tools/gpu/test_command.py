@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.document import Gpu, folder_of
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 from tests.tools.gpu.limits import limit_is_reached_when
 from tools.gpu import __main__ as command
 from tools.gpu import execute

@@ -16,7 +16,7 @@ from benchmarks.compiled.suite import CASES
 from benchmarks.gpu.document import Gpu
 from benchmarks.running import OUT_OF_TIME
 from tests.gpu import exercise
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 from tests.tools.gpu.limits import limit_is_reached_when
 from tools.gpu import execute as execution
 from tools.gpu import pytests, sanitizer, stages

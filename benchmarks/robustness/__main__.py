@@ -1,9 +1,0 @@
-"""``python -m benchmarks.robustness run|table|plot|stats``: the paper's experiment, run by run, and what came of it."""
-
-from __future__ import annotations
-
-from benchmarks.entry import exit_with
-from benchmarks.robustness.command import main
-
-if __name__ == "__main__":
-    exit_with(main)

@@ -1,5 +1,0 @@
-"""What a trained model is worth: ``quick`` for the demo; ``evaluating``, every attack and the honest columns."""
-
-from benchmarks.robustness.evaluation.quick import Evaluation, accuracy, evaluate
-
-__all__ = ["Evaluation", "accuracy", "evaluate"]

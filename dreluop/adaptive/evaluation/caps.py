@@ -1,0 +1,59 @@
+"""What the caps do to the inputs of a test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dreluop import saturation
+from dreluop.adaptive.attacks import frozen
+from dreluop.caps.statistics import capped_layers, watched
+from dreluop.modules import DReLU, SReLU
+from dreluop.surgery import cap_summary
+
+
+@dataclass(frozen=True)
+class CapFacts:
+    """Of a model with caps, over inputs.
+
+    Attributes:
+        mean, smallest, largest: of all caps.
+        live_units: of the capped units, how many lie between 0 and their cap, per input; the others pass no gradient.
+        no_live: share of the inputs of which no unit is live in some layer.
+        cap_over_std: median of cap / std(x) in the layer where it is smallest; below 0.1 the layer is a step function.
+    """
+
+    mean: float
+    smallest: float
+    largest: float
+    live_units: float
+    no_live: float
+    cap_over_std: float
+
+
+def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
+    """None for a model without capped modules."""
+    caps = list({id(m.cap): m.cap for m in model.modules() if isinstance(m, DReLU | SReLU)}.values())
+    if not caps:
+        return None
+    live = torch.zeros((), dtype=torch.float64)
+
+    def count(name: str, layer: nn.Module, before: Tensor) -> None:
+        live.add_(saturation(before, layer.cap, layer.dim).inside.sum().cpu())
+
+    batches = x.split(batch_size)
+    with frozen(model), torch.no_grad(), watched(capped_layers(model), count):
+        for batch in batches:
+            model(batch)
+    layers = cap_summary(model, batches, progress=False).layers
+    values = torch.cat([cap.detach().flatten() for cap in caps])
+    return CapFacts(
+        mean=float(values.mean()),
+        smallest=float(values.min()),
+        largest=float(values.max()),
+        live_units=float(live) / len(x),
+        no_live=max(layer.no_live for layer in layers),
+        cap_over_std=min(layer.cap_over_std for layer in layers),
+    )

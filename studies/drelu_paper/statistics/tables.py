@@ -1,0 +1,154 @@
+"""Tables of a document of the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.harness.table import MISSING, Table, markdown
+from studies.drelu_paper.statistics.names import ACCURACIES, MODELS, WILCOXON
+
+
+def overview(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per comparison: every statistic with its p-value, the critical difference, and what it parts."""
+    names = dict.fromkeys(test["name"] for one in comparisons for test in one["tests"])
+    header = (
+        "subject",
+        "basis",
+        "methods",
+        "blocks",
+        *names,
+        "critical difference",
+        "best mean rank",
+        "differ from it",
+    )
+    rows = []
+    for one in comparisons:
+        tests = {test["name"]: test for test in one["tests"]}
+        cells = (MISSING if name not in tests else _statistic(tests[name]) for name in names)
+        nemenyi = one["nemenyi"]
+        difference = MISSING if nemenyi is None else f"{nemenyi['critical_difference']:.3f}"
+        left_out = f", {len(one['left_out'])} left out" if one["left_out"] else ""
+        blocks = f"{one['blocks']}{left_out}"
+        best = f"{one['methods'][0]['name']} {one['methods'][0]['mean_rank']:.2f}"
+        parted = ", ".join(_parted_from_best(one)) or "none"
+        rows.append((one["subject"], one["basis"], str(len(one["methods"])), blocks, *cells, difference, best, parted))
+    return Table("Do the methods differ at all? (statistic, and p)", header, rows)
+
+
+def _statistic(test: Mapping[str, Any]) -> str:
+    value = "infinite" if test["statistic"] is None else f"{test['statistic']:.2f}"
+    return f"{value} (p {test['p_value']:.2g})"
+
+
+def _parted_from_best(comparison: Mapping[str, Any]) -> list[str]:
+    """The methods whose difference from the best is significant, by Nemenyi, or by Wilcoxon if there are two."""
+    best, *others = (method["name"] for method in comparison["methods"])
+    if comparison["nemenyi"]:
+        return [pair["worse"] for pair in comparison["nemenyi"]["pairs"] if pair["better"] == best and pair["differ"]]
+    (test,) = (test for test in comparison["tests"] if test["name"] == WILCOXON)
+    return others if test["p_value"] < comparison["alpha"] else []
+
+
+def methods(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per method: its mean accuracy and its mean rank."""
+    rows = [
+        (
+            one["subject"],
+            one["basis"],
+            method["name"],
+            MISSING if method["mean_accuracy"] is None else f"{method['mean_accuracy']:.2f}",
+            f"{method['mean_rank']:.3f}",
+        )
+        for one in comparisons
+        for method in one["methods"]
+    ]
+    return Table("Methods, best first", ("subject", "basis", "method", "mean accuracy", "mean rank"), rows)
+
+
+def pairs(comparisons: Sequence[Mapping[str, Any]], *, of_best: bool = False) -> Table:
+    """One row per pair of methods, or per pair with the best one: whether they differ by Nemenyi's test."""
+    rows = [
+        (
+            one["subject"],
+            one["basis"],
+            f"{pair['better']} over {pair['worse']}",
+            f"{pair['rank_difference']:.3f}",
+            f"{one['nemenyi']['critical_difference']:.3f}",
+            f"{pair['p_value']:.2g}",
+            "yes" if pair["differ"] else "no",
+        )
+        for one in comparisons
+        if one["nemenyi"]
+        for pair in one["nemenyi"]["pairs"]
+        if not of_best or pair["better"] == one["methods"][0]["name"]
+    ]
+    header = ("subject", "basis", "pair", "difference of mean ranks", "critical difference", "p", "differ")
+    return Table("Which pairs differ? (Nemenyi)", header, rows)
+
+
+def claims(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What the paper prints about Table 2, beside what the table gives."""
+    header = ("figure", "printed", "from the accuracies", "from the printed ranks", "follows", "comment")
+    rows = []
+    for one in found:
+        digits = max(2, len(one["printed"].partition(".")[2]))
+        ranks = one["from_printed_ranks"]
+        given = (f"{one['from_accuracies']:.{digits}f}", MISSING if ranks is None else f"{ranks:.{digits}f}")
+        rows.append((one["figure"], one["printed"], *given, "yes" if one["holds"] else "**no**", one["comment"]))
+    return Table("What the paper prints about Table 2", header, rows)
+
+
+def wrong_ranks(found: Sequence[Mapping[str, Any]], no_rankings: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per block with a printed rank that disagrees with its accuracies: its wrong cells, and their ranks."""
+    blocks: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for one in found:
+        blocks.setdefault((one["subject"], one["block"]), []).append(one)
+    none = {(one["subject"], one["block"]) for one in no_rankings}
+    rows = []
+    for key, cells in blocks.items():
+        printed = ", ".join(f"{one['method']} {one['accuracy']:.2f} ({one['printed_rank']:g})" for one in cells)
+        ranks = ", ".join(f"{one['rank']:g}" for one in cells)
+        rows.append((*key, printed, ranks, "two methods share a printed rank" if key in none else ""))
+    header = ("subject", "block", "as printed", "ranks of the accuracies", "comment")
+    return Table("Printed ranks that disagree with their accuracies", header, rows)
+
+
+def all_tables(document: Mapping[str, Any]) -> list[Table]:
+    """All that have a row."""
+    found = document["comparisons"]
+    made = [
+        overview(found),
+        methods(found),
+        pairs(found),
+        claims(document["claims"]),
+        wrong_ranks(document["wrong_ranks"], document["no_rankings"]),
+    ]
+    return [table for table in made if table.rows]
+
+
+def of_claims(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparisons of the table that the paper's claims are of.
+
+    Raises:
+        ValueError: the document has no claims.
+    """
+    subjects = {one["subject"] for one in document["claims"]}
+    if not subjects:
+        raise ValueError("document: got no claims; expected those of a paper's table")
+    return [one for one in document["comparisons"] if one["subject"] in subjects]
+
+
+def report(document: Mapping[str, Any]) -> str:
+    """For docs/: the paper's claims and their table, then the same tests over all of its tables."""
+    claimed = of_claims(document)
+    shown = [one for one in document["comparisons"] if one in claimed or one["basis"] in (ACCURACIES, MODELS)]
+    parts = (
+        claims(document["claims"]),
+        pairs(claimed, of_best=True),
+        overview(shown),
+        wrong_ranks(document["wrong_ranks"], document["no_rankings"]),
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    found = [f"**{table.title}**\n\n{markdown(table)}" for table in parts]
+    return "\n\n".join([*found, f"alpha {document['alpha']:g} where nothing else is said; {versions}."])

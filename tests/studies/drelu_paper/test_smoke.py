@@ -1,0 +1,28 @@
+"""The smoke configuration: every model family, method, attack and picture once, as a stranger would run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from studies.drelu_paper import command, configuration, records
+
+
+def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("torchvision")
+    where = ["--results", str(tmp_path / "records")]
+    run = ["run", "smoke", "--quiet", "--device", "cpu", "--engine", "serial", "--work", str(tmp_path / "work"), *where]
+    assert command.main(run) == 0
+    study = configuration.read("smoke")
+    found = records.found(study.runs, tmp_path / "records")
+    assert len(found) == len(study.runs)
+    assert {one["recipe"]["method"] for one in found} == {"natural", "at", "trades", "drelu"}
+    assert {one["recipe"]["place"] for one in found} == {"head", "stem"}
+    assert any(one["recipe"]["data"]["generated"] for one in found)
+    assert any("auto_attack" in one["evaluation"]["accuracy"] for one in found)
+    assert {"dense", "shallow_cnn", "mobilenet_v2"} == {one["recipe"]["model"] for one in found}
+    assert command.main(["table", "smoke", "--adaptive", "--cost", *where]) == 0
+    assert "digits + generated" in capsys.readouterr().out
+    assert command.main(["plot", "smoke", "--output", str(tmp_path), *where]) == 0
+    assert (tmp_path / "smoke-balancer.png").stat().st_size > 10_000
