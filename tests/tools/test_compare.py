@@ -132,7 +132,7 @@ def test_rows_of_the_suites_are_distinguished() -> None:
     rows: list[Any] = []
     for case in cases:
         rows += suite.run_case(replace(case, threads=case.threads or 2), budget)[0]
-    made = {**results.new_document(2, quick=False), "rows": rows}
+    made = {**machine.new_document(2, quick=False), "rows": rows}
     slower = copy.deepcopy(made)
     for one in slower["rows"]:
         one.update({key: one[key] * 2 for key in ("ms", "q1_ms", "q3_ms")})
