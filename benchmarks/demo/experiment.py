@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from dreluop.adaptive.attacks import pgd
-from dreluop.adaptive.evaluation import Evaluation, accuracy, evaluate
+from dreluop.adaptive import AttackBudget, Evaluation, evaluate
+from dreluop.adaptive.attacks import accuracy, pgd
 from dreluop.surgery import calibrate_caps
-from studies.drelu_paper.data import Digits
+from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import DenseNetwork, dense_drelu, dense_relu
 from studies.drelu_paper.training import EpochRecord, TrainingConfig, caps_of, train
 
@@ -69,10 +69,16 @@ def run(digits: Digits, epochs: int = EPOCHS) -> Results:
     return Results(
         drelu=drelu,
         relu=relu,
-        drelu_evaluation=evaluate(drelu.model, digits.test, EPS, SEED),
-        relu_evaluation=evaluate(relu.model, digits.test, EPS, SEED),
+        drelu_evaluation=evaluated(drelu.model, digits.test),
+        relu_evaluation=evaluated(relu.model, digits.test),
         transferred=accuracy(drelu.model, pgd(relu.model, x, y, EPS, seed=SEED), y),
     )
+
+
+def evaluated(model: DenseNetwork, split: Split) -> Evaluation:
+    """Accuracy, clean and under the two plain attacks, and the share of inputs with zero gradient."""
+    budget = AttackBudget(batch_size=len(split.x), seed=SEED)
+    return evaluate(model, split.x, split.y, EPS, attacks=("fgsm", "pgd"), budget=budget)
 
 
 def _train(name: str, model: DenseNetwork, digits: Digits, epochs: int) -> TrainedNetwork:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.demo.experiment import EPS, Results, TrainedNetwork
 from benchmarks.demo.timing import TimingRow, milliseconds
-from dreluop.adaptive.evaluation import Evaluation
+from dreluop.adaptive import Evaluation
 
 
 def print_results(console: Console, results: Results, test_size: int) -> None:
@@ -32,7 +32,8 @@ def _cells(network: TrainedNetwork, found: Evaluation) -> tuple[str, ...]:
     cap = network.records[-1].cap_mean
     return (
         network.name,
-        *(f"{share:.1%}" for share in (found.clean, found.fgsm, found.pgd, found.zero_gradient)),
+        *(f"{found.accuracy[name]:.1%}" for name in ("clean", "fgsm", "pgd")),
+        f"{found.zero_gradient:.1%}",
         "-" if cap is None else f"{cap:.3g}",
         f"{network.seconds:.1f}",
     )
@@ -47,7 +48,7 @@ def explain(results: Results) -> str:
         "network is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns "
         "of the D-ReLU row are NOT robustness.\n"
         "Check with another attack: the PGD digits made on the ReLU baseline, shown to the D-ReLU network, leave it "
-        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Attacks made for "
+        f"{results.transferred:.1%} accuracy (its own PGD: {found.accuracy['pgd']:.1%}). Attacks made for "
         "capped networks, whose backward pass goes through the cap, are stronger still; this demo does not run them."
     )
 

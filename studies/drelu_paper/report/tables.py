@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchmarks.tables import MISSING, Table
-from dreluop.adaptive.evaluation.evaluating import BLIND
-from studies.drelu_paper.names import PAPER
+from dreluop.adaptive.evaluation import BLIND
 from studies.drelu_paper.records import Record
 from studies.drelu_paper.report.frame import ADAPTIVE, HONEST, by_method, frame
+from studies.drelu_paper.sections import PAPER_COLUMNS as PAPER
 
 _SHARES = {*PAPER, *ADAPTIVE, "l2_worst_found", "worst_found", "paper_worst", "zero_gradient"}
 _FOUND = {"worst": "worst_found", "l2_worst": "l2_worst_found"}
