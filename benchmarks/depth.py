@@ -22,9 +22,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entry import exit_with
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
 from benchmarks.running import run_cases
 from dreluop._internal.text_table import text_table
 

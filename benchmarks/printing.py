@@ -7,7 +7,7 @@ import sys
 import rich.table
 from rich.console import Console
 
-from benchmarks.tables import Table
+from benchmarks.harness.table import Table
 
 
 class _Console(Console):

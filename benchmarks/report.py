@@ -18,11 +18,13 @@ from typing import Any, cast
 
 from benchmarks.compiled import tables as compiled_tables
 from benchmarks.compiled import triton_op
-from benchmarks.entry import exit_with
 from benchmarks.gpu import profile as profiles
 from benchmarks.gpu import tables as gpu_tables
 from benchmarks.gpu.document import Document as GpuDocument
-from benchmarks.kernels import results, tables
+from benchmarks.harness import machine
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import Table, markdown
+from benchmarks.kernels import tables
 from benchmarks.models import tables as models_tables
 from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
 from benchmarks.models.document import Document as ModelsDocument
@@ -30,11 +32,9 @@ from benchmarks.pictures import gallery
 from benchmarks.scaling import tables as scaling_tables
 from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
-from benchmarks.tables import Table, markdown
-from benchmarks.wheels import document as wheels_document
-from benchmarks.wheels import tables as wheels_tables
 from studies.drelu_paper.report import pages as studies
 from studies.drelu_paper.statistics import tables as statistics_tables
+from tools.wheels import document as wheels_document
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,11 +75,11 @@ def models(folder: Path) -> str:
     return "\n\n".join([*map(_models_report, documents), models_tables.LEGEND])
 
 
-def _documents(folder: Path, name: str = results.FILE_NAME) -> list[results.Document]:
-    return [results.load(path) for path in sorted(folder.glob(f"*/{name}"))]
+def _documents(folder: Path, name: str = machine.FILE_NAME) -> list[machine.Document]:
+    return [machine.load(path) for path in sorted(folder.glob(f"*/{name}"))]
 
 
-def _is_of_gpu(document: results.Document) -> bool:
+def _is_of_gpu(document: machine.Document) -> bool:
     return document["device"].get("type") == "cuda"
 
 
@@ -96,7 +96,7 @@ KERNELS_LEGEND = (
 )
 
 
-def _device_report(document: results.Document) -> str:
+def _device_report(document: machine.Document) -> str:
     facts = "; ".join(tell(document) for tell in (tables.headline, tables.noise, tables.page_faults))
     return "\n\n".join(
         [
@@ -109,20 +109,20 @@ def _device_report(document: results.Document) -> str:
 
 def wheels(folder: Path) -> str:
     """Which wheels were tried in which environments, for each device."""
-    documents = [cast(wheels_document.Document, one) for one in _documents(folder, wheels_document.FILE_NAME)]
+    documents = _documents(folder, wheels_document.FILE_NAME)
     if not documents:
         return NOTHING
-    return "\n\n".join([*map(_wheels_report, documents), wheels_tables.LEGEND])
+    return "\n\n".join([*map(_wheels_report, documents), wheels_document.LEGEND])
 
 
-def _wheels_report(document: wheels_document.Document) -> str:
-    parts = (wheels_tables.wheel_table(document), wheels_tables.environment_table(document))
-    return "\n\n".join([f"{wheels_tables.headline(document)}.", *map(markdown, parts)])
+def _wheels_report(document: Any) -> str:
+    parts = (wheels_document.wheel_table(document), wheels_document.environment_table(document))
+    return "\n\n".join([f"{wheels_document.headline(document)}.", *map(markdown, parts)])
 
 
 def compiled(folder: Path) -> str:
     """Training steps of compiled networks, for each device."""
-    documents: list[Any] = [results.load(path) for path in sorted(folder.glob(f"*/{compiled_tables.FILE_NAME}"))]
+    documents: list[Any] = [machine.load(path) for path in sorted(folder.glob(f"*/{compiled_tables.FILE_NAME}"))]
     if not documents:
         return NOTHING
     return "\n\n".join(map(_compiled_report, documents))
@@ -136,7 +136,7 @@ def _compiled_report(document: Any) -> str:
 
 def traced(folder: Path) -> str:
     """Our kernels in a compiled forward pass, opaque and traced, for each GPU."""
-    documents = [results.load(path) for path in sorted(folder.glob(f"*/{triton_op.FILE_NAME}"))]
+    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{triton_op.FILE_NAME}"))]
     if not documents:
         return NOTHING
     found = [(triton_op.headline(one), triton_op.table(one)) for one in documents]
@@ -145,7 +145,7 @@ def traced(folder: Path) -> str:
 
 def profile(folder: Path) -> str:
     """Hardware counters of backward kernels, for each GPU."""
-    documents = [results.load(path) for path in sorted(folder.glob(f"*/{profiles.FILE_NAME}"))]
+    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{profiles.FILE_NAME}"))]
     if not documents:
         return NOTHING
     return "\n\n".join(f"{profiles.headline(one)}.\n\n{markdown(profiles.table(one))}" for one in documents)
@@ -153,7 +153,7 @@ def profile(folder: Path) -> str:
 
 def scaling(folder: Path) -> str:
     """Where the fixed overhead ends, for each device."""
-    documents = [results.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
+    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
     if not documents:
         return NOTHING
     parts = [f"{scaling_tables.headline(one)}.\n\n{markdown(scaling_tables.table(one))}" for one in documents]
@@ -167,7 +167,7 @@ def _models_report(document: ModelsDocument) -> str:
 
 def surgery(folder: Path) -> str:
     """The sweeps of surgery over whole libraries of networks."""
-    documents = [results.load(path) for name in surgery_tables.FILE_NAMES for path in sorted(folder.glob(f"*/{name}"))]
+    documents = [machine.load(path) for name in surgery_tables.FILE_NAMES for path in sorted(folder.glob(f"*/{name}"))]
     if not documents:
         return NOTHING
     facts, table = surgery_tables.headline(documents), surgery_tables.table(documents)
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--redraw", action="store_true", help="draw the pictures again that are up to date, too")
     options = parser.parse_args(arguments)
-    folder = options.results or results.RESULTS
+    folder = options.results or machine.RESULTS
     pictures = options.pictures or (gallery.FOLDER if options.results is None else None)
     wrong = [
         found for path in options.documents or marked_documents() if (found := _problem(path, folder, options.check))

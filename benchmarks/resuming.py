@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypedDict, TypeVar
 
-from benchmarks.kernels.results import Commit, commit_name, load
+from benchmarks.harness.machine import Commit, commit_name, load
 
 Item = TypeVar("Item")
 # Where a document's rows are, by the name of the field, and how the case is called of which one is.

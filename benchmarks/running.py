@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.kernels.results import save
+from benchmarks.harness.machine import save
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 OUT_OF_TIME = 3

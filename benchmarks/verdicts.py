@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness.table import MISSING, Table
 
 
 class Target(Protocol):

@@ -20,8 +20,8 @@ from dreluop.autograd import fast_path
 from dreluop.backends import native, reference, selection, triton
 from dreluop.ops import schemas
 from tests.backends.triton.interpreter import make_quick
-from tests.devices import DEVICES, HAS_CUDA, on_device
-from tests.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
+from tests.support.devices import DEVICES, HAS_CUDA, on_device
+from tests.support.missing import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (pytest finds them here)
 
 # Tests that need hypothesis fail, or are skipped by `missing`, where it is not installed.
 if importlib.util.find_spec("hypothesis"):
@@ -185,7 +185,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
-        # benchmarks/gpu/pytests.py counts those that passed.
+        # tools/gpu/pytests.py counts those that passed.
         item.user_properties.append(("gpu", "yes"))
 
 

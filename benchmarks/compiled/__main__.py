@@ -14,14 +14,15 @@ from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
 from benchmarks.compiled import suite
 from benchmarks.compiled.tables import FILE_NAME, all_tables, headline
-from benchmarks.entry import exit_with
 from benchmarks.gpu import document as gpu
-from benchmarks.kernels import measure, results
+from benchmarks.harness import interleave as measure
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import markdown
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models.attempts import Failure
 from benchmarks.running import run_cases
 from benchmarks.scaling.document import folder as folder_of
-from benchmarks.tables import markdown
 
 SCHEMA = 1
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import dreluop
 from benchmarks import resuming
-from benchmarks.gpu.timing import sample_in_a_row
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Timed, interleave
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import sample_in_a_row
+from benchmarks.harness.interleave import Budget, Timed, interleave
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.implementations import CAP, SEED, PlainDReLU
 from benchmarks.models.steps import (

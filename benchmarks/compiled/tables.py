@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.compiled import suite
+from benchmarks.harness.table import MISSING, Table
 from benchmarks.kernels.tables import hardware, left_out, noise_of, software
 from benchmarks.resuming import dates
-from benchmarks.tables import MISSING, Table
 
 FILE_NAME = "compiled.json"
 

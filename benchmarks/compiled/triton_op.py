@@ -31,17 +31,17 @@ import dreluop
 from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
 from benchmarks.compiled.suite import graphs_skipped
-from benchmarks.entry import exit_with
 from benchmarks.gpu import document as gpu
-from benchmarks.gpu import timing
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results
-from benchmarks.kernels.measure import Budget, Sampler, Samples, Timed, interleave
+from benchmarks.harness import cuda_graphs as timing
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.interleave import Budget, Sampler, Samples, Timed, interleave
+from benchmarks.harness.table import DTYPES, MISSING, Table, markdown, size_name
 from benchmarks.kernels.tables import hardware, left_out, software
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.steps import Platform, cuda_platform
 from benchmarks.running import run_cases
-from benchmarks.tables import DTYPES, MISSING, Table, markdown, size_name
 from dreluop.backends.selection import BackendName, Form
 
 FILE_NAME = "triton-op.json"

@@ -1,1 +1,1 @@
-"""Everything that needs a GPU: `make gpu`, or `python -m benchmarks.gpu --help`."""
+"""The kernel benchmark on a GPU."""

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from benchmarks import resuming
 from benchmarks.backend import served_by_cuda
-from benchmarks.entry import exit_with
 from benchmarks.gpu import tables
 from benchmarks.gpu.document import ROWS, Document, case_name, case_of, folder_of, new_document
 from benchmarks.gpu.suite import FULL, QUICK, GpuCase, Row, cases, run_case
-from benchmarks.gpu.timing import Machine, cuda_machine
-from benchmarks.kernels.results import FILE_NAME
+from benchmarks.harness.cuda_graphs import Machine, cuda_machine
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.machine import FILE_NAME
+from benchmarks.harness.table import markdown
 from benchmarks.kernels.suite import Failure
 from benchmarks.pictures.source import Source
 from benchmarks.running import run_cases
-from benchmarks.tables import markdown
 
 SUITE: resuming.Suite[GpuCase] = resuming.Suite(
     name=lambda case: case_name(case.name, case.dtype_name),

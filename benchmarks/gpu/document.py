@@ -10,11 +10,11 @@ from typing import TypedDict
 import torch
 
 from benchmarks.gpu.suite import Row
-from benchmarks.kernels import results
-from benchmarks.kernels.results import Commit
+from benchmarks.harness import machine as results
+from benchmarks.harness.machine import Commit
+from benchmarks.harness.table import DTYPES
 from benchmarks.kernels.suite import Failure
 from benchmarks.resuming import Rows, Run
-from benchmarks.tables import DTYPES
 
 
 class Gpu(TypedDict):

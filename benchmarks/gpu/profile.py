@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks.backend import served_by_cuda
-from benchmarks.entry import exit_with
 from benchmarks.gpu.document import describe_gpu, folder_of, versions
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import DTYPES, Table, markdown
 from benchmarks.kernels.tables import hardware, software
-from benchmarks.tables import DTYPES, Table, markdown
 
 FILE_NAME = "profile.json"
 PROGRAM = "benchmarks.gpu.profile"

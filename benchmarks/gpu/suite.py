@@ -22,9 +22,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.timing import Call, Launches, Machine
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Samples, Timed, interleave
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import Call, Launches, Machine
+from benchmarks.harness.interleave import Budget, Samples, Timed, interleave
+from benchmarks.harness.memory import Saved
+from benchmarks.harness.workloads import Copies, Repeated
 from benchmarks.kernels.suite import (
     BACKWARD,
     BOTH,
@@ -42,8 +44,6 @@ from benchmarks.kernels.suite import (
     failure_of,
     make_data,
 )
-from benchmarks.memory import Saved
-from benchmarks.repeated import Copies, Repeated
 
 FULL = Budget(seconds=0.15, min_samples=7, max_samples=25, warmup=2, sample_seconds=0)
 QUICK = Budget(seconds=0.1, min_samples=5, max_samples=15, warmup=2, sample_seconds=0)

@@ -7,11 +7,11 @@ import statistics
 from benchmarks.gpu.document import ROWS, Document
 from benchmarks.gpu.suite import Row
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, evaluate, row_of
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.table import DTYPES, MISSING, Table
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, LARGE
 from benchmarks.kernels.tables import noise_of, software
 from benchmarks.resuming import dates
-from benchmarks.tables import DTYPES, MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
 OTHERS = (c.RELU_MINIMUM.name, c.CLAMP.name, c.COMPILED.name, c.OURS_TRITON.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.gpu.suite import Row, is_plain_and_large, is_small
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.verdicts import Verdict, verdicts
 

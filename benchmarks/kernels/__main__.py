@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.backend import served_by
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.machine import Document, default_path, new_document
+from benchmarks.harness.table import DTYPES
 from benchmarks.kernels import suite, tables
-from benchmarks.kernels.results import Document, default_path, new_document
 from benchmarks.kernels.suite import FULL, QUICK, Case, Failure, Row, cases
 from benchmarks.printing import console, printable
 from benchmarks.running import run_cases
-from benchmarks.tables import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import release_free_memory, threads
+from benchmarks.harness.workloads import Repeated
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import release_free_memory, threads
 from benchmarks.kernels.targets import THREADS
-from benchmarks.repeated import Repeated
 
 
 @pytest.fixture(autouse=True)

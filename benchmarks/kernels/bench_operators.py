@@ -13,11 +13,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import dreluop
-from benchmarks.kernels.measure import threads
+from benchmarks.harness.interleave import threads
+from benchmarks.harness.table import DTYPES, size_name
 from benchmarks.kernels.operators import every_call
 from benchmarks.kernels.suite import Case, make_data
 from benchmarks.kernels.targets import THREADS
-from benchmarks.tables import DTYPES, size_name
 from dreluop.backends.selection import operators_of
 
 SIZES = (2**16, 2**22, 2**26)  # bytes of x

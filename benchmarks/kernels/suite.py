@@ -29,11 +29,11 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Samples, Timed, fresh_memory, interleave, threads
-from benchmarks.memory import Saved
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Budget, Samples, Timed, fresh_memory, interleave, threads
+from benchmarks.harness.memory import Saved
+from benchmarks.harness.workloads import Repeated
 from benchmarks.processor import last_level_cache
-from benchmarks.repeated import Repeated
 
 FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+backward"
 # Which steps of a training call belong to a pass.

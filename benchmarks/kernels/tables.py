@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.results import Document, commit_name
+from benchmarks.harness import implementations as c
+from benchmarks.harness.machine import Document, commit_name
+from benchmarks.harness.table import DTYPES, MISSING, Table
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
 from benchmarks.kernels.targets import TARGETS, THREADS, Target, evaluate, ratio_against
-from benchmarks.tables import DTYPES, MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
 COMPARISONS = (

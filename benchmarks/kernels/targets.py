@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, IN_PLACE, LARGE, SMALL, Row
 from benchmarks.verdicts import Verdict, verdicts
 

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
-from benchmarks.entry import exit_with
-from benchmarks.kernels import measure
+from benchmarks.harness import interleave as measure
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.table import markdown
 from benchmarks.kernels.targets import THREADS
 from benchmarks.models import largest, suite, tables
 from benchmarks.models.attempts import Failure, reason_of
@@ -23,7 +24,6 @@ from benchmarks.models.networks import NETWORKS
 from benchmarks.models.steps import MODES, Platform, cpu_place, cuda_platform, searching_algorithms
 from benchmarks.models.suite import CPU_BUDGET, GPU_BUDGET, QUICK, Row, Work
 from benchmarks.running import run_cases
-from benchmarks.tables import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.gpu import document as gpu
 from benchmarks.gpu.document import Gpu
-from benchmarks.kernels import results
-from benchmarks.kernels.results import Commit, Device
+from benchmarks.harness import machine as results
+from benchmarks.harness.machine import Commit, Device
 from benchmarks.models.attempts import Failure
 from benchmarks.models.largest import Largest
 from benchmarks.models.suite import Row

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.models.networks import NETWORKS
 from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import insert_head, replace_activations
@@ -32,7 +32,7 @@ SEED = 0
 
 
 class PlainDReLU(nn.Module):
-    """A D-ReLU by a function of ``benchmarks.kernels.implementations``, with the cap and dimension of one of ours."""
+    """A D-ReLU by a function of ``benchmarks.harness.implementations``, with the cap and dimension of one of ours."""
 
     def __init__(self, layer: dreluop.DReLU, function: c.Activation) -> None:
         super().__init__()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import timing
-from benchmarks.kernels.measure import Sampler, release_free_memory
+from benchmarks.harness import cuda_graphs as timing
+from benchmarks.harness.interleave import Sampler, release_free_memory
 from benchmarks.models import implementations
 from benchmarks.models.networks import loss_of
 

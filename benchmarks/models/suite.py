@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 
 from benchmarks import resuming
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Timed, interleave
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Budget, Timed, interleave
 from benchmarks.models import largest, networks
 from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.implementations import FULL, FUSED, FUSED_MASK, HEAD, IMPLEMENTATIONS, IN_PLACE, OURS, RELU, caps

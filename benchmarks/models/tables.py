@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from benchmarks.harness.table import MISSING, Table
 from benchmarks.kernels.tables import hardware, left_out, noise_of, software
 from benchmarks.models.document import Document
 from benchmarks.models.implementations import IMPLEMENTATIONS, RELU
@@ -11,7 +12,6 @@ from benchmarks.models.steps import TRAIN
 from benchmarks.models.suite import KEYS, ROWS, Row
 from benchmarks.models.targets import TARGETS, NoisyVerdict, evaluate
 from benchmarks.resuming import dates
-from benchmarks.tables import MISSING, Table
 from benchmarks.verdicts import Verdict, table_of_targets
 
 LEGEND = (

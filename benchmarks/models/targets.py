@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.models.implementations import FUSED, IN_PLACE
 from benchmarks.models.steps import COMPILED, PASSES
 from benchmarks.models.suite import KEYS, Row

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from benchmarks.depth import CHAINS, IN_PLACE, RELU
-from benchmarks.kernels import implementations as c
-from benchmarks.palette import GREEN, ORANGE
+from benchmarks.harness import implementations as c
+from benchmarks.harness.palette import GREEN, ORANGE
 from benchmarks.pictures.drawing import COLORS, save
 from benchmarks.pictures.source import Source
 

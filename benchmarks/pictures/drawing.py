@@ -11,8 +11,8 @@ matplotlib.use("Agg")  # No display is needed, nor looked for.
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.kernels import implementations as c
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness import implementations as c
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from benchmarks.pictures.source import KEYWORD, Source
 
 DPI = 130

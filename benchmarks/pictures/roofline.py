@@ -11,11 +11,11 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.gpu.suite import is_plain_and_large
 from benchmarks.gpu.targets import TARGETS
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.table import DTYPES
 from benchmarks.kernels.suite import BACKWARD, FORWARD, LARGE
 from benchmarks.pictures.drawing import COLORS, save
 from benchmarks.pictures.source import Source
-from benchmarks.tables import DTYPES
 
 BAR = 0.17  # of the space between two inputs
 

@@ -9,14 +9,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.palette import BLUE, ORANGE
+from benchmarks.harness.table import DTYPES, size_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
-from benchmarks.palette import BLUE, ORANGE
 from benchmarks.pictures.drawing import COLORS, save
 from benchmarks.pictures.source import Source
 from benchmarks.scaling.cases import CAPS, SIZE
 from benchmarks.scaling.series import line, overhead_ends, styles
-from benchmarks.tables import DTYPES, size_name
 
 FLOORS = {c.COPY: "black", c.CLONE: "#56B4E9"}
 LINES = {**FLOORS, **COLORS}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import resuming
 from benchmarks.backend import served_by, served_by_cuda
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from benchmarks.running import run_cases
 from benchmarks.scaling import suite
 from benchmarks.scaling.cases import Point, points

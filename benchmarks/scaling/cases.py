@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.table import size_name
 from benchmarks.kernels.suite import COLD_MODE, HOT_MODE, Case
-from benchmarks.tables import size_name
 
 SIZE, CAPS = "size", "caps"
 EAGER_MODE = "eager"

@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 
 from benchmarks import resuming
 from benchmarks.gpu import document as gpu
-from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.cuda_graphs import Machine
+from benchmarks.harness.table import DTYPES
 from benchmarks.scaling.cases import CAPS, SIZE, Point
 from benchmarks.scaling.suite import Failure, Row
-from benchmarks.tables import DTYPES
 
 FILE_NAME = "scaling.json"
 

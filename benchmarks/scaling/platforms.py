@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.gpu.timing import Machine, cuda_machine, sample_with_host
-from benchmarks.kernels.measure import sample
+from benchmarks.harness.cuda_graphs import Machine, cuda_machine, sample_with_host
+from benchmarks.harness.interleave import sample
 from benchmarks.processor import available_memory, last_level_cache
 from benchmarks.scaling.suite import Platform
 

@@ -10,12 +10,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import TypedDict
 
-from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import Machine
+from benchmarks.harness.interleave import Budget, Sampler, Samples, Timed, interleave, threads
+from benchmarks.harness.workloads import Clones, Copies, Repeated, Work
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Budget, Sampler, Samples, Timed, interleave, threads
 from benchmarks.kernels.suite import BOTH, BYTES_PER_ELEMENT, HOT_MODE, LARGE, PASSES, make_data
-from benchmarks.repeated import Clones, Copies, Repeated, Work
 from benchmarks.scaling.cases import EAGER_MODE, Point, buffers_when_cold, calls_when_hot
 
 FULL = {

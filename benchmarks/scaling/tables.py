@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.results import commit_name
+from benchmarks.harness import implementations as c
+from benchmarks.harness.machine import commit_name
+from benchmarks.harness.table import DTYPES, MISSING, Table, size_name
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD
 from benchmarks.resuming import dates
 from benchmarks.scaling.cases import CAPS, SIZE
 from benchmarks.scaling.document import ROWS
 from benchmarks.scaling.series import Style, line, overhead_ends, styles
-from benchmarks.tables import DTYPES, MISSING, Table, size_name
 
 LEGEND = (
     "The smallest x is 1 KB; its time is the fixed overhead of a call, which ends at the first size (powers of 4) that "

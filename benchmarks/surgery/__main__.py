@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.entry import exit_with
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.entry import exit_with
 from benchmarks.surgery import monitor, sweep, zoo
 from benchmarks.surgery.zoo.apart import check_apart
 from benchmarks.surgery.zoo.row import Row

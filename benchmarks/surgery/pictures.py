@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import fx, nn
 
-from benchmarks.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from dreluop.diagnostics import SaturationMonitor, SaturationWarning, Snapshot
 from dreluop.surgery import calibrate_caps, replace_activations
 from dreluop.surgery.graphs import trace

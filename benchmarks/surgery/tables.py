@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness.table import MISSING, Table
 
 FILE_NAMES = ("surgery-sweep.json", "surgery-zoo*.json")
 LEGEND = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.entry import exit_with
+from benchmarks.harness.entry import exit_with
 from studies.drelu_paper.command import main
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.files import folder_argument
-from benchmarks.kernels.results import RESULTS, slug
-from benchmarks.kernels.results import save as save_document
+from benchmarks.harness.files import folder_argument
+from benchmarks.harness.machine import RESULTS, slug
+from benchmarks.harness.machine import save as save_document
+from benchmarks.harness.table import markdown
 from benchmarks.printing import console, printable
-from benchmarks.tables import markdown
 from studies.drelu_paper import configuration, engines, records
 from studies.drelu_paper.data import ROOT
 from studies.drelu_paper.jobs import Folders, Job, do, jobs_of

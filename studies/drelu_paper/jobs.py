@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.files import DamagedFileError, set_aside
+from benchmarks.harness.files import DamagedFileError, set_aside
 from dreluop.adaptive import Outcomes, evaluate
 from dreluop.adaptive.evaluation.evaluating import MEASURED_SAMPLES
 from studies.drelu_paper import records

@@ -13,8 +13,8 @@ from typing import Annotated, Any, cast
 import torch
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
-from benchmarks.files import DamagedFileError, replacing
-from benchmarks.kernels.results import SCHEMA, commit, describe_device, load, now, versions
+from benchmarks.harness.files import DamagedFileError, replacing
+from benchmarks.harness.machine import SCHEMA, commit, describe_device, load, now, versions
 from dreluop.adaptive import Evaluation
 from studies.drelu_paper.recipe import REVISION, Evaluated
 from studies.drelu_paper.training import History

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import depth
 from benchmarks.depth import IN_PLACE, RELU
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 
 X = 4 * depth.BATCH * depth.WIDTH
 CODE = X // 16

@@ -29,7 +29,7 @@ def ended(program: str, read: bool) -> subprocess.CompletedProcess[str]:
         os.close(reader)
     with open(writer, "w") as output:
         done = subprocess.run(
-            [sys.executable, "-c", f"from benchmarks.entry import exit_with\n{program}\nexit_with(main)"],
+            [sys.executable, "-c", f"from benchmarks.harness.entry import exit_with\n{program}\nexit_with(main)"],
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.PIPE,
@@ -75,7 +75,7 @@ def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["-c", "from benchmarks.entry import exit_with\nexit_with(lambda: print('a line') or 3)"],
+        ["-c", "from benchmarks.harness.entry import exit_with\nexit_with(lambda: print('a line') or 3)"],
         ["-c", "from dreluop import __main__ as m\nm.main = lambda: print('a line') or 3\nraise SystemExit(m._run())"],
     ],
     ids=["benchmarks", "dreluop"],

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import implementations as c
-from benchmarks.memory import Saved, saved_for_backward
+from benchmarks.harness import implementations as c
+from benchmarks.harness.memory import Saved, saved_for_backward
 
 SHAPE = (16, 40)
 NUMBERS = 16 * 40

@@ -16,7 +16,7 @@ from benchmarks.compiled import suite as compiled
 from benchmarks.compiled import triton_op
 from benchmarks.gpu import bench
 from benchmarks.gpu import suite as gpu
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from benchmarks.models import suite as models
 from benchmarks.models.largest import Search
 from benchmarks.resuming import Suite, cases_left, dates, go_on

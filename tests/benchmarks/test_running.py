@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import running
 from benchmarks.running import INTERRUPTED, OUT_OF_TIME, run_cases
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.wheels import build
+from tools.wheels import build
 
 ROOT = Path(__file__).parents[2]
 # Hidden files that the source archive has.

@@ -43,7 +43,7 @@ def test_operators_agree_with_the_oracle(library: Path) -> None:
 
 
 def test_in_place_and_its_derivatives(library: Path) -> None:
-    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_inplace.py")
+    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/autograd/test_inplace.py")
     assert done.returncode == 0, done.stdout[-5000:]
 
 

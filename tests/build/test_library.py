@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.wheels import symbols
 from dreluop.backends import native
 from dreluop.ops import schemas
+from tools.wheels import symbols
 
 pytestmark = pytest.mark.skipif(shutil.which("nm") is None or shutil.which("objdump") is None, reason="needs binutils")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.wheels import build
+from tools.wheels import build
 
 ROOT = Path(__file__).parents[2]
 # What the archive lacks of what git has: this host's own, and what was measured.

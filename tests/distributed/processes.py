@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 # Seconds for an answer, and for the others' answers after a failure.
 MERCY = 3.0

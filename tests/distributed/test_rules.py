@@ -19,7 +19,7 @@ from dreluop.backends import selection
 from dreluop.ops import schemas
 from tests.distributed.processes import on_processes
 from tests.distributed.tensors import full_tensor, integers, mesh_of, needs_in_place, placed
-from tests.oracle import assert_same_bits
+from tests.support.oracle import assert_same_bits
 
 BALANCER = 0.25
 # Of the placements on a mesh of two dimensions.

@@ -13,10 +13,10 @@ import sys
 import torch
 
 from dreluop.backends import native
-from tests import oracle
-from tests.cases import DTYPES, MIXED_DTYPES, Case
-from tests.devices import moved
 from tests.gpu.helpers import TRAVERSALS, every_result
+from tests.support import oracle
+from tests.support.cases import DTYPES, MIXED_DTYPES, Case
+from tests.support.devices import moved
 
 CASES = (
     *TRAVERSALS,

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 
 from dreluop.ops import schemas
-from tests import oracle
-from tests.cases import Case
-from tests.devices import moved
+from tests.support import oracle
+from tests.support.cases import Case
+from tests.support.devices import moved
 
 ops = getattr(torch.ops, schemas.NAMESPACE)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.compiled import suite, triton_op
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness.interleave import Budget
 from benchmarks.models.steps import AMP, cuda_platform
 from tests.benchmarks.models.conftest import TinyNetwork
 

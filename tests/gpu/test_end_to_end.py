@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import dreluop
 from dreluop.backends.selection import Form
-from tests import oracle
+from tests.support import oracle
 
 
 def model_of() -> nn.Sequential:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from tests.cases import DTYPES, Case, dtype_id
 from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs
+from tests.support.cases import DTYPES, Case, dtype_id
 
 
 def captured(case: Case, x: Tensor, cap: Tensor, grad: Tensor) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:

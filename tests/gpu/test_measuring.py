@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import suite
-from benchmarks.gpu.timing import Call, Launches, cuda_machine, launches, peaks, sample_with_host
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, Timed
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import Call, Launches, cuda_machine, launches, peaks, sample_with_host
+from benchmarks.harness.interleave import Budget, Timed
 from benchmarks.scaling import platforms
 from benchmarks.scaling import suite as scaling
 from benchmarks.scaling.cases import EAGER_MODE, Point, modes_of, shape_of_size

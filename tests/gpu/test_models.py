@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.models import largest, suite
 from benchmarks.models.implementations import FULL, FUSED, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import NETWORKS, Network

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import dreluop
-from tests import oracle
-from tests.cases import DTYPES, FEW_CASES, Case, dtype_id
 from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs
 from tests.ops.test_accumulation import LARGE
+from tests.support import oracle
+from tests.support.cases import DTYPES, FEW_CASES, Case, dtype_id
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 by_traversal = pytest.mark.parametrize("case", TRAVERSALS, ids=str)

@@ -11,9 +11,9 @@ import torch
 import dreluop
 from dreluop.backends import native
 from dreluop.ops import schemas
-from tests import oracle
-from tests.cases import FEW_CASES, Case
 from tests.gpu.helpers import assert_all_same_bits, every_result, inputs, kernels_of, sleep
+from tests.support import oracle
+from tests.support.cases import FEW_CASES, Case
 
 
 @pytest.mark.parametrize("name", schemas.SCHEMAS)

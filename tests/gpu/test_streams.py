@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import dreluop
-from tests.cases import Case
 from tests.gpu.helpers import TRAVERSALS, assert_all_same_bits, every_result, inputs, sleep
+from tests.support.cases import Case
 
 
 @pytest.mark.parametrize("case", TRAVERSALS, ids=str)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, Case, dtype_id
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, Case, dtype_id
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 TERMS = (64, 1000, 16_000, 2**20)

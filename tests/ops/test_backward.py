@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.cases import (
+from tests.support import oracle
+from tests.support.cases import (
     CASES,
     DTYPES,
     FEW_CASES,

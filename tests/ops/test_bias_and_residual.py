@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, WRITABLE_CASES, Case, dtype_id, special_values
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, FEW_CASES, WRITABLE_CASES, Case, dtype_id, special_values
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 GIVEN = {"bias": (True, False), "residual": (False, True), "both": (True, True)}

@@ -12,9 +12,9 @@ import torch
 
 from dreluop.backends.native import CPU_CAPABILITIES as CAPABILITIES
 from dreluop.backends.native import CPU_CAPABILITY_VARIABLE as ENVIRONMENT_VARIABLE
-from tests import oracle
-from tests.cases import CASES, DTYPES, all_bit_patterns, special_values
 from tests.conftest import native_or_skip, operators_of
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, all_bit_patterns, special_values
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -11,8 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import dreluop
 from dreluop.ops import decompositions, schemas
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, MIXED_DTYPES, Case, dtype_id, mixed_id, special_values
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, FEW_CASES, MIXED_DTYPES, Case, dtype_id, mixed_id, special_values
 
 ops = torch.ops.dreluop
 TABLE = decompositions()

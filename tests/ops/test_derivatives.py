@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import dreluop
-from tests import oracle
-from tests.test_autograd import GRANULARITIES, Granularity
+from tests.autograd.test_derivatives import GRANULARITIES, Granularity
+from tests.support import oracle
 
 ops = torch.ops.dreluop
 by_granularity = pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import oracle
-from tests.cases import (
+from tests.support import oracle
+from tests.support.cases import (
     CASES,
     DTYPES,
     FEW_CASES,

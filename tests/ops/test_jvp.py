@@ -9,8 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, LAYOUTS, MIXED_DTYPES, Case, dtype_id, mixed_id, special_values
+from tests.support import oracle
+from tests.support.cases import (
+    CASES,
+    DTYPES,
+    FEW_CASES,
+    LAYOUTS,
+    MIXED_DTYPES,
+    Case,
+    dtype_id,
+    mixed_id,
+    special_values,
+)
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 

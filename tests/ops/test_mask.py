@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, WRITABLE_CASES, Case, all_bit_patterns, dtype_id, special_values
+from tests.support import oracle
+from tests.support.cases import (
+    CASES,
+    DTYPES,
+    FEW_CASES,
+    WRITABLE_CASES,
+    Case,
+    all_bit_patterns,
+    dtype_id,
+    special_values,
+)
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 SMALL = tuple(case for case in CASES if torch.Size(case.shape).numel() < 20_000)

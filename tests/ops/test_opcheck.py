@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dreluop.backends import native
 from dreluop.ops import schemas
-from tests import oracle
-from tests.cases import FEW_CASES, Case, dtype_id
 from tests.conftest import INTERPRETED, native_or_skip
+from tests.support import oracle
+from tests.support.cases import FEW_CASES, Case, dtype_id
 
 MORE_CASES = (
     *FEW_CASES,

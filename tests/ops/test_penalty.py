@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, Case, dtype_id
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, FEW_CASES, Case, dtype_id
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 BALANCER = 0.37

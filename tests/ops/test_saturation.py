@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import oracle
-from tests.cases import CASES, DTYPES, FEW_CASES, MIXED_DTYPES, Case, dtype_id, mixed_id, special_values
+from tests.support import oracle
+from tests.support.cases import CASES, DTYPES, FEW_CASES, MIXED_DTYPES, Case, dtype_id, mixed_id, special_values
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 WITH_SAMPLES = tuple(case for case in CASES if case.shape)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 GUIDE = Path(__file__).parents[2] / "docs" / "surgery.md"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.surgery import sweep
 from dreluop import DReLU, cap_penalty
 from dreluop.surgery import insert_head, insert_stem, replace_activations, set_caps, to_torch
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 from tests.surgery.helpers import open_caps, weights_of
 
 models = torchvision_or_skip("torchvision.models")

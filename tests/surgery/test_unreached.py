@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dreluop.surgery import replace_activations
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 from tests.surgery.models import OneCall
 
 

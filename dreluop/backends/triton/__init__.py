@@ -85,19 +85,19 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     error = _import_error()
     if error is not None:
         raise ImportError(error)
-    from dreluop.backends.triton import elementwise, gradients, penalties  # noqa: PLC0415
+    from dreluop.backends.triton import backward, forward, jvp, penalty, saturation, surrogate  # noqa: PLC0415
 
     found = (
-        elementwise.capped_relu,
-        elementwise.capped_relu_,
-        elementwise.capped_relu_with_aux,
-        elementwise.capped_relu_with_aux_,
-        gradients.capped_relu_backward,
-        elementwise.capped_relu_jvp,
-        elementwise.capped_relu_surrogate_backward,
-        elementwise.cap_saturation,
-        penalties.cap_penalty,
-        penalties.cap_penalty_backward,
+        forward.capped_relu,
+        forward.capped_relu_,
+        forward.capped_relu_with_aux,
+        forward.capped_relu_with_aux_,
+        backward.capped_relu_backward,
+        jvp.capped_relu_jvp,
+        surrogate.capped_relu_surrogate_backward,
+        saturation.cap_saturation,
+        penalty.cap_penalty,
+        penalty.cap_penalty_backward,
     )
     return MappingProxyType({function.__name__: function for function in found})
 

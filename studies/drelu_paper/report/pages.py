@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.tables import Table, markdown
+from benchmarks.harness.table import Table, markdown
 from studies.drelu_paper import configuration, records
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.records import Record

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.tables import MISSING, Table
+from benchmarks.harness.table import MISSING, Table
 from dreluop.adaptive.evaluation import BLIND
 from studies.drelu_paper.records import Record
 from studies.drelu_paper.report.frame import ADAPTIVE, HONEST, by_method, frame

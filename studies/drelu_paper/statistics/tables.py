@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kernels.results import load
-from benchmarks.tables import MISSING, Table, markdown
+from benchmarks.harness.machine import load
+from benchmarks.harness.table import MISSING, Table, markdown
 from studies.drelu_paper.statistics.comparison import WILCOXON
 from studies.drelu_paper.statistics.document import ACCURACIES, FILE_NAME, MODELS
 

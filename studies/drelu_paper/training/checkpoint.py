@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.files import DamagedFileError, replacing
+from benchmarks.harness.files import DamagedFileError, replacing
 from studies.drelu_paper.training.history import EpochRecord, History
 
 

@@ -61,7 +61,7 @@ def record(
     monkeypatch: pytest.MonkeyPatch, call: Callable[[dict[str, Callable[..., Any]]], object], *, run: bool = False
 ) -> list[Launch]:
     """The launches of ``call(operators)``, planned as for a GPU; ``run``: done too, by the interpreter."""
-    from dreluop.backends.triton import elementwise, gradients, launch, penalties  # noqa: PLC0415
+    from dreluop.backends.triton import backward, forward, jvp, launch, penalty, saturation, surrogate  # noqa: PLC0415
 
     launches: list[Launch] = []
 
@@ -74,7 +74,7 @@ def record(
             launch.launch(kernel, programs, device, *arguments, warps=warps, **named)
 
     with monkeypatch.context() as patch:
-        for module in (elementwise, gradients, penalties):
+        for module in (backward, forward, jvp, penalty, saturation, surrogate):
             patch.setattr(module, "launch", recorded)
         patch.setattr(tuning, "processors", lambda device: PROCESSORS)
         patch.setitem(tuning._chosen, "cpu", plan.Tuning())

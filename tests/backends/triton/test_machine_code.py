@@ -53,7 +53,7 @@ def _backward(shape: tuple[int, ...], *, code: bool = False, bias: bool = False)
     return call
 
 
-def _tangent(operators: dict[str, Any], dtype: torch.dtype) -> None:
+def _jvp(operators: dict[str, Any], dtype: torch.dtype) -> None:
     u, cap = torch.zeros(IMAGES, dtype=dtype), torch.ones(IMAGES[1])
     operators["capped_relu_jvp"](u, cap, u.clone(), cap, 1, ())
 
@@ -81,7 +81,7 @@ HOT: dict[str, tuple[Callable[..., object], int]] = {
     "backward of rows": (_backward(ROWS), 4),
     "backward of rows from the code, with everything": (_backward(ROWS, code=True, bias=True), 4),
     "backward of odd rows": (_backward(ODD_ROWS), 4),
-    "capped_relu_jvp": (_tangent, 6),
+    "capped_relu_jvp": (_jvp, 6),
     "surrogate straight through": (_surrogate(False), 6),
     "surrogate soft": (_surrogate(True), 4),
 }
@@ -156,7 +156,7 @@ def test_everything_else_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
         given = [argument is None for argument in launch.arguments]
         seen.setdefault(f"{launch.name} {options} {ranks} {given}", launch)
     assert {launch.name for launch in seen.values()} == {
-        "forward_kernel", "backward_rows_kernel", "backward_columns_kernel", "reduction_kernel", "tangent_kernel",
+        "forward_kernel", "backward_rows_kernel", "backward_columns_kernel", "reduction_kernel", "jvp_kernel",
         "saturation_kernel", "surrogate_kernel", "penalty_kernel", "penalty_backward_kernel",
     }  # fmt: skip
     for launch in seen.values():

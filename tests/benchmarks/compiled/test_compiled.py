@@ -17,15 +17,15 @@ from benchmarks import report
 from benchmarks.compiled import __main__ as command
 from benchmarks.compiled import suite
 from benchmarks.gpu.document import Gpu
-from benchmarks.gpu.timing import sample_in_a_row
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
+from benchmarks.harness.cuda_graphs import sample_in_a_row
 from benchmarks.models.implementations import PlainDReLU
 from benchmarks.models.steps import AMP, Platform, cpu_place
 from benchmarks.running import OUT_OF_TIME
 from dreluop.backends import native
 from tests.benchmarks.gpu.conftest import gpu as fake_gpu
 from tests.benchmarks.models.conftest import TinyNetwork
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 gpu = fake_gpu
 ACTIVATIONS = {"resnet18": 17, "dense": 3}

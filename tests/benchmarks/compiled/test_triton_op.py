@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks import report
 from benchmarks.compiled import triton_op
 from benchmarks.gpu.document import Gpu
-from benchmarks.kernels import results
-from benchmarks.kernels.measure import Budget, sample
+from benchmarks.harness import machine as results
+from benchmarks.harness.interleave import Budget, sample
 from benchmarks.models.steps import cpu_place
 from benchmarks.running import OUT_OF_TIME
 from dreluop.backends import selection

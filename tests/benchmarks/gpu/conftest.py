@@ -11,9 +11,9 @@ import torch
 from benchmarks.gpu import document as documents
 from benchmarks.gpu.document import Document, Gpu
 from benchmarks.gpu.suite import GpuCase, Row, run_case
-from benchmarks.gpu.timing import Call, Launches, Machine
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, sample
+from benchmarks.harness import implementations as c
+from benchmarks.harness.cuda_graphs import Call, Launches, Machine
+from benchmarks.harness.interleave import Budget, sample
 
 BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 GPU: Gpu = {

@@ -14,13 +14,13 @@ from benchmarks import report
 from benchmarks.gpu import bench, suite, tables
 from benchmarks.gpu.document import Document, Gpu, folder_of, new_document
 from benchmarks.gpu.targets import LAUNCHES, TARGETS, Target, evaluate
-from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
+from benchmarks.harness.cuda_graphs import Machine
+from benchmarks.harness.table import MISSING
 from benchmarks.kernels.suite import BACKWARD, BOTH, FORWARD, Failure
 from benchmarks.resuming import go_on
 from benchmarks.running import INTERRUPTED
-from benchmarks.tables import MISSING
 from dreluop.backends import native
 from tests.benchmarks.gpu.conftest import BUDGET, CASES, GPU, WHO
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.gpu import timing
-from benchmarks.gpu.timing import Call, Launches
+from benchmarks.harness import cuda_graphs as timing
+from benchmarks.harness.cuda_graphs import Call, Launches
 
 SPIN = "at::cuda::(anonymous namespace)::spin_kernel(long)"
 CALLS = [Call(lambda _: None, lambda: None)] * 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.harness import interleave as measure
+from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import __main__ as command
-from benchmarks.kernels import measure, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.kernels import suite
 
 BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 

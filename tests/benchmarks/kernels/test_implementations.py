@@ -8,11 +8,11 @@ import torch._dynamo
 from torch import Tensor
 
 import dreluop
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.backends import reference, selection
-from tests import oracle
 from tests.conftest import INTERPRETED
+from tests.support import oracle
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = {

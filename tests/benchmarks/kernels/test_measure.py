@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels import measure
-from benchmarks.kernels.measure import (
+from benchmarks.harness import interleave as measure
+from benchmarks.harness.interleave import (
     LARGE_PAGE,
     Budget,
     Timed,

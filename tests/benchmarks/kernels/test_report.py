@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.kernels import results, suite
+from benchmarks.harness import machine as results
+from benchmarks.kernels import suite
 
 BEGIN, END = "<!-- report:kernels:begin -->", "<!-- report:kernels:end -->"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.harness import machine as results
+from benchmarks.harness.machine import Document, default_path, describe_device, load, new_document, save
 from benchmarks.kernels import __main__ as command
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.results import Document, default_path, describe_device, load, new_document, save
+from benchmarks.kernels import suite
 from benchmarks.running import INTERRUPTED, OUT_OF_TIME
 from dreluop.backends import native
 

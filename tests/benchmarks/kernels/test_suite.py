@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import suite
-from benchmarks.kernels.measure import Budget
 from dreluop.ops import composite
 from tests.benchmarks.kernels.conftest import Clock
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
+from benchmarks.harness.machine import Document, new_document
+from benchmarks.harness.table import MISSING
 from benchmarks.kernels import suite, tables
-from benchmarks.kernels.results import Document, new_document
 from benchmarks.kernels.targets import TARGETS, Target, evaluate
-from benchmarks.tables import MISSING
 
 
 def row(implementation: str, pass_: str, ms: float, floor_ms: float, **changes: Any) -> suite.Row:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Budget, threads
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Budget, threads
 from benchmarks.models import suite
 from benchmarks.models.implementations import FULL, HEAD, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import CLASSES, NETWORKS, Network, data

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.gpu import document as gpu_document
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
 from benchmarks.models import __main__ as command
 from benchmarks.models import suite, tables
 from benchmarks.models.document import FILE_NAME, Document, folder_of, new_document

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.models import implementations, networks
 from benchmarks.models.implementations import (
     FULL,
@@ -29,7 +29,7 @@ from benchmarks.models.implementations import (
 from benchmarks.models.steps import AMP, TRAIN, Subject, memory_format
 from dreluop.surgery import ResidualDReLU
 from tests.benchmarks.models.conftest import ACTIVATIONS, TINY, subject
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 CAPPED = tuple(name for name in IMPLEMENTATIONS if name != RELU)
 REFERENCE = c.RELU_MINIMUM.name

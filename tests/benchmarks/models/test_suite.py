@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels.measure import Timed
+from benchmarks.harness import implementations as c
+from benchmarks.harness.interleave import Timed
 from benchmarks.models import implementations, suite
 from benchmarks.models.attempts import attempt, reason_of
 from benchmarks.models.implementations import FULL, FUSED, HEAD, IMPLEMENTATIONS, IN_PLACE, OURS, RELU, VARIANTS

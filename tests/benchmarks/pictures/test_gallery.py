@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import depth, report
-from benchmarks.kernels import results, suite
-from benchmarks.kernels.measure import Budget
+from benchmarks.harness import machine as results
+from benchmarks.harness.interleave import Budget
+from benchmarks.kernels import suite
 from benchmarks.kernels.targets import THREADS
 from benchmarks.pictures import gallery
 from benchmarks.pictures.source import Source, recorded

@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.gpu.document import Document
 from benchmarks.gpu.suite import LARGE
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.kernels.suite import BACKWARD, FORWARD
 from benchmarks.pictures import roofline
 from benchmarks.pictures.source import Source, recorded

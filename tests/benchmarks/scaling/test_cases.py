@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.kernels.suite import COLD_MODE, HOT_MODE
 from benchmarks.scaling import cases
 from benchmarks.scaling.cases import CAPS, EAGER_MODE, SIZE, Point, points

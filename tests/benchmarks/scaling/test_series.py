@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernels import implementations as c
+from benchmarks.harness import implementations as c
 from benchmarks.kernels.suite import COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.scaling import tables
 from benchmarks.scaling.cases import CAPS, EAGER_MODE, SIZE

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.timing import Machine
-from benchmarks.kernels import implementations as c
-from benchmarks.kernels import results
-from benchmarks.kernels.measure import Budget, sample
+from benchmarks.harness import implementations as c
+from benchmarks.harness import machine as results
+from benchmarks.harness.cuda_graphs import Machine
+from benchmarks.harness.interleave import Budget, sample
 from benchmarks.kernels.suite import BACKWARD, BOTH, COLD_MODE, FORWARD, HOT_MODE
 from benchmarks.running import INTERRUPTED
 from benchmarks.scaling import __main__ as command

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.surgery import monitor, sweep
 from benchmarks.surgery.__main__ import main
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 ROW = sweep.Row("net", 10, 5, 4, 5, 5, 1, 0.1, True, 5)
 

@@ -18,7 +18,7 @@ from studies.drelu_paper.models import dense_drelu, dense_relu
 from studies.drelu_paper.training import History, TrainingConfig, objectives, train
 from studies.drelu_paper.training.objectives import training_loss
 from studies.drelu_paper.training.parallel import Processes
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 EPS = 0.1
 

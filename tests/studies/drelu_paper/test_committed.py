@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.machine import RESULTS
 from dreluop.adaptive import evaluate
 from studies.drelu_paper import configuration, records
 from studies.drelu_paper.report.pages import FOLDER_NAME

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.files import DamagedFileError
+from benchmarks.harness.files import DamagedFileError
 from studies.drelu_paper import command, configuration, engines, jobs, records, trained_models
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.jobs import Folders, Job, do, jobs_of

@@ -25,7 +25,7 @@ from studies.drelu_paper.report.frame import blocks, frame
 from studies.drelu_paper.report.pictures import PICTURES
 from studies.drelu_paper.report.tables import adaptive_table, cost_table, table
 from studies.drelu_paper.trained_models import trained
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from studies.drelu_paper import command
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 # A job that never ends: the worker says that it runs, and holds the pipe until its process has ended.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.machine import RESULTS
 from studies.drelu_paper import command, configuration, records
 from studies.drelu_paper.report import pages, pictures
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernels.results import RESULTS
+from benchmarks.harness.machine import RESULTS
 from studies.drelu_paper import command, configuration, records, sections
 from studies.drelu_paper.report.pages import FOLDER_NAME, STUDIES
 from studies.drelu_paper.report.pictures import PICTURES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from studies.drelu_paper import command, configuration, records
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from dreluop.backends.triton.kernels.cap_penalty import penalty_program
 from dreluop.backends.triton.kernels.elements import (
     capped_value,
     is_capped,
@@ -15,6 +14,7 @@ from dreluop.backends.triton.kernels.elements import (
     store_packed,
     upcast,
 )
+from dreluop.backends.triton.kernels.penalty import penalty_program
 
 
 @triton.jit

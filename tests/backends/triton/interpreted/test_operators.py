@@ -16,9 +16,9 @@ from dreluop.backends.triton import tuning
 from dreluop.backends.triton.call import Call
 from dreluop.backends.triton.plan import Tuning
 from dreluop.ops import composite
-from tests import oracle
 from tests.backends.triton.recorded import record
-from tests.cases import SENTINEL, Case
+from tests.support import oracle
+from tests.support.cases import SENTINEL, Case
 
 TRITON = backend.functions()
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.compiled import traced
 from dreluop.backends import reference
 from dreluop.backends.triton.launch import launch
-from tests import oracle
+from tests.support import oracle
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,7 +11,7 @@ import torch
 
 from studies.drelu_paper.data import Split, load
 from studies.drelu_paper.data.published import in_parts
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 datasets = torchvision_or_skip("torchvision.datasets")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from studies.drelu_paper.data import load
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 torchvision_or_skip()
 Image = pytest.importorskip("PIL.Image")

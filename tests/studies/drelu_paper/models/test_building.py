@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dreluop import DReLU
 from dreluop.surgery import HeadedLinear, StemmedConv2d
 from studies.drelu_paper.models import NAMES, HeadedNetwork, build, dense_drelu
-from tests.optional import torchvision_or_skip
+from tests.support.optional import torchvision_or_skip
 
 OWN = ("dense", "shallow_cnn")
 SHAPE = (3, 32, 32)

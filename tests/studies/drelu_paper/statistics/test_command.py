@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import report
-from benchmarks.kernels import results
+from benchmarks.harness import machine as results
 from studies.drelu_paper import command
 from studies.drelu_paper.paper.tables import NUMBERS
 from studies.drelu_paper.statistics import document, tables

@@ -1,0 +1,1 @@
+"""What all benchmarks share: how work is timed, recorded, printed and drawn."""
