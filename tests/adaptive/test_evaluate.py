@@ -172,8 +172,12 @@ X = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
 
 
 def plain(classes: int = 3) -> nn.Sequential:
+    """Every class is the likeliest of some inputs."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes))
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes)).eval()
+    with torch.no_grad():
+        model[3].bias -= model(X).median(0).values
+    return model
 
 
 def labels_of(model: nn.Module) -> Tensor:
@@ -189,18 +193,18 @@ def test_a_plain_model_without_caps_and_without_the_packages(classes: int, monke
     y = labels_of(model)
     model.train()
     with pytest.warns(UserWarning, match="attacks left out: apgd_ce needs pyautoattack, which is not installed: pip"):
-        found = evaluate(model, X, y, 0.5, budget=AttackBudget(pgd_steps=7, apgd_steps=5, seed=3))
+        found = evaluate(model, X, y, 0.2, budget=AttackBudget(pgd_steps=7, apgd_steps=5, seed=3))
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     expected = {
         "clean": 1.0,
-        "fgsm": accuracy(model, fgsm(model, X, y, 0.5), y),
-        "pgd": accuracy(model, pgd(model, X, y, 0.5, 7, seed=3), y),
-        "margin": accuracy(model, margin(model, X, y, 0.5, 5, 3), y),
+        "fgsm": accuracy(model, fgsm(model, X, y, 0.2), y),
+        "pgd": accuracy(model, pgd(model, X, y, 0.2, 7, seed=3), y),
+        "margin": accuracy(model, margin(model, X, y, 0.2, 5, 3), y),
     }
     assert found.accuracy == expected
     assert found.white_box_worst <= min(expected["fgsm"], expected["pgd"])
-    assert found.worst <= min(found.white_box_worst, expected["margin"]) < 1
-    assert (found.samples, found.eps, found.caps, found.cw, found.l2_worst) == (30, 0.5, None, {}, None)
+    assert found.worst < found.white_box_worst < 1
+    assert (found.samples, found.eps, found.caps, found.cw, found.l2_worst) == (30, 0.2, None, {}, None)
     assert found.zero_gradient == zero_gradient_share(model, X, y)
     assert found.left_out.keys() == {"apgd_ce", "apgd_dlr", "square", "apgd_targeted", "cw_l2"}
 

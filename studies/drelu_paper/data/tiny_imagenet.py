@@ -24,11 +24,9 @@ def tiny_imagenet(root: Path) -> Dataset:
     """80 % and 20 % of the 100,000 training images; the published validation set, 10,000 images, is the test part.
 
     The published test set has no labels. Every image is decoded once, on all cores: as bytes they take 1.35 GB, and
-    to decode them again in every epoch would take longer than a small network's step.
-
-    Args:
-        root: the folder with ``tiny-imagenet-200``, which has ``train/<class>/images/*.JPEG``,
-            ``val/val_annotations.txt`` and ``val/images``. Classes are numbered in the order of their names.
+    to decode them again in every epoch would take longer than a small network's step. The folder ``tiny-imagenet-200``
+    has ``train/<class>/images/*.JPEG``, ``val/val_annotations.txt`` and ``val/images``; classes are numbered in the
+    order of their names.
 
     Raises:
         FileNotFoundError: a file or folder is missing.

@@ -18,12 +18,9 @@ _FOUND = {"worst": "worst_found", "l2_worst": "l2_worst_found"}
 
 
 def table(title: str, records: Sequence[Record], columns: Sequence[str] = ()) -> Table:
-    """The paper's columns, and beside them what they are worth: a row per model and method, means over the seeds.
+    """The paper's columns (empty: all that were measured), and beside them what they are worth.
 
-    Args:
-        title: of the study.
-        records: of its runs.
-        columns: names of ``PAPER``; empty: those that were measured.
+    A row per model and method, means over the seeds.
     """
     return _table(title, records, PAPER, columns, HONEST)
 
