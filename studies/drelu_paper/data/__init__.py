@@ -3,7 +3,7 @@
 from studies.drelu_paper.data.digits import SPLIT_SIZES, Digits, load_digits
 from studies.drelu_paper.data.generated import GeneratedImages, MixedPart
 from studies.drelu_paper.data.loading import NAMES, ROOT, TEST_SAMPLES, check, load
-from studies.drelu_paper.data.parts import CropAndFlip, Dataset, Part, Split
+from studies.drelu_paper.data.parts import Dataset, Part, Split
 from studies.drelu_paper.data.splitting import SPLIT_SEED, stratified_share, stratified_split
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "SPLIT_SEED",
     "SPLIT_SIZES",
     "TEST_SAMPLES",
-    "CropAndFlip",
     "Dataset",
     "Digits",
     "GeneratedImages",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 class Split(NamedTuple):
@@ -23,28 +22,7 @@ class Split(NamedTuple):
     y: Tensor
 
 
-@dataclass(frozen=True)
-class CropAndFlip:
-    """A crop of the image's own size out of the image padded with zeros, mirrored left to right half of the time."""
-
-    padding: int = 4
-
-    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """What is done to each sample: row and column of the crop, and whether it is mirrored; int64, (samples, 3)."""
-        places = torch.randint(2 * self.padding + 1, (samples, 2), generator=generator)
-        return torch.cat([places, torch.randint(2, (samples, 1), generator=generator)], dim=1)
-
-    def apply(self, x: Tensor, changes: Tensor) -> Tensor:
-        """The samples, shape (N, C, H, W), changed as drawn. torchvision would crop all samples of a batch alike."""
-        height, width = x.shape[2:]
-        padded = functional.pad(x, [self.padding] * 4)
-        columns = torch.arange(width).expand(len(x), width)
-        columns = torch.where(changes[:, 2:] == 1, columns.flip(1), columns) + changes[:, 1:2]
-        rows = torch.arange(height) + changes[:, :1]
-        sample, channel = torch.arange(len(x)), torch.arange(x.shape[1])
-        return padded[
-            sample[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
-        ]
+Augmentation = Callable[[Tensor], Tensor]
 
 
 class Part:
@@ -53,10 +31,10 @@ class Part:
     Args:
         images: uint8, or float32 in [0, 1]; shape (N, C, H, W).
         labels: int64, shape (N,).
-        augmentation: what shuffled batches do to images; None: nothing.
+        augmentation: what shuffled batches do to each image, drawn from torch's random state; None: nothing.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, augmentation: CropAndFlip | None = None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, augmentation: Augmentation | None = None) -> None:
         if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
             raise ValueError(
                 f"images: got shape {tuple(images.shape)}, {images.dtype}; expected (N, C, H, W), uint8 or float32"
@@ -95,13 +73,16 @@ class Part:
         """One epoch on the CPU, shuffled and augmented, or as stored; the last batch may be smaller."""
         if shuffle and generator is None:
             raise ValueError("generator: got None; a random order needs one")
-        order = self._order(generator if shuffle else None)
-        changes = self.augmentation.draw(len(order), generator) if shuffle and generator and self.augmentation else None
-        for positions in torch.arange(len(order)).split(batch_size):
-            x, y = self.read(order[positions])
-            if changes is not None and self.augmentation is not None:
-                x = self.augmentation.apply(x, changes[positions])
+        for indices in self._order(generator if shuffle else None).split(batch_size):
+            x, y = self.read(indices)
+            if shuffle and generator is not None and self.augmentation is not None:
+                x = self._augmented(x, int(torch.randint(2**31, (), generator=generator)))
             yield Split(x, y)
+
+    def _augmented(self, x: Tensor, seed: int) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.stack([self.augmentation(image) for image in x])
 
     def _order(self, generator: torch.Generator | None) -> Tensor:
         """Indices of an epoch's samples; without a generator, in the order in which they are stored."""

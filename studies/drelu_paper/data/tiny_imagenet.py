@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.drelu_paper.data.parts import CropAndFlip, Dataset, Split
+from studies.drelu_paper.data.parts import Dataset, Split
 from studies.drelu_paper.data.published import in_parts
 
 ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -52,9 +52,7 @@ def tiny_imagenet(root: Path) -> Dataset:
         labels.append(training.class_to_idx[name])
     train = Split(_decoded([Path(path) for path, _ in training.samples], "training"), torch.tensor(training.targets))
     test = Split(_decoded(paths, "test"), torch.tensor(labels))
-    return in_parts(
-        "tinyimagenet", len(training.classes), train, test, share=VALIDATION_SHARE, augmentation=CropAndFlip()
-    )
+    return in_parts("tinyimagenet", len(training.classes), train, test, share=VALIDATION_SHARE, augmented=True)
 
 
 def _decoded(paths: Sequence[Path], part: str) -> Tensor:

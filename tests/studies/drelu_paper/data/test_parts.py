@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studies.drelu_paper.data import CropAndFlip, Part
+from studies.drelu_paper.data import Part
 
 
 def numbered(n: int, dtype: torch.dtype = torch.uint8) -> Part:
@@ -81,27 +81,19 @@ def test_a_part_checks_its_tensors(images, labels, message):
         Part(images, labels)
 
 
-def test_crop_and_flip_of_each_kind():
-    x = torch.arange(1.0, 13.0).reshape(1, 1, 3, 4).expand(3, 1, 3, 4)
-    # The place of the unmoved crop is the padding itself.
-    same, moved, mirrored = CropAndFlip(padding=1).apply(x, torch.tensor([[1, 1, 0], [0, 2, 0], [1, 1, 1]]))
-    assert torch.equal(same, x[0])
-    assert moved[0].tolist() == [[0, 0, 0, 0], [2, 3, 4, 0], [6, 7, 8, 0]]
-    assert torch.equal(mirrored, x[0].flip(2))
-
-
-def test_crop_and_flip_are_drawn_over_all_places():
-    changes = CropAndFlip(padding=2).draw(2000, generator())
-    assert [sorted(set(column.tolist())) for column in changes.T] == [list(range(5)), list(range(5)), [0, 1]]
-
-
-def test_shuffled_batches_are_augmented_in_the_order_of_plain_ones():
+def test_shuffled_batches_are_augmented_one_by_one_in_the_order_of_plain_ones():
     images = torch.randint(256, (12, 3, 8, 8), generator=generator(), dtype=torch.uint8)
-    part, plain = Part(images, torch.arange(12), CropAndFlip()), Part(images, torch.arange(12))
-    (alone,) = part.batches(12, generator(), shuffle=True)
-    assert torch.equal(torch.cat([x for x, _ in part.batches(5, generator(), shuffle=True)]), alone.x)
-    (unchanged,) = plain.batches(12, generator(), shuffle=True)
-    assert torch.equal(unchanged.y, alone.y)
-    assert not torch.equal(unchanged.x, alone.x)
-    assert alone.x.is_contiguous()
+
+    def noisy(image: torch.Tensor) -> torch.Tensor:
+        return image + torch.rand(())
+
+    part, plain = Part(images, torch.arange(12), noisy), Part(images, torch.arange(12))
+    before = torch.random.get_rng_state()
+    found, again = (list(part.batches(5, generator(), shuffle=True)) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    unchanged = torch.cat([x for x, _ in plain.batches(5, generator(), shuffle=True)])
+    added = torch.cat([x for x, _ in found]) - unchanged
+    assert len(added.flatten(1).mean(1).unique()) == 12
+    assert torch.cat([y for _, y in found]).tolist() == torch.randperm(12, generator=generator()).tolist()
+    assert all(torch.equal(one.x, other.x) for one, other in zip(found, again, strict=True))
     assert torch.equal(next(part.batches(12)).x, part.x)
