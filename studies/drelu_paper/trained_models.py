@@ -1,4 +1,4 @@
-"""A model as its recipe says: trained, or taken from the work folder where it was trained before."""
+"""A model as its recipe says: trained, or read from the work folder where it was trained before."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 
 from dreluop.surgery import calibrate_caps
 from studies.drelu_paper import data, models
+from studies.drelu_paper.configuration import FOLDER as CONFIGURATIONS
 from studies.drelu_paper.recipe import DataRecipe, Recipe
-from studies.drelu_paper.samples import Limited
 from studies.drelu_paper.training import History, checkpoint, train
 from studies.drelu_paper.training.loop import STORED
 from studies.drelu_paper.training.parallel import Processes
@@ -22,7 +22,6 @@ CALIBRATION_SAMPLES = 512
 PARTS = WARM_UP, TRAINING = ("warm-up", "training")
 # What the file of a trained model holds.
 RESULT = ("model", "warm_up", "history")
-CONFIGURATIONS = Path(__file__).with_name("configs")
 
 
 def train_recipe(
@@ -36,29 +35,23 @@ def train_recipe(
 ) -> None:
     """Train the model, or go on where a killed run stopped. What it starts from must have been trained.
 
-    Args:
-        recipe: of the model.
-        work: folder of checkpoints; this model's are in a folder of its name.
-        root: folder of the data sets' files.
-        device: of the model; None is the CPU.
-        processes: of torchrun.
-        progress: show a bar.
+    Its checkpoints are in a folder of its name in ``work``; ``root`` has the files of the data sets.
     """
-    if is_trained(recipe, work):
+    if result_file(recipe, work).exists():
         return
     folder = work / recipe.name
     processes = processes or Processes()
     device = device or torch.device("cpu")
     dataset = dataset_of(recipe.data, root)
-    model = _fresh(recipe, work, root).to(device)
-    training = Limited(dataset.train, recipe.data.train_limit, recipe.data.augment)
+    start = _built(recipe, root) if recipe.start is None else trained(recipe.start, work, root)[0]
+    model = start.to(device)
 
     def run(part: str, warm_up: int | None) -> History:
         config = recipe.training
         if warm_up is not None:
             config = replace(config, balancer=0.0, epochs=warm_up, stop_patience=None)
         return train(
-            model, training, dataset.validation, config, f"{recipe.name}, {part}",
+            model, dataset.train, dataset.validation, config, f"{recipe.name}, {part}",
             file=folder / f"{part}.pt", processes=processes, progress=progress,
         )  # fmt: skip
 
@@ -66,17 +59,14 @@ def train_recipe(
     if recipe.calibrate is not None:
         history = run(WARM_UP, recipe.calibrate)
         # Also where a checkpoint is about to take its place: another process may just be removing that.
-        some = dataset.train.first(min(CALIBRATION_SAMPLES, len(training)))
+        some = dataset.train.first(min(CALIBRATION_SAMPLES, len(dataset.train)))
         calibrate_caps(model, [some.x.to(device)], progress=False)
     main = run(TRAINING, None)
     processes.wait()
     if processes.rank == 0:
-        state = {
-            "model": model.state_dict(),
-            "warm_up": checkpoint.history_state(history),
-            "history": checkpoint.history_state(main),
-        }
-        checkpoint.save(state, _result(recipe, work))
+        warm_up, histories = checkpoint.history_state(history), checkpoint.history_state(main)
+        state = {"model": model.state_dict(), "warm_up": warm_up, "history": histories}
+        checkpoint.save(state, result_file(recipe, work))
         for part in PARTS:
             (folder / f"{part}.pt").unlink(missing_ok=True)
     processes.wait()
@@ -91,7 +81,7 @@ def trained(
         FileNotFoundError: it was not trained yet.
         DamagedFileError: its file is not whole.
     """
-    path = _result(recipe, work)
+    path = result_file(recipe, work)
     state = checkpoint.load(path, RESULT)
     model = _built(recipe, root)
     with checkpoint.reading(path):
@@ -100,34 +90,30 @@ def trained(
     return (model.to(device or torch.device("cpu")).eval(), *histories)
 
 
-def is_trained(recipe: Recipe, work: Path) -> bool:
-    """Whether ``trained`` has something to read."""
-    return _result(recipe, work).exists()
-
-
 def checkpoints(recipe: Recipe, work: Path) -> dict[Path, Sequence[str]]:
     """The files that training reads or leaves, and the keys of each."""
     parts = {work / recipe.name / f"{part}.pt": STORED for part in PARTS}
-    return {_result(recipe, work): RESULT, **parts}
+    return {result_file(recipe, work): RESULT, **parts}
 
 
-def _result(recipe: Recipe, work: Path) -> Path:
+def result_file(recipe: Recipe, work: Path) -> Path:
+    """Where the trained model is kept."""
     return work / recipe.name / "trained.pt"
 
 
 @lru_cache(maxsize=2)
 def dataset_of(recipe: DataRecipe, root: Path | None) -> data.Dataset:
-    generated = None if recipe.generated is None else _generated_file(recipe.generated, root)
-    return data.load(recipe.name, root, generated, recipe.original_share)
-
-
-def _generated_file(name: str, root: Path | None) -> Path:
-    beside = CONFIGURATIONS / name
-    return beside if beside.is_file() else (root or data.ROOT) / name
-
-
-def _fresh(recipe: Recipe, work: Path, root: Path | None) -> nn.Module:
-    return _built(recipe, root) if recipe.start is None else trained(recipe.start, work, root)[0]
+    """The data as the recipe says: mixed, limited, or with augmentation."""
+    generated = None
+    if recipe.generated is not None:
+        beside = CONFIGURATIONS / recipe.generated
+        generated = beside if beside.is_file() else (root or data.ROOT) / recipe.generated
+    found = data.load(recipe.name, root, generated, recipe.original_share)
+    if recipe.train_limit is not None:
+        found = replace(found, train=found.train.limited(recipe.train_limit))
+    if not recipe.augment:
+        found.train.augmentation = None
+    return found
 
 
 def _built(recipe: Recipe, root: Path | None) -> nn.Module:

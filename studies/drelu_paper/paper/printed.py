@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from scipy import stats
 
 from studies.drelu_paper.paper.tables import METHODS, PaperTable
-from studies.drelu_paper.statistics.comparison import Comparison, critical_difference, level_of_difference
+from studies.drelu_paper.statistics.comparison import (
+    ANOVA,
+    FRIEDMAN,
+    IMAN_DAVENPORT,
+    Comparison,
+    critical_difference,
+    level_of_difference,
+)
 from studies.drelu_paper.statistics.frames import block_name
-from studies.drelu_paper.statistics.names import ANOVA, FRIEDMAN, IMAN_DAVENPORT
 
 TABLE_OF_CLAIMS = 2
 
@@ -26,7 +32,7 @@ class WrongRank:
 
 
 def wrong_ranks(table: PaperTable) -> list[WrongRank]:
-    """The cells whose printed rank disagrees with the accuracies of their block; tied methods may stand in any order.
+    """The cells whose printed rank disagrees with the accuracies of their block; tied methods may be in any order.
 
     A block that lacks an accuracy has no ranks to compare with, and is not looked at.
     """
@@ -49,13 +55,9 @@ def no_rankings(table: PaperTable) -> list[str]:
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure that the paper prints about Table 2.
+    """A figure that the paper prints about Table 2, as text with its digits, and what the table gives.
 
-    Attributes:
-        figure: what it is.
-        printed: as text, with the digits that the paper gives.
-        from_accuracies, from_printed_ranks: what the table gives; None where the printed ranks change nothing.
-        comment: what else there is to say.
+    ``from_printed_ranks`` is None where the printed ranks change nothing.
     """
 
     figure: str
@@ -72,12 +74,7 @@ class Claim:
 
 
 def claims(accuracies: Comparison, ranks: Comparison) -> list[Claim]:
-    """Section 6.2 of the paper, figure by figure.
-
-    Args:
-        accuracies: Table 2 as ``compare`` gives it.
-        ranks: its printed ranks as ``compare_ranks`` gives them.
-    """
+    """Section 6.2 of the paper, figure by figure, from Table 2 and from its printed ranks."""
     anova = accuracies.test(ANOVA)
     found = [
         Claim("F of ANOVA", "17.4", anova.statistic),
