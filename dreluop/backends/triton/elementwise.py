@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,71 +11,43 @@ from torch import Tensor
 from dreluop._internal import operator_checks
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
+from dreluop.backends.triton.call import KernelCall, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.forward import forward_kernel
 from dreluop.backends.triton.kernels.small import saturation_kernel, tangent_kernel
 from dreluop.backends.triton.kernels.surrogate import surrogate_kernel
 from dreluop.backends.triton.launch import launch
+from dreluop.ops.call import Call
 from dreluop.ops.composite import accumulation_dtype, empty_as_saved, mask_order
 
 
 def capped_relu(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    y = torch.empty_like(x)
-    _run_forward(x, y, cap, dim, False, None, bias, residual)
-    return y
+    return _activate(Call(x, cap, dim, bias=bias, residual=residual))[0]
 
 
 def capped_relu_(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> None:
+    _activate(Call(x, cap, dim, bias=bias, residual=residual, inplace=True))
+
+
+def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _activate(Call(*arguments, **keywords))
+
+
+def capped_relu_with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    return _activate(Call(*arguments, **keywords)._replace(inplace=True))[1:]
+
+
+def _activate(given: Call) -> tuple[Tensor, Tensor, Tensor]:
+    x, cap, dim, wants_mask, balancer, bias, residual, inplace = given
     operator_checks.inputs(x, cap, dim, bias, residual)
-    operator_checks.writable(x)
-    _run_forward(x, x, cap, dim, False, None, bias, residual)
-
-
-def capped_relu_with_aux(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    y = torch.empty_like(x)
-    return y, *_run_forward(x, y, cap, dim, mask, balancer, bias, residual)
-
-
-def capped_relu_with_aux_(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    operator_checks.writable(x)
-    return _run_forward(x, x, cap, dim, mask, balancer, bias, residual)
-
-
-def _run_forward(
-    x: Tensor,
-    y: Tensor,
-    cap: Tensor,
-    dim: int,
-    wants_mask: bool,
-    balancer: float | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    if inplace:
+        operator_checks.writable(x)
     same_device(x, cap=cap)
-    call = Call(x, cap, dim, mask_order(y, cap), bias, x=x, y=y, residual=residual)
+    y = x if inplace else torch.empty_like(x)
+    call = KernelCall(x, cap, dim, mask_order(y, cap), bias, x=x, y=y, residual=residual)
     packed = nothing(x, torch.uint8)
     if wants_mask:
         packed = x.new_empty((plan.up_to(call.numel, ELEMENTS_PER_BYTE),), dtype=torch.uint8)
@@ -96,7 +69,7 @@ def _run_forward(
         BIAS_MODE=0 if biases is None else call.mode(biases), WIDE=call.wide, PENALTY_PROGRAMS=programs,
         PENALTY_TILE=plan.PENALTY_TILE,
     )  # fmt: skip
-    return packed, penalty
+    return y, packed, penalty
 
 
 def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
@@ -106,7 +79,7 @@ def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
     info = SavedInfo(u, saved, cap, order)
     out = empty_as_saved(u, saved, order)
-    call = Call(u, cap, dim, info.traversal_order, u=u, y=info.y, out=out, packed=info.packed_strides)
+    call = KernelCall(u, cap, dim, info.traversal_order, u=u, y=info.y, out=out, packed=info.packed_strides)
     flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)
     caps, tangents = call.readable(cap), None if v is None else call.readable(v)
     launch(
@@ -129,7 +102,7 @@ def capped_relu_surrogate_backward(
         operator_checks.width(width, saved, cap)
     info = SavedInfo(grad, saved, cap, order)
     out = empty_as_saved(grad, saved, order)
-    call = Call(grad, cap, dim, info.traversal_order, grad=grad, y=info.y, out=out, packed=info.packed_strides)
+    call = KernelCall(grad, cap, dim, info.traversal_order, grad=grad, y=info.y, out=out, packed=info.packed_strides)
     # The exponential needs registers: half the elements at once.
     tile = call.tuning.flat_tile if width is None else max(1, call.tuning.flat_tile // 2)
     flat = plan.flat_plan(call.vec, call.numel, tile)
@@ -152,7 +125,7 @@ def cap_saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor
     operator_checks.inputs(x, cap, dim)
     same_device(x, cap=cap)
     order = mask_order(x, cap)
-    call = Call(x, cap, dim, order, x=x)
+    call = KernelCall(x, cap, dim, order, x=x)
     counts = torch.zeros((3, *cap.shape), dtype=torch.int64, device=x.device)
     has_gradient = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
     flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)
