@@ -35,7 +35,7 @@ $(VENV)/.dependencies: $(wildcard constraints/*.txt)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(PIP) --no-build-isolation -e '.[demo,robustness,test,lint,wheel]'
+	$(PIP) --no-build-isolation -e '.[demo,studies,test,lint,wheel]'
 	touch $@
 
 install: $(VENV)/.installed

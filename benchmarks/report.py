@@ -34,7 +34,6 @@ from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
 from benchmarks.surgery import tables as surgery_tables
 from studies.drelu_paper.report import pages as studies
 from studies.drelu_paper.statistics import tables as statistics_tables
-from studies.drelu_paper.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
 from tools.wheels import document as wheels_document
 
 ROOT = Path(__file__).parent.parent
@@ -166,12 +165,6 @@ def _models_report(document: ModelsDocument) -> str:
     return "\n\n".join([f"{models_tables.headline(document)}.", *found])
 
 
-def statistics(folder: Path) -> str:
-    """What the paper's Table 2 gives, and the same tests over its other tables."""
-    path = folder / "paper" / STATISTICS_FILE_NAME
-    return statistics_tables.report(machine.load(path)) if path.exists() else NOTHING
-
-
 def surgery(folder: Path) -> str:
     """The sweeps of surgery over whole libraries of networks."""
     documents = [machine.load(path) for name in surgery_tables.FILE_NAMES for path in sorted(folder.glob(f"*/{name}"))]
@@ -192,8 +185,8 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "compiled": compiled,
     "traced": traced,
     "pictures": gallery.markdown,
-    "statistics": statistics,
     "surgery": surgery,
+    **statistics_tables.REPORTS,
     **studies.REPORTS,
 }
 
@@ -253,8 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def marked_documents() -> list[Path]:
-    """README.md, and the documents of docs/ and the READMEs of benchmarks/ that mark a report."""
-    docs = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("README.md"))]
+    """README.md, and the documents of docs/ and the READMEs of benchmarks/ and studies/ that mark a report."""
+    readmes = [path for folder in ("benchmarks", "studies") for path in sorted((ROOT / folder).rglob("README.md"))]
+    docs = [*sorted((ROOT / "docs").glob("*.md")), *readmes]
     return [ROOT / "README.md", *(path for path in docs if "<!-- report:" in path.read_text())]
 
 

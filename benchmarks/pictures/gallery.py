@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.pictures.source import Source, recorded
 from studies.drelu_paper.report import pages as studies
-from studies.drelu_paper.report.pages import StudyPicture
-from studies.drelu_paper.statistics.names import FILE_NAME as STATISTICS_FILE_NAME
+from studies.drelu_paper.statistics.document import FILE_NAME as STATISTICS_FILE_NAME
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 RUN = "run python -m benchmarks.report"
@@ -41,12 +41,6 @@ def _depth(document: dict[str, Any], path: Path, source: Source) -> None:
     depth.draw(document, path, source)
 
 
-def _critical_difference(document: dict[str, Any], path: Path, source: Source) -> None:
-    from studies.drelu_paper.statistics import picture  # noqa: PLC0415
-
-    picture.draw(document, path, source)
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of picture, one per result file of this name."""
@@ -63,8 +57,6 @@ SPEED = (
     Kind("scaling", "scaling.json", "Time over the size of x and over the number of caps", _scaling),
     Kind("memory-over-depth", "memory.json", "Memory kept for backward over the number of layers", _depth),
 )
-# The documents that show the others name them in their text.
-KINDS = (*SPEED, Kind("critical-difference", STATISTICS_FILE_NAME, "Mean ranks and what differs", _critical_difference))
 
 
 @dataclass(frozen=True)
@@ -92,18 +84,29 @@ class Picture:
 
 def of_files(results: Path) -> list[Picture]:
     """The pictures of the result files below a folder."""
-    return [Picture(kind, path) for kind in KINDS for path in sorted(results.glob(f"*/{kind.file}"))]
+    return [Picture(kind, path) for kind in SPEED for path in sorted(results.glob(f"*/{kind.file}"))]
 
 
-def wanted(results: Path) -> list[Picture | StudyPicture]:
-    """All pictures: of the result files below a folder, and of the studies that have records there."""
-    return [*of_files(results), *studies.pictures(results)]
+def of_studies(results: Path) -> dict[str, Callable[[Path], None]]:
+    """The pictures of the studies and of their statistics, by name, and what draws each; they record no source."""
+    found = studies.pictures(results)
+    for path in sorted(results.glob(f"*/{STATISTICS_FILE_NAME}")):
+        found[f"{path.parent.name}-critical-difference.png"] = partial(_draw_statistics, path)
+    return found
+
+
+def _draw_statistics(document: Path, path: Path) -> None:
+    from studies.drelu_paper.statistics import picture  # noqa: PLC0415
+
+    picture.draw(json.loads(document.read_text()), path)
 
 
 def problems(results: Path, folder: Path = FOLDER) -> list[str]:
     """What of the pictures is not what the result files give; empty if all is right."""
     found = []
-    pictures = {picture.name: picture for picture in wanted(results)}
+    pictures = {picture.name: picture for picture in of_files(results)}
+    others = of_studies(results)
+    found += [f"{folder / name}: missing; {RUN}" for name in others if not (folder / name).exists()]
     for name, picture in pictures.items():
         path = folder / name
         if not path.exists():
@@ -111,7 +114,7 @@ def problems(results: Path, folder: Path = FOLDER) -> list[str]:
         elif recorded(path) != str(picture.source):
             found.append(f"{path}: shows {recorded(path)}, not {picture.source}; {RUN}")
     for path in sorted(folder.glob("*.png")):
-        if path.name not in pictures and recorded(path) is not None:
+        if path.name not in (*pictures, *others) and recorded(path) is not None:
             found.append(f"{path}: shows {recorded(path)}, which is no longer drawn: remove it")
     return found
 
@@ -119,12 +122,17 @@ def problems(results: Path, folder: Path = FOLDER) -> list[str]:
 def update(results: Path, folder: Path = FOLDER, *, again: bool = False) -> list[Path]:
     """Draw those that are missing or out of date, or all; returns the files written."""
     written = []
-    for picture in wanted(results):
+    for picture in of_files(results):
         path = folder / picture.name
         if again or not path.exists() or recorded(path) != str(picture.source):
             folder.mkdir(parents=True, exist_ok=True)
             picture.draw(path)
             written.append(path)
+    for name, draw in of_studies(results).items():
+        if again or not (folder / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            draw(folder / name)
+            written.append(folder / name)
     return written
 
 
@@ -133,6 +141,5 @@ def markdown(results: Path) -> str:
     blocks = [
         f"![{picture.title}](pictures/{picture.name})\n\n{picture.title}: `benchmarks/results/{picture.source.name}`."
         for picture in of_files(results)
-        if picture.kind in SPEED
     ]
     return "\n\n".join(blocks) or "Nothing has been measured yet."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from dreluop.adaptive.attacks import pgd
-from dreluop.adaptive.evaluation import Evaluation, accuracy, evaluate
+from dreluop.adaptive import AttackBudget, Evaluation, evaluate
+from dreluop.adaptive.attacks import accuracy, pgd
 from dreluop.surgery import calibrate_caps
 from studies.drelu_paper.data import Digits, Split, load_digits
 from studies.drelu_paper.models import DenseNetwork, dense_drelu, dense_relu
@@ -73,6 +73,12 @@ def run(digits: Digits, epochs: int = EPOCHS) -> Results:
     return Results(drelu, relu, accuracy(drelu.model, pgd(relu.model, x, y, EPS, seed=SEED), y))
 
 
+def evaluated(model: DenseNetwork, split: Split) -> Evaluation:
+    """Accuracy, clean and under the two plain attacks, and the share of inputs with zero gradient."""
+    budget = AttackBudget(batch_size=len(split.x), seed=SEED)
+    return evaluate(model, split.x, split.y, EPS, attacks=("fgsm", "pgd"), budget=budget)
+
+
 def _train(name: str, model: DenseNetwork, digits: Digits, epochs: int) -> Network:
     started = time.perf_counter()
     # Balancer 0 leaves the caps where they are. Without an early stop, both networks train equally long.
@@ -84,5 +90,5 @@ def _train(name: str, model: DenseNetwork, digits: Digits, epochs: int) -> Netwo
     after = train(model, digits.train, digits.validation, config, name)
     seconds = time.perf_counter() - started
     epochs_of_records = [*range(WARM_UP_EPOCHS + 1), *range(WARM_UP_EPOCHS, epochs + 1)]
-    evaluation = evaluate(model, digits.test, EPS, SEED)
-    return Network(name, model, epochs_of_records, before.records + after.records, evaluation, seconds)
+    records = before.records + after.records
+    return Network(name, model, epochs_of_records, records, evaluated(model, digits.test), seconds)

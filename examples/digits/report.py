@@ -21,7 +21,7 @@ def print_results(console: Console, results: Results, test_size: int) -> None:
         table.add_column(name, justify="right")
     for network in (results.drelu, results.relu):
         found, cap = network.evaluation, network.records[-1].cap_mean
-        shares = (found.clean, found.fgsm, found.pgd, found.zero_gradient)
+        shares = (*(found.accuracy[attack] for attack in ("clean", "fgsm", "pgd")), found.zero_gradient)
         mean_cap = "-" if cap is None else f"{cap:.3g}"
         table.add_row(network.name, *(f"{share:.1%}" for share in shares), mean_cap, f"{network.seconds:.1f}")
     console.print(table)
@@ -37,7 +37,7 @@ def explain(results: Results) -> str:
         "network is scored on it almost as if nobody had attacked. This is gradient masking: the FGSM and PGD columns "
         "of the D-ReLU row are NOT robustness.\n"
         "Check with another attack: the PGD digits made on the ReLU baseline, shown to the D-ReLU network, leave it "
-        f"{results.transferred:.1%} accuracy (its own PGD: {found.pgd:.1%}). Attacks made for "
+        f"{results.transferred:.1%} accuracy (its own PGD: {found.accuracy['pgd']:.1%}). Attacks made for "
         "capped networks, whose backward pass goes through the cap, are stronger still; this demo does not run them."
     )
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
-from dreluop.adaptive.evaluation.budget import AttackSettings
-from studies.drelu_paper import data, models, schema, yaml_file
-from studies.drelu_paper.recipe import DataRecipe, Evaluated, Recipe
+from studies.drelu_paper import data, models, sections
+from studies.drelu_paper.recipe import AttackSettings, DataRecipe, Evaluated, Recipe
 from studies.drelu_paper.training import TrainingConfig
-from studies.drelu_paper.training_job import CONFIGURATIONS
 
-FOLDER = CONFIGURATIONS
+FOLDER = Path(__file__).with_name("configs")
 WARM_UP_EPOCHS = 2
 
 # `paper`: caps start at 100 and share the weights' learning rate; `fast`: calibrated caps, ten times the rate.
@@ -25,25 +25,18 @@ MODES: dict[str, dict[str, Any]] = {
     "fast": {"calibrate": WARM_UP_EPOCHS, "cap_lr": 10 * TrainingConfig.lr},
 }
 
-_Section = TypeVar("_Section", bound=schema.Section)
+_Section = TypeVar("_Section", bound=sections.Section)
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a configuration file asks for.
+    """What a configuration file asks for: a run per model, method, value of a sweep, and seed.
 
-    Attributes:
-        name: of the file.
-        title: in words.
-        source: the table or figure of the paper; empty for what the paper does not have.
-        columns: of its table, in the paper's style; empty: all that were measured.
-        pictures: names of those that show it.
-        runs: one per model, method, value of a sweep, and seed.
+    ``columns`` are those of its table; empty: all that were measured.
     """
 
     name: str
     title: str
-    source: str
     columns: tuple[str, ...]
     pictures: tuple[str, ...]
     runs: tuple[Evaluated, ...]
@@ -66,26 +59,23 @@ def read(name_or_path: str | Path) -> Study:
 
 
 def _study(path: Path, outer: tuple[Path, ...]) -> Study:
-    text = _text(path, ())
-    if "studies" in text:
-        whole: schema.Runs | schema.Studies = _valid(schema.Studies, text, path)
-        runs = tuple(dict.fromkeys(run for part in whole.studies for run in _part(part, path, outer).runs))
-        try:
-            _check_names("studies", runs)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    else:
-        whole = _valid(schema.Runs, text, path)
-        try:
-            _check(whole)
-            runs = tuple(run for model in whole.models for run in _of_model(whole, model))
+    keys = _keys(path, ())
+    kind = sections.Studies if "studies" in keys else sections.Runs
+    file = _valid(kind, keys, path)
+    try:
+        if isinstance(file, sections.Runs):
+            _check(file)
+            runs = tuple(run for model in file.models for run in _of_model(file, model))
             doubled = [run.name for index, run in enumerate(runs) if run in runs[:index]]
             if doubled:
                 raise ValueError(f"methods: {doubled[0]} is asked for twice")
-            _check_names("methods", runs)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return Study(path.stem, whole.title, whole.source, whole.columns, whole.pictures, runs)
+        else:
+            runs = tuple(dict.fromkeys(run for part in file.studies for run in _part(part, path, outer).runs))
+        _check_names("methods" if isinstance(file, sections.Runs) else "studies", runs)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if ".yaml: " in text else f"{path}: {text}") from error
+    return Study(path.stem, file.title, file.columns, file.pictures, runs)
 
 
 def _part(name: str, path: Path, outer: tuple[Path, ...]) -> Study:
@@ -98,11 +88,11 @@ def _part(name: str, path: Path, outer: tuple[Path, ...]) -> Study:
     return _study(part, inside)
 
 
-def _text(path: Path, inner: tuple[Path, ...]) -> dict[str, Any]:
+def _keys(path: Path, inner: tuple[Path, ...]) -> dict[str, Any]:
     """The keys of a file over those of the file that it extends."""
-    own = yaml_file.read(path)
+    own = _yaml(path)
     # By itself, so that a message names the file that is wrong, and not one that extends it.
-    base = _valid(schema.File, own, path).extends
+    base = _valid(sections.File, own, path).extends
     own.pop("extends", None)
     if base is None:
         return own
@@ -113,7 +103,38 @@ def _text(path: Path, inner: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"{path}: extends: got {base!r}, which extends this file itself; expected another")
     if not found.is_file():
         raise ValueError(f"{path}: extends: got {base!r}; expected a name in {path.parent} or {FOLDER}; {_known()}")
-    return _merged(_text(found, inside), own)
+    return _merged(_keys(found, inside), own)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a file, in YAML 1.2: 1e-2 is a number, off is text, and no key comes twice.
+
+    Raises:
+        ValueError: the file is not text, not YAML, or not a mapping; the message names the place.
+    """
+    try:
+        found = _whole_numbers(YAML(typ="safe", pure=True).load(path.read_bytes()))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{path}: {where}{error.problem}; expected valid YAML") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: got brackets nested too deeply, or a loop; expected valid YAML") from error
+    # Scalars such as 2020-13-45 raise ValueError.
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: {str(error).partition(chr(10))[0]}; expected valid YAML") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: got {'nothing' if found is None else type(found).__name__}; expected a mapping")
+    return found
+
+
+def _whole_numbers(value: Any) -> Any:
+    """1e3 is a whole number too, as people write it."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,46 +149,43 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _valid(kind: type[_Section], text: Mapping[str, Any], path: Path) -> _Section:
+def _valid(kind: type[_Section], keys: Mapping[str, Any], path: Path) -> _Section:
     try:
-        return kind.model_validate(text)
+        return kind.model_validate(keys)
     except ValidationError as error:
-        raise ValueError("\n".join(f"{path}: {fault}" for fault in schema.words(error))) from error
+        raise ValueError("\n".join(f"{path}: {fault}" for fault in sections.words(error))) from error
 
 
 def _known() -> str:
     return f"known names: {', '.join(sorted(path.stem for path in FOLDER.glob('*.yaml')))}"
 
 
-def _check(study: schema.Runs) -> None:
+def _check(study: sections.Runs) -> None:
     """What no key shows by itself."""
-    if "eps" not in study.attacks.given():
+    if "eps" not in study.attacks:
         raise ValueError("attacks.eps: missing; expected the bound of the attacks, of training too")
-    for key, names in (
-        ("by_model", tuple(study.by_model)),
-        *((f"methods[{index}].models", method.models or ()) for index, method in enumerate(study.methods)),
-    ):
+    asked = {"by_model": tuple(study.by_model)}
+    asked |= {f"methods[{index}].models": method.models or () for index, method in enumerate(study.methods)}
+    for key, names in asked.items():
         for name in names:
             if name not in study.models:
-                raise ValueError(
-                    f"{key}: got {name!r}; expected some of this study's models, {', '.join(study.models)}"
-                )
+                known = ", ".join(study.models)
+                raise ValueError(f"{key}: got {name!r}; expected some of this study's models, {known}")
     for model in study.models:
         models.check(model, "relu", study.place)
         if not any(_is_for(method, model) for method in study.methods):
             raise ValueError(f"methods: got none for {model!r}; expected at least one for every model")
     bounds = [study.attacks, *(own.attacks for own in study.by_model.values())]
-    if "bounds" in study.pictures and not any(attacks.given().get("bounds") for attacks in bounds):
+    if "bounds" in study.pictures and not any(attacks.get("bounds") for attacks in bounds):
         raise ValueError("pictures: got 'bounds' without attacks.bounds; expected the radii of a sweep there")
 
 
 def _check_names(key: str, runs: Sequence[Evaluated]) -> None:
     """Tables and pictures take runs of one name and another seed together."""
     found: set[tuple[str, ...]] = set()
-    for run in runs:
-        recipe = run.recipe
-        data = recipe.data.name + ("" if recipe.data.generated is None else " + generated")
-        name = (data, recipe.model, recipe.place, recipe.label, f"seed {recipe.seed}")
+    for recipe in (run.recipe for run in runs):
+        generated = "" if recipe.data.generated is None else " + generated"
+        name = (recipe.data.name + generated, recipe.model, recipe.place, recipe.label, f"seed {recipe.seed}")
         if name in found:
             raise ValueError(
                 f"{key}: got two different runs of {', '.join(name)}, which tables cannot tell apart; expected one"
@@ -175,68 +193,57 @@ def _check_names(key: str, runs: Sequence[Evaluated]) -> None:
         found.add(name)
 
 
-def _is_for(method: schema.Method, model: str) -> bool:
+def _is_for(method: sections.Natural, model: str) -> bool:
     return method.models is None or model in method.models
 
 
-def _of_model(study: schema.Runs, model: str) -> Iterator[Evaluated]:
-    own = study.by_model.get(model, schema.OfModel())
-    attacks = AttackSettings(**{**study.attacks.given(), **own.attacks.given()})
-    training = {**study.training.given(), **own.training.given()}
+def _of_model(study: sections.Runs, model: str) -> Iterator[Evaluated]:
+    own = study.by_model.get(model, sections.OfModel())
+    attacks = AttackSettings(**{**study.attacks, **own.attacks})
+    training = {**study.training, **own.training}
     for seed in study.seeds:
+        config = TrainingConfig(**{"balancer": 0.0, **training}, seed=seed)
         # The same whatever the mode and the method, so that all studies share it.
-        plain = _base(study, model, seed, training)
-        _check_samples(attacks, plain.data)
+        plain = Recipe(_data(study.data), model, "natural", seed, config, study.place)
+        most = data.TEST_SAMPLES[plain.data.name]
+        if attacks.samples > most:
+            raise ValueError(
+                f"attacks.samples: got {attacks.samples}; expected at most the {most} tests of {plain.data.name}"
+            )
         for method in study.methods:
             if _is_for(method, model):
-                for recipe in _recipes(study, method, plain, training, attacks):
+                for recipe in _recipes(study, method, plain, attacks):
                     yield Evaluated(recipe, plain if recipe.method != "natural" else None, attacks)
 
 
-def _check_samples(attacks: AttackSettings, recipe: DataRecipe) -> None:
-    most = data.TEST_SAMPLES[recipe.name]
-    if attacks.samples > most:
-        raise ValueError(f"attacks.samples: got {attacks.samples}; expected at most the {most} tests of {recipe.name}")
-
-
-def _base(study: schema.Runs, model: str, seed: int, training: Mapping[str, Any]) -> Recipe:
-    return Recipe(
-        data=_data(study.data),
-        model=model,
-        method="natural",
-        seed=seed,
-        training=TrainingConfig(**{"balancer": 0.0, **training}, seed=seed),
-        place=study.place,
-    )
-
-
 def _recipes(
-    study: schema.Runs, method: schema.Method, plain: Recipe, training: Mapping[str, Any], attacks: AttackSettings
+    study: sections.Runs, method: sections.Natural, plain: Recipe, attacks: AttackSettings
 ) -> Iterator[Recipe]:
     mode = MODES[study.mode]
-    own = {**training, **method.training.given()}
-    if isinstance(method, schema.Capped):
-        own = {"cap_lr": mode["cap_lr"], **own}
-    base = replace(_base(study, plain.model, plain.seed, own), data=_data(study.data, method.data))
-    if isinstance(method, schema.Natural):
-        yield base
-    elif isinstance(method, schema.Adversarial):
-        # A given number of epochs from a trained model, as in the paper: nothing stops it.
-        config = replace(base.training, method="at", eps=attacks.eps, stop_patience=None)
-        yield replace(base, method="at", training=config, start=plain)
-    elif isinstance(method, schema.Trades):
+    given = {**study.training, **study.by_model.get(plain.model, sections.OfModel()).training, **method.training}
+    if isinstance(method, sections.Capped):
+        given = {"cap_lr": mode["cap_lr"], **given}
+    config = replace(plain.training, **given)
+    base = replace(plain, data=_data({**study.data, **method.data}), method=method.method, training=config)
+    if isinstance(method, sections.Trades):
         for beta in method.beta:
-            config = replace(base.training, method="trades", beta=beta, eps=attacks.eps)
-            yield replace(base, method="trades", training=config)
-    elif isinstance(method, schema.Capped):
-        calibrate = method.given().get("calibrate", mode["calibrate"])
+            yield replace(base, training=replace(config, method="trades", beta=beta, eps=attacks.eps))
+    elif isinstance(method, sections.Capped):
+        calibrate = method.calibrate if "calibrate" in method.model_fields_set else mode["calibrate"]
         for balancer, init in itertools.product(method.balancer, method.init):
-            config = replace(base.training, balancer=balancer)
-            yield replace(base, method="drelu", init=init, calibrate=calibrate, training=config)
+            yield replace(base, init=init, calibrate=calibrate, training=replace(config, balancer=balancer))
+    elif method.method == "at":
+        # A given number of epochs from a trained model, as in the paper: nothing stops it.
+        config = replace(config, method="at", eps=attacks.eps, stop_patience=None)
+        yield replace(base, training=config, start=plain)
+    else:
+        yield base
 
 
-def _data(*sections: schema.Section) -> DataRecipe:
+def _data(given: Mapping[str, Any]) -> DataRecipe:
+    recipe = DataRecipe(**given)
     try:
-        return DataRecipe(**{key: value for section in sections for key, value in section.given().items()})
+        recipe.check()
     except ValueError as error:
         raise ValueError(f"data.{error}") from error
+    return recipe

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from benchmarks.harness.files import DamagedFileError, set_aside
-from dreluop.adaptive.evaluation.evaluating import evaluate
+from dreluop.adaptive import Outcomes, evaluate
+from dreluop.adaptive.evaluation.evaluating import MEASURED_SAMPLES
 from studies.drelu_paper import records
-from studies.drelu_paper.data import Split
 from studies.drelu_paper.recipe import Evaluated, Recipe
+from studies.drelu_paper.trained_models import checkpoints, dataset_of, result_file, train_recipe, trained
 from studies.drelu_paper.training import checkpoint
 from studies.drelu_paper.training.parallel import Processes
-from studies.drelu_paper.training_job import checkpoints, dataset_of, is_trained, train_recipe, trained
 
-# They go through the model in one batch, which must fit a GPU.
-MEASURED_SAMPLES = 500
 # What the file of an evaluation between two attacks holds.
-EVALUATED = ("right", "seconds", "cpu_seconds")
+EVALUATED = ("right", "distances", "seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a study reads and writes.
+    """Where a study reads and writes, and by what its jobs run.
 
-    Attributes:
-        results: folder of records.
-        work: folder of checkpoints, which all jobs must reach.
-        root: folder of the data sets' files; None is ``data``.
-        device: that every job uses.
-        threads: of each job on the CPU.
-        progress: show bars of the jobs.
+    ``results`` has the records, ``work`` the checkpoints, ``root`` the files of the data sets (None is ``data``).
     """
 
     results: Path
@@ -48,13 +40,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Job:
-    """Train a model, or evaluate a trained one.
-
-    Attributes:
-        name: unique in the study.
-        task: what is done.
-        after: names of the jobs that must be done before.
-    """
+    """Train a model, or evaluate a trained one, after the jobs with these names."""
 
     name: str
     task: Recipe | Evaluated
@@ -62,10 +48,10 @@ class Job:
 
 
 def jobs_of(runs: Sequence[Evaluated], folders: Folders) -> list[Job]:
-    """The jobs that are left, each after those that it needs. What is done already, is not among them.
+    """The jobs that are left, each after those that it needs. What is done already is not among them.
 
-    A file that such a job would read, and that is damaged, is set aside under another name, which is printed; the job
-    that writes it is then left too.
+    A damaged file that such a job would read is set aside under another name, which is printed; the job that writes it
+    is then left too.
     """
     jobs: dict[str, Job] = {}
 
@@ -73,7 +59,7 @@ def jobs_of(runs: Sequence[Evaluated], folders: Folders) -> list[Job]:
     def needed(recipe: Recipe) -> tuple[str, ...]:
         for path, keys in checkpoints(recipe, folders.work).items():
             _set_aside_unless_whole(path, keys)
-        if is_trained(recipe, folders.work):
+        if result_file(recipe, folders.work).exists():
             return ()
         name = f"train {recipe.name}"
         before = needed(recipe.start) if recipe.start else ()
@@ -120,27 +106,38 @@ def do(job: Job, folders: Folders, processes: Processes | None = None) -> None:
     Raises:
         RuntimeError: a file that it reads is damaged; the file is set aside, so that the next run makes it anew.
     """
+    processes = processes or Processes()
+    if folders.device == "cpu":
+        torch.set_num_threads(folders.threads)
+    device = torch.device(folders.device)
     try:
-        _do(job, folders, processes)
+        if isinstance(job.task, Recipe):
+            train_recipe(
+                job.task, folders.work, folders.root, device=device, processes=processes, progress=folders.progress
+            )
+            return
+        try:
+            if processes.rank == 0:
+                _evaluate(job.task, folders, device)
+        finally:
+            processes.wait()
     except DamagedFileError as error:
         raise RuntimeError(f"{_set_aside(error)}; the same command makes it anew") from error
 
 
-def _do(job: Job, folders: Folders, processes: Processes | None) -> None:
-    if folders.device == "cpu":
-        torch.set_num_threads(folders.threads)
-    device = torch.device(folders.device)
-    if isinstance(job.task, Recipe):
-        train_recipe(
-            job.task, folders.work, folders.root, device=device, processes=processes, progress=folders.progress
-        )
-        return
-    processes = processes or Processes()
-    try:
-        if processes.rank == 0:
-            _evaluate(job.task, folders, device)
-    finally:
-        processes.wait()
+@dataclass
+class _Kept(Outcomes):
+    """Outcomes written after every attack; each attack is reported as it begins."""
+
+    file: Path = field(default_factory=Path)
+    label: str = ""
+
+    def begins(self, name: str) -> None:
+        if self.label:
+            _tell(f"{self.label}: {name}")
+
+    def ended(self) -> None:
+        checkpoint.save({key: getattr(self, key) for key in EVALUATED}, self.file)
 
 
 def _evaluate(run: Evaluated, folders: Folders, device: torch.device) -> None:
@@ -148,17 +145,26 @@ def _evaluate(run: Evaluated, folders: Folders, device: torch.device) -> None:
     baseline = trained(run.baseline, folders.work, folders.root, device)[0] if run.baseline else None
     dataset = dataset_of(run.recipe.data, folders.root)
     test = dataset.test.first(run.attacks.samples)
-    measured = min(run.attacks.samples, MEASURED_SAMPLES, len(dataset.validation))
-    file = _evaluated_file(run, folders)
+    validation = dataset.validation.first(min(run.attacks.samples, MEASURED_SAMPLES, len(dataset.validation)))
+    file, label = _evaluated_file(run, folders), run.recipe.name if folders.progress else ""
+    outcomes = _Kept(file=file, label=label)
+    budget = run.attacks.budget
+    if file.exists():
+        with checkpoint.reading(file):
+            outcomes = _Kept(**checkpoint.load(file), file=file, label=label)
+            outcomes.check(len(test.x), min(budget.cw_samples, len(test.x)), test.x.dtype)
     evaluation = evaluate(
         model,
-        baseline,
-        Split(test.x.to(device), test.y.to(device)),
-        dataset.validation.first(measured).x.to(device),
-        run.attacks,
-        file=file,
-        report=lambda attack: _tell(f"{run.recipe.name}: {attack}") if folders.progress else None,
+        test.x.to(device),
+        test.y.to(device),
+        run.attacks.eps,
+        budget=budget,
+        measured_on=validation.x.to(device),
+        baseline=baseline,
+        outcomes=outcomes,
     )
+    if evaluation.left_out:
+        raise RuntimeError(f"attacks left out: {'; '.join(evaluation.left_out.values())}")
     records.save(records.record_of(run, warm_up, history, evaluation, device, folders.threads), folders.results)
     file.unlink(missing_ok=True)
 

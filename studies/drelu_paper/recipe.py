@@ -1,27 +1,27 @@
-"""What is trained: everything that decides a model's weights, and a name for it."""
+"""What is trained and how it is attacked: everything that decides a record, and names for it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
-from dreluop.adaptive.evaluation.budget import REVISION, AttackSettings
+from dreluop.adaptive import AttackBudget
+from dreluop.adaptive.attacks.checks import at_least_one
+from dreluop.adaptive.evaluation.budget import check_radii
 from studies.drelu_paper import data
 from studies.drelu_paper.training import TrainingConfig
+
+# Of the attacks: raise it when they change, so that no record of older ones is taken for a new one.
+REVISION = 2
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which data.
+    """Which data, as ``data.load`` takes it; ``train_limit`` takes only the first training samples, for trials.
 
-    Attributes:
-        name: of the data set, as ``studies.drelu_paper.data.load`` takes it.
-        generated, original_share: file of generated images, beside the configurations or in the folder of the data
-            sets, and the share of original ones in each epoch.
-        train_limit: only the first ones of the training part, for trials.
-        augment: random crops and flips.
+    The file of generated images is beside the configurations, or in the folder of the data sets.
     """
 
     name: str = "digits"
@@ -30,14 +30,37 @@ class DataRecipe:
     train_limit: int | None = None
     augment: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: what is asked for does not go together.
+        """
         data.check(self.name, self.generated, self.original_share, self.augment)
         if self.train_limit is None:
             return
-        if self.train_limit < 1:
-            raise ValueError(f"train_limit: got {self.train_limit}; expected at least 1")
+        at_least_one("train_limit", self.train_limit)
         if self.augment or self.generated is not None:
             raise ValueError(f"train_limit: got {self.train_limit} beside augment or generated; expected neither")
+
+
+@dataclass(frozen=True)
+class AttackSettings(AttackBudget):
+    """How hard the first ``samples`` test inputs are attacked; eps and the L2 bound of 18 are the paper's for MNIST."""
+
+    eps: float = 0.1
+    samples: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one("samples", self.samples)
+        check_radii("eps", (self.eps,))
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}; expected at least 0")
+
+    @property
+    def budget(self) -> AttackBudget:
+        given = asdict(self)
+        return AttackBudget(**{field.name: given[field.name] for field in fields(AttackBudget)})
 
 
 @dataclass(frozen=True)
@@ -46,8 +69,7 @@ class Recipe:
 
     Attributes:
         data: what it is trained on.
-        model, place, head: the network and the layer that the paper adds, as ``studies.drelu_paper.models.build``
-            takes them.
+        model, place, head: the network and the layer that the paper adds, as ``models.build`` takes them.
         method: ``"natural"`` (ReLU), ``"drelu"``, ``"at"`` or ``"trades"`` (both with ReLU).
         seed: of the weights and of the order.
         training: how it is trained.
@@ -82,11 +104,10 @@ class Recipe:
         """The method as tables call it, without model and seed."""
         if self.method == "trades":
             return f"TRADES-{self.training.beta:g}"
-        names = {"natural": "ReLU", "at": "AT", "drelu": "D-ReLU"}
         if not self.has_caps:
-            return names[self.method]
+            return {"natural": "ReLU", "at": "AT"}[self.method]
         start = "" if self.calibrate is not None else f" from {self.init:g}"
-        return f"{names[self.method]} {self.training.balancer:g}{start}"
+        return f"D-ReLU {self.training.balancer:g}{start}"
 
     @property
     def name(self) -> str:
@@ -98,13 +119,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A model and how it is attacked.
-
-    Attributes:
-        recipe: of the model.
-        baseline: of the ReLU network whose adversarial inputs are tried on it; None: none are.
-        attacks: how hard.
-    """
+    """A model, the ReLU network whose adversarial inputs are tried on it (None: none are), and how it is attacked."""
 
     recipe: Recipe
     baseline: Recipe | None

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
 from benchmarks.harness.files import DamagedFileError, replacing
 from benchmarks.harness.machine import SCHEMA, commit, describe_device, load, now, versions
-from dreluop.adaptive.evaluation.budget import REVISION
-from dreluop.adaptive.evaluation.evaluating import Evaluation
-from studies.drelu_paper.recipe import Evaluated
+from dreluop.adaptive import Evaluation
+from studies.drelu_paper.recipe import REVISION, Evaluated
 from studies.drelu_paper.training import History
 
 Record = dict[str, Any]
@@ -33,6 +32,8 @@ def record_of(
     evaluated: Evaluated, warm_up: History, history: History, evaluation: Evaluation, device: torch.device, threads: int
 ) -> Record:
     """What a run found, on what and when."""
+    found = asdict(evaluation)
+    del found["left_out"]
     return {
         "schema": SCHEMA,
         "name": evaluated.name,
@@ -48,7 +49,7 @@ def record_of(
         "commit": commit(),
         "warm_up": _columns(warm_up),
         "training": _columns(history),
-        "evaluation": _rounded(asdict(evaluation)),
+        "evaluation": _rounded({"paper_worst" if key == "white_box_worst" else key: found[key] for key in found}),
     }
 
 
@@ -71,8 +72,7 @@ def save(record: Record, folder: Path) -> Path:
 
 
 def _is_older(other: Record, record: Record) -> bool:
-    run = ("recipe", "baseline", "attacks")
-    same = all(other.get(part) == record[part] for part in run)
+    same = all(other.get(part) == record[part] for part in ("recipe", "baseline", "attacks"))
     return same and other.get("revision", 1) < record["revision"]
 
 
@@ -91,26 +91,8 @@ def newest(evaluated: Evaluated, folder: Path) -> Record | None:
 
     Raises: as ``find``.
     """
-    revisions = range(REVISION, 0, -1)
-    records = (_read(evaluated.name_at(revision), folder) for revision in revisions)
+    records = (_read(evaluated.name_at(revision), folder) for revision in range(REVISION, 0, -1))
     return next((record for record in records if record is not None), None)
-
-
-def _read(expected: str, folder: Path) -> Record | None:
-    path = folder / f"{expected}.json"
-    if not path.exists():
-        return None
-    record = load(path)
-    try:
-        first = _Whole.model_validate(record)
-        name = (first if first.revision < MARGINS else _Later.model_validate(record)).name
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise DamagedFileError(path, f"not a whole record ({key}: {fault['msg']})") from error
-    if name != expected:
-        raise DamagedFileError(path, f"got the record of {name}")
-    return cast(Record, record)
 
 
 def found(runs: Sequence[Evaluated], folder: Path) -> list[Record]:
@@ -123,80 +105,54 @@ def is_older(record: Record) -> bool:
     return bool(record.get("revision", 1) < REVISION)
 
 
-class _Epochs(BaseModel):
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[list[float | None], Field(min_length=1)]]
-
-    validation_accuracy: Annotated[list[float | None], Field(min_length=1)]
-
-
-class _History(BaseModel):
-    epochs: int
-    cpu_seconds: float
-    history: dict[str, list[float | None]]
-
-
-class _Training(_History):
-    history: _Epochs
-
-
-class _Evaluation(BaseModel):
-    samples: int
-    eps: float
-    accuracy: dict[str, float]
-    paper_worst: float
-    worst: float
-    zero_gradient: float
-    blind: float = math.nan
-    l2_worst: float | None = None
-    caps: dict[str, float | None] | None
-    cw: dict[str, float]
-    bounds: dict[str, dict[str, float]]
-    cpu_seconds: dict[str, float]
+def _read(expected: str, folder: Path) -> Record | None:
+    path = folder / f"{expected}.json"
+    if not path.exists():
+        return None
+    record = cast(Record, load(path))
+    try:
+        _WHOLE.model_validate(record)
+        if record.get("revision", 1) >= MARGINS:
+            _OF_MARGINS.model_validate(record["evaluation"])
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise DamagedFileError(path, f"not a whole record ({key}: {fault['msg']})") from error
+    if record["name"] != expected:
+        raise DamagedFileError(path, f"got the record of {record['name']}")
+    return record
 
 
-class _OfAdaptiveMargins(_Evaluation):
-    blind: float
-    l2_worst: float | None
+def _mapping(**keys: Any) -> type[BaseModel]:
+    """A mapping that has these keys with values of these types; a tuple is a type and a default."""
+    return create_model(
+        "Mapping", **{key: kind if isinstance(kind, tuple) else (kind, ...) for key, kind in keys.items()}
+    )
 
 
-class _Data(BaseModel):
-    name: str
-    generated: str | None
+def _with_accuracy(history: dict[str, Any]) -> dict[str, Any]:
+    if "validation_accuracy" not in history:
+        raise ValueError("got no validation_accuracy; expected it beside the other columns")
+    return history
 
 
-class _Config(BaseModel):
-    balancer: float
-
-
-class _Recipe(BaseModel):
-    data: _Data
-    model: str
-    place: str
-    method: str
-    seed: int
-    init: float
-    calibrate: int | None
-    training: _Config
-
-
-class _Whole(BaseModel):
-    """What tables and pictures read of a record, of the first attacks too."""
-
-    name: str
-    label: str
-    recipe: _Recipe
-    revision: int = 1
-    date: str
-    device: dict[str, Any]
-    versions: dict[str, str]
-    warm_up: _History
-    training: _Training
-    evaluation: _Evaluation
-
-
-class _Later(_Whole):
-    evaluation: _OfAdaptiveMargins
+# What tables and pictures read of a record, of the first attacks too.
+_History = dict[str, Annotated[list[float | None], Field(min_length=1)]]
+_WHOLE = _mapping(
+    name=str, label=str, date=str, device=dict[str, Any], versions=dict[str, str], revision=(int, 1),
+    recipe=_mapping(
+        data=_mapping(name=str, generated=str | None), training=_mapping(balancer=float), model=str, place=str,
+        method=str, seed=int, init=float, calibrate=int | None,
+    ),
+    warm_up=_mapping(epochs=int, cpu_seconds=float, history=_History),
+    training=_mapping(epochs=int, cpu_seconds=float, history=Annotated[_History, AfterValidator(_with_accuracy)]),
+    evaluation=_mapping(
+        samples=int, eps=float, accuracy=dict[str, float], paper_worst=float, worst=float, zero_gradient=float,
+        caps=dict[str, float | None] | None, cw=dict[str, float], bounds=dict[str, dict[str, float]],
+        cpu_seconds=dict[str, float],
+    ),
+)  # fmt: skip
+_OF_MARGINS = _mapping(blind=float, l2_worst=float | None)
 
 
 def _columns(history: History) -> dict[str, Any]:

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dreluop.adaptive.attacks import fgsm, pgd
+pytest.importorskip("pyautoattack")
+pytest.importorskip("foolbox")
+pytest.importorskip("art")
+
+from dreluop.adaptive.attacks import accuracy, fgsm, pgd
 from dreluop.adaptive.attacks.auto import apgd_ce, apgd_dlr, square
 from dreluop.adaptive.attacks.carlini import cw_l2
-from dreluop.adaptive.evaluation import accuracy
 from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import DenseNetwork
 

@@ -8,10 +8,8 @@ from torch import nn
 
 import dreluop
 from dreluop import SReLU
-from dreluop.adaptive import attacks
-from dreluop.adaptive.attacks import fgsm, frozen, input_gradient, pgd, zero_gradient_share
-from dreluop.adaptive.evaluation import accuracy, evaluate
-from studies.drelu_paper.data import Digits
+from dreluop.adaptive.attacks import accuracy, checks, fgsm, frozen, input_gradient, pgd, zero_gradient_share
+from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import DenseNetwork, dense_drelu
 
 EPS = 0.1
@@ -84,26 +82,24 @@ def test_pgd_start_is_random_in_the_ball_and_seeded(linear, inputs):
     assert moved.max() > EPS / 2
 
 
-def test_attacks_reduce_the_accuracy_of_a_trained_network(trained: DenseNetwork, digits: Digits):
-    found = evaluate(trained, digits.test, EPS)
-    assert found.clean > 0.8
-    assert found.fgsm < found.clean - 0.3
-    assert found.pgd < found.fgsm
-    assert found.zero_gradient == 0
-    x, y = digits.test
-    assert found.clean == pytest.approx((trained(x).argmax(1) == y).float().mean().item())
-    assert found.fgsm == accuracy(trained, fgsm(trained, x, y, EPS), y)
-    assert found.pgd == accuracy(trained, pgd(trained, x, y, EPS, seed=0), y)
+def test_attacks_reduce_the_accuracy_of_a_trained_network(relu: DenseNetwork, images: Digits):
+    x, y = images.test
+    clean, by_fgsm = accuracy(relu, x, y), accuracy(relu, fgsm(relu, x, y, EPS), y)
+    assert clean > 0.8
+    assert by_fgsm < clean - 0.3
+    assert accuracy(relu, pgd(relu, x, y, EPS, seed=0), y) < by_fgsm
+    assert zero_gradient_share(relu, x, y) == 0
+    assert clean == pytest.approx((relu(x).argmax(1) == y).float().mean().item())
 
 
-def test_zero_gradient_share_is_1_where_the_caps_are_0(few: Digits):
+def test_zero_gradient_share_is_1_where_the_caps_are_0(some: Split):
     model = dense_drelu(0)
     caps = [module.cap for module in model.modules() if isinstance(module, dreluop.DReLU)]
     assert caps
     for cap in caps:
         torch.nn.init.zeros_(cap)
-    assert zero_gradient_share(model, *few.test) == 1
-    assert torch.equal(fgsm(model, *few.test, EPS), few.test.x)
+    assert zero_gradient_share(model, *some) == 1
+    assert torch.equal(fgsm(model, *some, EPS), some.x)
 
 
 def test_zero_gradient_share_is_0_on_a_linear_model(linear, inputs):
@@ -206,7 +202,7 @@ def test_nan_gradients_are_reported(attack, linear, inputs):
 def test_a_result_that_cheats_is_refused(shift, message):
     x = torch.full((2, 3), 0.5)
     with pytest.raises(RuntimeError, match=message):
-        attacks.checks.checked(x + shift, x, EPS)
+        checks.checked(x + shift, x, EPS)
 
 
 def test_zero_gradient_share_needs_a_sample(linear):

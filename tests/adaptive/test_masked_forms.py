@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from dreluop import DReLU
-from dreluop.adaptive import smooth_forward
-from dreluop.adaptive.evaluation.budget import AttackSettings
+from dreluop.adaptive import AttackBudget, Evaluation, evaluate, smooth_forward
 from dreluop.adaptive.evaluation.columns import blind_share, with_widths
-from dreluop.adaptive.evaluation.evaluating import Evaluation, evaluate
-from studies.drelu_paper.data import Split
 
-SETTINGS = AttackSettings(
-    eps=0.03, samples=12, batch_size=12, pgd_steps=2, apgd_steps=20, square_queries=2, cw_samples=4, cw_steps=2,
-    cw_searches=1,
-)  # fmt: skip
+pytest.importorskip("pyautoattack")
+pytest.importorskip("foolbox")
+
+EPS = 0.03
+BUDGET = AttackBudget(
+    batch_size=12, pgd_steps=2, apgd_steps=20, square_queries=2, cw_samples=4, cw_steps=2, cw_searches=1
+)
 X = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 MEASURED_ON = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 SMALL = 1e-3
@@ -57,14 +57,14 @@ def of_two_scales() -> nn.Sequential:
 def evaluated(model: nn.Module) -> Evaluation:
     with torch.no_grad():
         y = model(X).argmax(1)
-    return evaluate(model, None, Split(X, y), MEASURED_ON, SETTINGS)
+    return evaluate(model, X, y, EPS, budget=BUDGET, measured_on=MEASURED_ON)
 
 
 @pytest.fixture(scope="module")
 def expected(of_two_scales: nn.Sequential) -> Evaluation:
     found = evaluated(of_two_scales)
     assert found.worst == 0
-    assert found.paper_worst > 0.5
+    assert found.white_box_worst > 0.5
     return found
 
 
@@ -155,4 +155,4 @@ class Shifted(nn.Module):
 def test_a_compiled_model_is_refused(of_two_scales: nn.Sequential):
     compiled = torch.compile(of_two_scales, backend="eager")
     with pytest.raises(ValueError, match=r"model: got one of torch\.compile; expected the model that was compiled"):
-        evaluate(compiled, None, Split(X, torch.zeros(12, dtype=torch.int64)), MEASURED_ON, SETTINGS)
+        evaluate(compiled, X, torch.zeros(12, dtype=torch.int64), EPS)

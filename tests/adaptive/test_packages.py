@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+pytest.importorskip("pyautoattack")
+pytest.importorskip("foolbox")
+
+from dreluop.adaptive.attacks import accuracy
 from dreluop.adaptive.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted, auto_attack, square
 from dreluop.adaptive.attacks.carlini import carlini_wagner, cw_l2
-from dreluop.adaptive.evaluation import accuracy
 from studies.drelu_paper.data import Split
 from studies.drelu_paper.models import DenseNetwork
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("pyautoattack")
+
 from dreluop.adaptive import measure_std
-from dreluop.adaptive.attacks import zero_gradient_share
+from dreluop.adaptive.attacks import accuracy, zero_gradient_share
 from dreluop.adaptive.attacks.auto import apgd_ce
 from dreluop.adaptive.attacks.through_caps import (
     transferred,
@@ -14,7 +16,6 @@ from dreluop.adaptive.attacks.through_caps import (
     worst_of_soft,
     worst_of_straight_through,
 )
-from dreluop.adaptive.evaluation import accuracy
 from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import DenseNetwork
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from matplotlib import image
 
-from dreluop.adaptive.attacks import pgd
-from dreluop.adaptive.evaluation import accuracy
+from dreluop.adaptive.attacks import accuracy, pgd
 from examples.digits import experiment, report, timing
 from examples.digits.__main__ import main
 from examples.digits.pictures import draw_timing, draw_training
@@ -83,7 +82,9 @@ def test_baselines_share_the_warm_up_and_part_when_the_caps_are_calibrated(resul
 
 def test_evaluations_belong_to_their_networks(results: experiment.Results, few: Digits):
     for network in (results.drelu, results.relu):
-        assert network.evaluation == experiment.evaluate(network.model, few.test, experiment.EPS, experiment.SEED)
+        expected = experiment.evaluated(network.model, few.test)
+        found = network.evaluation
+        assert (found.accuracy, found.zero_gradient) == (expected.accuracy, expected.zero_gradient)
 
 
 def test_transferred_is_the_d_relu_network_on_its_baseline_s_attack(

@@ -1,10 +1,11 @@
 """Attacks: each a function ``(model, x, y, eps) -> adversarial x``, on the model in eval mode with frozen weights.
 
-Here the two that the demo uses; ``auto`` (AutoAttack and its parts) and ``carlini`` bring packages of their own, and
-``adaptive`` holds those that know of the caps.
+Here those that need only torch. ``auto`` (AutoAttack and its parts), ``carlini`` and ``through_caps`` need
+``pip install dreluop[robustness]``.
 """
 
-from dreluop.adaptive.attacks.checks import frozen, input_gradient, zero_gradient_share
+from dreluop.adaptive.attacks.checks import accuracy, frozen, input_gradient, zero_gradient_share
 from dreluop.adaptive.attacks.gradient import fgsm, pgd
+from dreluop.adaptive.attacks.margin import margin, margin_gradient
 
-__all__ = ["fgsm", "frozen", "input_gradient", "pgd", "zero_gradient_share"]
+__all__ = ["accuracy", "fgsm", "frozen", "input_gradient", "margin", "margin_gradient", "pgd", "zero_gradient_share"]

@@ -1,4 +1,4 @@
-"""What every attack checks, and the share of inputs that attacks along the gradient cannot move."""
+"""What every attack checks and uses, and the share of inputs that attacks along the gradient cannot move."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ Norm = Literal["Linf", "L2"]
 
 # Of x +- eps in float32 near 1.
 _ROUNDING = 1e-6
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of the inputs that the model, in eval mode, classifies as y."""
+    with frozen(model), torch.no_grad():
+        return float((model(x).argmax(dim=1) == y).float().mean())
 
 
 def zero_gradient_share(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -102,7 +108,8 @@ def _in_range(x: Tensor) -> bool:
 def distances(adversarial: Tensor, x: Tensor, norm: Norm) -> Tensor:
     """Of each sample; shape (N,)."""
     change = (adversarial - x).flatten(1)
-    return torch.linalg.vector_norm(change, ord=math.inf if norm == "Linf" else 2, dim=1)
+    found: Tensor = torch.linalg.vector_norm(change, ord=math.inf if norm == "Linf" else 2, dim=1)
+    return found
 
 
 def checked(adversarial: Tensor, x: Tensor, eps: float, norm: Norm = "Linf") -> Tensor:

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from dreluop.adaptive import smooth_forward
 from dreluop.adaptive.attacks.checks import Norm, at_least_one, check_arguments, checked, frozen
+from dreluop.adaptive.surrogates import smooth_forward
 
 Std = Mapping[Tensor, Tensor] | float
 
@@ -42,9 +42,7 @@ def margin(
     repeated from new random starts, at most ``ROUNDS`` times, until ``IDLE_ROUNDS`` in a row turn no input wrong.
 
     Args:
-        model: gives logits of shape (N, classes); attacked in eval mode with frozen weights, both restored.
-        x: inputs in [0, 1], the first dimension is the sample; not changed.
-        y: labels, int64, shape (N,).
+        model, x, y: as in ``fgsm``.
         eps: radius of the ball in this norm, in units of x, >= 0.
         steps: of each run, >= 1.
         seed: of the random starts.
@@ -155,7 +153,8 @@ def _others(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _lengths(change: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(change.flatten(1), dim=1).view(-1, *[1] * (change.ndim - 1))
+    lengths: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1).view(-1, *[1] * (change.ndim - 1))
+    return lengths
 
 
 def _unit(change: Tensor) -> Tensor:

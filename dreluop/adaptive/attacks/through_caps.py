@@ -1,6 +1,6 @@
-"""Attacks that know of the caps (section 4 of the study behind docs/robustness.md).
+"""Attacks that know of the caps.
 
-Each runs a few attacks one after the other; an input that one of them turned wrong is given as that one left it.
+Each runs a few attacks in sequence; an input that one of them turned wrong is returned as that one left it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dreluop.adaptive import remove_caps, surrogate_backward
 from dreluop.adaptive.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted
 from dreluop.adaptive.attacks.checks import frozen
 from dreluop.adaptive.attacks.margin import Std
+from dreluop.adaptive.surrogates import surrogate_backward
+from dreluop.adaptive.uncapped import remove_caps
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 

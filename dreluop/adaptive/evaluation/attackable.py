@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from dreluop.adaptive.attacks import frozen
+from dreluop.adaptive.attacks.checks import frozen
 
 
 class _Connected(nn.Module):
@@ -32,13 +32,16 @@ def attackable(model: nn.Module, x: Tensor) -> nn.Module:
         x: inputs, of which one is enough.
 
     Raises:
-        ValueError: the model, or a part of it, comes from torch.compile.
+        ValueError: the model, or a part of it, comes from torch.compile, or its output is not of this shape.
     """
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise ValueError("model: got one of torch.compile; expected the model that was compiled, its _orig_mod")
     with frozen(model), torch.enable_grad():
         x = x[:1].detach().requires_grad_()
         logits = model(x)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model: its output is {got}; expected logits of shape (N, classes), at least two classes")
         known = logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
     if known:
         return model

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dreluop.adaptive.attacks.checks import at_least_one
 
-# Of the attacks: raise it when they change, so that no record of older ones is taken for a new one.
-REVISION = 2
-
 
 @dataclass(frozen=True)
-class AttackSettings:
-    """How hard, and with how many inputs, a model is attacked. eps and the L2 bound of 18 are the paper's for MNIST.
+class AttackBudget:
+    """How hard, and with how many inputs, a model is attacked.
 
     Attributes:
-        eps: radius of the L-infinity ball, in units of x.
-        samples: first test inputs that are attacked.
         batch_size: inputs attacked at once.
         pgd_steps, apgd_steps, square_queries: of these attacks; every adaptive attack has apgd_steps too.
-        cw_samples, cw_steps, cw_searches: first inputs, at most samples, steps per search and searches of CW-L2; no
-            inputs, no attack in L2.
-        cw_bounds: L2 distances within which a wrong input of CW-L2 counts; the paper's is 18. The adaptive attacks in
-            L2 have the smallest as their radius.
-        bounds: radii of the sweep over bounds (Figures 25 to 27); none, no sweep.
-        auto_attack: the whole of AutoAttack as a column of its own.
+        cw_samples, cw_steps, cw_searches: first inputs, steps per search and searches of CW-L2; without inputs there is
+            no attack in L2.
+        cw_bounds: L2 distances within which a wrong input of CW-L2 counts. The adaptive attack in L2 has the smallest
+            as its radius.
+        bounds: radii of a sweep over the bound; none, no sweep.
+        auto_attack: run the whole of AutoAttack too.
         seed: of every attack.
     """
 
-    eps: float = 0.1
-    samples: int = 500
     batch_size: int = 250
     pgd_steps: int = 40
     apgd_steps: int = 50
@@ -43,22 +37,28 @@ class AttackSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch_size", "pgd_steps", "apgd_steps", "square_queries", "cw_steps", "cw_searches"):
+        for name in ("batch_size", "pgd_steps", "apgd_steps", "square_queries", "cw_steps", "cw_searches"):
             at_least_one(name, getattr(self, name))
-        for name, values in (("eps", (self.eps,)), ("cw_bounds", self.cw_bounds), ("bounds", self.bounds)):
-            if not all(0 <= value < float("inf") for value in values):
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected finite numbers >= 0")
-            _check_names(name, values)
-        if self.cw_samples and not self.cw_bounds:
-            raise ValueError("cw_bounds: got none; expected at least one, or no cw_samples")
         if self.cw_samples < 0:
             raise ValueError(f"cw_samples: got {self.cw_samples}; expected at least 0")
+        for name in ("cw_bounds", "bounds"):
+            check_radii(name, getattr(self, name))
+        if self.cw_samples and not self.cw_bounds:
+            raise ValueError("cw_bounds: got none; expected at least one, or no cw_samples")
 
 
-def _check_names(name: str, values: tuple[float, ...]) -> None:
-    """Results are kept by the value in six digits."""
+def check_radii(name: str, radii: Sequence[float]) -> None:
+    """Check that the radii are finite, and differ in the six digits by which results are kept.
+
+    Raises:
+        ValueError: not so.
+    """
     by_text: dict[str, float] = {}
-    for value in values:
-        other = by_text.setdefault(f"{value:g}", value)
-        if other != value:
-            raise ValueError(f"{name}: got {other} and {value}; expected values that differ in their first six digits")
+    for radius in radii:
+        if not 0 <= radius < float("inf"):
+            raise ValueError(f"{name}: got {radius}; expected finite numbers >= 0")
+        text = f"{radius:g}"
+        if text in by_text:
+            both = f"{by_text[text]} and {radius}"
+            raise ValueError(f"{name}: got {both}; expected values that differ in their first six digits")
+        by_text[text] = radius

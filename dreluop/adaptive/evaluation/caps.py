@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dreluop import saturation
-from dreluop.adaptive.attacks import frozen
+from dreluop.adaptive.attacks.checks import frozen
+from dreluop.caps.inspection import cap_summary
 from dreluop.caps.statistics import capped_layers, watched
+from dreluop.functional import saturation
 from dreluop.modules import DReLU, SReLU
-from dreluop.surgery import cap_summary
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CapFacts:
 
     Attributes:
         mean, smallest, largest: of all caps.
-        live_units: of the capped units, how many lie between 0 and their cap, per input; the others pass no gradient.
+        live_units: capped units per input that lie between 0 and their cap; the others pass no gradient.
         no_live: share of the inputs of which no unit is live in some layer.
         cap_over_std: median of cap / std(x) in the layer where it is smallest; below 0.1 the layer is a step function.
     """
@@ -35,16 +36,17 @@ class CapFacts:
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
     """None for a model without capped modules."""
-    caps = list({id(m.cap): m.cap for m in model.modules() if isinstance(m, DReLU | SReLU)}.values())
-    if not caps:
+    if not has_capped_modules(model):
         return None
+    named = capped_layers(model)
+    caps = list({id(layer.cap): layer.cap for layer in named.values()}.values())
     live = torch.zeros((), dtype=torch.float64)
 
-    def count(name: str, layer: nn.Module, before: Tensor) -> None:
+    def count(name: str, layer: Any, before: Tensor) -> None:
         live.add_(saturation(before, layer.cap, layer.dim).inside.sum().cpu())
 
     batches = x.split(batch_size)
-    with frozen(model), torch.no_grad(), watched(capped_layers(model), count):
+    with frozen(model), torch.no_grad(), watched(named, count):
         for batch in batches:
             model(batch)
     layers = cap_summary(model, batches, progress=False).layers
@@ -57,3 +59,7 @@ def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
         no_live=max(layer.no_live for layer in layers),
         cap_over_std=min(layer.cap_over_std for layer in layers),
     )
+
+
+def has_capped_modules(model: nn.Module) -> bool:
+    return any(isinstance(module, DReLU | SReLU) for module in model.modules())

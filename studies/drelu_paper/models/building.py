@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,9 +10,8 @@ from torch import nn
 
 from dreluop import DReLU
 from dreluop.surgery import insert_head, insert_stem
-from studies.drelu_paper.models import convolutional, torchvision_networks
-from studies.drelu_paper.models.dense import HEAD, DenseNetwork
-from studies.drelu_paper.models.headed import HeadedNetwork
+from studies.drelu_paper.models import torchvision_networks
+from studies.drelu_paper.models.small import HEAD, DenseNetwork, HeadedNetwork, convolutional_body
 
 NAMES = ("dense", "shallow_cnn", *torchvision_networks.NETWORKS)
 ACTIVATIONS = ("relu", "drelu")
@@ -41,27 +39,28 @@ def build(
     Args:
         name: one of ``NAMES``.
         activation: of the added layer, ``"relu"`` or ``"drelu"``. Both have the same weights for the same seed.
-        classes: number of logits.
         shape: of an image, (C, H, W). ``torchvision_networks`` says how small ones are taken.
         seed: of the weights, which depend on nothing but it and the arguments. torch's random state is left alone.
-        init: initial value of every cap; 100 is the paper's. Not used by ``"relu"``.
+        init: initial value of every cap; 100 is the paper's.
         place: of the added layer; the dense network has no convolution and so no ``"stem"``.
-        head: width of the added dense layer. Not used by ``"stem"``.
+        head: width of the added dense layer.
 
     Raises:
-        TypeError, ValueError: an argument is not as above.
+        ValueError: an argument is not as above.
         ModuleNotFoundError: torchvision is not installed, and the network is one of its.
     """
     check(name, activation, place)
-    for key, value in (("classes", classes), ("head", head), ("seed", seed)):
-        _check_int(key, value, 0 if key == "seed" else 1)
-    if not isinstance(shape, tuple) or len(shape) != 3:
+    if len(shape) != 3:
         raise ValueError(f"shape: got {shape!r}; expected a tuple (C, H, W)")
-    for size in shape:
-        _check_int("shape", size, 1)
+    for key, value in (("classes", classes), ("head", head), *(("shape", size) for size in shape)):
+        if value < 1:
+            raise ValueError(f"{key}: got {value}; expected at least 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, added = _PLACED[place](name, classes, shape, head, init)
+        made = (
+            _with_stem(name, classes, shape, init) if place == "stem" else _with_head(name, classes, shape, head, init)
+        )
+    model, added = made
     if activation == "relu":
         added.activation = nn.ReLU()
     return torchvision_networks.enlarged(name, shape, model)
@@ -74,48 +73,28 @@ def _with_head(name: str, classes: int, shape: tuple[int, int, int], head: int, 
         return model, insert_head(model, width=head, init=init, layer=network.output)
     caps = DReLU(num_parameters=head, init=init)
     if name == "dense":
-        dense = DenseNetwork(caps, math.prod(shape), head, classes)
-        return dense, dense
-    body, features = convolutional.body(shape)
-    shallow = HeadedNetwork(body, features, head, caps, classes)
-    return shallow, shallow
+        small: HeadedNetwork = DenseNetwork(caps, math.prod(shape), head, classes)
+    else:
+        body, features = convolutional_body(shape)
+        small = HeadedNetwork(body, features, head, caps, classes)
+    return small, small
 
 
-def _with_stem(name: str, classes: int, shape: tuple[int, int, int], _: int, init: float) -> tuple[nn.Module, Any]:
+def _with_stem(name: str, classes: int, shape: tuple[int, int, int], init: float) -> tuple[nn.Module, Any]:
     network = torchvision_networks.NETWORKS.get(name)
     if network is not None:
         model, first = network.build(classes, shape), network.first
     else:
-        body, features = convolutional.body(shape)
+        body, features = convolutional_body(shape)
         model, first = nn.Sequential(*body, nn.Linear(features, classes)), "0"
     return model, insert_stem(model, channels=STEM_CHANNELS, init=init, layer=first)
 
 
-_PLACED: dict[str, Callable[[str, int, tuple[int, int, int], int, float], tuple[nn.Module, Any]]] = {
-    "head": _with_head,
-    "stem": _with_stem,
-}
-
-
 def check(name: str, activation: str, place: str) -> None:
-    """Check the network that is asked for, without building it.
-
-    Raises:
-        ValueError: an argument is not one that ``build`` takes.
-    """
-    for key, value, known in (
-        ("name", name, NAMES),
-        ("activation", activation, ACTIVATIONS),
-        ("place", place, PLACES),
-    ):
+    """Check the network that is asked for, without building it."""
+    asked = (("name", name, NAMES), ("activation", activation, ACTIVATIONS), ("place", place, PLACES))
+    for key, value, known in asked:
         if value not in known:
             raise ValueError(f"{key}: got {value!r}; expected one of {', '.join(map(repr, known))}")
     if name == "dense" and place == "stem":
         raise ValueError("place: got 'stem' for 'dense', which has no convolution; expected 'head'")
-
-
-def _check_int(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: got {type(value).__name__}; expected an int")
-    if value < least:
-        raise ValueError(f"{name}: got {value}; expected at least {least}")

@@ -46,11 +46,7 @@ def cells() -> pd.DataFrame:
 
 
 def datasets(number: int) -> list[str]:
-    """The data sets of a table, in its order.
-
-    Raises:
-        ValueError: the paper has no such table.
-    """
+    """The data sets of a table, in its order."""
     if number not in NUMBERS:
         raise ValueError(f"number: got {number}; expected a table of the paper, {NUMBERS[0]} to {NUMBERS[-1]}")
     found = cells()
@@ -58,11 +54,7 @@ def datasets(number: int) -> list[str]:
 
 
 def load(number: int, dataset: str | None = None) -> PaperTable:
-    """One table.
-
-    Args:
-        number: 1 to 9.
-        dataset: needed for tables 5 and 9, which have three.
+    """One table, 1 to 9; ``dataset`` is needed for tables 5 and 9, which have three.
 
     Raises:
         ValueError: there is no such table, or not of this data set, or the table has several and none is named.

@@ -1,1 +1,1 @@
-"""What came of the studies: tables and pictures, from their records only."""
+"""Tables and pictures of the studies, from their records only."""

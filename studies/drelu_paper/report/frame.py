@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from dreluop.adaptive.evaluation.evaluating import BLIND
+from dreluop.adaptive.evaluation import BLIND
 from studies.drelu_paper.records import Record, is_older
 
 KEYS = ["data", "model", "method"]
 # After the name of a data set whose training part is mixed with generated images.
 GENERATED = " + generated"
 
-# What stands beside the paper's columns in every table and picture.
+# Beside the paper's columns in every table and picture.
 HONEST = {
     "l2_worst": "L2 worst, near",
     "worst": "adaptive worst",
@@ -32,6 +32,8 @@ ADAPTIVE = {
     "apgd_targeted": "APGD-T",
     "transfer": "transfer",
 }
+# By what the statistics rank a study.
+BASIS = "adaptive worst, a block per network and seed"
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -57,7 +59,6 @@ def _row(record: Record) -> dict[str, Any]:
     recipe, evaluation = record["recipe"], record["evaluation"]
     caps = evaluation["caps"] or {}
     capped = recipe["method"] == "drelu"
-    last = {name: values[-1] for name, values in record["training"]["history"].items()}
     bounds = evaluation["cw"]
     l2_worst = evaluation.get("l2_worst")
     l2_worst = math.nan if l2_worst is None else l2_worst
@@ -70,8 +71,6 @@ def _row(record: Record) -> dict[str, Any]:
         "seed": recipe["seed"],
         "balancer": recipe["training"]["balancer"] if capped else math.nan,
         "init": recipe["init"] if capped and recipe["calibrate"] is None else math.nan,
-        "samples": evaluation["samples"],
-        "eps": evaluation["eps"],
         **evaluation["accuracy"],
         "cw_l2": bounds[max(bounds, key=float)] if bounds else math.nan,
         "l2_worst": math.nan if hidden else l2_worst,
@@ -84,11 +83,9 @@ def _row(record: Record) -> dict[str, Any]:
         "zero_gradient": evaluation["zero_gradient"],
         "live_units": caps.get("live_units", math.nan),
         "cap_over_std": caps.get("cap_over_std", math.nan),
-        "cap": caps.get("mean", math.nan),
         "epochs": record["warm_up"]["epochs"] + record["training"]["epochs"],
         "train_seconds": record["warm_up"]["cpu_seconds"] + record["training"]["cpu_seconds"],
         "attack_seconds": sum(evaluation["cpu_seconds"].values()),
-        "validation_accuracy": last["validation_accuracy"],
     }
 
 
@@ -98,7 +95,7 @@ def is_blind(evaluation: dict[str, Any]) -> bool:
 
 
 def older_note(records: Sequence[Record]) -> str:
-    """How many of them an earlier revision of the attacks evaluated, to stand behind a title; empty for none."""
+    """How many of them an earlier revision of the attacks evaluated, for the end of a title; empty for none."""
     older = sum(map(is_older, records))
     return f" ({older} older)" if older else ""
 
@@ -106,3 +103,20 @@ def older_note(records: Sequence[Record]) -> str:
 def by_method(runs: pd.DataFrame) -> pd.core.groupby.DataFrameGroupBy[Any]:
     """Groups of the runs that differ in their seed only, in the order of the study."""
     return runs.groupby(KEYS, sort=False)
+
+
+def blocks(records: Sequence[Record]) -> pd.DataFrame:
+    """Columns ``block``, ``method``, ``accuracy``: the adaptive worst in per cent, for the statistics.
+
+    The paper's attacks are left out. They cannot move an input whose gradient is zero, so a ranking by them puts the
+    network with the most such inputs first.
+    """
+    runs = frame(records)
+    block = runs.data + " " + runs.model + ", seed " + runs.seed.astype(str)
+    return pd.DataFrame({"block": block, "method": runs.method, "accuracy": 100 * runs.worst})
+
+
+def masked(records: Sequence[Record]) -> str:
+    """The methods with inputs of zero gradient, and their mean share, largest first; empty where there are none."""
+    shares = frame(records).groupby("method", sort=False).zero_gradient.mean().sort_values(ascending=False)
+    return ", ".join(f"{method} {share:.1%}" for method, share in shares.items() if share > 0)

@@ -1,72 +1,54 @@
-"""What stands of the committed studies in documents and in ``docs/pictures``."""
+"""What documents and ``docs/pictures`` show of the committed studies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.harness.table import Table, markdown
-from benchmarks.pictures.source import Source
 from studies.drelu_paper import configuration, records
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.records import Record
 from studies.drelu_paper.report import tables
-from studies.drelu_paper.report.sources import source_of
 
 FOLDER_NAME = "robustness"
 STUDIES = ("digits", "digits-initial-cap", "digits-bounds", "digits-paper-mode")
 NOTHING = "No run has been made yet."
 
 
-@dataclass(frozen=True)
-class StudyPicture:
-    """One that there is to be, of a study with records."""
-
-    study: Study
-    kind: str
-    results: Path
-
-    @property
-    def name(self) -> str:
-        return f"robustness-{self.study.name}-{self.kind.replace('_', '-')}.png"
-
-    @property
-    def title(self) -> str:
-        return self.study.title
-
-    @property
-    def source(self) -> Source:
-        return source_of(self.study.name, self.study.runs, self.results)
-
-    def draw(self, path: Path) -> None:
-        from studies.drelu_paper.report.pictures import draw  # noqa: PLC0415 (matplotlib)
-
-        draw(self.study, self.kind, records.found(self.study.runs, self.results), path, self.source)
+def pictures(results: Path) -> dict[str, Callable[[Path], None]]:
+    """The pictures of all committed studies with records below ``results``: their file names, and what draws each."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for study, runs in _studies(results):
+        for kind in study.pictures if runs else ():
+            found[_picture_name(study, kind)] = partial(_draw, study, kind, runs)
+    return found
 
 
-def pictures(results: Path) -> list[StudyPicture]:
-    """Those of all committed studies of which there are records below ``results``."""
-    folder = results / FOLDER_NAME
-    if not folder.is_dir():
-        return []
-    studies = [study for study, found in _studies(folder) if found]
-    return [StudyPicture(study, kind, folder) for study in studies for kind in study.pictures]
+def _draw(study: Study, kind: str, runs: Sequence[Record], path: Path) -> None:
+    from studies.drelu_paper.report.pictures import draw  # noqa: PLC0415 (matplotlib is slow to import)
+
+    draw(study, kind, runs, path)
 
 
-def _studies(folder: Path) -> list[tuple[Study, list[Record]]]:
+def _picture_name(study: Study, kind: str) -> str:
+    return f"robustness-{study.name}-{kind.replace('_', '-')}.png"
+
+
+def _studies(results: Path) -> list[tuple[Study, list[Record]]]:
     studies = [configuration.read(name) for name in STUDIES]
-    return [(study, records.found(study.runs, folder)) for study in studies]
+    return [(study, records.found(study.runs, results / FOLDER_NAME)) for study in studies]
 
 
 def _report(make: Callable[[Study, Sequence[Record]], Table], names: Sequence[str]) -> Callable[[Path], str]:
     def report(results: Path) -> str:
-        blocks = []
-        for study, found in _studies(results / FOLDER_NAME):
+        parts = []
+        for study, found in _studies(results):
             if study.name in names and found:
                 table = make(study, found)
-                blocks.append(f"**{table.title}** ({_described(study, found)})\n\n{markdown(table)}")
-        return "\n\n".join(blocks) or NOTHING
+                parts.append(f"**{table.title}** ({_described(study, found)})\n\n{markdown(table)}")
+        return "\n\n".join(parts) or NOTHING
 
     return report
 
@@ -85,16 +67,20 @@ def _described(study: Study, found: Sequence[Record]) -> str:
     )
 
 
+def _pictures(results: Path) -> str:
+    blocks = [
+        f"![{study.title}](pictures/{_picture_name(study, kind)})\n\n"
+        f"{study.title}: `benchmarks/results/{FOLDER_NAME}, study {study.name}`."
+        for study, found in _studies(results)
+        for kind in (study.pictures if found else ())
+    ]
+    return "\n\n".join(blocks) or NOTHING
+
+
 REPORTS: dict[str, Callable[[Path], str]] = {
     "robustness": _report(lambda study, found: tables.table(study.title, found, study.columns), ("digits",)),
     "robustness-adaptive": _report(lambda study, found: tables.adaptive_table(study.title, found), ("digits",)),
     "robustness-others": _report(lambda study, found: tables.table(study.title, found, study.columns), STUDIES[1:]),
     "robustness-cost": _report(lambda study, found: tables.cost_table(study.title, found), STUDIES),
-    "robustness-pictures": lambda results: (
-        "\n\n".join(
-            f"![{one.title}](pictures/{one.name})\n\n{one.title}: `benchmarks/results/{one.source.name}`."
-            for one in pictures(results)
-        )
-        or NOTHING
-    ),
+    "robustness-pictures": _pictures,
 }

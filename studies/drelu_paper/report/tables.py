@@ -8,22 +8,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchmarks.harness.table import MISSING, Table
-from dreluop.adaptive.evaluation.evaluating import BLIND
-from studies.drelu_paper.names import PAPER
+from dreluop.adaptive.evaluation import BLIND
 from studies.drelu_paper.records import Record
 from studies.drelu_paper.report.frame import ADAPTIVE, HONEST, by_method, frame
+from studies.drelu_paper.sections import PAPER_COLUMNS as PAPER
 
 _SHARES = {*PAPER, *ADAPTIVE, "l2_worst_found", "worst_found", "paper_worst", "zero_gradient"}
 _FOUND = {"worst": "worst_found", "l2_worst": "l2_worst_found"}
 
 
 def table(title: str, records: Sequence[Record], columns: Sequence[str] = ()) -> Table:
-    """The paper's columns, and beside them what they are worth: a row per model and method, means over the seeds.
+    """The paper's columns (empty: all that were measured), and beside them what they are worth.
 
-    Args:
-        title: of the study.
-        records: of its runs.
-        columns: names of ``PAPER``; empty: those that were measured.
+    A row per model and method, means over the seeds.
     """
     return _table(title, records, PAPER, columns, HONEST)
 

@@ -1,1 +1,1 @@
-"""Whether methods differ over many blocks of results: the tests that the paper uses, after Demsar (JMLR 7, 2006)."""
+"""Do the methods differ? The tests that the paper uses, on its tables and on the studies."""

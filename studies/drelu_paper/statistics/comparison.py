@@ -14,19 +14,15 @@ import scikit_posthocs
 from scipy import stats
 
 from studies.drelu_paper.statistics.frames import Missing, complete
-from studies.drelu_paper.statistics.names import ANOVA, FRIEDMAN, IMAN_DAVENPORT, WILCOXON
+
+ANOVA, FRIEDMAN, IMAN_DAVENPORT, WILCOXON = "ANOVA F", "Friedman chi2", "Iman-Davenport F", "Wilcoxon T"
 
 
 @dataclass(frozen=True)
 class HypothesisTest:
-    """A test of "the methods do not differ".
+    """A test of "the methods do not differ", with its degrees of freedom and the statistic that p = alpha has.
 
-    Attributes:
-        name: of the statistic.
-        statistic: infinite where all blocks agree as no chance could make them.
-        degrees: of freedom, one for chi2 and two for F; none for Wilcoxon's.
-        p_value: probability of such a statistic, or one further out, if the methods do not differ.
-        critical: the statistic that p = alpha has; None for Wilcoxon's.
+    The statistic is infinite where all blocks agree as no chance could make them. Wilcoxon's has no critical value.
     """
 
     name: str
@@ -66,16 +62,9 @@ class Nemenyi:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the tests say.
+    """What the tests say at the level ``alpha``: the best mean rank first; ``left_out`` are blocks that lack a cell.
 
-    Attributes:
-        alpha: the level of significance of all critical values.
-        blocks: how many were compared.
-        left_out: names of those that were not, as a cell was missing.
-        methods: the best mean rank first.
-        tests: of three methods or more ANOVA (not where only ranks are known), Friedman, Iman and Davenport; of two
-            ANOVA and Wilcoxon.
-        nemenyi: None for two methods, whose only pair the test before has evaluated.
+    Of two methods there are ANOVA and Wilcoxon, and no Nemenyi; of ranks alone there is no ANOVA.
     """
 
     alpha: float
@@ -95,13 +84,9 @@ class Comparison:
 
 
 def compare(accuracies: pd.DataFrame, alpha: float = 0.05, missing: Missing = "error") -> Comparison:
-    """Compare the methods (columns) over the blocks (rows).
+    """Compare the methods (columns) over the blocks (rows), at a level of significance in (0, 1).
 
     Tied accuracies share the mean of their ranks, and Friedman's statistic is corrected for them (scipy).
-
-    Args:
-        accuracies, missing: as in ``frames.complete``.
-        alpha: level of significance, in (0, 1).
 
     Raises:
         TypeError, ValueError: as ``frames.complete``; also an alpha outside of (0, 1).
@@ -110,15 +95,14 @@ def compare(accuracies: pd.DataFrame, alpha: float = 0.05, missing: Missing = "e
     kept, left_out = complete(accuracies, missing)
     columns = [kept[name] for name in kept.columns]
     blocks, methods = kept.shape
-    found = stats.f_oneway(*columns)
-    anova = _f_test(ANOVA, float(found.statistic), (methods - 1, (blocks - 1) * methods), alpha)
+    anova = _f_test(ANOVA, float(stats.f_oneway(*columns).statistic), (methods - 1, (blocks - 1) * methods), alpha)
     ranks = rank(kept)
     if methods == 2:
         # "zsplit" is Demsar's way with ties: they count for both.
         found = stats.wilcoxon(*columns, zero_method="zsplit")
         tests = (anova, HypothesisTest(WILCOXON, float(found.statistic), (), float(found.pvalue), None))
         return Comparison(alpha, blocks, left_out, _methods(ranks, kept), tests, None)
-    friedman = _chi2_test(float(stats.friedmanchisquare(*columns).statistic), methods, alpha)
+    friedman = _friedman(float(stats.friedmanchisquare(*columns).statistic), methods, alpha)
     tests = (anova, friedman, iman_davenport(friedman.statistic, blocks, methods, alpha))
     p_values = scikit_posthocs.posthoc_nemenyi_friedman(kept.reset_index(drop=True))
     return Comparison(alpha, blocks, left_out, _methods(ranks, kept), tests, _nemenyi(ranks, p_values, alpha))
@@ -130,13 +114,8 @@ def compare_ranks(ranks: pd.DataFrame, alpha: float = 0.05) -> Comparison:
     Friedman's chi2 is 12 N / (k (k + 1)) (sum of R^2 - k (k + 1)^2 / 4) with the mean ranks R. It takes for granted
     that every block ranks 1 to k. For accuracies, take ``compare``: it ranks them itself.
 
-    Args:
-        ranks: blocks x methods, at least 2 x 3; 1 is best.
-        alpha: level of significance, in (0, 1).
-
     Raises:
-        TypeError, ValueError: as ``frames.complete``; also less than three methods, a rank outside of 1 to k, an alpha
-            outside of (0, 1).
+        TypeError, ValueError: as ``compare``; also less than three methods, or a rank outside of 1 to k.
     """
     _check_alpha(alpha)
     ranks, _ = complete(ranks, name="ranks")
@@ -147,12 +126,9 @@ def compare_ranks(ranks: pd.DataFrame, alpha: float = 0.05) -> Comparison:
         raise ValueError(f"ranks: got {ranks.min(axis=None)} to {ranks.max(axis=None)}; expected 1 to {methods}")
     means = ranks.mean()
     statistic = 12 * blocks / (methods * (methods + 1)) * float((means**2).sum() - methods * (methods + 1) ** 2 / 4)
-    tests = (_chi2_test(statistic, methods, alpha), iman_davenport(statistic, blocks, methods, alpha))
-    p_values = pd.DataFrame(
-        [[level_of_difference(abs(one - other), methods, blocks) for one in means] for other in means],
-        index=means.index,
-        columns=means.index,
-    )
+    tests = (_friedman(statistic, methods, alpha), iman_davenport(statistic, blocks, methods, alpha))
+    levels = [[level_of_difference(abs(one - other), methods, blocks) for one in means] for other in means]
+    p_values = pd.DataFrame(levels, index=means.index, columns=means.index)
     return Comparison(alpha, blocks, (), _methods(ranks, None), tests, _nemenyi(ranks, p_values, alpha))
 
 
@@ -169,11 +145,7 @@ def iman_davenport(chi2: float, blocks: int, methods: int, alpha: float = 0.05) 
 
 
 def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float:
-    """Nemenyi's: q_alpha sqrt(k (k + 1) / (6 N)); q_alpha is that of the studentized range, over sqrt(2).
-
-    Raises:
-        ValueError: less than two methods, less than one block, or an alpha outside of (0, 1).
-    """
+    """Nemenyi's: q_alpha sqrt(k (k + 1) / (6 N)); q_alpha is that of the studentized range, over sqrt(2)."""
     _check_alpha(alpha)
     if methods < 2 or blocks < 1:
         raise ValueError(f"methods, blocks: got {methods}, {blocks}; expected at least 2 and 1")
@@ -183,9 +155,8 @@ def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float
 
 def level_of_difference(difference: float, methods: int, blocks: int) -> float:
     """The alpha whose critical difference this is: the p-value of a difference between two mean ranks."""
-    return float(
-        stats.studentized_range.sf(difference / _standard_error(methods, blocks) * math.sqrt(2), methods, math.inf)
-    )
+    scaled = difference / _standard_error(methods, blocks) * math.sqrt(2)
+    return float(stats.studentized_range.sf(scaled, methods, math.inf))
 
 
 def _standard_error(methods: int, blocks: int) -> float:
@@ -197,10 +168,9 @@ def _f_test(name: str, statistic: float, degrees: tuple[int, int], alpha: float)
     return HypothesisTest(name, statistic, degrees, float(p_value), float(critical))
 
 
-def _chi2_test(statistic: float, methods: int, alpha: float) -> HypothesisTest:
-    degrees = methods - 1
-    p_value, critical = stats.chi2.sf(statistic, degrees), stats.chi2.isf(alpha, degrees)
-    return HypothesisTest(FRIEDMAN, statistic, (degrees,), float(p_value), float(critical))
+def _friedman(statistic: float, methods: int, alpha: float) -> HypothesisTest:
+    p_value, critical = stats.chi2.sf(statistic, methods - 1), stats.chi2.isf(alpha, methods - 1)
+    return HypothesisTest(FRIEDMAN, statistic, (methods - 1,), float(p_value), float(critical))
 
 
 def _methods(ranks: pd.DataFrame, accuracies: pd.DataFrame | None) -> tuple[Method, ...]:
@@ -218,8 +188,9 @@ def _nemenyi(ranks: pd.DataFrame, p_values: pd.DataFrame, alpha: float) -> Nemen
     pairs = []
     for better, worse in combinations(means.index, 2):
         difference = float(means[worse] - means[better])
-        p_value = float(p_values.loc[better, worse])
-        pairs.append(Pair(str(better), str(worse), difference, p_value, difference > critical))
+        pairs.append(
+            Pair(str(better), str(worse), difference, float(p_values.loc[better, worse]), difference > critical)
+        )
     return Nemenyi(critical, tuple(pairs))
 
 

@@ -6,49 +6,40 @@ import importlib.metadata
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Any
 
 import pandas as pd
 
 from benchmarks.harness.machine import SCHEMA
+from studies.drelu_paper.paper import printed
 from studies.drelu_paper.paper import tables as paper
-from studies.drelu_paper.statistics import printed
 from studies.drelu_paper.statistics.comparison import Comparison, compare, compare_ranks
 from studies.drelu_paper.statistics.frames import Missing, complete
-from studies.drelu_paper.statistics.names import ACCURACIES, MODELS, PRINTED_RANKS, REPAIRED_RANKS
 
+FILE_NAME = "statistics.json"
 PACKAGES = ("scipy", "scikit-posthocs", "pandas")
 
+# What a comparison's ranks are of.
+ACCURACIES = "accuracies"
+PRINTED_RANKS = "printed ranks"
+REPAIRED_RANKS = "printed ranks, ranked again in each block"
+MODELS = "means over the attacks, a block per model"
 
-class Document(TypedDict):
-    """Comparisons as ``comparison.Comparison`` has them, each with its ``subject`` and ``basis``.
-
-    The other lists are of the paper's tables alone: ``printed.WrongRank``, blocks whose printed ranks are no ranking,
-    and ``printed.Claim`` with ``holds``, each with its ``subject``. A statistic that is infinite is null.
-    """
-
-    schema: int
-    complete: bool
-    versions: dict[str, str]
-    alpha: float
-    comparisons: list[dict[str, Any]]
-    wrong_ranks: list[dict[str, Any]]
-    no_rankings: list[dict[str, str]]
-    claims: list[dict[str, Any]]
+# ``comparisons`` as ``Comparison`` has them, each with ``subject`` and ``basis``; an infinite statistic is null. The
+# other lists are of the paper's tables alone: ``wrong_ranks``, ``no_rankings``, and ``claims`` with ``holds``.
+Document = dict[str, Any]
 
 
 def of_results(
     accuracies: pd.DataFrame, subject: str, alpha: float, missing: Missing, basis: str = ACCURACIES
 ) -> Document:
     """One comparison, of a frame of blocks x methods; errors are those of ``compare``."""
-    document = _empty(alpha)
-    document["comparisons"].append(_entry(subject, basis, compare(accuracies, alpha, missing)))
-    return document
+    return _document(alpha, [_entry(subject, basis, compare(accuracies, alpha, missing))])
 
 
 def of_paper(numbers: Sequence[int], alpha: float, missing: Missing) -> Document:
     """The comparisons of the paper's tables; errors are those of ``compare``, and that the paper has no such table."""
-    document = _empty(alpha)
+    document = _document(alpha, [])
     for number in numbers:
         for dataset in paper.datasets(number):
             _add(document, paper.load(number, dataset), alpha, missing)
@@ -74,11 +65,11 @@ def _add(document: Document, table: paper.PaperTable, alpha: float, missing: Mis
         document["claims"] += [{"subject": table.subject, **asdict(one), "holds": one.holds} for one in claims]
 
 
-def _empty(alpha: float) -> Document:
+def _document(alpha: float, comparisons: list[dict[str, Any]]) -> Document:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
-        "schema": SCHEMA, "complete": True, "versions": versions, "alpha": alpha, "comparisons": [], "wrong_ranks": [],
-        "no_rankings": [], "claims": [],
+        "schema": SCHEMA, "complete": True, "versions": versions, "alpha": alpha, "comparisons": comparisons,
+        "wrong_ranks": [], "no_rankings": [], "claims": [],
     }  # fmt: skip
 
 

@@ -14,18 +14,15 @@ MISSING: tuple[Missing, ...] = ("error", "drop")
 
 
 def blocks_by_methods(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per block and one column per method, both in the order in which they first come.
+    """A row per block and a column per method, both in the order in which they first come; NaN where a cell is missing.
 
     Args:
-        results: has the columns ``block``, ``method`` and ``accuracy``, one row per measured cell; other columns are
-            not looked at. A cell without a row, or with NaN, is NaN.
+        results: has the columns ``block``, ``method`` and ``accuracy``, one row per measured cell.
 
     Raises:
-        TypeError: ``results`` is no frame.
         ValueError: a column or every row is missing, a block or a method has no name, or a cell comes twice: average
             several seeds first, as how they are to be averaged is not known here.
     """
-    _check_frame(results, "results")
     lacking = [name for name in COLUMNS if name not in results.columns]
     if lacking:
         raise ValueError(f"results: got columns {list(results.columns)}; expected {', '.join(lacking)} too")
@@ -48,17 +45,14 @@ def complete(
 
     Args:
         accuracies: blocks x methods; any finite numbers of which larger is better, NaN where a cell is missing.
-        missing: what to do where a cell is missing: ``"error"``, or ``"drop"`` to leave its whole block out.
+        missing: where a cell is missing: ``"error"``, or ``"drop"`` to leave its whole block out.
         name: what messages call the frame.
 
     Raises:
-        TypeError: ``accuracies`` is no frame, or not of numbers.
+        TypeError: the frame is not of numbers.
         ValueError: a cell is missing and ``missing`` is ``"error"``; a cell is infinite; a block or a method comes
             twice; less than two of either are left; or every block ties all methods, which ranks nothing.
     """
-    _check_frame(accuracies, name)
-    if missing not in MISSING:
-        raise ValueError(f"missing: got {missing!r}; expected {' or '.join(map(repr, MISSING))}")
     for kind, labels in (("method", accuracies.columns), ("block", accuracies.index)):
         if labels.has_duplicates:
             raise ValueError(f"{name}: got {kind} {block_name(labels[labels.duplicated()][0])} twice; expected once")
@@ -66,7 +60,10 @@ def complete(
         if not pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype):
             raise TypeError(f"{name}: got {dtype} for {method}; expected numbers")
     accuracies = accuracies.astype(float)
-    _check_cells(accuracies, missing, name)
+    _refuse(accuracies.isin([math.inf, -math.inf]), f"{name}: got an infinite value in", "a finite number")
+    if missing == "error":
+        hint = 'a finite number; missing="drop" leaves such blocks out'
+        _refuse(accuracies.isna(), f"{name}: got no value in", hint)
     whole = accuracies.notna().all(axis=1)
     kept = accuracies[whole]
     if kept.shape[0] < 2 or kept.shape[1] < 2:
@@ -76,23 +73,13 @@ def complete(
     return kept, tuple(map(block_name, accuracies.index[~whole]))
 
 
-def _check_cells(accuracies: pd.DataFrame, missing: Missing, name: str) -> None:
-    for wrong, what, allowed in (
-        (accuracies.isin([math.inf, -math.inf]), "an infinite value", False),
-        (accuracies.isna(), "no value", missing == "drop"),
-    ):
-        places = np.argwhere(wrong.to_numpy())
-        if len(places) and not allowed:
-            block, method = accuracies.index[places[0][0]], accuracies.columns[places[0][1]]
-            hint = "" if what != "no value" else '; missing="drop" leaves such blocks out'
-            raise ValueError(f"{name}: got {what} in {block_name(block)}, {method}; expected a finite number{hint}")
+def _refuse(wrong: pd.DataFrame, got: str, expected: str) -> None:
+    places = np.argwhere(wrong.to_numpy())
+    if len(places):
+        block, method = wrong.index[places[0][0]], wrong.columns[places[0][1]]
+        raise ValueError(f"{got} {block_name(block)}, {method}; expected {expected}")
 
 
 def block_name(block: Any) -> str:
     """A block's label as text."""
     return " / ".join(map(str, block)) if isinstance(block, tuple) else str(block)
-
-
-def _check_frame(frame: object, name: str) -> None:
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(f"{name}: got {type(frame).__name__}; expected a pandas DataFrame")

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.machine import load
 from benchmarks.harness.table import MISSING, Table, markdown
-from studies.drelu_paper.statistics.names import ACCURACIES, MODELS, WILCOXON
+from studies.drelu_paper.statistics.comparison import WILCOXON
+from studies.drelu_paper.statistics.document import ACCURACIES, FILE_NAME, MODELS
+
+NOTHING = "Nothing has been compared yet."
+Entries = Sequence[Mapping[str, Any]]
 
 
-def overview(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def overview(comparisons: Entries) -> Table:
     """One row per comparison: every statistic with its p-value, the critical difference, and what it parts."""
     names = dict.fromkeys(test["name"] for one in comparisons for test in one["tests"])
-    header = (
-        "subject",
-        "basis",
-        "methods",
-        "blocks",
-        *names,
-        "critical difference",
-        "best mean rank",
-        "differ from it",
-    )
+    ends = ("critical difference", "best mean rank", "differ from it")
+    header = ("subject", "basis", "methods", "blocks", *names, *ends)
     rows = []
     for one in comparisons:
         tests = {test["name"]: test for test in one["tests"]}
         cells = (MISSING if name not in tests else _statistic(tests[name]) for name in names)
-        nemenyi = one["nemenyi"]
-        difference = MISSING if nemenyi is None else f"{nemenyi['critical_difference']:.3f}"
         left_out = f", {len(one['left_out'])} left out" if one["left_out"] else ""
-        blocks = f"{one['blocks']}{left_out}"
-        best = f"{one['methods'][0]['name']} {one['methods'][0]['mean_rank']:.2f}"
-        parted = ", ".join(_parted_from_best(one)) or "none"
-        rows.append((one["subject"], one["basis"], str(len(one["methods"])), blocks, *cells, difference, best, parted))
+        best = one["methods"][0]
+        rows.append(
+            (
+                one["subject"], one["basis"], str(len(one["methods"])), f"{one['blocks']}{left_out}", *cells,
+                MISSING if one["nemenyi"] is None else _critical_difference(one),
+                f"{best['name']} {best['mean_rank']:.2f}", ", ".join(_parted_from_best(one)) or "none",
+            )
+        )  # fmt: skip
     return Table("Do the methods differ at all? (statistic, and p)", header, rows)
+
+
+def _critical_difference(comparison: Mapping[str, Any]) -> str:
+    return f"{comparison['nemenyi']['critical_difference']:.3f}"
 
 
 def _statistic(test: Mapping[str, Any]) -> str:
@@ -50,44 +54,31 @@ def _parted_from_best(comparison: Mapping[str, Any]) -> list[str]:
     return others if test["p_value"] < comparison["alpha"] else []
 
 
-def methods(comparisons: Sequence[Mapping[str, Any]]) -> Table:
+def methods(comparisons: Entries) -> Table:
     """One row per method: its mean accuracy and its mean rank."""
-    rows = [
-        (
-            one["subject"],
-            one["basis"],
-            method["name"],
-            MISSING if method["mean_accuracy"] is None else f"{method['mean_accuracy']:.2f}",
-            f"{method['mean_rank']:.3f}",
-        )
-        for one in comparisons
-        for method in one["methods"]
-    ]
+    rows = []
+    for one in comparisons:
+        for method in one["methods"]:
+            mean = MISSING if method["mean_accuracy"] is None else f"{method['mean_accuracy']:.2f}"
+            rows.append((one["subject"], one["basis"], method["name"], mean, f"{method['mean_rank']:.3f}"))
     return Table("Methods, best first", ("subject", "basis", "method", "mean accuracy", "mean rank"), rows)
 
 
-def pairs(comparisons: Sequence[Mapping[str, Any]], *, of_best: bool = False) -> Table:
+def pairs(comparisons: Entries, *, of_best: bool = False) -> Table:
     """One row per pair of methods, or per pair with the best one: whether they differ by Nemenyi's test."""
-    rows = [
-        (
-            one["subject"],
-            one["basis"],
-            f"{pair['better']} over {pair['worse']}",
-            f"{pair['rank_difference']:.3f}",
-            f"{one['nemenyi']['critical_difference']:.3f}",
-            f"{pair['p_value']:.2g}",
-            "yes" if pair["differ"] else "no",
-        )
-        for one in comparisons
-        if one["nemenyi"]
-        for pair in one["nemenyi"]["pairs"]
-        if not of_best or pair["better"] == one["methods"][0]["name"]
-    ]
+    rows = []
+    for one in comparisons:
+        for pair in one["nemenyi"]["pairs"] if one["nemenyi"] else ():
+            if not of_best or pair["better"] == one["methods"][0]["name"]:
+                difference, critical = f"{pair['rank_difference']:.3f}", _critical_difference(one)
+                names, differ = f"{pair['better']} over {pair['worse']}", "yes" if pair["differ"] else "no"
+                cells = (names, difference, critical, f"{pair['p_value']:.2g}", differ)
+                rows.append((one["subject"], one["basis"], *cells))
     header = ("subject", "basis", "pair", "difference of mean ranks", "critical difference", "p", "differ")
     return Table("Which pairs differ? (Nemenyi)", header, rows)
 
 
-def claims(found: Sequence[Mapping[str, Any]]) -> Table:
+def claims(found: Entries) -> Table:
     """What the paper prints about Table 2, beside what the table gives."""
     header = ("figure", "printed", "from the accuracies", "from the printed ranks", "follows", "comment")
     rows = []
@@ -99,7 +90,7 @@ def claims(found: Sequence[Mapping[str, Any]]) -> Table:
     return Table("What the paper prints about Table 2", header, rows)
 
 
-def wrong_ranks(found: Sequence[Mapping[str, Any]], no_rankings: Sequence[Mapping[str, Any]]) -> Table:
+def wrong_ranks(found: Entries, no_rankings: Entries) -> Table:
     """One row per block with a printed rank that disagrees with its accuracies: its wrong cells, and their ranks."""
     blocks: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in found:
@@ -117,17 +108,12 @@ def wrong_ranks(found: Sequence[Mapping[str, Any]], no_rankings: Sequence[Mappin
 def all_tables(document: Mapping[str, Any]) -> list[Table]:
     """All that have a row."""
     found = document["comparisons"]
-    made = [
-        overview(found),
-        methods(found),
-        pairs(found),
-        claims(document["claims"]),
-        wrong_ranks(document["wrong_ranks"], document["no_rankings"]),
-    ]
+    wrong = wrong_ranks(document["wrong_ranks"], document["no_rankings"])
+    made = [overview(found), methods(found), pairs(found), claims(document["claims"]), wrong]
     return [table for table in made if table.rows]
 
 
-def of_claims(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def of_claims(document: Mapping[str, Any]) -> Entries:
     """The comparisons of the table that the paper's claims are of.
 
     Raises:
@@ -143,12 +129,16 @@ def report(document: Mapping[str, Any]) -> str:
     """For docs/: the paper's claims and their table, then the same tests over all of its tables."""
     claimed = of_claims(document)
     shown = [one for one in document["comparisons"] if one in claimed or one["basis"] in (ACCURACIES, MODELS)]
-    parts = (
-        claims(document["claims"]),
-        pairs(claimed, of_best=True),
-        overview(shown),
-        wrong_ranks(document["wrong_ranks"], document["no_rankings"]),
-    )
+    wrong = wrong_ranks(document["wrong_ranks"], document["no_rankings"])
+    parts = (claims(document["claims"]), pairs(claimed, of_best=True), overview(shown), wrong)
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     found = [f"**{table.title}**\n\n{markdown(table)}" for table in parts]
     return "\n\n".join([*found, f"alpha {document['alpha']:g} where nothing else is said; {versions}."])
+
+
+def _statistics(folder: Path) -> str:
+    path = folder / "paper" / FILE_NAME
+    return report(load(path)) if path.exists() else NOTHING
+
+
+REPORTS: dict[str, Callable[[Path], str]] = {"statistics": _statistics}

@@ -24,13 +24,9 @@ def save(state: dict[str, Any], path: Path) -> None:
 def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     """What was saved, on the CPU.
 
-    Args:
-        path: of the file.
-        keys: that it must have.
-
     Raises:
         FileNotFoundError: there is none.
-        DamagedFileError: the file is not whole, by the checksums in it, or lacks a key.
+        DamagedFileError: the file is not whole, by the checksums in it, or lacks one of these keys.
     """
     with reading(path):
         # torch does not look at the checksums.
@@ -47,12 +43,7 @@ def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """A block whose errors mean that the file is damaged.
-
-    Raises:
-        DamagedFileError: the block raised; the message names the file.
-        FileNotFoundError, PermissionError, MemoryError: as the block raised it.
-    """
+    """A block whose errors mean that the file is damaged: they become ``DamagedFileError``, which names it."""
     try:
         yield
     except (DamagedFileError, FileNotFoundError, PermissionError, MemoryError):

@@ -51,18 +51,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "attack_steps"):
             at_least_one(name, getattr(self, name))
-        for name in ("lr", "cap_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected a finite number > 0")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"plateau_factor: got {self.plateau_factor}; expected a number above 0 and below 1")
-        if self.plateau_patience < 0:
-            raise ValueError(f"plateau_patience: got {self.plateau_patience}; expected at least 0")
-        for name in ("eps", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected a finite number >= 0")
-        if self.stop_patience is not None and self.stop_patience < 1:
-            raise ValueError(f"stop_patience: got {self.stop_patience}; expected at least 1, or None")
-        for name, known in (("method", ("natural", "at", "trades")), ("amp", ("off", "bfloat16", "float16"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        stop = self.stop_patience
+        for name, right, expected in (
+            ("lr", 0 < self.lr < math.inf, "a finite number > 0"),
+            ("cap_lr", 0 < self.cap_lr < math.inf, "a finite number > 0"),
+            ("plateau_factor", 0 < self.plateau_factor < 1, "a number above 0 and below 1"),
+            ("plateau_patience", self.plateau_patience >= 0, "at least 0"),
+            ("eps", 0 <= self.eps < math.inf, "a finite number >= 0"),
+            ("beta", 0 <= self.beta < math.inf, "a finite number >= 0"),
+            ("stop_patience", stop is None or stop >= 1, "at least 1, or None"),
+            ("method", self.method in ("natural", "at", "trades"), "natural, at or trades"),
+            ("amp", self.amp in ("off", "bfloat16", "float16"), "off, bfloat16 or float16"),
+        ):
+            if not right:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected {expected}")

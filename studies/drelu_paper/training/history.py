@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,30 +32,30 @@ class EpochRecord:
     validation_loss: float
     validation_accuracy: float
     validation_zero_gradient: float
-    cap_mean: float | None
-    cap_min: float | None
-    cap_max: float | None
+    cap_mean: float | None = None
+    cap_min: float | None = None
+    cap_max: float | None = None
+
+    def __str__(self) -> str:
+        caps = "" if self.cap_mean is None else f", mean cap {self.cap_mean:.3f}"
+        return f"loss {self.train_loss:.3f}, validation accuracy {self.validation_accuracy:.1%}{caps}"
 
 
 @dataclass
 class History:
-    """One record per epoch, the untrained state first.
-
-    Attributes:
-        seconds, cpu_seconds: of the epochs, validation included: wall time, and the processor's time of this process.
-    """
+    """One record per epoch, the untrained state first; wall and processor seconds of all epochs, with validation."""
 
     records: list[EpochRecord] = field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
-    def column(self, name: str) -> list[float]:
+    def column(self, name: str) -> list[Any]:
         """One attribute of every record, record 0 first."""
         return [getattr(record, name) for record in self.records]
 
 
 def record_of(
-    model: nn.Module, batches: list[tuple[Tensor, Tensor]], balancer: float, train_loss: float
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], balancer: float, train_loss: float
 ) -> EpochRecord:
     """The model's state now, on validation batches of its device."""
     loss, right, masked, samples = 0.0, 0, 0, 0
@@ -66,20 +68,7 @@ def record_of(
             for part in zip(x.split(GRADIENT_BATCH), y.split(GRADIENT_BATCH), strict=True):
                 masked += int((input_gradient(model, *part).flatten(1) == 0).all(1).sum())
             samples += len(x)
-    caps = [cap.detach().flatten() for cap in caps_of(model)]
-    values = torch.cat(caps) if caps else None
-    return EpochRecord(
-        train_loss=train_loss,
-        validation_loss=loss / samples + float(penalty(model, balancer).detach()),
-        validation_accuracy=right / samples,
-        validation_zero_gradient=masked / samples,
-        cap_mean=None if values is None else float(values.mean()),
-        cap_min=None if values is None else float(values.min()),
-        cap_max=None if values is None else float(values.max()),
-    )
-
-
-def summary(record: EpochRecord) -> str:
-    """For a progress bar."""
-    text = f"loss {record.train_loss:.3f}, validation accuracy {record.validation_accuracy:.1%}"
-    return text if record.cap_mean is None else f"{text}, mean cap {record.cap_mean:.3f}"
+    values = torch.cat([cap.detach().flatten() for cap in caps_of(model)] or [torch.empty(0)])
+    of_caps = (float(values.mean()), float(values.min()), float(values.max())) if len(values) else ()
+    total = loss / samples + float(penalty(model, balancer).detach())
+    return EpochRecord(train_loss, total, right / samples, masked / samples, *of_caps)

@@ -18,7 +18,7 @@ from dreluop import param_groups, project_caps
 from studies.drelu_paper.data import Split
 from studies.drelu_paper.training import checkpoint
 from studies.drelu_paper.training.config import TrainingConfig
-from studies.drelu_paper.training.history import EpochRecord, History, record_of, summary
+from studies.drelu_paper.training.history import EpochRecord, History, record_of
 from studies.drelu_paper.training.objectives import CAP_FLOOR, caps_of, penalty, training_loss
 from studies.drelu_paper.training.parallel import Processes
 
@@ -31,7 +31,7 @@ VALIDATION_BATCH = 500
 
 
 class Samples(Protocol):
-    """What can be trained on."""
+    """What can be trained on, such as ``data.Part``."""
 
     def __len__(self) -> int: ...
 
@@ -43,20 +43,21 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A split as ``Samples``."""
+    """A split as ``Samples``; its samples may have any shape."""
 
-    split: Split
+    x: Tensor
+    y: Tensor
 
     def __len__(self) -> int:
-        return len(self.split.x)
+        return len(self.y)
 
     def batches(
         self, batch_size: int, generator: torch.Generator | None = None, shuffle: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = self.split
-        order = torch.randperm(len(x), generator=generator) if shuffle else torch.arange(len(x))
-        for batch in order.to(x.device).split(batch_size):
-            yield x[batch], y[batch]
+        n = len(self.y)
+        order = torch.randperm(n, generator=generator) if shuffle else torch.arange(n)
+        for batch in order.to(self.x.device).split(batch_size):
+            yield self.x[batch], self.y[batch]
 
 
 @dataclass
@@ -80,20 +81,16 @@ def train(
     processes: Processes | None = None,
     progress: bool = True,
 ) -> History:
-    """Train the model in place with Adam; the last weights are kept, as in the paper.
+    """Train the model in place, on its device, with Adam; the last weights are kept, as in the paper.
 
     ReduceLROnPlateau and early stopping watch the total validation loss. With the cross-entropy alone training would
     stop long before the caps have fallen. After each step caps below ``CAP_FLOOR`` are set to it.
 
     Args:
-        model: on the device where it is to be trained; left in train mode.
-        training, validation: inputs and labels.
-        config: how to train.
         description: label of the progress bar.
         file: a checkpoint, written after every epoch. If it exists, training goes on from it, to the same numbers as
             without the break. With several processes the first one writes it, and all must see it.
         processes: of torchrun; None is one.
-        progress: show the bar.
 
     Returns:
         The history, at most ``config.epochs + 1`` records; its times go on over breaks.
@@ -102,7 +99,7 @@ def train(
         RuntimeError: the loss is not finite.
         ValueError: the file is of another configuration, or damaged; the message names it.
     """
-    training, validation = (InMemory(part) if isinstance(part, Split) else part for part in (training, validation))
+    training, validation = (InMemory(*part) if isinstance(part, Split) else part for part in (training, validation))
     trainer = _Trainer(model, training, validation, config, processes or Processes(), file)
     bar = tqdm(
         desc=description, unit="epoch", total=config.epochs, initial=len(trainer.state.history.records) - 1,
@@ -111,7 +108,7 @@ def train(
     with bar:
         while not trainer.is_done():
             record = trainer.epoch()
-            bar.set_postfix_str(summary(record), refresh=False)
+            bar.set_postfix_str(str(record), refresh=False)
             bar.update()
     return trainer.state.history
 
@@ -142,12 +139,7 @@ class _Trainer:
         ]  # Small beside a training set, and asked for after every epoch.
         self.state = _State(torch.Generator().manual_seed(config.seed))
         if file is not None and file.exists():
-            # On the CPU: Adam counts steps there, and on a GPU each step would wait for its counts.
-            stored = checkpoint.load(file, STORED)
-            if stored["config"] != repr(config):
-                raise ValueError(f"file: got a checkpoint of {stored['config']} in {file}; expected one of {config!r}")
-            with checkpoint.reading(file):
-                self._restore(stored)
+            self._restore(file)
         else:
             self.state.history.records.append(self._record(math.nan))
 
@@ -169,7 +161,7 @@ class _Trainer:
         state.history.seconds += time.perf_counter() - began
         state.history.cpu_seconds += time.process_time() - began_cpu
         if self.file is not None and self.processes.rank == 0:
-            checkpoint.save(self._stored(), self.file)
+            self._save(self.file)
         return record
 
     def _record(self, train_loss: float) -> EpochRecord:
@@ -211,28 +203,33 @@ class _Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.config.amp))
 
-    def _stored(self) -> dict[str, Any]:
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "scaler")}
+
+    def _save(self, file: Path) -> None:
         state = self.state
-        return {
+        stored = {
             "config": repr(self.config),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "order": state.order.get_state(),
             "history": checkpoint.history_state(state.history),
             "best": state.best,
             "epochs_since_best": state.epochs_since_best,
         }
+        checkpoint.save(stored, file)
 
-    def _restore(self, stored: dict[str, Any]) -> None:
-        self.model.load_state_dict(stored["model"])
-        self.optimizer.load_state_dict(stored["optimizer"])
-        self.scheduler.load_state_dict(stored["scheduler"])
-        self.scaler.load_state_dict(stored["scaler"])
-        self.state.order.set_state(stored["order"])
-        self.state.history = checkpoint.history_of(stored["history"])
-        self.state.best, self.state.epochs_since_best = stored["best"], stored["epochs_since_best"]
+    def _restore(self, file: Path) -> None:
+        # On the CPU: Adam counts steps there, and on a GPU each step would wait for its counts.
+        stored = checkpoint.load(file, STORED)
+        if stored["config"] != repr(self.config):
+            raise ValueError(f"file: got a checkpoint of {stored['config']} in {file}; expected one of {self.config!r}")
+        with checkpoint.reading(file):
+            for name, part in self._parts().items():
+                part.load_state_dict(stored[name])
+            self.state.order.set_state(stored["order"])
+            self.state.history = checkpoint.history_of(stored["history"])
+            self.state.best, self.state.epochs_since_best = stored["best"], stored["epochs_since_best"]
 
 
 def hash_seed(*parts: int) -> int:

@@ -41,12 +41,8 @@ def training_loss(
 ) -> Tensor:
     """The mean over the samples of the loss of ``config.method``, without the penalty.
 
-    Args:
-        model: what is trained; called once, in the mode it is in. TRADES gives it clean and attacked samples as one
-            batch, so a batch norm sees both.
-        plain: the same parameters without wrappers (of DDP, of torch.compile), for the attacks.
-        x: inputs in [0, 1]. y: labels.
-        seed: of the attack.
+    The model is called once. TRADES gives it clean and attacked samples as one batch, so a batch norm sees both.
+    ``plain`` has the same parameters without wrappers (of DDP, of torch.compile), for the attacks.
     """
     if config.method == "natural":
         return F.cross_entropy(model(x), y)

@@ -26,12 +26,11 @@ class Processes:
     local: int = 0
 
     def share(self, x: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor, float]:
-        """The rank-th of world runs of samples of a batch, and what the mean of their losses counts for.
+        """The rank-th of world runs of samples of a batch, and the weight of the mean of their losses.
 
-        Runs, as a mixture of two kinds of samples is regular: every second one may be of one kind.
-
-        The weight makes DDP's mean over the processes the mean over the batch. A process without a sample of a small
-        last batch takes the first one, for nothing, as all processes must run.
+        Runs, as a mixture is regular: every second sample may be of one kind. The weight makes DDP's mean over the
+        processes the mean over the batch. A process without a sample of a small last batch takes the first one with
+        weight 0, as all processes must run.
         """
         if self.world == 1:
             return x.to(device), y.to(device), 1.0
@@ -73,11 +72,7 @@ class Processes:
 
 
 def of_torchrun() -> Processes:
-    """Join the process group that torchrun describes.
-
-    Raises:
-        RuntimeError: torchrun did not start this process.
-    """
+    """Join the process group that torchrun describes."""
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         raise RuntimeError("no RANK and WORLD_SIZE in the environment; start with torchrun, or without --distributed")
     if not distributed.is_initialized():

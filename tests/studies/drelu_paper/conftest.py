@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from studies.drelu_paper import configuration
-from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.data import Digits, Split, load_digits
 from studies.drelu_paper.models import DenseNetwork, dense_relu
 from studies.drelu_paper.training import TrainingConfig, train
+
+if TYPE_CHECKING:
+    from studies.drelu_paper.configuration import Study
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,4 +66,6 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_file: Path) -> Study:
+    from studies.drelu_paper import configuration  # noqa: PLC0415 (needs more than the other fixtures)
+
     return configuration.read(tiny_file)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from dreluop.adaptive.attacks import pgd
-from dreluop.adaptive.evaluation import accuracy
+from dreluop.adaptive.attacks import accuracy, pgd
 from studies.drelu_paper.data import Digits
 from studies.drelu_paper.models import dense_drelu, dense_relu
 from studies.drelu_paper.training import History, TrainingConfig, objectives, train

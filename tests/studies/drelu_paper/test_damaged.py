@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from benchmarks.harness.files import DamagedFileError
-from dreluop.adaptive.evaluation import evaluating
-from studies.drelu_paper import command, configuration, engines, jobs, records, training_job
+from studies.drelu_paper import command, configuration, engines, jobs, records, trained_models
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.jobs import Folders, Job, do, jobs_of
 from studies.drelu_paper.training import checkpoint
@@ -95,7 +94,7 @@ def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def run(study: Study, folders: Folders) -> list[engines.Failure]:
-    return engines.in_turn(jobs_of(study.runs, folders), partial(do, folders=folders))
+    return engines.serial(jobs_of(study.runs, folders), partial(do, folders=folders))
 
 
 def check(study: Study, folders: Folders, whole: Folders) -> None:
@@ -123,7 +122,7 @@ def test_a_missing_file_is_not_damaged(tmp_path: Path):
         checkpoint.load(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize("part", training_job.PARTS)
+@pytest.mark.parametrize("part", trained_models.PARTS)
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another"])
 def test_a_damaged_checkpoint_of_training(
     part: str, damage: str, study: Study, whole: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
@@ -140,7 +139,7 @@ def test_a_damaged_checkpoint_of_training(
 
     monkeypatch.setattr(checkpoint, "save", killed_after_an_epoch)
     with pytest.raises(KilledError):
-        training_job.train_recipe(recipe, folders.work, progress=False)
+        trained_models.train_recipe(recipe, folders.work, progress=False)
     monkeypatch.setattr(checkpoint, "save", original)
     DAMAGES[damage](file)
     capsys.readouterr()
@@ -156,17 +155,17 @@ def test_a_damaged_file_of_a_evaluation(
     damage: str, study: Study, whole: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     folders = Folders(tmp_path / "records", whole.work, progress=False)
-    original = evaluating._Evaluating.run
+    original = jobs._Kept.begins
 
-    def killed(self, name, attack, eps):
+    def killed(self, name):
         if name == "pgd":
             raise KilledError
-        original(self, name, attack, eps)
+        original(self, name)
 
-    monkeypatch.setattr(evaluating._Evaluating, "run", killed)
+    monkeypatch.setattr(jobs._Kept, "begins", killed)
     with pytest.raises(KilledError):
         do(Job("evaluate", study.runs[0]), folders)
-    monkeypatch.setattr(evaluating._Evaluating, "run", original)
+    monkeypatch.setattr(jobs._Kept, "begins", original)
     file = jobs._evaluated_file(study.runs[0], folders)
     DAMAGES[damage](file)
     check(study, folders, whole)
@@ -182,7 +181,7 @@ def test_a_damaged_model_is_trained_again(study: Study, whole: Folders, tmp_path
     (record,) = folders.results.iterdir()
     record.unlink()
     for number in (1, 2):
-        model = training_job._result(study.runs[0].recipe, folders.work)
+        model = trained_models.result_file(study.runs[0].recipe, folders.work)
         flip(model)
         assert [job.name.split()[0] for job in jobs_of(study.runs, folders)] == ["train", "evaluate"]
         assert f"set aside as trained.pt.damaged-{number}" in capsys.readouterr().err
@@ -196,13 +195,13 @@ def test_what_is_damaged_while_a_study_runs_does_not_stop_the_next(study: Study,
 
     def damaging(job: Job) -> None:
         if job.name.startswith("evaluate"):
-            model = training_job._result(study.runs[0].recipe, folders.work)
+            model = trained_models.result_file(study.runs[0].recipe, folders.work)
             state = torch.load(model)
             # Whole, but of another network.
             checkpoint.save({**state, "model": {}}, model)
         do(job, folders)
 
-    (failure,) = engines.in_turn(todo, damaging)
+    (failure,) = engines.serial(todo, damaging)
     assert "trained.pt: not a whole checkpoint" in failure.reason
     assert "set aside as trained.pt.damaged-1; the same command makes it anew" in failure.reason
     check(study, folders, whole)

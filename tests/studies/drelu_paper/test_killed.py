@@ -7,13 +7,12 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from studies.drelu_paper import command, engines
+from studies.drelu_paper import command
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
@@ -22,7 +21,6 @@ PARENT = """
 import os, sys, time
 from functools import partial
 from studies.drelu_paper import command
-from studies.drelu_paper import engines
 from studies.drelu_paper.jobs import Job
 
 def work(path, job):
@@ -31,7 +29,7 @@ def work(path, job):
     time.sleep(3600)
 
 if __name__ == "__main__":
-    engines.by_processes([Job("a", None)], partial(work, sys.argv[1]), 1)
+    engines.processes([Job("a", None)], partial(work, sys.argv[1]), 2)
 """
 
 
@@ -61,38 +59,11 @@ def test_workers_end_with_their_parent(tmp_path: Path):
         os.close(reader)
 
 
-def test_sigterm_is_an_error_within_a_study_and_what_it_was_after():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(engines.Terminated), engines._stopped_by_sigterm():
-        signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_only_the_main_thread_takes_sigterm():
-    handlers = []
-
-    def elsewhere() -> None:
-        with engines._stopped_by_sigterm():
-            handlers.append(signal.getsignal(signal.SIGTERM))
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert handlers == [before]
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "word"),
-    [(KeyboardInterrupt, command.INTERRUPTED, "interrupted"), (engines.Terminated, command.TERMINATED, "terminated")],
-)
-def test_the_command_says_how_it_ended(
-    error: type[BaseException], code: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
+def test_the_command_says_that_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     def ends(*_: object) -> None:
-        raise error
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_by_engine", ends)
     arguments = ["run", "smoke", "--results", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
-    assert command.main(arguments) == code
-    assert capsys.readouterr().err == f"{word}; the same command goes on from the last epochs and attacks\n"
+    assert command.main(arguments) == command.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted; the same command goes on from the last epochs and attacks\n"

@@ -10,12 +10,10 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks.harness.machine import RESULTS
-from benchmarks.pictures.source import Source
 from studies.drelu_paper import command, configuration, records
 from studies.drelu_paper.report import pages, pictures
 
 FOLDER = RESULTS / pages.FOLDER_NAME
-SOURCE = Source("robustness", "0" * 64)
 
 
 def committed(name: str) -> list[records.Record]:
@@ -27,11 +25,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are drawn; they are not written."""
     drawn: list[Any] = []
 
-    def keep(figure, path, source):
+    def keep(figure, title, path):
         drawn.append(figure)
         plt.close(figure)
 
-    monkeypatch.setattr(pictures, "save", keep)
+    monkeypatch.setattr(pictures, "_save", keep)
     return drawn
 
 
@@ -62,7 +60,7 @@ def test_generated_images_have_a_line_of_their_own(figures: list[Any], tmp_path:
     first = like(record, bounds={"0.1": {"apgd_ce": 0.5, "worst": 0.2}})
     data = {**record["recipe"]["data"], "generated": "x.npz", "original_share": 0.3}
     second = like(record, data=data, bounds={"0.1": {"apgd_ce": 0.9, "worst": 0.6}})
-    pictures.bounds("T", [first, second], tmp_path / "x.png", SOURCE)
+    pictures.bounds("T", [first, second], tmp_path / "x.png")
     (axes,) = figures[0].axes
     clean = round(record["evaluation"]["accuracy"]["clean"], 4)
     assert axes.get_title() == "dense"
@@ -72,10 +70,10 @@ def test_generated_images_have_a_line_of_their_own(figures: list[Any], tmp_path:
 def test_every_method_has_a_line_and_a_color(figures: list[Any], tmp_path: Path):
     record = committed("digits-bounds")[-1]
     many = [like(record, label=f"D-ReLU {number}") for number in range(12)]
-    pictures.bounds("T", many, tmp_path / "x.png", SOURCE)
+    pictures.bounds("T", many, tmp_path / "x.png")
     solid = [line for line in figures[0].axes[0].lines if line.get_marker() == "o"]
     assert len(solid) == len({tuple(line.get_color()) for line in solid}) == 12
-    pictures.trajectory("T", many, tmp_path / "x.png", SOURCE)
+    pictures.trajectory("T", many, tmp_path / "x.png")
     shown = [line for line in figures[1].axes[1].lines if line.get_label().startswith("D-ReLU")]
     assert len({tuple(line.get_color()) for line in shown}) == 12
 
@@ -85,7 +83,7 @@ def test_a_trajectory_without_a_gradient_to_follow_ends_in_no_number(figures: li
     second, other = like(first, seed=1), like(first, label="D-ReLU 2")
     for record, worst, blind in ((first, 0.9, 0.9), (second, 0.5, 0.0), (other, 0.25, 0.0)):
         record["evaluation"] |= {"worst": worst, "blind": blind}
-    pictures.trajectory("T", [first, second, other], tmp_path / "x.png", SOURCE)
+    pictures.trajectory("T", [first, second, other], tmp_path / "x.png")
     labels = [line.get_label() for line in figures[0].axes[1].lines if not line.get_label().startswith("_")]
     assert labels == ["D-ReLU 1: adaptive worst at the end no gradient", "D-ReLU 2: adaptive worst at the end 25%"]
 
@@ -94,25 +92,25 @@ def test_a_trajectory_without_a_gradient_to_follow_ends_in_no_number(figures: li
 def test_data_sets_have_panels_of_their_own(kind: str, figures: list[Any], tmp_path: Path):
     record = committed("digits-bounds")[-1]
     other = like(record, data={**record["recipe"]["data"], "name": "mnist"})
-    pictures.PICTURES[kind]("T", [record, other], tmp_path / "x.png", SOURCE)
+    pictures.PICTURES[kind]("T", [record, other], tmp_path / "x.png")
     titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
     assert titles == ["digits, dense", "mnist, dense"]
 
 
 def test_first_values_of_the_caps_and_balancers_are_not_averaged(figures: list[Any], tmp_path: Path):
     found = committed("digits-initial-cap")
-    pictures.balancer("T", found, tmp_path / "x.png", SOURCE)
+    pictures.balancer("T", found, tmp_path / "x.png")
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["dense, caps calibrated", *(f"dense, caps from {init}" for init in (1, 10, 100))]
     training = {**found[0]["recipe"]["training"], "balancer": 2.0}
     other = like(found[0], training=training, label="D-ReLU 2")
-    pictures.initial_cap("T", [found[0], other], tmp_path / "x.png", SOURCE)
+    pictures.initial_cap("T", [found[0], other], tmp_path / "x.png")
     assert [axes.get_title() for axes in figures[1].axes[1::2]] == ["dense, balancer 1", "dense, balancer 2"]
 
 
 def test_a_network_without_a_sweep_is_refused(figures: list[Any], tmp_path: Path):
     with pytest.raises(ValueError, match="records: got D-ReLU 1 from 100 without a sweep over bounds"):
-        pictures.bounds("T", committed("digits-paper-mode"), tmp_path / "x.png", SOURCE)
+        pictures.bounds("T", committed("digits-paper-mode"), tmp_path / "x.png")
     assert figures == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.machine import RESULTS
-from studies.drelu_paper import command, configuration, names, records, yaml_file
+from studies.drelu_paper import command, configuration, records, sections
 from studies.drelu_paper.report.pages import FOLDER_NAME, STUDIES
 from studies.drelu_paper.report.pictures import PICTURES
 from tests.studies.drelu_paper.smallest import SMALLEST
@@ -32,18 +32,18 @@ def fault(folder: Path, content: str | bytes) -> str:
     ("content", "message"),
     [
         ("\ttitle: T\n", "line 1, column 1: found character '\\t' that cannot start any token; expected valid YAML"),
-        (SMALLEST + "title: U\n", "line 8, column 1: got the key 'title' twice; expected valid YAML"),
-        (SMALLEST.replace("0.1}", "0.1, eps: 0.2}"), "line 7, column 21: got the key 'eps' twice; expected valid YAML"),
-        (b"\x00\xff\xfe\x80", "got bytes that are not text (invalid start byte); expected a YAML file"),
-        (SMALLEST.encode() + b"source: \x00", "got bytes that are not text (special characters are not allowed)"),
+        (SMALLEST + "title: U\n", 'line 8, column 1: found duplicate key "title" with value "U"'),
+        (SMALLEST.replace("0.1}", "0.1, eps: 0.2}"), 'line 7, column 21: found duplicate key "eps"'),
+        (b"\x00\xff\xfe\x80", "unacceptable character #x00ff: invalid start byte; expected valid YAML"),
+        (SMALLEST.encode() + b"source: \x00", "unacceptable character #x0000: special characters are not allowed"),
         (SMALLEST + "--- \n" + SMALLEST, "line 8, column 1: but found another document"),
         (SMALLEST + "source: !!python/object:os.system {}\n", "line 8, column 9: could not determine a constructor"),
         (SMALLEST + "source: 2020-13-45\n", "month must be in 1..12; expected valid YAML"),
-        (SMALLEST + "? [a]\n: b\n", "line 8, column 3: found unhashable key"),
-        ("[" * 1500, "got brackets nested too deeply; expected valid YAML"),
+        (SMALLEST + "? [a]\n: b\n", "key: got ('a',); expected some of"),
+        ("[" * 1500, "got brackets nested too deeply, or a loop; expected valid YAML"),
         ("", "got nothing; expected a mapping"),
         ("- a\n", "got list; expected a mapping"),
-        (SMALLEST + "training: &a {epochs: *a}\n", "training.epochs: got {'epochs': {...}}; expected a whole number"),
+        (SMALLEST + "training: &a {epochs: *a}\n", "got brackets nested too deeply, or a loop"),
     ],
 )
 def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_path: Path):
@@ -57,14 +57,26 @@ def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_p
         ("title:", "title: got None; expected text"),
         ('title: ""', "title: got ''; expected some text"),
         ("source: 2020-01-01", "source: got datetime.date(2020, 1, 1); expected text"),
+        ("titel: T", "key: got 'titel'; expected some of"),
+        ("data: svhn", "data.name: got 'svhn'; expected one of 'digits', 'mnist'"),
+        ("mode: slow", "mode: got 'slow'; expected one of 'paper' or 'fast'"),
+        ("methods: [fgsm]", "methods[0].method: got 'fgsm'; expected one of 'natural', 'at'"),
+        ("methods: [natural, natural]", "methods: digits-dense-relu-s0-"),
+        ("methods: [{method: drelu}]", "methods[0].balancer: missing"),
+        (
+            "methods: [{method: at, beta: 1}]",
+            "methods[0] key: got 'beta'; expected some of data, method",
+        ),
+        ("methods: [{method: natural, training: {seed: 3}}]", "methods[0].training key: got 'seed'; expected some of"),
+        ("attacks: {eps: 0.1, steps: 3}", "attacks key: got 'steps'; expected some of"),
+        ("attacks: {eps: 0.1, samples: 0}", "attacks.samples: got 0; expected at least 1"),
         ('stop: "x"', "key: got 'stop'; expected some of attacks, by_model, columns"),
         ("1: x", "key: got 1; expected some of"),
         ("seeds: [-1]", "seeds: got -1; expected at least 0"),
         ("seeds: [0, 2147483648]", "seeds: got 2147483648; expected at most 2147483647"),
         ("seeds: [1:30]", "seeds: got '1:30'; expected a whole number"),
-        ("seeds: [1_000]", "seeds: got '1_000'; expected a whole number"),
         ("training: {batch_size: 2147483648}", "training.batch_size: got 2147483648; expected at most 2147483647"),
-        ("training: {epochs: 1e300}", "training.epochs: got 1e+300; expected at most 2147483647"),
+        ("training: {epochs: 1e300}", "training.epochs: got 10000000000000000525"),
         ('extends: "a\\0b"', "extends: got 'a\\x00b'; expected a name without the character 0"),
         (
             "attacks: {eps: 0.1, bounds: [0.1, 0.10000001]}",
@@ -101,7 +113,7 @@ def test_what_is_not_a_mapping_of_yaml(content: str | bytes, message: str, tmp_p
         ("attacks: {eps: 0.1, samples: 1001}", "attacks.samples: got 1001; expected at most the 1000 tests of digits"),
         ("attacks: {eps: 0.1, samples: 1.5}", "attacks.samples: got 1.5; expected a whole number"),
         ("attacks: {eps: 0.1, bounds: 0.2}", "attacks.bounds: got 0.2; expected a list"),
-        ("attacks: {eps: 0.1, bounds: [0.2, 0.2]}", "attacks.bounds: got 0.2 twice; expected values that differ"),
+        ("attacks: {eps: 0.1, bounds: [0.2, 0.2]}", "attacks.bounds: got 0.2 and 0.2; expected values that differ"),
         ("attacks: {eps: 0.1, cw_bounds: []}", "attacks.cw_bounds: got none; expected at least one, or no cw_samples"),
         ("attacks: {eps: 0.1, seed: -1}", "attacks.seed: got -1; expected at least 0"),
         ("models: []", "models: got an empty list; expected at least one value"),
@@ -163,6 +175,7 @@ def test_a_wrong_value(line: str, message: str, tmp_path: Path):
 
 
 def test_every_fault_is_named_at_once(tmp_path: Path):
+    assert fault(tmp_path, SMALLEST.replace("title: T\n", "")) == "title: missing"
     found = fault(tmp_path, SMALLEST.replace("[0, 1]", "x").replace("title: T", "title: 5"))
     assert found == f"title: got 5; expected text\n{tmp_path / 'study.yaml'}: seeds: got 'x'; expected a list"
 
@@ -174,7 +187,8 @@ def test_a_model_without_a_method(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("written", "value"), [("1e-2", 0.01), ("1E-2", 0.01), ("+1e-2", 0.01), (".5e1", 5.0), ("1.e+1", 10.0), ("2", 2.0)]
+    ("written", "value"),
+    [("1e-2", 0.01), ("1E-2", 0.01), ("+1e-2", 0.01), (".5", 0.5), ("1.e+1", 10.0), ("2", 2.0), ("010", 10.0)],
 )
 def test_numbers_as_people_write_them(written: str, value: float, tmp_path: Path):
     methods = f"methods: [{{method: drelu, balancer: {written}}}]"
@@ -242,7 +256,7 @@ def test_committed_records_are_found(name: str):
 
 
 def test_pictures_are_those_that_can_be_drawn():
-    assert tuple(PICTURES) == names.PICTURES
+    assert tuple(PICTURES) == sections.PICTURES
 
 
 @pytest.mark.parametrize(
@@ -269,16 +283,3 @@ def test_a_command_prints_the_fault(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name in ("run", "table", "plot", "stats"):
         assert command.main([name, str(path)]) == 2
         assert f"{path}: title: got 5; expected text" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("010", 10), ("0o10", 8), ("0x10", 16), ("+7", 7), ("-7", -7), ("1e3", 1000.0), ("1e-2", 0.01), (".5", 0.5),
-        ("1.", 1.0), ("-.inf", float("-inf")), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0b1", "0b1"),
-        ("1_0", "1_0"), ("1.0_0", "1.0_0"), ("off", "off"), (".", "."),
-    ],
-)  # fmt: skip
-def test_numbers_are_those_of_yaml_1_2(text: str, value: object, tmp_path: Path):
-    found = yaml_file.read(write(tmp_path, f"key: {text}\n"))["key"]
-    assert (found, type(found)) == (value, type(value))

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from studies.drelu_paper import command, configuration, records
+from tests.support.optional import torchvision_or_skip
 
 
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("torchvision")
+    torchvision_or_skip()
     where = ["--results", str(tmp_path / "records")]
     run = ["run", "smoke", "--quiet", "--device", "cpu", "--engine", "serial", "--work", str(tmp_path / "work"), *where]
     assert command.main(run) == 0

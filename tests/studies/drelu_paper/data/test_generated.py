@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from studies.drelu_paper.data import GeneratedImages, MixedPart, StoredPart, load
+from studies.drelu_paper.data import GeneratedImages, MixedPart, Part, load
 from studies.drelu_paper.training.parallel import Processes
 
 SHAPE = (3, 2, 4)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def images_of(n: int) -> np.ndarray:
@@ -23,9 +27,9 @@ def write(path: Path, compressed: bool = False, **arrays: Any) -> Path:
     return path
 
 
-def numbered(folder: Path, original: int, generated: int, share: float, seed: int = 0) -> MixedPart:
+def numbered(folder: Path, original: int, generated: int, share: float) -> MixedPart:
     """Originals have labels 0 to 999, generated images those from 1000 on: no two samples have the same."""
-    part = StoredPart(torch.full((original, *SHAPE), 1.0), torch.arange(original), seed=seed)
+    part = Part(torch.full((original, *SHAPE), 1.0), torch.arange(original))
     labels = np.arange(1000, 1000 + generated)
     path = write(folder / "generated.npz", image=np.zeros((generated, 2, 4, 3), np.uint8), label=labels)
     return MixedPart(part, GeneratedImages(path, 10_000, SHAPE), share)
@@ -40,14 +44,14 @@ def labels_of(batches: Any) -> list[list[int]]:
 def test_images_and_labels_are_read(tmp_path, compressed, dtype):
     images, labels = images_of(7), (np.arange(7) % 3).astype(dtype)
     generated = GeneratedImages(write(tmp_path / "g.npz", compressed, image=images, label=labels), 3, SHAPE)
-    assert len(generated) == 7
+    assert len(generated.y) == 7
     x, y = generated.read(torch.tensor([5, 0, 5]))
     assert x.dtype == torch.float32
     assert x.is_contiguous()
     assert np.array_equal((x * 255).round().numpy(), images[[5, 0, 5]].transpose(0, 3, 1, 2))
     assert y.dtype == torch.int64
     assert y.tolist() == [2, 0, 2]
-    assert isinstance(generated._images, np.memmap) is not compressed
+    assert isinstance(generated.images, np.memmap) is not compressed
 
 
 def test_order_of_the_arrays_and_memory_layout_do_not_matter(tmp_path):
@@ -69,14 +73,14 @@ def test_file_is_left_as_it_is(tmp_path):
 def test_epoch_has_the_stated_share_and_the_size_of_the_original(tmp_path, share, originals):
     mixed = numbered(tmp_path, 100, 500, share)
     assert len(mixed) == 100
-    drawn = list(chain(*labels_of(mixed.batches(16, shuffle=True, epoch=0))))
+    drawn = list(chain(*labels_of(mixed.batches(16, generator(0), shuffle=True))))
     assert len(drawn) == len(set(drawn)) == 100
     assert sum(label < 1000 for label in drawn) == originals
 
 
 def test_samples_are_drawn_at_random_from_both_sets(tmp_path):
     mixed = numbered(tmp_path, 100, 500, 0.3)
-    epochs = [set(chain(*labels_of(mixed.batches(16, shuffle=True, epoch=epoch)))) for epoch in range(60)]
+    epochs = [set(chain(*labels_of(mixed.batches(16, generator(epoch), shuffle=True)))) for epoch in range(60)]
     assert set.union(*epochs) == {*range(100), *range(1000, 1500)}
 
 
@@ -85,29 +89,27 @@ def test_samples_are_drawn_at_random_from_both_sets(tmp_path):
 def test_every_batch_of_every_process_has_its_share(tmp_path, share, world):
     # With a regular mixture, every second sample of a share of 0.5 is original: a process that took every second one
     # would see one kind only.
-    for x, y in numbered(tmp_path, 100, 500, share).batches(20, shuffle=True, epoch=0):
+    for x, y in numbered(tmp_path, 100, 500, share).batches(20, generator(0), shuffle=True):
         for rank in range(world):
             _, labels, _ = Processes(rank, world).share(x, y, torch.device("cpu"))
             assert abs(int((labels < 1000).sum()) - share * len(labels)) < 1
 
 
 def test_kinds_have_their_own_images(tmp_path):
-    for x, y in numbered(tmp_path, 100, 500, 0.5).batches(7, shuffle=True, epoch=0):
+    for x, y in numbered(tmp_path, 100, 500, 0.5).batches(7, generator(0), shuffle=True):
         assert x.dtype == torch.float32
         assert x.shape[1:] == SHAPE
         assert torch.equal(x.flatten(1).mean(1), (y < 1000).float())
 
 
-def test_epoch_decides_the_order_whatever_ran_before(tmp_path):
+def test_the_generator_decides_the_order(tmp_path):
     mixed = numbered(tmp_path, 40, 90, 0.3)
-    epochs = [labels_of(mixed.batches(8, shuffle=True, epoch=epoch)) for epoch in range(3)]
-    assert labels_of(numbered(tmp_path, 40, 90, 0.3).batches(8, shuffle=True, epoch=2)) == epochs[2]
-    assert epochs[0] != epochs[1]
-    assert labels_of(numbered(tmp_path, 40, 90, 0.3, seed=1).batches(8, shuffle=True, epoch=0)) != epochs[0]
+    one, same, other = (labels_of(mixed.batches(8, generator(seed), shuffle=True)) for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_small_generated_set_is_gone_through_again(tmp_path):
-    drawn = list(chain(*labels_of(numbered(tmp_path, 100, 32, 0.3).batches(10, shuffle=True, epoch=0))))
+    drawn = list(chain(*labels_of(numbered(tmp_path, 100, 32, 0.3).batches(10, generator(0), shuffle=True))))
     counts = [drawn.count(label) for label in range(1000, 1032)]
     assert sum(counts) == 70
     assert set(counts) == {2, 3}
@@ -122,7 +124,7 @@ def test_first_and_whole_are_the_originals(tmp_path):
 
 def test_mixture_must_be_shuffled(tmp_path):
     with pytest.raises(ValueError, match="shuffle: got False; a mixture is drawn anew for each epoch"):
-        numbered(tmp_path, 100, 500, 0.3).batches(10)
+        list(numbered(tmp_path, 100, 500, 0.3).batches(10))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
@@ -135,9 +137,9 @@ def test_digits_with_generated_ones(tmp_path):
     path = write(tmp_path / "g.npz", image=np.full((50, 28, 28, 1), 255, np.uint8), label=np.arange(50) % 10)
     dataset = load("digits", generated=path, original_share=0.3)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (3500, 500, 1000)
-    whites = [int((x == 1).flatten(1).all(1).sum()) for x, _ in dataset.train.batches(100, shuffle=True, epoch=0)]
+    whites = [int((x == 1).flatten(1).all(1).sum()) for x, _ in dataset.train.batches(100, generator(0), shuffle=True)]
     assert whites == [70] * 35
-    assert isinstance(dataset.validation, StoredPart)
+    assert not isinstance(dataset.validation, MixedPart)
 
 
 @pytest.mark.parametrize(

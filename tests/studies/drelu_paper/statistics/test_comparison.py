@@ -10,6 +10,10 @@ import pandas as pd
 import pytest
 
 from studies.drelu_paper.statistics.comparison import (
+    ANOVA,
+    FRIEDMAN,
+    IMAN_DAVENPORT,
+    WILCOXON,
     compare,
     compare_ranks,
     critical_difference,
@@ -17,7 +21,6 @@ from studies.drelu_paper.statistics.comparison import (
     level_of_difference,
     rank,
 )
-from studies.drelu_paper.statistics.names import ANOVA, FRIEDMAN, IMAN_DAVENPORT, WILCOXON
 
 
 def frame(rows: list[list[float]]) -> pd.DataFrame:

@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from studies.drelu_paper.paper.printed import Claim, claims, no_rankings, wrong_ranks
 from studies.drelu_paper.paper.tables import NUMBERS, datasets, load
-from studies.drelu_paper.statistics.comparison import compare, compare_ranks, critical_difference
-from studies.drelu_paper.statistics.names import ANOVA, FRIEDMAN, IMAN_DAVENPORT
-from studies.drelu_paper.statistics.printed import Claim, claims, no_rankings, wrong_ranks
+from studies.drelu_paper.statistics.comparison import (
+    compare,
+    compare_ranks,
+)
 
 ACCURACIES, RANKS = load(2).accuracies, load(2).ranks
-
-
-def test_accuracies_give_the_papers_statistics() -> None:
-    found = compare(ACCURACIES, alpha=0.01)
-    assert found.blocks == 36
-    assert found.test(ANOVA).statistic == pytest.approx(17.40, abs=0.005)
-    assert found.test(ANOVA).degrees == (3, 140)
-    assert found.test(ANOVA).critical == pytest.approx(3.92, abs=0.005)
-    assert found.test(FRIEDMAN).statistic == pytest.approx(39.43, abs=0.005)
-    assert found.test(IMAN_DAVENPORT).statistic == pytest.approx(20.13, abs=0.005)
-    assert found.test(IMAN_DAVENPORT).degrees == (3, 105)
-    assert found.test(IMAN_DAVENPORT).critical == pytest.approx(3.97, abs=0.005)
-    differences = {name: found.mean_rank(name) - found.mean_rank("D-ReLU") for name in ("AT", "TRADES-1", "TRADES-6")}
-    assert differences == pytest.approx({"AT": 0.861, "TRADES-1": 1.889, "TRADES-6": 1.139}, abs=5e-4)
-
-
-def test_printed_ranks_give_others() -> None:
-    found = compare_ranks(RANKS)
-    assert found.test(FRIEDMAN).statistic == pytest.approx(32.30, abs=0.005)
-    assert found.test(IMAN_DAVENPORT).statistic == pytest.approx(14.93, abs=0.005)
-    differences = {name: found.mean_rank(name) - found.mean_rank("D-ReLU") for name in ("AT", "TRADES-1", "TRADES-6")}
-    assert differences == pytest.approx({"AT": 0.694, "TRADES-1": 1.806, "TRADES-6": 1.222}, abs=5e-4)
-
-
-def test_the_formula_gives_another_critical_difference() -> None:
-    assert [critical_difference(4, 36, alpha) for alpha in (0.01, 0.05, 0.1)] == pytest.approx(
-        [0.947, 0.782, 0.697], abs=5e-4
-    )
 
 
 def test_what_differs_from_drelu_depends_on_the_ranks_and_on_alpha() -> None:
