@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
-from dreluop._internal import checks, dtensor, torch_private
-from dreluop._internal.cap_state import LearnedCap
-from dreluop._internal.errors import raise_as_of_torch
-from dreluop.autograd import eager, fast_path, sharded, surrogate, traced
-from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch
-from dreluop.autograd.function import PlainCappedReLUFunction
-from dreluop.autograd.penalty import penalty_of
+from dreluop._internal import checks, dtensor
+from dreluop._internal.caps_given import check_caps, check_devices, tensors_of
+from dreluop._internal.overrides import has_override
+from dreluop.autograd import fast_path, route, surrogate
 from dreluop.backends.selection import nothing_chosen, operators_for
-from dreluop.ops.call import Call
-
-_TENSORS = frozenset({Tensor, nn.Parameter})
-_is_tracing = torch_private.is_tracing  # by torch.jit.trace
-# Past torch's own apply, which binds default arguments for 50 us.
-_apply_plain = super(torch.autograd.Function, PlainCappedReLUFunction).apply
 
 SaveMode = Literal["output", "mask"]
 
@@ -101,128 +91,25 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
-    compiling = torch.compiler.is_compiling()
-    fast = (
-        not compiling
-        and save == "output"
-        and balancer is None
-        and bias is None
-        and residual is None
-        and not surrogate.active
-    )
+    plain = save == "output" and balancer is None and bias is None and residual is None
+    fast = plain and not torch.compiler.is_compiling() and not surrogate.active
     if fast and (by_node := fast_path.capped_relu) is not None and nothing_chosen():
         try:
             if (y := by_node(x, cap, dim, inplace)) is not None:
                 return y
         except (RuntimeError, TypeError, ValueError) as error:
-            _raise_in_our_words(error, x, cap, dim)
+            fast_path.raise_in_our_words(error, x, cap, dim)
             raise
-    if _overrides((x, cap, bias, residual)):
+    if has_override((x, cap, bias, residual)):
         given = [one for one in (x, cap, bias, residual) if one is not None]
-        overridden: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
+        result: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
             bias=bias, residual=residual,
         )  # fmt: skip
-        return overridden
-    if (
-        fast
-        and type(x) in _TENSORS
-        and isinstance(cap, Tensor)
-        and type(cap) in _TENSORS
-        and type(dim) is int
-        and x.device == cap.device
-        and type(inplace) is bool
-        and not derivatives_by_plain_torch()
-        and not _is_tracing()
-    ):
-        return _fast_in_python(x, cap, dim, inplace)
-    if compiling:
-        # Dynamo cannot leave its graph within a try, and would never look at this function again.
-        return _run(_checked(x, cap, dim, inplace, save, balancer, bias, residual))
-    try:
-        if _is_tracing() and not surrogate.active:
-            return _run_in_jit_trace(x, cap, dim, inplace, save, balancer, bias, residual)
-        return _run(_checked(x, cap, dim, inplace, save, balancer, bias, residual))
-    except RuntimeError as error:
-        raise_as_of_torch(error)
-        raise
-
-
-def _fast_in_python(x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
-    """The fast path without C++. Small tensors feel every microsecond, so the operator is asked at once.
-
-    It refuses whatever the checks would, which then have the words for it.
-    """
-    try:
-        operators = operators_for(x)
-        if inplace:
-            checks.writable_in_place(x, cap=cap)
-        if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
-            y: Tensor = _apply_plain(x, cap, dim, inplace)
-            return y
-        with BelowAutograd():
-            return operators.activate(x, cap, dim, inplace, False, None)[0]
-    except (RuntimeError, TypeError, ValueError) as error:
-        _raise_in_our_words(error, x, cap, dim)
-        raise
-
-
-def _raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
-    raise_as_of_torch(error)
-    checks.float_tensor("x", x)
-    checks.cap_for(x, cap, checks.integer("dim", dim))
-
-
-def _run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
-    """The road of a checked call."""
-    compiling = torch.compiler.is_compiling()
-    by_shards = call.save == "mask" and dtensor.is_distributed(call.x)
-    if surrogate.active:
-        run = surrogate.run_outside_graphs if compiling else surrogate.run
-        replaced = run(call._replace(save="output") if by_shards else call)
-        if replaced is not None:
-            return replaced
-    if by_shards:
-        return sharded.run(call, _run)
-    return traced.run(call) if compiling else eager.run(call)
-
-
-def _run_in_jit_trace(*arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
-    traced.refuse_transforms_in_jit_trace()
-    with traced.not_traced():
-        call = _checked(*arguments)
-        if call.inplace:
-            checks.writable_in_place(call.x, cap=call.cap, bias=call.bias, residual=call.residual)
-    return operators_for(call.x).values(call)
-
-
-def _checked(
-    x: Tensor,
-    cap: Tensor | float,
-    dim: int,
-    inplace: bool,
-    save: str,
-    balancer: float | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> Call:
-    """The call, or the error that names what is wrong with it."""
-    checks.float_tensor("x", x)
-    dim = checks.integer("dim", dim)
-    cap = checks.cap_for(x, cap, dim)
-    if save != "output":
-        checks.save_mode(save)
-    if inplace is not False:
-        inplace = checks.flag("inplace", inplace)
-    if balancer is not None:
-        balancer = checks.penalty_weight(balancer)
-    if bias is not None or residual is not None:
-        bias, residual = checks.bias_and_residual_for(x, cap, dim, bias, residual)
-    if dtensor.any_distributed(x, cap, bias, residual):
-        cap = dtensor.checked_cap(x, cap, bias=bias, residual=residual)
-        if inplace and save == "mask":
-            dtensor.refuse_mask_in_place()
-    return Call(x, cap, dim, inplace, save, balancer, bias, residual)
+        return result
+    if fast and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
+        return y
+    return route.run_unchecked(x, cap, dim, inplace, save, balancer, bias, residual)
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -243,82 +130,17 @@ def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) ->
         ValueError: there is no cap, or they lie on several devices; balancer is negative or not finite.
     """
     # To ask a module for an attribute that it lacks is slow.
-    if not isinstance(caps, nn.Module) and _overrides((caps,)):
-        overridden: Tensor = handle_torch_function(cap_penalty, (caps,), caps, balancer)
-        return overridden
-    tensors = _tensors_of(caps)
-    if _overrides(tensors):
-        overridden = handle_torch_function(cap_penalty, tensors, tensors, balancer)
-        return overridden
-    _check_caps(tensors)
+    if not isinstance(caps, nn.Module) and has_override((caps,)):
+        result: Tensor = handle_torch_function(cap_penalty, (caps,), caps, balancer)
+        return result
+    tensors = tensors_of(caps)
+    if has_override(tensors):
+        result = handle_torch_function(cap_penalty, tensors, tensors, balancer)
+        return result
+    check_caps(tensors)
     balancer = checks.penalty_weight(balancer)
-    for index, cap in enumerate(tensors[1:], 1):
-        if cap.device != tensors[0].device:
-            raise ValueError(
-                f"caps[{index}]: got a tensor on {cap.device}; expected the device of caps[0], {tensors[0].device}"
-            )
-    if dtensor.any_distributed(*tensors):
-        groups = dtensor.by_mesh(tensors)
-        if len(groups) > 1:
-            return torch.stack([dtensor.full_tensor(_penalty(group, balancer)) for group in groups]).sum()
-    return _penalty(tensors, balancer)
-
-
-def _overrides(arguments: Sequence[Any]) -> bool:
-    """Whether a type among these, or a mode, has its own ``__torch_function__`` to be called.
-
-    A lazy parameter's only refuses. In what Dynamo traces only types that are no tensors: it calls the operators with
-    a tensor of another type, and cannot trace how torch calls such a type for a function of ours.
-    """
-    if not has_torch_function(arguments):
-        return False
-    if torch.compiler.is_compiling():
-        return any(not isinstance(one, Tensor) and hasattr(type(one), "__torch_function__") for one in arguments)
-    return not any(type(argument) is UninitializedParameter for argument in arguments)
-
-
-def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
-    calls = operators_for(caps[0])
-    if torch.compiler.is_compiling():
-        return traced.penalty(calls, caps, balancer)
-    if _is_tracing():
-        return calls.cap_penalty(caps, balancer)
-    return penalty_of(caps, balancer)
-
-
-def caps_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
-    """The caps that a tensor, several, or the DReLUs of a module are; those of a module each once.
-
-    Raises:
-        TypeError: caps holds something that is no float tensor.
-        ValueError: there is none, or one is that of a LazyDReLU without a shape yet.
-    """
-    tensors = _tensors_of(caps)
-    _check_caps(tensors)
-    return tensors
-
-
-def _check_caps(tensors: list[Tensor]) -> None:
-    for index, cap in enumerate(tensors):
-        if isinstance(cap, UninitializedParameter):
-            raise ValueError(f"caps[{index}]: got the cap of a LazyDReLU without a shape; run the module once before")
-        checks.float_tensor(f"caps[{index}]", cap)
-
-
-def _tensors_of(caps: Tensor | Iterable[Tensor] | nn.Module) -> list[Tensor]:
-    if isinstance(caps, Tensor):
-        return [caps]
-    if isinstance(caps, nn.Module) and not isinstance(caps, nn.ParameterList | nn.ParameterDict):
-        found = [m.cap for m in caps.modules() if isinstance(m, LearnedCap)]
-        if not found:
-            raise ValueError(f"caps: got a {type(caps).__name__} without any DReLU; expected at least one")
-        return list({id(cap): cap for cap in found}.values())
-    if not isinstance(caps, Iterable):
-        raise TypeError(f"caps: got {type(caps).__name__}; expected a tensor, tensors or a module")
-    tensors = list(caps.values() if isinstance(caps, Mapping | nn.ParameterDict) else caps)
-    if not tensors:
-        raise ValueError("caps: got no tensor; expected at least one")
-    return tensors
+    check_devices(tensors)
+    return route.penalty(tensors, balancer)
 
 
 class Saturation(NamedTuple):
@@ -360,9 +182,9 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     Raises:
         TypeError, ValueError: as ``capped_relu``; ValueError also for a 0-dimensional x.
     """
-    if _overrides((x, cap)):
-        overridden: Saturation = handle_torch_function(saturation, (x, cap), x, cap, dim=dim)
-        return overridden
+    if has_override((x, cap)):
+        result: Saturation = handle_torch_function(saturation, (x, cap), x, cap, dim=dim)
+        return result
     checks.float_tensor("x", x)
     dim = checks.integer("dim", dim)
     cap = checks.cap_for(x, cap, dim)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call
+from dreluop.backends.triton.call import KernelCall
 from dreluop.backends.triton.kernels.forward import forward_kernel
 from dreluop.ops.composite import mask_order
 
@@ -46,7 +46,7 @@ def planned(x: Tensor, cap: Tensor) -> Launch:
     """
     if cap.ndim != 1:
         raise ValueError(f"cap: got shape {tuple(cap.shape)}; expected (channels,)")
-    call = Call(x, cap, 1, mask_order(x, cap), x=x, y=x)
+    call = KernelCall(x, cap, 1, mask_order(x, cap), x=x, y=x)
     if call.sizes:
         raise ValueError(f"x: got strides {x.stride()} for shape {tuple(x.shape)}; expected a dense tensor")
     flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)

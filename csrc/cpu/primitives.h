@@ -25,32 +25,35 @@ constexpr int kRowsAtOnce = 4;
 
 // What sums of a dtype's values are computed in.
 template <class Traits>
-using Wide = std::conditional_t<sizeof(typename Traits::Storage) == sizeof(double), double, float>;
+using WideTraits = std::conditional_t<sizeof(typename Traits::Storage) == sizeof(double), Float64, Float32>;
+template <class Traits>
+using Wide = typename WideTraits<Traits>::Storage;
 
-// `_one`: all elements share the cap m. `_each`: element i has cap m[i].
+// The caps, biases or widths of n elements: a value that all of them share, or one each.
+template <class T>
+struct Values {
+  const T* first;
+  bool shared;
+};
+
 template <class Traits>
 struct Primitives {
   using T = typename Traits::Storage;
 
   // t = (x + bias) + residual, rounded once; residual may be null, t may be x.
-  void (*add_one)(const T* x, Wide<Traits> bias, const T* residual, T* t, int64_t n);
-  void (*add_each)(const T* x, const Wide<Traits>* bias, const T* residual, T* t, int64_t n);
-  void (*forward_one)(const T* x, T m, T* y, int64_t n);
-  void (*forward_each)(const T* x, const T* m, T* y, int64_t n);
-  void (*regions_one)(const T* y, T m, uint8_t* regions, int64_t n);
-  void (*regions_each)(const T* y, const T* m, uint8_t* regions, int64_t n);
+  void (*add)(const T* x, Values<Wide<Traits>> bias, const T* residual, T* t, int64_t n);
+  void (*forward)(const T* x, Values<T> m, T* y, int64_t n);
+  void (*regions)(const T* y, Values<T> m, uint8_t* regions, int64_t n);
   // dx = g where inside, to_cap = g where capped, else 0. Either may be null.
-  void (*route_one)(const T* g, const T* y, T m, T* dx, T* to_cap, int64_t n);
-  void (*route_each)(const T* g, const T* y, const T* m, T* dx, T* to_cap, int64_t n);
+  void (*route)(const T* g, const T* y, Values<T> m, T* dx, T* to_cap, int64_t n);
   void (*route_regions)(const T* g, const uint8_t* regions, T* dx, T* to_cap, int64_t n);
-  void (*tangent_one)(const T* u, T v, const uint8_t* regions, T* out, int64_t n);
-  void (*tangent_each)(const T* u, const T* v, const uint8_t* regions, T* out, int64_t n);
+  // out = u where inside, v where capped, else 0.
+  void (*jvp)(const T* u, Values<T> v, const uint8_t* regions, T* out, int64_t n);
   // dx = g where y is on, also at its cap, else 0.
   void (*pass)(const T* g, const T* y, T* dx, int64_t n);
   void (*pass_regions)(const T* g, const uint8_t* regions, T* dx, int64_t n);
   // dx = g times the slope of the activation, smoothed over the given width.
-  void (*soften_one)(const T* g, const T* x, T m, Wide<Traits> width, T* dx, int64_t n);
-  void (*soften_each)(const T* g, const T* x, const T* m, const Wide<Traits>* width, T* dx, int64_t n);
+  void (*soften)(const T* g, const T* x, Values<T> m, Values<Wide<Traits>> width, T* dx, int64_t n);
   void (*add_run)(const T* terms, int64_t n, Lanes* lanes);
   // sum[i] += terms[i]; error is read and written for double only.
   void (*add_columns)(const T* terms, int64_t n, double* sum, double* error);

@@ -4,9 +4,11 @@ namespace dreluop::cpu {
 namespace {
 
 template <class Traits>
-void straight_through(const Problem& problem, const Operand& grad, const Saved& saved, const Operand& dx) {
+void straight_through(const Problem& problem, const Surrogate& pass) {
   using T = typename Traits::Storage;
   const Primitives<Traits>& loops = primitives<Traits>();
+  const TensorView grad(problem, pass.grad), y(problem, pass.y), dx(problem, pass.dx);
+
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
     T grad_buffer[kBlock], y_buffer[kBlock], dx_buffer[kBlock];
     uint8_t regions[kBlock];
@@ -14,11 +16,11 @@ void straight_through(const Problem& problem, const Operand& grad, const Saved& 
       const int64_t n = std::min(kBlock, end - i);
       const T* g = grad.read(i, n, grad_buffer);
       T* to = dx.target(i, n, dx_buffer);
-      if (saved.mask != nullptr) {
-        loops.unpack(saved.mask, i, n, regions);
+      if (pass.mask != nullptr) {
+        loops.unpack(pass.mask, i, n, regions);
         loops.pass_regions(g, regions, to, n);
       } else {
-        loops.pass(g, saved.y->read(i, n, y_buffer), to, n);
+        loops.pass(g, y.read(i, n, y_buffer), to, n);
       }
       dx.write(i, n, to, dx_buffer);
     }
@@ -26,37 +28,34 @@ void straight_through(const Problem& problem, const Operand& grad, const Saved& 
 }
 
 template <class Traits>
-void soft(const Problem& problem, const Operand& grad, const Operand& x, const void* widths, const Operand& dx) {
+void soft(const Problem& problem, const Surrogate& pass) {
   using T = typename Traits::Storage;
   const Primitives<Traits>& loops = primitives<Traits>();
-  const Plan plan = plan_for(problem.numel, problem.layout);
-  const CapValues<T> caps(plan, problem.layout, static_cast<const T*>(problem.caps));
-  const CapValues<Wide<Traits>> width(plan, problem.layout, static_cast<const Wide<Traits>*>(widths));
+  const Plan plan = plan_for(problem.numel(), problem.layout);
+  const CapValues<Traits> caps(plan, problem, pass.cap);
+  const CapValues<WideTraits<Traits>> widths(plan, problem, pass.width);
+  const TensorView grad(problem, pass.grad), x(problem, pass.y), dx(problem, pass.dx);
 
   parallel_over_blocks(problem, [&](int64_t begin, int64_t end) {
     T grad_buffer[kBlock], x_buffer[kBlock], dx_buffer[kBlock];
-    for_each_stretch(plan, problem.layout, begin, end, kBlock, [&](int64_t i, int64_t n, int64_t cap, int64_t column) {
-      const T* g = grad.read(i, n, grad_buffer);
-      const T* from = x.read(i, n, x_buffer);
-      T* to = dx.target(i, n, dx_buffer);
-      if (plan.variant == Variant::kRuns)
-        loops.soften_one(g, from, caps[cap], width[cap], to, n);
-      else
-        loops.soften_each(g, from, caps.at(column), width.at(column), to, n);
-      dx.write(i, n, to, dx_buffer);
+    for_each_stretch(plan, problem.layout, begin, end, kBlock, [&](const Stretch& s) {
+      const T* g = grad.read(s.i, s.n, grad_buffer);
+      T* to = dx.target(s.i, s.n, dx_buffer);
+      loops.soften(g, x.read(s.i, s.n, x_buffer), caps.at(s), widths.at(s), to, s.n);
+      dx.write(s.i, s.n, to, dx_buffer);
     });
   });
 }
 
 }  // namespace
 
-void surrogate(const Problem& problem, const Operand& grad, const Saved& saved, const void* widths, const Operand& dx) {
-  if (problem.numel == 0) return;
+void surrogate(const Problem& problem, const Surrogate& pass) {
+  if (problem.numel() == 0) return;
   with_dtype_traits(problem.dtype, [&](auto traits) {
-    if (widths == nullptr)
-      straight_through<decltype(traits)>(problem, grad, saved, dx);
+    if (pass.width.data == nullptr)
+      straight_through<decltype(traits)>(problem, pass);
     else
-      soft<decltype(traits)>(problem, grad, *saved.y, widths, dx);
+      soft<decltype(traits)>(problem, pass);
   });
 }
 

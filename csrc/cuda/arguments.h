@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/caps.cuh"
+#include "cuda/cap_arrays.cuh"
 
 namespace dreluop::cuda {
 
@@ -17,13 +17,15 @@ inline void check(const Problem& problem) {
   int64_t numel = 1, caps = 1;
   for (int d = 0; d < problem.rank; ++d) numel *= problem.sizes[d];
   for (int d = 0; d < problem.cap_rank; ++d) caps *= problem.cap_sizes[d];
-  const CapLayout& layout = problem.layout;
-  if (layout.outer * layout.caps * layout.inner != numel) refuse("layout: its sizes do not multiply to those of x");
-  if (caps != layout.caps) refuse("cap_sizes: they do not multiply to the caps of the layout");
+  if (problem.numel() != numel) refuse("layout: its sizes do not multiply to those of x");
+  if (caps != problem.layout.caps) refuse("cap_sizes: they do not multiply to the caps of the layout");
 }
 
-inline int64_t numel_of(const Problem& problem) {
-  return problem.layout.outer * problem.layout.caps * problem.layout.inner;
+// What tells the regions: the mask, or y and the caps.
+inline void check_saved(const Problem& problem, const Operand& y, const uint8_t* mask, const PerCap& cap) {
+  if (problem.numel() == 0 || mask != nullptr) return;
+  if (y.data == nullptr) refuse("y: missing, and there is no mask");
+  if (cap.data == nullptr) refuse("cap: needed to tell regions from y");
 }
 
 inline bool is_dense(int rank, const int64_t* sizes, const int64_t* strides) {
@@ -72,7 +74,7 @@ inline int64_t elements_to_boundary(const void* data, DType dtype) {
 class OperandSet {
  public:
   OperandSet(const Problem& problem, std::initializer_list<Operand> operands) : problem_(problem), operands_(operands) {
-    const bool any = numel_of(problem) > 0;
+    const bool any = problem.numel() > 0;
     bool first = true;
     for (const Operand& operand : operands_) {
       if (operand.data == nullptr || !any) continue;

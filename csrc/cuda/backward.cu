@@ -74,40 +74,49 @@ LastBlockReduction<Real> reduction_of(const Problem& problem, const Backward& pa
   return finish;
 }
 
-template <class Traits, Access kAccess, int kSums>
-Status launch_as(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
-  using Real = typename SumType<Traits, kAccess>::Real;
+template <class Traits>
+typename Traits::Parameters parameters(const Problem& problem, const Backward& pass, const Choice& choice,
+                                       void* workspace) {
+  constexpr bool kVector = Traits::kAccess == Access::kVector;
   const BackwardPlan& plan = choice.plan;
-  BackwardParameters<kAccess, Real> p{};
-  if constexpr (kAccess == Access::kVector)
+  typename Traits::Parameters p{};
+  if constexpr (kVector)
     choice.operands.fill(&p.saved.operands);
   else
     choice.operands.fill(&p.saved.operands, plan.by_rows || plan.columns.aligned);
   p.saved.mask = pass.mask;
   p.wants_x = pass.dx.data != nullptr;
-  p.numel = numel_of(problem);
+  p.numel = problem.numel();
   p.layout = merged(problem.layout);
   p.map = cap_map(p.layout);
   choice.cap.fill(&p.cap);
-  p.finish = reduction_of<Real>(problem, pass, choice, workspace);
+  p.finish = reduction_of<typename Traits::SumType>(problem, pass, choice, workspace);
   p.rows = plan.rows;
   const int64_t many = plan.rows.packed ? plan.rows.vecs : plan.rows.segments;
   p.runs = {FastDivmod::of(plan.rows.packed ? plan.rows.run_vecs : std::max<int64_t>(1, plan.rows.segments_per_run)),
             many < INT32_MAX / 2};
-  p.head = kAccess == Access::kVector ? static_cast<int>(choice.operands.head()) : 0;
+  p.head = kVector ? static_cast<int>(choice.operands.head()) : 0;
   p.columns = plan.columns;
+  return p;
+}
+
+template <class DTypeTraits, Access kAccess, int kSums>
+Status launch_as(const Problem& problem, const Backward& pass, const Choice& choice, void* workspace) {
+  using Traits = BackwardTraits<DTypeTraits, kAccess, kSums>;
+  using P = Partial<typename Traits::SumType>;
+  const BackwardPlan& plan = choice.plan;
+  const auto p = parameters<Traits>(problem, pass, choice, workspace);
   if (plan.by_rows) {
-    const size_t shared =
-        std::max(kTicketBytes + kRowThreads * sizeof(Partial<Real>), size_t{kRowThreads} * kScratchBytes);
-    auto kernel = backward_rows_kernel<Traits, kAccess, kSums, false>;
+    const size_t shared = std::max(kTicketBytes + kRowThreads * sizeof(P), size_t{kRowThreads} * kScratchBytes);
+    auto kernel = backward_rows_kernel<Traits>;
     if constexpr (kAccess == Access::kVector)
-      if (plan.rows.packed) kernel = backward_rows_kernel<Traits, kAccess, kSums, true>;
+      if (plan.rows.packed) kernel = backward_rows_kernel<BackwardTraits<DTypeTraits, kAccess, kSums, true>>;
     return launch("dreluop backward by rows", kernel, plan.blocks, kRowThreads, shared, problem.stream, p);
   }
   const size_t sums = static_cast<size_t>(plan.columns.width) * plan.columns.height * vec_of(problem.dtype);
-  const size_t shared = std::max(kTicketBytes + sums * sizeof(Partial<Real>), size_t{kColumnThreads} * kScratchBytes);
-  return launch("dreluop backward by columns", backward_columns_kernel<Traits, kAccess, kSums>, plan.blocks,
-                kColumnThreads, shared, problem.stream, p);
+  const size_t shared = std::max(kTicketBytes + sums * sizeof(P), size_t{kColumnThreads} * kScratchBytes);
+  return launch("dreluop backward by columns", backward_columns_kernel<Traits>, plan.blocks, kColumnThreads, shared,
+                problem.stream, p);
 }
 
 }  // namespace
@@ -121,23 +130,21 @@ Status backward(const Problem& problem, const Backward& pass, void* workspace) {
   check(problem);
   const bool wants_sums = pass.dcap.data != nullptr || pass.dbias.data != nullptr;
   if (pass.dx.data == nullptr && !wants_sums) return {};
-  const int64_t numel = numel_of(problem);
-  if (numel > 0 && pass.grad.data == nullptr) refuse("grad: missing");
-  if (numel > 0 && pass.y.data == nullptr && pass.mask == nullptr) refuse("y: missing, and there is no mask");
-  if (numel > 0 && pass.mask == nullptr && pass.cap.data == nullptr) refuse("cap: needed to tell regions from y");
+  if (problem.numel() > 0 && pass.grad.data == nullptr) refuse("grad: missing");
+  check_saved(problem, pass.y, pass.mask, pass.cap);
   if (pass.dcap.data != nullptr && pass.grad_penalty.data != nullptr && pass.cap.data == nullptr)
     refuse("cap: needed for the gradient of the penalty");
   const Choice choice(problem, pass);
   const Status zeroed = zero(workspace, choice.workspace().zeroed, problem.stream);
   if (!zeroed.ok()) return zeroed;
   return with_dtype_traits(problem.dtype, [&](auto traits) {
-    using Traits = decltype(traits);
-    if constexpr (!std::is_same_v<Traits, Float64>) {
+    using DTypeTraits = decltype(traits);
+    if constexpr (!std::is_same_v<DTypeTraits, Float64>) {
       if (choice.vector && choice.kinds == 1)
-        return launch_as<Traits, Access::kVector, 1>(problem, pass, choice, workspace);
-      if (choice.vector) return launch_as<Traits, Access::kVector, 2>(problem, pass, choice, workspace);
+        return launch_as<DTypeTraits, Access::kVector, 1>(problem, pass, choice, workspace);
+      if (choice.vector) return launch_as<DTypeTraits, Access::kVector, 2>(problem, pass, choice, workspace);
     }
-    return launch_as<Traits, Access::kGeneral, 2>(problem, pass, choice, workspace);
+    return launch_as<DTypeTraits, Access::kGeneral, 2>(problem, pass, choice, workspace);
   });
 }
 

@@ -5,14 +5,17 @@
 
 namespace dreluop::cuda {
 
-template <class Traits, Access kAccess, int kSums>
-struct BackwardColumns : Routing<Traits, kAccess, kSums> {
-  using Base = Routing<Traits, kAccess, kSums>;
+template <class Traits>
+struct BackwardColumns : Routing<Traits> {
+  using Base = Routing<Traits>;
+  using Base::kSums;
   using Base::kVec;
   using Base::kVecs;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
+  using typename Base::Values;
+  using typename Base::Vec;
   using P = Partial<Real>;
   // Batches whose terms are added as they come, before they are added to a sum with its error: at most eight terms.
   static constexpr int kPlainBatches = 8 / kVecs;
@@ -35,12 +38,12 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 
   // All asked for before the first is used.
-  DRELUOP_DEVICE Pack<T, kVec> read_caps(const Position& at) const {
-    Pack<T, kVec> cap;
+  DRELUOP_DEVICE Values read_caps(const Position& at) const {
+    Values cap;
     int64_t left, c = p.map.cap_of(at.column, &left);
 #pragma unroll
     for (int e = 0; e < kVec; ++e) {
-      cap.v[e] = e < at.n ? this->cap_of(c) : Traits::zero();
+      cap.v[e] = e < at.n ? this->cap_of(c) : Traits::Number::zero();
       if (--left > 0) continue;
       left = p.layout.inner;
       c = p.map.after(c);
@@ -50,10 +53,10 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
 
   // Batches of rows from that of element i down, of the `left` that there are; from batch to batch `rows` further on.
   template <class SavedInfo>
-  DRELUOP_DEVICE void batches(SavedInfo nothing, int n, int64_t i, int64_t left, int64_t rows, const Pack<T, kVec>& cap,
+  DRELUOP_DEVICE void batches(SavedInfo nothing, int n, int64_t i, int64_t left, int64_t rows, const Values& cap,
                               Real (*sums)[kVec]) const {
     constexpr int kMany = SavedInfo::kBatches * kVecs;
-    Vec<T, kVec> grad[kMany];
+    Vec grad[kMany];
     SavedInfo kept[kMany];
     const auto down = [&](int u) { return u / kVecs * rows + u % kVecs * p.columns.height; };
     const auto at = [&](int u) { return i + down(u) * p.columns.row; };
@@ -78,7 +81,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 
   template <class SavedInfo>
-  DRELUOP_DEVICE void all_batches(SavedInfo nothing, const Position& at, int64_t row_block, const Pack<T, kVec>& cap,
+  DRELUOP_DEVICE void all_batches(SavedInfo nothing, const Position& at, int64_t row_block, const Values& cap,
                                   Sum<Real> (*sums)[kVec]) const {
     constexpr int kBatches = SavedInfo::kBatches;
     const int batch_rows = kVecs * p.columns.height, first = static_cast<int>(row_block) * batch_rows + at.h;
@@ -106,12 +109,12 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
 #pragma unroll 1
     for (int64_t i = begin + threadIdx.x; i < p.numel; i += kColumnThreads) {
       int64_t left;
-      const T g = p.saved.operands.template at<T>(Base::kGrad, i);
+      const T g = p.saved.operands.template at<Traits>(Base::kGrad, i);
       const uint8_t region = p.saved.template region<Traits>(i, this->cap_of(p.map.cap_of(i, &left)));
       if (region == (s == kCapSum ? kCapped : kInside)) add_term(&shared[i - begin], this->upcast(g));
       // Last, as dx may be the gradient's memory.
       if (s == kSums - 1 && p.wants_x)
-        p.saved.operands.template at<T>(Base::kDx, i) = region == kInside ? g : Traits::zero();
+        p.saved.operands.template at<Traits>(Base::kDx, i) = region == kInside ? g : Traits::Number::zero();
     }
   }
 
@@ -120,7 +123,7 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
     const uint32_t tiles = static_cast<uint32_t>(plan.tiles);
     const int64_t tile = blockIdx.x % tiles, row_block = blockIdx.x / tiles;
     const Position at = place(tile);
-    const Pack<T, kVec> cap = read_caps(at);
+    const Values cap = read_caps(at);
     Sum<Real> sums[kSums][kVec];
     if (at.n > 0) this->with_saved([&](auto nothing) { all_batches(nothing, at, row_block, cap, sums); });
     auto* shared = reinterpret_cast<P*>(shared_memory() + kTicketBytes);
@@ -163,11 +166,12 @@ struct BackwardColumns : Routing<Traits, kAccess, kSums> {
   }
 };
 
-template <class Traits, Access kAccess, int kSums>
-__global__ void __launch_bounds__(kColumnThreads,
-                                  kAccess == Access::kVector && kSums == 1 ? kColumnBlocksPerProcessor : 2)
-    backward_columns_kernel(const __grid_constant__ typename Routing<Traits, kAccess, kSums>::Parameters p) {
-  BackwardColumns<Traits, kAccess, kSums>{{p}}.run();
+template <class Traits>
+__global__ void __launch_bounds__(kColumnThreads, Traits::kAccess == Access::kVector && Traits::kSums == 1
+                                                      ? kColumnBlocksPerProcessor
+                                                      : 2)
+    backward_columns_kernel(const __grid_constant__ typename Traits::Parameters p) {
+  BackwardColumns<Traits>{{p}}.run();
 }
 
 }  // namespace dreluop::cuda

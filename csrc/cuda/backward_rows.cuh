@@ -5,25 +5,28 @@
 
 namespace dreluop::cuda {
 
-template <class Traits, Access kAccess, int kSums, bool kPacked>
-struct BackwardRows : Routing<Traits, kAccess, kSums> {
-  using Base = Routing<Traits, kAccess, kSums>;
+template <class Traits>
+struct BackwardRows : Routing<Traits> {
+  using Base = Routing<Traits>;
+  using Base::kSums;
   using Base::kVec;
   using Base::kVecs;
   using Base::p;
   using typename Base::Real;
   using typename Base::T;
+  using typename Base::Values;
+  using typename Base::Vec;
 
   // Batches of vectors g, g + stride, ... below `vecs`, of which place(g) is the first element; from batch to batch
   // `step` further on.
   template <class SavedInfo, class Position>
   DRELUOP_DEVICE void batches(SavedInfo nothing, int64_t g, int64_t step, int stride, int64_t vecs,
                               const Position& place, T one, Sum<Real>* sums) const {
-    Pack<T, kVec> cap;
+    Values cap;
 #pragma unroll
     for (int e = 0; e < kVec; ++e) cap.v[e] = one;
     constexpr int kMany = SavedInfo::kBatches * kVecs;
-    Vec<T, kVec> grad[kMany];
+    Vec grad[kMany];
     SavedInfo kept[kMany];
     int64_t at[kMany];
     const auto vec_at = [&](int u) { return g + u / kVecs * step + u % kVecs * stride; };
@@ -101,7 +104,7 @@ struct BackwardRows : Routing<Traits, kAccess, kSums> {
     const int64_t split = blockIdx.x / caps, c = blockIdx.x % caps;
     const T cap = this->cap_of(c);
     Sum<Real> sums[kSums];
-    if constexpr (kPacked)
+    if constexpr (Traits::kPacked)
       packed(c, split, cap, sums);
     else
       in_segments(c, split, cap, sums);
@@ -113,12 +116,12 @@ struct BackwardRows : Routing<Traits, kAccess, kSums> {
   }
 };
 
-template <class Traits, Access kAccess, int kSums, bool kPacked>
-__global__ void __launch_bounds__(kRowThreads, kAccess == Access::kGeneral ? 2
-                                               : kSums == 1                ? kRowBlocksPerProcessor
-                                                                           : 3)
-    backward_rows_kernel(const __grid_constant__ typename Routing<Traits, kAccess, kSums>::Parameters p) {
-  BackwardRows<Traits, kAccess, kSums, kPacked>{{p}}.run();
+template <class Traits>
+__global__ void __launch_bounds__(kRowThreads, Traits::kAccess == Access::kGeneral ? 2
+                                               : Traits::kSums == 1                ? kRowBlocksPerProcessor
+                                                                                   : 3)
+    backward_rows_kernel(const __grid_constant__ typename Traits::Parameters p) {
+  BackwardRows<Traits>{{p}}.run();
 }
 
 }  // namespace dreluop::cuda

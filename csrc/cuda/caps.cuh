@@ -1,97 +1,10 @@
-// Values given per cap: of any dtype, at any strides.
+// Which caps the elements of a vector have, and what they are.
 #pragma once
 
 #include "cuda/access.cuh"
-#include "dreluop/cuda_plan.h"
 #include "dreluop/fast_divmod.h"
-#include "dreluop/semantics.h"
 
 namespace dreluop::cuda {
-
-// The type in which a dtype is computed with and compared, and the one rounding back.
-template <class Traits>
-struct Working {
-  using Real = float;
-  using Rule = Float32;
-  static DRELUOP_DEVICE float upcast(typename Traits::Storage a) { return Traits::to_float(a); }
-  static DRELUOP_DEVICE typename Traits::Storage round(float a) { return Traits::from_float(a); }
-};
-template <class T>
-struct Working<Native<T>> {
-  using Real = T;
-  using Rule = Native<T>;
-  static DRELUOP_DEVICE T upcast(T a) { return a; }
-  static DRELUOP_DEVICE T round(T a) { return a; }
-};
-
-// A vector as numbers to compute with.
-template <class Traits, int kVec>
-DRELUOP_DEVICE Pack<typename Working<Traits>::Real, kVec> upcasted(const Vec<typename Traits::Storage, kVec>& vec) {
-  if constexpr (sizeof(typename Traits::Storage) == 2) {
-    Pack<float, kVec> wide;
-    const auto words = bit_cast<Pack<uint32_t, kVec / 2>>(vec);
-#pragma unroll
-    for (int w = 0; w < kVec / 2; ++w) Traits::to_two_floats(words.v[w], &wide.v[2 * w], &wide.v[2 * w + 1]);
-    return wide;
-  } else {
-    return unpack<typename Traits::Storage, kVec>(vec);
-  }
-}
-
-constexpr int kCapDims = 8;
-
-struct CapIndex {
-  int rank;
-  FastDivmod sizes[kCapDims];
-};
-
-struct CapArray {
-  void* data;
-  DType dtype;
-  int64_t strides[kCapDims];
-};
-
-DRELUOP_DEVICE int64_t offset_of(const CapIndex& index, const CapArray& array, int64_t cap) {
-  int64_t result = 0;
-  uint64_t i = static_cast<uint64_t>(cap);
-#pragma unroll 1
-  for (int d = index.rank - 1; d > 0; --d) {
-    const uint64_t outer = index.sizes[d].quotient(i);
-    result += static_cast<int64_t>(index.sizes[d].remainder(i, outer)) * array.strides[d];
-    i = outer;
-  }
-  return result + static_cast<int64_t>(i) * array.strides[0];
-}
-
-template <class Real>
-DRELUOP_DEVICE Real read_number(const void* data, DType dtype, int64_t offset) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return static_cast<Real>(static_cast<const float*>(data)[offset]);
-    case DType::kFloat64:
-      return static_cast<Real>(static_cast<const double*>(data)[offset]);
-    case DType::kFloat16:
-      return static_cast<Real>(Float16::to_float(static_cast<const uint16_t*>(data)[offset]));
-    default:
-      return static_cast<Real>(BFloat16::to_float(static_cast<const uint16_t*>(data)[offset]));
-  }
-}
-
-DRELUOP_DEVICE void write_number(void* data, DType dtype, int64_t offset, double value) {
-  switch (dtype) {
-    case DType::kFloat32:
-      static_cast<float*>(data)[offset] = Float32::round(value);
-      break;
-    case DType::kFloat64:
-      static_cast<double*>(data)[offset] = value;
-      break;
-    case DType::kFloat16:
-      static_cast<uint16_t*>(data)[offset] = Float16::round(value);
-      break;
-    default:
-      static_cast<uint16_t*>(data)[offset] = BFloat16::round(value);
-  }
-}
 
 // Where the caps of element i begin, and how many elements are left before the next one.
 struct CapMap {
@@ -112,6 +25,12 @@ struct CapMap {
   DRELUOP_DEVICE int64_t after(int64_t cap) const {
     return cap + 1 == static_cast<int64_t>(caps.divisor) ? 0 : cap + 1;
   }
+  // One element on, from one of `cap` with `left` elements before the next cap.
+  DRELUOP_DEVICE void advance(int64_t* cap, int64_t* left) const {
+    if (--*left != 0) return;
+    *left = static_cast<int64_t>(inner.divisor);
+    *cap = after(*cap);
+  }
 };
 
 // One array of values per cap as the elementwise passes read it.
@@ -126,47 +45,37 @@ struct CapSource<Access::kVector> {
   bool is_float32;
 
   template <class Traits>
-  DRELUOP_DEVICE typename Working<Traits>::Real number(int64_t cap) const {
-    using T = typename Traits::Storage;
+  DRELUOP_DEVICE typename Traits::Real number(int64_t cap) const {
     if (is_float32) return static_cast<const float*>(data)[cap * stride];
-    return Working<Traits>::upcast(static_cast<const T*>(data)[cap * stride]);
+    return Traits::upcast(static_cast<const typename Traits::T*>(data)[cap * stride]);
   }
   // From a 16-byte aligned address, at stride 1.
-  template <class Traits, int kVec>
-  DRELUOP_DEVICE void numbers(int64_t cap, typename Working<Traits>::Real* to) const {
-    using T = typename Traits::Storage;
+  template <class Traits>
+  DRELUOP_DEVICE void numbers(int64_t cap, typename Traits::Real* to) const {
+    constexpr int kVec = Traits::kVec;
     if (is_float32) {
       const auto run = *reinterpret_cast<const Pack<float, kVec>*>(static_cast<const float*>(data) + cap);
 #pragma unroll
       for (int e = 0; e < kVec; ++e) to[e] = run.v[e];
     } else {
-      const auto run = *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(data) + cap);
+      const auto* from = static_cast<const typename Traits::T*>(data) + cap;
+      const auto run = *reinterpret_cast<const typename Traits::Values*>(from);
 #pragma unroll
-      for (int e = 0; e < kVec; ++e) to[e] = Working<Traits>::upcast(run.v[e]);
+      for (int e = 0; e < kVec; ++e) to[e] = Traits::upcast(run.v[e]);
     }
   }
 };
 
-template <>
-struct CapSource<Access::kGeneral> {
-  CapIndex index;
-  CapArray array;
-  const void* data;
-
-  template <class Traits>
-  DRELUOP_DEVICE typename Working<Traits>::Real number(int64_t cap) const {
-    return read_number<typename Working<Traits>::Real>(data, array.dtype, offset_of(index, array, cap));
-  }
-};
-
 // The caps of one vector.
-template <class Traits, int kVec, Access kAccess, CapMode kMode>
+template <class Traits>
 struct CapsOfVec {
-  using Real = typename Working<Traits>::Real;
+  using T = typename Traits::T;
+  using Real = typename Traits::Real;
+  using Source = CapSource<Traits::kAccess>;
+  static constexpr int kVec = Traits::kVec;
   const CapMap& map;
   int64_t first = 0;
   int64_t left = 0;  // elements before the cap after `first`
-  using T = typename Traits::Storage;
 
   DRELUOP_DEVICE CapsOfVec(const CapMap& caps, int64_t i) : map(caps) { first = map.cap_of(i, &left); }
 
@@ -183,17 +92,17 @@ struct CapsOfVec {
     for (int e = 1; e < kVec; ++e) values[e] = e < from ? one : next;
   }
 
-  DRELUOP_DEVICE void read(const CapSource<kAccess>& source, Real* values) const {
-    if constexpr (kMode == CapMode::kSpan) {
+  DRELUOP_DEVICE void read(const Source& source, Real* values) const {
+    if constexpr (Traits::kMode == CapMode::kSpan) {
       span(values, [&](int64_t cap) { return source.template number<Traits>(cap); });
-    } else if constexpr (kMode == CapMode::kAligned) {
-      source.template numbers<Traits, kVec>(first, values);
+    } else if constexpr (Traits::kMode == CapMode::kAligned) {
+      source.template numbers<Traits>(first, values);
     } else {
       read_each(source, values);
     }
   }
 
-  DRELUOP_DEVICE void read_each(const CapSource<kAccess>& source, Real* values) const {
+  DRELUOP_DEVICE void read_each(const Source& source, Real* values) const {
     Real* scratch = scratch_of_thread<Real>();
     int64_t cap = first, until = left;
     Real value = 0;
@@ -213,14 +122,14 @@ struct CapsOfVec {
   }
 
   // Rounded to x's dtype.
-  DRELUOP_DEVICE void read_as(const CapSource<kAccess>& source, T* values) const {
-    if constexpr (kMode == CapMode::kSpan) {
-      span(values, [&](int64_t cap) { return Working<Traits>::round(source.template number<Traits>(cap)); });
+  DRELUOP_DEVICE void read_as(const Source& source, T* values) const {
+    if constexpr (Traits::kMode == CapMode::kSpan) {
+      span(values, [&](int64_t cap) { return Traits::round(source.template number<Traits>(cap)); });
     } else {
       Real numbers[kVec];
       read(source, numbers);
 #pragma unroll
-      for (int e = 0; e < kVec; ++e) values[e] = Working<Traits>::round(numbers[e]);
+      for (int e = 0; e < kVec; ++e) values[e] = Traits::round(numbers[e]);
     }
   }
 };

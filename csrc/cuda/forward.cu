@@ -1,16 +1,13 @@
 #include "cuda/arguments.h"
-#include "cuda/forward.cuh"
+#include "cuda/forward_general.cuh"
 
 namespace dreluop::cuda {
 namespace {
 
-constexpr size_t kScratch = size_t{kFlatThreads} * kScratchBytes;
-
 Penalty penalty_of(const Problem& problem, const Forward& pass, const CapReading& cap, void* workspace) {
   Penalty penalty{};
   if (pass.penalty.data == nullptr) return penalty;
-  // A single cap counts once, also where it is read once per channel.
-  penalty.count = problem.shared_cap ? std::min<int64_t>(1, problem.layout.caps) : problem.layout.caps;
+  penalty.count = problem.distinct_caps();
   penalty.blocks = penalty_blocks(penalty.count);
   penalty.index = cap.index;
   penalty.cap = cap.array;
@@ -21,28 +18,35 @@ Penalty penalty_of(const Problem& problem, const Forward& pass, const CapReading
   return penalty;
 }
 
-template <class Traits, Access kAccess, CapMode kMode, bool kFused>
-Status launch_as(const Problem& problem, const Forward& pass, const OperandSet& operands, const CapReading& cap,
-                 const CapReading& bias, void* workspace) {
-  ForwardParameters<kAccess> p{};
-  operands.fill(&p.operands);
-  p.plan = flat_plan(problem.dtype, numel_of(problem), kAccess == Access::kVector ? operands.head() : 0,
-                     kFused ? kInFlightOfTwo : kInFlight, problem.multiprocessors);
+struct Reading {
+  OperandSet operands;
+  CapReading cap, bias;
+};
+
+template <class Traits>
+Status launch_as(void (*kernel)(typename Traits::Parameters), const Problem& problem, const Forward& pass,
+                 const Reading& reading, void* workspace) {
+  typename Traits::Parameters p{};
+  reading.operands.fill(&p.operands);
+  p.plan = flat_plan(problem.dtype, problem.numel(), Traits::kAccess == Access::kVector ? reading.operands.head() : 0,
+                     Traits::kVecs, problem.multiprocessors);
   p.map = cap_map(merged(problem.layout));
-  cap.fill(&p.cap);
-  bias.fill(&p.bias);
+  reading.cap.fill(&p.cap);
+  reading.bias.fill(&p.bias);
   p.has_residual = pass.residual.data != nullptr;
   p.mask = pass.mask;
-  p.penalty = penalty_of(problem, pass, cap, workspace);
-  return launch("dreluop forward", forward_kernel<Traits, kAccess, kMode, kFused>,
-                checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads, kScratch, problem.stream, p);
+  p.penalty = penalty_of(problem, pass, reading.cap, workspace);
+  return launch("dreluop forward", kernel, checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads,
+                kScratchOfBlock, problem.stream, p);
 }
 
-template <class Traits, CapMode kMode>
-Status launch_vector(bool fused, const Problem& problem, const Forward& pass, const OperandSet& operands,
-                     const CapReading& cap, const CapReading& bias, void* workspace) {
-  if (fused) return launch_as<Traits, Access::kVector, kMode, true>(problem, pass, operands, cap, bias, workspace);
-  return launch_as<Traits, Access::kVector, kMode, false>(problem, pass, operands, cap, bias, workspace);
+template <class DTypeTraits, CapMode kMode>
+Status launch_vector(const Problem& problem, const Forward& pass, const Reading& reading, void* workspace) {
+  using Alone = ForwardTraits<DTypeTraits, Access::kVector, kMode, false>;
+  using Fused = ForwardTraits<DTypeTraits, Access::kVector, kMode, true>;
+  if (pass.bias.data != nullptr || pass.residual.data != nullptr)
+    return launch_as<Fused>(forward_kernel<Fused>, problem, pass, reading, workspace);
+  return launch_as<Alone>(forward_kernel<Alone>, problem, pass, reading, workspace);
 }
 
 }  // namespace
@@ -55,24 +59,24 @@ Workspace forward_workspace(const Problem& problem, const Forward& pass) {
 Status forward(const Problem& problem, const Forward& pass, void* workspace) {
   check(problem);
   if (pass.cap.data == nullptr && problem.layout.caps > 0) refuse("cap: missing");
-  if (numel_of(problem) > 0 && (pass.x.data == nullptr || pass.y.data == nullptr)) refuse("x, y: missing");
-  const OperandSet operands(problem, {pass.x, pass.y, pass.residual});
-  const CapReading cap(problem, pass.cap), bias(problem, pass.bias);
-  const bool fused = pass.bias.data != nullptr || pass.residual.data != nullptr;
-  CapMode mode = cap_mode(problem.dtype, merged(problem.layout), operands.head());
+  if (problem.numel() > 0 && (pass.x.data == nullptr || pass.y.data == nullptr)) refuse("x, y: missing");
+  const Reading reading{{problem, {pass.x, pass.y, pass.residual}}, {problem, pass.cap}, {problem, pass.bias}};
+  const auto& [operands, cap, bias] = reading;
+  const CapMode mode = cap_mode(problem.dtype, merged(problem.layout), operands.head());
   const bool vector = operands.vector() && (operands.head() == 0 || pass.mask == nullptr) &&
                       cap.simple(problem.dtype) && bias.simple(problem.dtype) &&
                       (mode == CapMode::kSpan || (mode == CapMode::kAligned && cap.aligned() && bias.aligned()));
   const Status zeroed = zero(workspace, forward_workspace(problem, pass).zeroed, problem.stream);
   if (!zeroed.ok()) return zeroed;
   return with_dtype_traits(problem.dtype, [&](auto traits) {
-    using Traits = decltype(traits);
-    if constexpr (!std::is_same_v<Traits, Float64>) {
+    using DTypeTraits = decltype(traits);
+    if constexpr (!std::is_same_v<DTypeTraits, Float64>) {
       if (vector && mode == CapMode::kSpan)
-        return launch_vector<Traits, CapMode::kSpan>(fused, problem, pass, operands, cap, bias, workspace);
-      if (vector) return launch_vector<Traits, CapMode::kAligned>(fused, problem, pass, operands, cap, bias, workspace);
+        return launch_vector<DTypeTraits, CapMode::kSpan>(problem, pass, reading, workspace);
+      if (vector) return launch_vector<DTypeTraits, CapMode::kAligned>(problem, pass, reading, workspace);
     }
-    return launch_as<Traits, Access::kGeneral, CapMode::kEach, true>(problem, pass, operands, cap, bias, workspace);
+    using Traits = GeneralForwardTraits<DTypeTraits>;
+    return launch_as<Traits>(forward_general_kernel<Traits>, problem, pass, reading, workspace);
   });
 }
 

@@ -2,7 +2,7 @@
 // writes.
 #pragma once
 
-#include "cuda/caps.cuh"
+#include "cuda/cap_arrays.cuh"
 #include "cuda/sums.cuh"
 
 namespace dreluop::cuda {

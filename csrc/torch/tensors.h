@@ -99,11 +99,17 @@ inline DimVector dense_strides(const DimVector& sizes, const DimVector& order) {
   return strides;
 }
 
-inline Tensor empty_contiguous(const DimVector& sizes, ScalarType dtype, const Tensor& like) {
+inline DimVector contiguous_strides(const DimVector& sizes) {
   DimVector order(sizes.size());
   std::iota(order.begin(), order.end(), int64_t{0});
-  return empty_strided(sizes, dense_strides(sizes, order), dtype, like);
+  return dense_strides(sizes, order);
 }
+
+inline Tensor empty_contiguous(const DimVector& sizes, ScalarType dtype, const Tensor& like) {
+  return empty_strided(sizes, contiguous_strides(sizes), dtype, like);
+}
+
+inline Tensor contiguous_like(const Tensor& t) { return empty_contiguous(sizes_of(t), t.scalar_type(), t); }
 
 inline Tensor nothing(ScalarType dtype, const Tensor& like) { return empty_contiguous({0}, dtype, like); }
 

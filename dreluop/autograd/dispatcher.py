@@ -11,60 +11,42 @@ from torch import Tensor
 from dreluop._internal import operator_checks, torch_private
 from dreluop.autograd import surrogate
 from dreluop.autograd.base import below_autograd, write_over
-from dreluop.autograd.function import (
-    CappedReLUBackwardFunction,
-    CappedReLUFunction,
-    CappedReLUTangentFunction,
-    SavedMask,
-    gradients,
-    tangent,
-)
+from dreluop.autograd.derivatives import CappedReLUBackwardFunction, CappedReLUTangentFunction, gradients, tangent
+from dreluop.autograd.function import Activated, KernelActivation
 from dreluop.autograd.penalty import CapPenaltyFunction, penalty_gradient, penalty_of
 from dreluop.backends import reference, selection
 from dreluop.ops import composite, handles
-from dreluop.ops.call import BackwardCall
-from dreluop.ops.composite import accumulation_dtype, extras
+from dreluop.ops.call import BackwardCall, Call
+from dreluop.ops.composite import accumulation_dtype, packed_mask
 from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, overloads_of
 
-
-def _with_both(bias_and_residual: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return (*bias_and_residual, None) if len(bias_and_residual) == 1 else bias_and_residual
+Given = Tensor | None
 
 
-def _forward(x: Tensor, cap: Tensor, dim: int = 1, *bias_and_residual: Tensor | None) -> Tensor:
-    y: Tensor = CappedReLUFunction.apply(x, cap, dim, False, "output", None, *_with_both(bias_and_residual))
-    return y
+def _forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None) -> Tensor:
+    return KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual)).y
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1, *bias_and_residual: Tensor | None) -> None:
-    CappedReLUFunction.apply(x, cap, dim, True, "output", None, *_with_both(bias_and_residual))
+def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None) -> None:
+    KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual, inplace=True))
 
 
-def _with_aux(
-    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
-) -> tuple[Tensor, ...]:
-    save = "mask" if mask else "output"
-    result = CappedReLUFunction.apply(x, cap, dim, False, save, balancer, *_with_both(bias_and_residual))
-    outputs = list(result) if isinstance(result, tuple) else [result]
-    if not mask:
-        outputs.insert(1, x.new_empty((0,), dtype=torch.uint8))
-    if balancer is None:
-        outputs.append(cap.new_empty((0,), dtype=accumulation_dtype(cap)))
-    return tuple(outputs)
+def _with_aux(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _tensors(KernelActivation.run(Call(*arguments)), arguments[1])
 
 
-def _with_aux_(
-    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    saved_mask = SavedMask()
-    # autograd refuses a second result of a function that writes over a view.
-    fused = None if x._is_view() else balancer
-    save = saved_mask if mask else "output"
-    result = CappedReLUFunction.apply(x, cap, dim, True, save, fused, *_with_both(bias_and_residual))
-    packed = x.new_empty((0,), dtype=torch.uint8) if saved_mask.mask is None else saved_mask.mask
-    if balancer is None:
-        return packed, cap.new_empty((0,), dtype=accumulation_dtype(cap))
-    return packed, _penalty([cap], balancer) if fused is None else result[1]
+def _with_aux_(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _tensors(KernelActivation.run(Call(*arguments)._replace(inplace=True)), arguments[1])[1:]
+
+
+def _tensors(results: Activated, cap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the operators return: an empty tensor for what is not asked for."""
+    y, mask, penalty = results
+    return (
+        y,
+        y.new_empty((0,), dtype=torch.uint8) if mask is None else mask,
+        cap.new_empty((0,), dtype=accumulation_dtype(cap)) if penalty is None else penalty,
+    )
 
 
 def _penalty(caps: list[Tensor], balancer: float) -> Tensor:
@@ -86,20 +68,16 @@ DIFFERENTIABLE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _transformed_with_aux(
-    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = _forward(x, cap, dim, *bias_and_residual)
+def _transformed_with_aux(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments)
+    y, _, penalty = KernelActivation.run(call._replace(mask=False))
     # Packed by plain torch: what a Function saves under vmap is no mask.
-    packed, nothing = extras(y, cap, dim, mask, None)
-    return y, packed, nothing if balancer is None else penalty_of([cap], balancer)
+    return _tensors(Activated(y, packed_mask(y, call.cap, call.dim) if call.mask else None, penalty), call.cap)
 
 
-def _transformed_with_aux_(
-    x: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    y, packed, penalty = _transformed_with_aux(x, cap, dim, mask, balancer, *bias_and_residual)
-    write_over(x, y)
+def _transformed_with_aux_(*arguments: Any) -> tuple[Tensor, Tensor]:
+    y, packed, penalty = _transformed_with_aux(*arguments)
+    write_over(arguments[0], y)
     return packed, penalty
 
 

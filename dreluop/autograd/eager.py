@@ -1,32 +1,28 @@
-"""A checked call in eager mode."""
+"""A call in eager mode."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from dreluop._internal import checks
-from dreluop.autograd.base import BelowAutograd, derivative_may_be_asked
-from dreluop.autograd.function import CappedReLUFunction, SavedMask
-from dreluop.autograd.penalty import penalty_of
+from dreluop._internal import checks, torch_private
+from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch
+from dreluop.autograd.function import EXACT, KernelActivation, activated
 from dreluop.backends.selection import operators_for
-from dreluop.ops.call import Call, bias_and_residual
+from dreluop.ops.call import Call
 
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """y, or y and the penalty."""
-    x, cap, dim, inplace, save, balancer, bias, residual = call
+    x, cap, _, _, _, bias, residual, inplace = call
     operators = operators_for(x)
-    added = bias_and_residual(call)
     if inplace:
         checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    if not derivative_may_be_asked(x, cap, *added):
+    if derivatives_by_plain_torch():
+        y, _, penalty = KernelActivation.run(call)
+    elif torch.is_grad_enabled() and torch_private.any_requires_grad(x, cap, bias, residual):
+        y, _, penalty = activated(call, EXACT, forward_mode=False)
+    else:
         with BelowAutograd():
             return operators.values(call)
-    # autograd refuses a second result of a function that writes over a view.
-    fused = None if inplace and x._is_view() else balancer
-    saved = SavedMask() if inplace and save == "mask" else save
-    result = CappedReLUFunction.apply(x, cap, dim, inplace, saved, fused, *added)
-    outputs: tuple[Tensor, ...] = result if isinstance(result, tuple) else (result,)
-    if balancer is None:
-        return outputs[0]
-    return outputs[0], penalty_of([cap], balancer) if fused is None else outputs[-1]
+    return y if penalty is None else (y, penalty)

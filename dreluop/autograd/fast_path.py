@@ -1,7 +1,7 @@
-"""The usual call in the C++ of torch's autograd: loads `_autograd`, for the one torch that it was built with.
+"""The fast path: an optional C++ autograd node, `_autograd`, and what runs the same calls in Python.
 
-torch's autograd has no stable ABI. With any other torch, or where `_autograd` is not built, ``autograd.
-PlainCappedReLUFunction`` serves those calls: the same results, for some more microseconds of Python per call.
+torch's autograd has no stable ABI, so the node works only with the exact torch it was built against. With any other
+torch, or where `_autograd` is not built, Python gives the same results some microseconds later.
 """
 
 from __future__ import annotations
@@ -12,23 +12,105 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dreluop._internal import checks, torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop._internal.interrupts import left_for_certain
-from dreluop.autograd.function import plain_backward
-from dreluop.ops.handles import DEFAULT
+from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch, save_for_backward, saved_for_backward
+from dreluop.autograd.derivatives import gradients_by
+from dreluop.backends.selection import operators, operators_for
+from dreluop.ops.call import BackwardCall, Call
+from dreluop.ops.handles import DEFAULT, Operators
 
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
 # Called with x, cap, dim and inplace: y, or None for what is not the usual call. None where it does not serve.
 capped_relu: Callable[[Tensor, Tensor | float, int, bool], Tensor | None] | None = None
-backward_in_python = functools.partial(plain_backward, DEFAULT)
 # Why it does not serve; None if it does.
 reason: str | None
+_TENSORS = frozenset({Tensor, nn.Parameter})
+
+
+def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor | None:
+    """y, or None for what is not the usual call.
+
+    Small tensors feel every microsecond, so the operator is asked at once. It refuses whatever the checks would, which
+    then have the words for it.
+    """
+    if (
+        type(x) not in _TENSORS
+        or not isinstance(cap, Tensor)
+        or type(cap) not in _TENSORS
+        or type(dim) is not int
+        or x.device != cap.device
+        or type(inplace) is not bool
+        or derivatives_by_plain_torch()
+        or torch_private.is_tracing()
+    ):
+        return None
+    try:
+        chosen = operators_for(x)
+        if inplace:
+            checks.writable_in_place(x, cap=cap)
+        if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
+            y: Tensor = _apply(x, cap, dim, inplace)
+            return y
+        with BelowAutograd():
+            return chosen.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise_in_our_words(error, x, cap, dim)
+        raise
+
+
+def raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: int) -> None:
+    raise_as_of_torch(error)
+    checks.float_tensor("x", x)
+    checks.cap_for(x, cap, checks.integer("dim", dim))
+
+
+class PlainActivation(torch.autograd.Function):
+    """``KernelActivation`` for these calls alone: ``apply(x, cap, dim, inplace)``, y and the cap saved.
+
+    Small tensors feel what ``KernelActivation`` does besides (docs/kernels.md). Not for transforms and forward mode.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
+        ctx.operators = operators()
+        with BelowAutograd():
+            y: Tensor = ctx.operators.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.dim = dim
+        save_for_backward(ctx, y, cap)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        y, cap = saved_for_backward(ctx)
+        return *plain_backward(ctx.operators, grad, y, cap, ctx.dim, *ctx.needs_input_grad[:2]), None, None
+
+
+def plain_backward(
+    chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Backward by these operators: of ``PlainActivation``, and where the C++ node asks for it."""
+    try:
+        dx, dcap, _ = gradients_by(chosen, BackwardCall(grad, y, cap, dim, (), need_x, need_cap))
+    except RuntimeError as error:
+        raise_as_of_torch(error)
+        raise
+    return dx if need_x else None, dcap if need_cap else None
+
+
+backward_in_python = functools.partial(plain_backward, DEFAULT)
+# Past torch's own apply, which binds default arguments for 50 us.
+_apply = super(torch.autograd.Function, PlainActivation).apply
 
 
 def _load() -> str | None:

@@ -17,20 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 from dreluop._internal import checks, dtensor, torch_private
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
-from dreluop.autograd.base import (
-    Function,
-    backward_on_backend_of_forward,
-    below_autograd,
-    derivative_may_be_asked,
-    in_backward,
-    save_for_backward,
-)
-from dreluop.autograd.function import SavedMask, gradients
+from dreluop.autograd.base import derivative_may_be_asked, in_backward
+from dreluop.autograd.function import STRAIGHT_THROUGH, KernelActivation, soft
 from dreluop.autograd.penalty import penalty_of
-from dreluop.backends.selection import operators, operators_for
-from dreluop.ops import composite, decompose
-from dreluop.ops.call import BackwardCall, Call, bias_and_residual
-from dreluop.ops.composite import accumulation_dtype, bias_gradient, effective_cap, fused_sum, mask_order
+from dreluop.backends.selection import operators_for
+from dreluop.ops.call import Call
+from dreluop.ops.composite import accumulation_dtype, effective_cap, fused_sum
 from dreluop.ops.schemas import FORWARDS, NAMESPACE
 
 # Whether any thread is inside a context: all that an ordinary call asks. Compiled graphs are guarded on it.
@@ -168,13 +160,8 @@ def _sum(call: Call) -> Tensor:
 
 
 def _straight_through(call: Call, _: Surrogate) -> Tensor:
-    x, added = call.x, bias_and_residual(call)
-    if added and torch_private.transforms_active():
-        x, added = x.copy_(_sum(call)) if call.inplace else _sum(call), ()
-    # A mask is neither an argument nor a result, which functorch does not let be saved.
-    saved_mask = SavedMask() if call.save == "mask" and not torch_private.transforms_active() else None
-    y: Tensor = StraightThroughFunction.apply(x, call.cap, call.dim, call.inplace, saved_mask, *added)
-    return y
+    without_penalty = call if call.balancer is None else call._replace(balancer=None)
+    return KernelActivation.run(without_penalty, STRAIGHT_THROUGH).y
 
 
 def _soft(call: Call, wanted: Surrogate) -> Tensor:
@@ -186,8 +173,7 @@ def _soft(call: Call, wanted: Surrogate) -> Tensor:
         # y has the strides of what it is computed from.
         like = torch.empty_like(x, device="meta").stride()
         total = total if total.stride() == like else torch.empty_like(x).copy_(total)
-    width = wanted.width(total, cap, dim)
-    y: Tensor = SoftFunction.apply(total, cap, dim, width.detach())
+    y = KernelActivation.run(Call(total, cap, dim), soft(wanted.width(total, cap, dim))).y
     return x.copy_(y) if call.inplace else y
 
 
@@ -271,103 +257,3 @@ def _refuse_transforms(context: str) -> None:
 
 def _refuse(context: str, what: str) -> NoReturn:
     raise RuntimeError(f"{context}: not inside {what}; take gradients with torch.autograd or torch.func.grad")
-
-
-def _gradient(
-    grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int], width: Tensor | None = None
-) -> Tensor:
-    if torch_private.transforms_active():
-        return composite.surrogate_values(grad, saved, cap, dim, order, width)
-    return operators().capped_relu_surrogate_backward(grad, saved, cap, dim, order, width)
-
-
-def _cap_gradient(grad: Tensor, saved: Tensor, cap: Tensor, dim: int, order: list[int]) -> Tensor:
-    return gradients(BackwardCall(grad, saved, cap, dim, order, False, True))[1]
-
-
-class StraightThroughFunction(Function):
-    """The activation whose backward to x (bias, residual) passes wherever y is on. Saves what the ordinary one does.
-
-    ``apply(x, cap, dim, inplace, saved_mask)``, or ``apply(..., bias, residual)``; ``saved_mask`` takes the mask, if
-    wanted. The gradient of the cap is the ordinary one.
-    """
-
-    @staticmethod
-    def forward(
-        x: Tensor, cap: Tensor, dim: int, inplace: bool, saved_mask: SavedMask | None, *added: Tensor | None
-    ) -> Tensor:
-        with below_autograd():
-            y, mask, _ = operators().activate(x, cap, dim, inplace, saved_mask is not None, None, added)
-        if saved_mask is not None:
-            saved_mask.mask = mask
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, cap, ctx.dim, inplace, saved_mask, *added = inputs
-        ctx.operators = operators()
-        ctx.set_materialize_grads(False)
-        if inplace:
-            ctx.mark_dirty(x)
-        saved, ctx.order = output, []
-        if saved_mask is not None:
-            saved, ctx.order = saved_mask.mask, mask_order(output, cap)
-        # The bias only for its shape and dtype.
-        bias = added[:1] if added and ctx.needs_input_grad[5] else ()
-        save_for_backward(ctx, saved, cap, *bias)
-
-    @staticmethod
-    @backward_on_backend_of_forward
-    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = ctx.needs_input_grad
-        (grad,) = grads
-        if grad is None:
-            return (None,) * len(needs)
-        saved, cap, *bias = saved_tensors
-        need_residual = len(needs) > 5 and needs[6]
-        dx = dcap = None
-        if needs[0] or need_residual or bias:
-            dx = _gradient(grad, saved, cap, ctx.dim, ctx.order)
-        if needs[1]:
-            dcap = _cap_gradient(grad, saved, cap, ctx.dim, ctx.order)
-        result = (dx if needs[0] else None, dcap, None, None, None)
-        if len(needs) == 5:
-            return result
-        dbias = bias_gradient(dx, bias[0], ctx.dim) if bias and dx is not None else None
-        return *result, dbias, dx if need_residual else None
-
-
-class SoftFunction(Function):
-    """The activation whose backward to x is its slope, smoothed over this width. Saves x.
-
-    ``apply(x, cap, dim, width)``. The gradient of the cap is the ordinary one; the width has none.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, cap: Tensor, dim: int, width: Tensor) -> Tensor:
-        with below_autograd():
-            return operators().capped_relu(x, cap, dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, cap, ctx.dim, width = inputs
-        ctx.operators = operators()
-        ctx.set_materialize_grads(False)
-        # The width first: a checkpoint that computes the ordinary activation anew under a surrogate, or the other way
-        # round, then finds a tensor of another shape, and says so.
-        save_for_backward(ctx, width, x, cap)
-
-    @staticmethod
-    @backward_on_backend_of_forward
-    def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        if grad is None:
-            return None, None, None, None
-        width, x, cap = saved_tensors
-        dx = _gradient(grad, x, cap, ctx.dim, [], width) if ctx.needs_input_grad[0] else None
-        dcap = None
-        if ctx.needs_input_grad[1]:
-            forward = decompose.capped_relu if torch_private.transforms_active() else operators().capped_relu
-            y = forward(x.detach(), cap.detach(), ctx.dim)
-            dcap = _cap_gradient(grad, y, cap, ctx.dim, [])
-        return dx, dcap, None, None

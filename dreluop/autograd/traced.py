@@ -13,17 +13,16 @@ from torch import Tensor
 from dreluop._internal import torch_private
 from dreluop.backends import compile_policy
 from dreluop.backends.selection import operators_for
-from dreluop.ops.call import Call, bias_and_residual
+from dreluop.ops.call import Call
 from dreluop.ops.composite import accumulation_dtype, sum_dtype
 from dreluop.ops.handles import FUSED, Operators
 
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """What torch.compile sees."""
-    fuses = compile_policy.fuses(call.x, call.cap, call.save)
+    fuses = compile_policy.fuses(call.x, call.cap, call.mask)
     operators = FUSED if fuses else operators_for(call.x)
-    x, cap, dim, inplace, save, _, _, _ = call
-    y, _, _ = operators.activate(x, cap, dim, inplace, save == "mask", None, bias_and_residual(call))
+    y, _, _ = operators.activate(call._replace(balancer=None))
     return y if call.balancer is None else (y, penalty(operators, [call.cap], call.balancer))
 
 

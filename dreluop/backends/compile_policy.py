@@ -37,9 +37,9 @@ def exporting() -> bool:
 torch_private.constant_when_compiled(exporting)
 
 
-def fuses(x: Tensor, cap: Tensor, save: str) -> bool:
+def fuses(x: Tensor, cap: Tensor, mask: bool) -> bool:
     """Whether a traced call becomes standard operators."""
-    if save == "mask" or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
+    if mask or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
         return False
     form = selection.chosen_form()
     return selection.nothing_chosen() if form == "auto" else form == "decompose"

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
-from dreluop.ops.call import BackwardCall
+from dreluop.ops.call import BackwardCall, Call
 from dreluop.ops.composite import (
     cap_penalty,
     cap_penalty_backward,
     cap_saturation,
     effective_cap,
     empty_as_saved,
-    extras,
     fused_sum,
     gradients,
+    mask_and_penalty,
     regions_of_saved,
     surrogate_values,
     tangent_of,
@@ -57,30 +57,16 @@ def capped_relu_(
     x.copy_(capped_relu(x, cap, dim, bias, residual))
 
 
-def capped_relu_with_aux(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = capped_relu(x, cap, dim, bias, residual)
-    return y, *extras(y, cap, dim, mask, balancer)
+def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments, **keywords)
+    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual)
+    return y, *mask_and_penalty(y, call)
 
 
-def capped_relu_with_aux_(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    capped_relu_(x, cap, dim, bias, residual)
-    return extras(x, cap, dim, mask, balancer)
+def capped_relu_with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    call = Call(*arguments, **keywords)
+    capped_relu_(call.x, call.cap, call.dim, call.bias, call.residual)
+    return mask_and_penalty(call.x, call)
 
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:

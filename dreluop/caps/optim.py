@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dreluop._internal import cap_state, checks
+from dreluop._internal.caps_given import caps_of
 from dreluop.caps.statistics import capped_layers
-from dreluop.functional import caps_of
 from dreluop.modules import DReLU
 
 MINIMUM = 1e-3

@@ -7,18 +7,57 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dreluop._internal import checks, dtensor
+
 
 class Call(NamedTuple):
-    """Checked arguments of ``dreluop.capped_relu``, with the shapes and dtypes given there."""
+    """Arguments of the activation. All but ``inplace`` are those of the operator ``capped_relu_with_aux``, in order.
+
+    Attributes:
+        mask: whether the packed mask is wanted, to be saved for backward in place of y.
+        balancer: the weight of the penalty, if that is wanted.
+    """
 
     x: Tensor
     cap: Tensor
     dim: int = 1
-    inplace: bool = False
-    save: str = "output"
+    mask: bool = False
     balancer: float | None = None
     bias: Tensor | None = None
     residual: Tensor | None = None
+    inplace: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        x: Tensor,
+        cap: Tensor | float,
+        dim: int,
+        inplace: bool,
+        save: str,
+        balancer: float | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Call:
+        """What ``dreluop.capped_relu`` was given, or the error that names what is wrong with it."""
+        checks.float_tensor("x", x)
+        dim = checks.integer("dim", dim)
+        cap = checks.cap_for(x, cap, dim)
+        if save != "output":
+            checks.save_mode(save)
+        if inplace is not False:
+            inplace = checks.flag("inplace", inplace)
+        if balancer is not None:
+            balancer = checks.penalty_weight(balancer)
+        if bias is not None:
+            checks.bias_for(x, cap, bias, dim)
+        if residual is not None:
+            checks.residual_for(x, residual)
+        if dtensor.any_distributed(x, cap, bias, residual):
+            cap = dtensor.checked_cap(x, cap, bias=bias, residual=residual)
+            if inplace and save == "mask":
+                dtensor.refuse_mask_in_place()
+        return cls(x, cap, dim, save == "mask", balancer, bias, residual, inplace)
 
 
 class BackwardCall(NamedTuple):
@@ -41,8 +80,3 @@ class BackwardCall(NamedTuple):
     balancer: float | None = None
     grad_penalty: Tensor | None = None
     bias: Tensor | None = None
-
-
-def bias_and_residual(call: Call) -> tuple[Tensor | None, ...]:
-    """Both, or nothing where there is neither: torch handles fewer arguments faster."""
-    return () if call.bias is None and call.residual is None else (call.bias, call.residual)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dreluop._internal import operator_checks, torch_private
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop._internal.shapes import bias_view, broadcast_shape, has_unknown_sizes, may_be
-from dreluop.ops.call import BackwardCall
+from dreluop.ops.call import BackwardCall, Call
 
 OFF, INSIDE, CAPPED = 0, 1, 2
 BITS_PER_REGION = 2
@@ -77,11 +77,15 @@ def value(t: Tensor, m: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.where(y <= 0, 0, y) if out is None else y.masked_fill_(y <= 0, 0)
 
 
-def extras(y: Tensor, cap: Tensor, dim: int, mask: bool, balancer: float | None) -> tuple[Tensor, Tensor]:
-    """The mask and the penalty, each an empty tensor when not asked for."""
-    nothing = y.new_empty((0,), dtype=torch.uint8)
-    packed = pack(*regions_of_output(y, effective_cap(cap, y, dim)), mask_order(y, cap)) if mask else nothing
+def mask_and_penalty(y: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Both of a call whose result is y; each is an empty tensor when not asked for."""
+    cap, balancer = call.cap, call.balancer
+    packed = packed_mask(y, cap, call.dim) if call.mask else _nothing(y, torch.uint8)
     return packed, cap_penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
+
+
+def packed_mask(y: Tensor, cap: Tensor, dim: int) -> Tensor:
+    return pack(*regions_of_output(y, effective_cap(cap, y, dim)), mask_order(y, cap))
 
 
 def gradients(

@@ -15,8 +15,16 @@ from torch import Tensor
 from dreluop._internal import torch_private
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.ops import composite
-from dreluop.ops.call import BackwardCall
-from dreluop.ops.composite import effective_cap, extras, fused_sum, gradients, regions_of_saved, sum_dtype, tangent_of
+from dreluop.ops.call import BackwardCall, Call
+from dreluop.ops.composite import (
+    effective_cap,
+    fused_sum,
+    gradients,
+    mask_and_penalty,
+    regions_of_saved,
+    sum_dtype,
+    tangent_of,
+)
 from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
@@ -44,17 +52,10 @@ def cap_per_element(cap: Tensor, x: Tensor, dim: int) -> Tensor:
     return wide.expand(x.shape).to(x.dtype)
 
 
-def capped_relu_with_aux(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = capped_relu(x, cap, dim, bias, residual)
-    return y, *extras(y, cap, dim, mask, balancer)
+def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments, **keywords)
+    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual)
+    return y, *mask_and_penalty(y, call)
 
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
-from dreluop.ops.call import BackwardCall
+from dreluop.ops.call import BackwardCall, Call
 from dreluop.ops.composite import accumulation_dtype, empty_as_saved
 from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
 
@@ -28,30 +28,17 @@ def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, 
     operator_checks.writable(x)
 
 
-def _with_aux(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), *_with_aux_(x, cap, dim, mask, balancer, bias, residual)
+def _with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    call = Call(*arguments, **keywords)
+    return torch.empty_like(call.x), *_with_aux_(*call[:7])
 
 
-def _with_aux_(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    size = (x.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE if mask else 0
-    shape = () if balancer is not None else (0,)
+def _with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    call = Call(*arguments, **keywords)
+    x, cap = call.x, call.cap
+    operator_checks.inputs(x, cap, call.dim, call.bias, call.residual)
+    size = (x.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE if call.mask else 0
+    shape = () if call.balancer is not None else (0,)
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
 
 

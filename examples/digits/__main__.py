@@ -15,35 +15,35 @@ from benchmarks.backend import served_by
 from benchmarks.harness.entry import exit_with
 from examples.digits import experiment, report, timing
 from examples.digits.pictures import draw_timing, draw_training
-from studies.drelu_paper.data import Digits, Split, load_digits
 
 TIMING_THREADS = 2
 QUICK_EPOCHS = 3
-QUICK_SIZES = (640, 100, 200)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
+    parser.add_argument("--epochs", type=int, help=f"of training per network (default {experiment.EPOCHS})")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the pictures")
+    parser.add_argument("--quick", action="store_true", help="a few seconds: fewer digits and epochs, tiny timing")
+    options = parser.parse_args(arguments)
     epochs = options.epochs
     if epochs is None:
         epochs = QUICK_EPOCHS if options.quick else experiment.EPOCHS
     if epochs <= experiment.WARM_UP_EPOCHS:
-        _parser().error(f"--epochs: got {epochs}; expected more than the {experiment.WARM_UP_EPOCHS} of the warm-up")
-    backend = served_by(_parser())
+        parser.error(f"--epochs: got {epochs}; expected more than the {experiment.WARM_UP_EPOCHS} of the warm-up")
+    backend = served_by(parser)
     started = time.perf_counter()
-    # Steps this small gain nothing from a second thread, and on a busy machine lose a lot: two wait for each other.
+    # On a busy machine two threads wait for each other in steps this small.
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"dreluop {dreluop.__version__}, torch {torch.__version__}, {platform.machine()}, {backend} kernels",
-        highlight=False,
     )
 
-    digits = _first(load_digits(), QUICK_SIZES) if options.quick else load_digits()
+    digits = experiment.load(options.quick)
     console.print(
         f"Training a dense network with a D-ReLU head and its ReLU baseline on {len(digits.train.x)} real digits, "
-        f"{epochs} epochs each.",
-        highlight=False,
+        f"{epochs} epochs each."
     )
     results = experiment.run(digits, epochs)
     report.print_results(console, results, len(digits.test.x))
@@ -55,20 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     training_picture, timing_picture = options.output / "training.png", options.output / "timing.png"
     draw_training(results.drelu, results.relu, training_picture)
     draw_timing(rows, TIMING_THREADS, timing_picture)
-    console.print(f"Pictures: {training_picture} and {timing_picture}", highlight=False, soft_wrap=True)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s.", highlight=False)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.digits", description=__doc__)
-    parser.add_argument("--epochs", type=int, help=f"of training per network (default {experiment.EPOCHS})")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for the pictures")
-    parser.add_argument("--quick", action="store_true", help="a few seconds: fewer digits and epochs, tiny timing")
-    return parser
-
-
-def _first(digits: Digits, sizes: tuple[int, int, int]) -> Digits:
-    return Digits(*(Split(split.x[:size], split.y[:size]) for split, size in zip(digits, sizes, strict=True)))
+    console.print(f"Pictures: {training_picture} and {timing_picture}", soft_wrap=True)
+    console.print(f"Done in {time.perf_counter() - started:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # No display is needed, nor looked for.
+matplotlib.use("Agg")  # Needs no display.
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
-from examples.digits.experiment import WARM_UP_EPOCHS, TrainedNetwork
-from examples.digits.timing import TimingRow, milliseconds
+from examples.digits.experiment import WARM_UP_EPOCHS, Network
+from examples.digits.timing import milliseconds
 
 IMPLEMENTATION_COLORS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
 DPI = 150
 
 
-def draw_training(drelu: TrainedNetwork, relu: TrainedNetwork, path: Path) -> None:
+def draw_training(drelu: Network, relu: Network, path: Path) -> None:
     """Validation accuracy of both networks and the zero-gradient share over the epochs; below, the caps."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 6.5), sharex=True, layout="constrained")
     for network, color, style in ((drelu, BLUE, "-"), (relu, ORANGE, "--")):
@@ -52,7 +53,7 @@ def draw_training(drelu: TrainedNetwork, relu: TrainedNetwork, path: Path) -> No
     _save(figure, path)
 
 
-def draw_timing(rows: Sequence[TimingRow], threads: int, path: Path) -> None:
+def draw_timing(rows: Sequence[Any], threads: int, path: Path) -> None:
     """Bars: times as multiples of the floor, one panel per dtype, labeled with milliseconds."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     figure, panels = plt.subplots(
@@ -68,16 +69,16 @@ def draw_timing(rows: Sequence[TimingRow], threads: int, path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_dtype(axes: Axes, rows: Sequence[TimingRow]) -> None:
+def _draw_dtype(axes: Axes, rows: Sequence[Any]) -> None:
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     implementations = sorted({row["implementation"] for row in rows}, key=lambda name: (name != "dreluop", name))
     height = 0.8 / len(implementations)
     for index, implementation in enumerate(implementations):
         own = [row for row in rows if row["implementation"] == implementation]
-        places = [passes.index(row["pass"]) + (index - (len(implementations) - 1) / 2) * height for row in own]
+        positions = [passes.index(row["pass"]) + (index - (len(implementations) - 1) / 2) * height for row in own]
         ratios = [row["ratio_to_floor"] for row in own]
         bars = axes.barh(
-            places, ratios, height * 0.9, label=implementation, color=IMPLEMENTATION_COLORS.get(implementation, GRAY)
+            positions, ratios, height * 0.9, label=implementation, color=IMPLEMENTATION_COLORS.get(implementation, GRAY)
         )
         labels = [f"{row['ratio_to_floor']:.2f}x, {milliseconds(row['ms'])} ms" for row in own]
         axes.bar_label(bars, labels, padding=3, fontsize=8)

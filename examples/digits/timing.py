@@ -1,44 +1,30 @@
-"""What the demo times: capped_relu against the clamp references, by the kernel benchmark's harness."""
+"""What the demo times: capped_relu against the clamp references, with the harness of the kernel benchmark."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 import torch
 
 from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import suite
 
-TimingRow = TypedDict(
-    "TimingRow",
-    {"implementation": str, "dtype": str, "pass": str, "ms": float, "floor_ms": float, "ratio_to_floor": float},
-)
-"""One implementation, dtype and pass: median milliseconds, those of the floor (a clone of x), and their ratio."""
+
+def rows(threads: int, quick: bool = False) -> list[Any]:
+    """Time forward and backward on tensors of 64 MiB, or, quick, on a tiny one, which only shows that it runs.
+
+    Returns:
+        A row per implementation, dtype and pass, with ``ms`` (the median), ``floor_ms`` (a clone of x) and
+        ``ratio_to_floor``.
+    """
+    if not quick:
+        return suite.demo_rows(threads)
+    case = suite.Case("tiny", "channel", (2, 8, 16, 16), torch.float32, suite.EAGER, in_place=False)
+    budget = Budget(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
+    found = [row for _, rows in suite.run([case], budget, threads) for row in rows]
+    return [row for row in found if row["implementation"] != row["floor"]]
 
 
 def milliseconds(value: float) -> str:
     """Three digits, never in scientific notation from 100 on."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def rows(threads: int, quick: bool = False) -> list[TimingRow]:
-    """Time forward and backward on tensors of 64 MiB; quick: on a tiny one, which shows nothing but that it runs.
-
-    Args:
-        threads: number of CPU threads.
-        quick: see above.
-    """
-    if not quick:
-        return [_row(row) for row in suite.demo_rows(threads)]
-    case = suite.Case("tiny", "channel", (2, 8, 16, 16), torch.float32, suite.EAGER, in_place=False)
-    budget = Budget(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
-    return [
-        _row(row)
-        for _, found in suite.run([case], budget, threads)
-        for row in found
-        if row["implementation"] != row["floor"]
-    ]
-
-
-def _row(row: suite.Row | dict[str, object]) -> TimingRow:
-    return {key: row[key] for key in TimingRow.__annotations__}  # type: ignore[return-value, literal-required]

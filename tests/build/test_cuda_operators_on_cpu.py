@@ -61,7 +61,7 @@ calls = {
     "forward  ": lambda: ops.capped_relu_with_aux(x, cap, 1, True, 0.5, bias, x.clone()),
     "forward   ": lambda: ops.capped_relu_with_aux_(x, cap, 1, True, 0.5),
     "backward": lambda: ops.capped_relu_backward(x, y, cap, 1, [], True, True, 0.5, one, bias),
-    "tangent": lambda: ops.capped_relu_jvp(x, cap, mask, cap, 1, [0, 1]),
+    "jvp": lambda: ops.capped_relu_jvp(x, cap, mask, cap, 1, [0, 1]),
     "surrogate": lambda: ops.capped_relu_surrogate_backward(x, mask, cap, 1, [0, 1], None),
     "surrogate ": lambda: ops.capped_relu_surrogate_backward(x, x, cap, 1, [], cap),
     "saturation": lambda: ops.cap_saturation(x, cap),

@@ -4,7 +4,7 @@
 #include <random>
 
 #include "check.h"
-#include "dreluop/cuda_plan.h"
+#include "dreluop/cuda_backward_plan.h"
 #include "dreluop/fast_divmod.h"
 
 using namespace dreluop;

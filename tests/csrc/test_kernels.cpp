@@ -59,158 +59,291 @@ bool equal_or_nan(typename Traits::Storage a, typename Traits::Storage b) {
   return Traits::is_nan(a) ? Traits::is_nan(b) : same(a, b);
 }
 
+// Arrays over the dimensions (outer, caps, inner), x and the gradient with `gap` unused elements between neighbors, and
+// what the scalar rule makes of them.
 template <class Traits>
-void check(DType dtype, const CapLayout& layout, int64_t gap, ParallelFor parallel_for) {
+struct Case {
   using T = typename Traits::Storage;
-  const int64_t numel = layout.outer * layout.caps * layout.inner;
-  const std::string which = std::to_string(static_cast<int>(dtype)) + ": " + std::to_string(layout.outer) + " x " +
-                            std::to_string(layout.caps) + " x " + std::to_string(layout.inner) + " gap " +
-                            std::to_string(gap);
-  const DimVector sizes{layout.outer, layout.caps, layout.inner}, order{0, 1, 2};
-  const int64_t step = 1 + gap;
-  const DimVector dense{layout.caps * layout.inner, layout.inner, 1};
-  const DimVector strides{dense[0] * step, dense[1] * step, step};
-  const int64_t reach = numel == 0 ? 0 : (numel - 1) * step + 1;
-  auto x = random_values<Traits>(reach), g = random_values<Traits>(reach);
-  auto caps = random_values<Traits>(layout.caps), v = random_values<Traits>(layout.caps);
-  const Problem problem{dtype, numel, layout, caps.data.get(), parallel_for};
-  const Operand x_operand(x.data.get(), sizes, strides, order), g_operand(g.data.get(), sizes, strides, order);
+  using Sum = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
+  static constexpr DType kDType = Traits::kDType,
+                         kSumDType = sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
 
-  Array<T> y(numel), dx(numel), out(numel), through(numel);
-  Array<uint8_t> mask((numel + 3) / 4);
-  const Operand y_operand(y.data.get(), sizes, dense, order), dx_operand(dx.data.get(), sizes, dense, order),
-      out_operand(out.data.get(), sizes, dense, order), through_operand(through.data.get(), sizes, dense, order);
-  forward(problem, x_operand, {}, y_operand, mask.data.get());
-  const auto cap_of = [&](int64_t i) { return i / layout.inner % layout.caps; };
-  std::vector<double> sums(layout.caps, 0), sizes_of_sums(layout.caps, 0);
-  std::vector<double> inside_sums(layout.caps, 0), sizes_of_inside_sums(layout.caps, 0);
-  std::vector<int64_t> inside(layout.caps, 0), capped(layout.caps, 0);
-  std::vector<uint8_t> has_gradient(std::max<int64_t>(1, layout.outer), 0);
-  for (int64_t i = 0; i < numel; ++i) {
-    const T expected = capped_value<Traits>(x[i * step], caps[cap_of(i)]);
-    CHECK(equal_or_nan<Traits>(y[i], expected), which);
-    const uint8_t region = region_of<Traits>(expected, caps[cap_of(i)]);
-    CHECK(region_in_byte(mask[i / 4], i % 4) == region, which);
-    if (region == kCapped) {
-      sums[cap_of(i)] += Traits::upcast(g[i * step]);
-      sizes_of_sums[cap_of(i)] += std::abs(Traits::upcast(g[i * step]));
-    }
-    if (region == kInside) {
-      inside_sums[cap_of(i)] += Traits::upcast(g[i * step]);
-      sizes_of_inside_sums[cap_of(i)] += std::abs(Traits::upcast(g[i * step]));
-    }
-    inside[cap_of(i)] += region == kInside;
-    capped[cap_of(i)] += region == kCapped;
-    if (region == kInside) has_gradient[i / (layout.caps * layout.inner)] = 1;
+  Case(const CapLayout& given, int64_t gap, ParallelFor parallel_for)
+      : layout(given),
+        numel(layout.outer * layout.caps * layout.inner),
+        step(1 + gap),
+        sizes{layout.outer, layout.caps, layout.inner},
+        dense{layout.caps * layout.inner, layout.inner, 1},
+        strides{dense[0] * step, dense[1] * step, step},
+        x(random_values<Traits>(numel == 0 ? 0 : (numel - 1) * step + 1)),
+        g(random_values<Traits>(x.size)),
+        caps(random_values<Traits>(layout.caps)),
+        v(random_values<Traits>(layout.caps)),
+        wide_caps(layout.caps),
+        y(numel),
+        out(numel),
+        mask((numel + 3) / 4),
+        which(std::to_string(static_cast<int>(kDType)) + ": " + std::to_string(layout.outer) + " x " +
+              std::to_string(layout.caps) + " x " + std::to_string(layout.inner) + " gap " + std::to_string(gap)) {
+    problem.dtype = kDType;
+    problem.rank = 3;
+    problem.sizes = sizes.data();
+    problem.layout = layout;
+    problem.cap_rank = 1;
+    problem.cap_sizes = &layout.caps;
+    problem.parallel_for = parallel_for;
+    for (int64_t c = 0; c < layout.caps; ++c) wide_caps[c] = Traits::upcast(caps[c]);
   }
+  Case(const Case&) = delete;
 
-  Saved as_output, as_mask;
-  as_output.y = y_operand;
-  as_mask.mask = mask.data.get();
-  // Where sums need be good to float only, they may be rounded to it twice.
-  std::vector<double> first[2];
-  for (const auto& [saved, in_double] : {std::pair(&as_output, true), std::pair(&as_output, false),
-                                         std::pair(&as_mask, true), std::pair(&as_mask, false)}) {
-    const double bound = 1e-15 * (16 + layout.outer * layout.inner) +
-                         (in_double || sizeof(T) == sizeof(double) ? 0 : std::numeric_limits<float>::epsilon());
-    std::vector<double> dcap(layout.caps);
-    std::vector<double> dbias(layout.caps);
-    backward(problem, g_operand, *saved, &dx_operand, dcap.data(), dbias.data(), in_double);
-    tangent(problem, g_operand, v.data.get(), *saved, out_operand);
-    surrogate(problem, g_operand, *saved, nullptr, through_operand);
-    for (int64_t i = 0; i < numel; ++i) {
-      const uint8_t region = region_in_byte(mask[i / 4], i % 4);
-      CHECK(same(dx[i], region == kInside ? g[i * step] : Traits::zero()), which);
-      const T at_cap = region == kCapped ? v[cap_of(i)] : Traits::zero();
-      CHECK(same(out[i], region == kInside ? g[i * step] : at_cap), which);
-      CHECK(same(through[i], region != kOff ? g[i * step] : Traits::zero()), which);
+  Operand strided(Array<T>& a) { return {a.data.get(), strides.data()}; }
+  Operand packed(Array<T>& a) { return {a.data.get(), dense.data()}; }
+  template <class Value>
+  PerCap per_cap(Array<Value>& a, DType dtype) {
+    return {a.data.get(), dtype, &one};
+  }
+  PerCap per_cap() { return per_cap(caps, kDType); }
+  int64_t cap_of(int64_t i) const { return i / layout.inner % layout.caps; }
+
+  const int64_t one = 1;
+  const CapLayout layout;
+  const int64_t numel, step;
+  const DimVector sizes, dense, strides;
+  Array<T> x, g, caps, v;
+  Array<double> wide_caps;
+  Array<T> y, out;
+  Array<uint8_t> mask;
+  const std::string which;
+  Problem problem;
+};
+
+template <class Traits>
+Forward forward_of(Case<Traits>& in, Array<typename Traits::Storage>& y) {
+  Forward pass;
+  pass.x = in.strided(in.x);
+  pass.y = in.packed(y);
+  pass.cap = in.per_cap();
+  pass.mask = in.mask.data.get();
+  return pass;
+}
+
+// Per cap, the sum of the gradients of a region in double, and of their magnitudes.
+template <class Traits>
+struct Expected {
+  Expected(Case<Traits>& in, Region region) : sums(in.layout.caps, 0), magnitudes(in.layout.caps, 0) {
+    for (int64_t i = 0; i < in.numel; ++i) {
+      if (region_in_byte(in.mask[i / 4], i % 4) != region) continue;
+      sums[in.cap_of(i)] += Traits::upcast(in.g[i * in.step]);
+      magnitudes[in.cap_of(i)] += std::abs(Traits::upcast(in.g[i * in.step]));
     }
-    for (int64_t c = 0; c < layout.caps; ++c) {
-      const bool finite = std::isfinite(sums[c]);
-      CHECK(finite ? std::abs(dcap[c] - sums[c]) <= bound * sizes_of_sums[c]
-                   : std::isnan(sums[c]) == std::isnan(dcap[c]) && !std::isfinite(dcap[c]),
+  }
+  void check(const std::vector<double>& got, double bound, const std::string& which) const {
+    for (size_t c = 0; c < sums.size(); ++c)
+      CHECK(std::isfinite(sums[c]) ? std::abs(got[c] - sums[c]) <= bound * magnitudes[c]
+                                   : std::isnan(sums[c]) == std::isnan(got[c]) && !std::isfinite(got[c]),
             which);
-      const bool finite_bias = std::isfinite(inside_sums[c]);
-      CHECK(finite_bias ? std::abs(dbias[c] - inside_sums[c]) <= bound * sizes_of_inside_sums[c]
-                        : std::isnan(inside_sums[c]) == std::isnan(dbias[c]) && !std::isfinite(dbias[c]),
-            which);
+  }
+  std::vector<double> sums, magnitudes;
+};
+
+template <class Traits>
+void check_forward(Case<Traits>& in) {
+  forward(in.problem, forward_of(in, in.y));
+  for (int64_t i = 0; i < in.numel; ++i) {
+    const auto m = in.caps[in.cap_of(i)], expected = capped_value<Traits>(in.x[i * in.step], m);
+    CHECK(equal_or_nan<Traits>(in.y[i], expected), in.which);
+    CHECK(region_in_byte(in.mask[i / 4], i % 4) == region_of<Traits>(expected, m), in.which);
+  }
+}
+
+// Sums in double where the caps are given so; where they need be good to float only, they may be rounded to it twice.
+template <class Traits>
+struct Sums {
+  Sums(Case<Traits>& in, Backward pass, bool in_double, bool wants_cap, bool wants_bias) {
+    const DType dtype = in_double ? DType::kFloat64 : Case<Traits>::kSumDType;
+    const int64_t caps = in.layout.caps;
+    Array<double> dcap(caps), dbias(caps);
+    pass.cap = in_double ? in.per_cap(in.wide_caps, DType::kFloat64) : in.per_cap();
+    if (wants_cap) pass.dcap = in.per_cap(dcap, dtype);
+    if (wants_bias) pass.dbias = in.per_cap(dbias, dtype);
+    backward(in.problem, pass);
+    const auto values = [&](const Array<double>& sums) {
+      std::vector<double> result;
+      for (int64_t c = 0; c < caps; ++c)
+        result.push_back(dtype == DType::kFloat64 ? sums.data[c] : reinterpret_cast<const float*>(sums.data.get())[c]);
+      return result;
+    };
+    if (wants_cap) cap = values(dcap);
+    if (wants_bias) bias = values(dbias);
+  }
+  std::vector<double> cap, bias;
+};
+
+bool same_or_nan(const std::vector<double>& a, const std::vector<double>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](double one, double other) {
+    return same(one, other) || (std::isnan(one) && std::isnan(other));
+  });
+}
+
+template <class Traits>
+void check_backward(Case<Traits>& in) {
+  using T = typename Traits::Storage;
+  const Expected<Traits> cap_sums(in, kCapped), bias_sums(in, kInside);
+  std::vector<double> first[2];
+  for (const auto& [with_mask, in_double] :
+       {std::pair(false, true), std::pair(false, false), std::pair(true, true), std::pair(true, false)}) {
+    Array<T> dx(in.numel);
+    Backward pass;
+    pass.grad = in.strided(in.g);
+    if (with_mask)
+      pass.mask = in.mask.data.get();
+    else
+      pass.y = in.packed(in.y);
+    const Sums<Traits> only_cap(in, pass, in_double, true, false), only_bias(in, pass, in_double, false, true);
+    pass.dx = in.packed(dx);
+    const Sums<Traits> all(in, pass, in_double, true, true);
+    const double bound = 1e-15 * (16 + in.layout.outer * in.layout.inner) +
+                         (in_double || sizeof(T) == sizeof(double) ? 0 : std::numeric_limits<float>::epsilon());
+    cap_sums.check(all.cap, bound, in.which);
+    bias_sums.check(all.bias, bound, in.which);
+    for (int64_t i = 0; i < in.numel; ++i) {
+      const bool inside = region_in_byte(in.mask[i / 4], i % 4) == kInside;
+      CHECK(same(dx[i], inside ? in.g[i * in.step] : Traits::zero()), in.which);
     }
     std::vector<double>& before = first[in_double];
-    if (before.empty()) before = dcap;
-    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(before[c], dcap[c]) || std::isnan(before[c]), which);
-    std::vector<double> only(layout.caps);
-    backward(problem, g_operand, *saved, nullptr, only.data(), nullptr, in_double);
-    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(only[c], dcap[c]) || std::isnan(only[c]), which);
-    backward(problem, g_operand, *saved, &dx_operand, nullptr, nullptr, in_double);
-    backward(problem, g_operand, *saved, nullptr, nullptr, only.data(), in_double);
-    for (int64_t c = 0; c < layout.caps; ++c) CHECK(same(only[c], dbias[c]) || std::isnan(only[c]), which);
+    if (before.empty()) before = all.cap;
+    CHECK(same_or_nan(before, all.cap), in.which);
+    CHECK(same_or_nan(only_cap.cap, all.cap) && same_or_nan(only_bias.bias, all.bias), in.which);
   }
+}
 
-  std::vector<int64_t> inside_got(layout.caps, 0), capped_got(layout.caps, 0);
-  std::vector<uint8_t> has_gradient_got(has_gradient.size(), 0);
-  saturation(problem, x_operand, {std::max<int64_t>(1, layout.outer), std::max<int64_t>(1, layout.caps * layout.inner)},
-             inside_got.data(), capped_got.data(), has_gradient_got.data());
-  CHECK(inside_got == inside && capped_got == capped && has_gradient_got == has_gradient, which);
+template <class Traits>
+void check_jvp_and_straight_through(Case<Traits>& in) {
+  for (const bool with_mask : {false, true}) {
+    Array<typename Traits::Storage> through(in.numel);
+    Jvp jvp_pass;
+    Surrogate surrogate_pass;
+    jvp_pass.u = surrogate_pass.grad = in.strided(in.g);
+    jvp_pass.out = in.packed(in.out);
+    surrogate_pass.dx = in.packed(through);
+    jvp_pass.cap = in.per_cap();
+    jvp_pass.v = in.per_cap(in.v, Traits::kDType);
+    if (with_mask)
+      jvp_pass.mask = surrogate_pass.mask = in.mask.data.get();
+    else
+      jvp_pass.y = surrogate_pass.y = in.packed(in.y);
+    jvp(in.problem, jvp_pass);
+    surrogate(in.problem, surrogate_pass);
+    for (int64_t i = 0; i < in.numel; ++i) {
+      const uint8_t region = region_in_byte(in.mask[i / 4], i % 4);
+      const auto u = in.g[i * in.step], at_cap = region == kCapped ? in.v[in.cap_of(i)] : Traits::zero();
+      CHECK(same(in.out[i], region == kInside ? u : at_cap), in.which);
+      CHECK(same(through[i], region != kOff ? u : Traits::zero()), in.which);
+    }
+  }
+}
 
-  using Sum = std::conditional_t<sizeof(T) == sizeof(double), double, float>;
-  Array<Sum> bias(layout.caps);
-  for (int64_t c = 0; c < layout.caps; ++c) bias[c] = static_cast<Sum>(c % 3) - 1;
-  Array<Sum> widths(layout.caps);
-  for (int64_t c = 0; c < layout.caps; ++c) widths[c] = static_cast<Sum>(c % 5 + 1) / 4;
-  Saved before_the_cap;
-  before_the_cap.y = x_operand;
-  surrogate(problem, g_operand, before_the_cap, widths.data.get(), out_operand);
-  for (int64_t i = 0; i < numel; ++i) {
-    const auto wide = [](T value) { return static_cast<Sum>(Traits::upcast(value)); };
-    const Sum m = wide(caps[cap_of(i)]), width = widths[cap_of(i)];
-    const Sum expected = softened(wide(g[i * step]), wide(x[i * step]), m, width);
-    CHECK(equal_or_nan<Traits>(out[i], Traits::round(expected)), which);
+template <class Traits>
+void check_saturation(Case<Traits>& in) {
+  const int64_t caps = in.layout.caps, samples = std::max<int64_t>(1, in.layout.outer);
+  std::vector<int64_t> expected(3 * caps, 0), got(3 * caps, -1);
+  std::vector<uint8_t> has_gradient(samples, 0), has_gradient_got(samples, 7);
+  for (int64_t i = 0; i < in.numel; ++i) {
+    const uint8_t region = region_in_byte(in.mask[i / 4], i % 4);
+    ++expected[region * caps + in.cap_of(i)];
+    if (region == kInside) has_gradient[i / (caps * in.layout.inner)] = 1;
+  }
+  Saturation pass;
+  pass.x = in.strided(in.x);
+  pass.cap = in.per_cap();
+  pass.counts = got.data();
+  pass.counts_strides = &in.one;
+  pass.has_gradient = has_gradient_got.data();
+  pass.samples = samples;
+  pass.sample_inner = std::max<int64_t>(1, caps * in.layout.inner);
+  saturation(in.problem, pass);
+  CHECK(got == expected && has_gradient_got == has_gradient, in.which);
+}
+
+template <class Traits>
+void check_soft(Case<Traits>& in) {
+  using Sum = typename Case<Traits>::Sum;
+  const auto wide = [](auto value) { return static_cast<Sum>(Traits::upcast(value)); };
+  Array<Sum> widths(in.layout.caps);
+  for (int64_t c = 0; c < in.layout.caps; ++c) widths[c] = static_cast<Sum>(c % 5 + 1) / 4;
+  Surrogate pass;
+  pass.grad = in.strided(in.g);
+  pass.y = in.strided(in.x);
+  pass.dx = in.packed(in.out);
+  pass.cap = in.per_cap();
+  pass.width = in.per_cap(widths, Case<Traits>::kSumDType);
+  surrogate(in.problem, pass);
+  for (int64_t i = 0; i < in.numel; ++i) {
+    const Sum m = wide(in.caps[in.cap_of(i)]), width = widths[in.cap_of(i)], x = wide(in.x[i * in.step]);
+    const Sum expected = softened(wide(in.g[i * in.step]), x, m, width);
+    CHECK(equal_or_nan<Traits>(in.out[i], Traits::round(expected)), in.which);
     if (m <= 0) continue;
-    const SmoothedSlope slope(wide(x[i * step]), m, width);
-    const long double got = smoothed_slope(wide(x[i * step]), m, width), want = slope.value;
+    const SmoothedSlope slope(x, m, width);
+    const long double got = smoothed_slope(x, m, width), want = slope.value;
     const long double error = slope.relative_error() * std::numeric_limits<Sum>::epsilon();
     CHECK(std::isnan(want) ? std::isnan(got)
           : want == 0      ? got == 0
                            : std::abs(got - want) <= error * want + 2 * std::numeric_limits<Sum>::min(),
-          which);
+          in.which);
   }
+}
+
+template <class Traits>
+void check_bias_and_residual(Case<Traits>& in) {
+  using Sum = typename Case<Traits>::Sum;
+  Array<Sum> bias(in.layout.caps);
+  for (int64_t c = 0; c < in.layout.caps; ++c) bias[c] = static_cast<Sum>(c % 3) - 1;
   for (const bool has_bias : {false, true}) {
     for (const bool has_residual : {false, true}) {
-      BiasAndResidual added;
-      if (has_bias) added.bias = bias.data.get();
-      if (has_residual) added.residual = &g_operand;
-      forward(problem, x_operand, added, out_operand, mask.data.get());
-      for (int64_t i = 0; i < numel; ++i) {
-        Sum total = static_cast<Sum>(Traits::upcast(x[i * step]));
-        if (has_bias) total += bias[cap_of(i)];
-        if (has_residual) total += static_cast<Sum>(Traits::upcast(g[i * step]));
-        const T expected = capped_value<Traits>(Traits::round(total), caps[cap_of(i)]);
-        CHECK(equal_or_nan<Traits>(out[i], expected), which);
-        CHECK(region_in_byte(mask[i / 4], i % 4) == region_of<Traits>(expected, caps[cap_of(i)]), which);
+      Forward pass = forward_of(in, in.out);
+      if (has_bias) pass.bias = in.per_cap(bias, Case<Traits>::kSumDType);
+      if (has_residual) pass.residual = in.strided(in.g);
+      forward(in.problem, pass);
+      for (int64_t i = 0; i < in.numel; ++i) {
+        Sum total = static_cast<Sum>(Traits::upcast(in.x[i * in.step]));
+        if (has_bias) total += bias[in.cap_of(i)];
+        if (has_residual) total += static_cast<Sum>(Traits::upcast(in.g[i * in.step]));
+        const auto m = in.caps[in.cap_of(i)], expected = capped_value<Traits>(Traits::round(total), m);
+        CHECK(equal_or_nan<Traits>(in.out[i], expected), in.which);
+        CHECK(region_in_byte(in.mask[i / 4], i % 4) == region_of<Traits>(expected, m), in.which);
       }
     }
   }
+}
 
-  forward(problem, x_operand, {}, x_operand, nullptr);
-  for (int64_t i = 0; i < numel; ++i) CHECK(equal_or_nan<Traits>(x[i * step], y[i]), which);
+template <class Traits>
+void check(const CapLayout& layout, int64_t gap, ParallelFor parallel_for) {
+  Case<Traits> in(layout, gap, parallel_for);
+  check_forward(in);
+  check_backward(in);
+  check_jvp_and_straight_through(in);
+  check_saturation(in);
+  check_soft(in);
+  check_bias_and_residual(in);
+  Forward in_place = forward_of(in, in.y);
+  in_place.y = in_place.x;
+  in_place.mask = nullptr;
+  forward(in.problem, in_place);
+  for (int64_t i = 0; i < in.numel; ++i) CHECK(equal_or_nan<Traits>(in.x[i * in.step], in.y[i]), in.which);
 }
 
 // The sum of equal terms, where serial sums drift: within 8 eps of the sum of magnitudes.
 template <class Traits>
-void check_constant_sum(DType dtype, int64_t n, const CapLayout& layout, double eps) {
-  using T = typename Traits::Storage;
-  Array<T> y(n), g(n), caps(layout.caps);
-  for (int64_t i = 0; i < n; ++i) y[i] = Traits::round(1), g[i] = Traits::round(0.1);
-  for (int64_t c = 0; c < layout.caps; ++c) caps[c] = Traits::round(1);
-  const DimVector sizes{n}, one{1}, order{0};
-  Saved saved;
-  saved.y = Operand(y.data.get(), sizes, one, order);
-  std::vector<double> dcap(layout.caps);
-  backward({dtype, n, layout, caps.data.get(), threaded}, Operand(g.data.get(), sizes, one, order), saved, nullptr,
-           dcap.data(), nullptr, false);
-  const long double expected = static_cast<long double>(Traits::upcast(g[0])) * (n / layout.caps);
-  for (const double got : dcap)
-    CHECK(std::abs(got - expected) <= 8 * eps * expected, std::to_string(n) + ": " + std::to_string(got));
+void check_constant_sum(const CapLayout& layout, double eps) {
+  Case<Traits> in(layout, 0, threaded);
+  for (int64_t i = 0; i < in.numel; ++i) in.y[i] = Traits::round(1), in.g[i] = Traits::round(0.1);
+  for (int64_t c = 0; c < layout.caps; ++c) in.caps[c] = Traits::round(1);
+  Backward pass;
+  pass.grad = in.packed(in.g);
+  pass.y = in.packed(in.y);
+  const long double expected = static_cast<long double>(Traits::upcast(in.g[0])) * (in.numel / layout.caps);
+  for (const double got : Sums<Traits>(in, pass, false, true, false).cap)
+    CHECK(std::abs(got - expected) <= 8 * eps * expected, std::to_string(in.numel) + ": " + std::to_string(got));
 }
 
 }  // namespace
@@ -224,18 +357,18 @@ int main() {
   for (const CapLayout& layout : layouts)
     for (const int64_t gap : {0, 2})
       for (const ParallelFor parallel_for : {serial, threaded}) {
-        check<Float32>(DType::kFloat32, layout, gap, parallel_for);
-        check<Float64>(DType::kFloat64, layout, gap, parallel_for);
-        check<Float16>(DType::kFloat16, layout, gap, parallel_for);
-        check<BFloat16>(DType::kBFloat16, layout, gap, parallel_for);
+        check<Float32>(layout, gap, parallel_for);
+        check<Float64>(layout, gap, parallel_for);
+        check<Float16>(layout, gap, parallel_for);
+        check<BFloat16>(layout, gap, parallel_for);
       }
   const double float_eps = std::numeric_limits<float>::epsilon(), double_eps = std::numeric_limits<double>::epsilon();
   for (const int64_t n : {64, 1000, 16384, 1 << 20}) {
     for (const CapLayout& layout : {CapLayout{1, 1, n}, CapLayout{n / 4, 4, 1}, CapLayout{n / 2, 2, 1}}) {
-      check_constant_sum<Float32>(DType::kFloat32, n, layout, float_eps);
-      check_constant_sum<Float64>(DType::kFloat64, n, layout, double_eps);
-      check_constant_sum<Float16>(DType::kFloat16, n, layout, float_eps);
-      check_constant_sum<BFloat16>(DType::kBFloat16, n, layout, float_eps);
+      check_constant_sum<Float32>(layout, float_eps);
+      check_constant_sum<Float64>(layout, double_eps);
+      check_constant_sum<Float16>(layout, float_eps);
+      check_constant_sum<BFloat16>(layout, float_eps);
     }
   }
   std::puts("kernels: ok");

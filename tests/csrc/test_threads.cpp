@@ -38,10 +38,10 @@ std::vector<T> random_values(int64_t n) {
 
 template <class T>
 struct Results {
-  std::vector<T> y, dx, tangent, surrogate;
+  std::vector<T> y, dx, jvp, surrogate, dcap, dbias;
   std::vector<uint8_t> mask, has_gradient;
-  std::vector<double> dcap, dbias, dcap_of_mask;
-  std::vector<int64_t> inside, capped;
+  std::vector<double> dcap_of_mask;
+  std::vector<int64_t> counts;
 
   bool operator==(const Results&) const = default;
 };
@@ -52,39 +52,53 @@ struct Inputs {
   CapLayout layout;
   int64_t numel = layout.outer * layout.caps * layout.inner;
   std::vector<T> x = random_values<T>(numel), grad = random_values<T>(numel + 1), caps = random_values<T>(layout.caps);
+  std::vector<double> wide_caps{caps.begin(), caps.end()};
 };
+
+constexpr int64_t kOne = 1;
+
+template <class T>
+Operand operand(std::vector<T>& data) {
+  return {data.data(), &kOne};
+}
+
+template <class T>
+PerCap per_cap(std::vector<T>& data) {
+  return {data.data(), sizeof(T) == sizeof(double) ? DType::kFloat64 : DType::kFloat32, &kOne};
+}
 
 template <class T>
 Results<T> run(Inputs<T>& in, DType dtype, ParallelFor parallel_for) {
   const int64_t numel = in.numel, caps = in.layout.caps;
-  const DimVector sizes{numel}, one{1}, order{0};
-  const auto operand = [&](std::vector<T>& data) { return Operand(data.data(), sizes, one, order); };
-  const Problem problem{dtype, numel, in.layout, in.caps.data(), parallel_for};
-  Results<T> out{std::vector<T>(numel),
-                 std::vector<T>(numel),
-                 std::vector<T>(numel),
-                 std::vector<T>(numel),
+  Problem problem;
+  problem.dtype = dtype;
+  problem.rank = 1;
+  problem.sizes = &numel;
+  problem.layout = in.layout;
+  problem.cap_rank = 1;
+  problem.cap_sizes = &caps;
+  problem.parallel_for = parallel_for;
+  const std::vector<T> elements(numel), sums(caps);
+  Results<T> out{elements,
+                 elements,
+                 elements,
+                 elements,
+                 sums,
+                 sums,
                  std::vector<uint8_t>((numel + 3) / 4),
                  std::vector<uint8_t>(in.layout.outer),
                  std::vector<double>(caps),
-                 std::vector<double>(caps),
-                 std::vector<double>(caps),
-                 std::vector<int64_t>(caps),
-                 std::vector<int64_t>(caps)};
-  const Operand x = operand(in.x), grad = operand(in.grad), dx = operand(out.dx);
-  BiasAndResidual added;
-  added.bias = in.caps.data();
-  added.residual = &grad;
-  forward(problem, x, added, operand(out.y), out.mask.data());
-  Saved as_output, as_mask;
-  as_output.y = operand(out.y);
-  as_mask.mask = out.mask.data();
-  backward(problem, grad, as_mask, nullptr, out.dcap_of_mask.data(), nullptr, true);
-  backward(problem, grad, as_output, &dx, out.dcap.data(), out.dbias.data(), false);
-  tangent(problem, grad, in.caps.data(), as_mask, operand(out.tangent));
-  surrogate(problem, grad, as_mask, nullptr, operand(out.surrogate));
-  saturation(problem, x, {in.layout.outer, caps * in.layout.inner}, out.inside.data(), out.capped.data(),
-             out.has_gradient.data());
+                 std::vector<int64_t>(3 * caps)};
+  const Operand x = operand(in.x), grad = operand(in.grad), y = operand(out.y);
+  const PerCap cap = per_cap(in.caps);
+  uint8_t* const mask = out.mask.data();
+  forward(problem, {x, y, grad, cap, cap, mask, {}, 0});
+  backward(problem, {grad, {}, {}, mask, per_cap(in.wide_caps), per_cap(out.dcap_of_mask), {}, {}, 0});
+  backward(problem, {grad, y, operand(out.dx), nullptr, cap, per_cap(out.dcap), per_cap(out.dbias), {}, 0});
+  jvp(problem, {grad, {}, operand(out.jvp), mask, cap, cap});
+  surrogate(problem, {grad, {}, operand(out.surrogate), mask, {}, {}});
+  saturation(problem,
+             {x, cap, out.counts.data(), &kOne, out.has_gradient.data(), in.layout.outer, caps * in.layout.inner});
   return out;
 }
 

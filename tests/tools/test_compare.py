@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.harness import implementations as c
+from benchmarks.harness import machine
 from benchmarks.harness.interleave import Budget
 from benchmarks.kernels import suite
 from tools import compare

@@ -4,8 +4,11 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #define DRELUOP_INLINE __host__ __device__ __forceinline__
 #else
 // Forced, so that no copy built for one instruction set is ever linked into code built for another.
@@ -25,19 +28,7 @@ DRELUOP_INLINE To bit_cast(From from) {
 }
 
 template <int kBytes>
-struct BitsOf;
-template <>
-struct BitsOf<2> {
-  using Type = uint16_t;
-};
-template <>
-struct BitsOf<4> {
-  using Type = uint32_t;
-};
-template <>
-struct BitsOf<8> {
-  using Type = uint64_t;
-};
+using BitsOf = std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>;
 
 // condition ? a : b, never as a branch: g++ 12 turns the plain form back into one, and the loop is not vectorized.
 template <class T>
@@ -45,7 +36,7 @@ DRELUOP_INLINE T select(bool condition, T a, T b) {
 #if defined(__CUDA_ARCH__)
   return condition ? a : b;
 #else
-  using Bits = typename BitsOf<sizeof(T)>::Type;
+  using Bits = BitsOf<sizeof(T)>;
   const Bits mask = static_cast<Bits>(-static_cast<Bits>(condition));
   return bit_cast<T>(static_cast<Bits>((bit_cast<Bits>(a) & mask) | (bit_cast<Bits>(b) & static_cast<Bits>(~mask))));
 #endif
@@ -66,6 +57,7 @@ DRELUOP_INLINE typename Traits::Storage positive_part_by_select(typename Traits:
 template <class Real>
 struct Native {
   using Storage = Real;
+  static constexpr DType kDType = sizeof(Real) == sizeof(float) ? DType::kFloat32 : DType::kFloat64;
   static DRELUOP_INLINE Real zero() { return Real(0); }
   static DRELUOP_INLINE bool is_nan(Real a) { return a != a; }
   static DRELUOP_INLINE bool less(Real a, Real b) { return a < b; }
@@ -95,8 +87,22 @@ struct Native {
   static DRELUOP_INLINE Real round(double a) { return static_cast<Real>(a); }
 };
 
+// CUDA's types of one number and of the two in a word.
+struct CudaBFloat16 {
+#if defined(__CUDACC__)
+  using One = __nv_bfloat16;
+  using Two = __nv_bfloat162;
+#endif
+};
+struct CudaFloat16 {
+#if defined(__CUDACC__)
+  using One = __half;
+  using Two = __half2;
+#endif
+};
+
 // A 16-bit float is its sign, then its magnitude; magnitudes above infinity are NaN.
-template <class Self, int16_t kInfinity>
+template <class Self, int16_t kInfinity, class Cuda>
 struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
@@ -107,6 +113,18 @@ struct Bits16 {
   static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return Self::to_float(a) < Self::to_float(b); }
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return Self::to_float(a) == Self::to_float(b); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return Self::to_float(a) > 0.0f; }
+  static DRELUOP_INLINE typename Cuda::One one(uint16_t a) { return bit_cast<typename Cuda::One>(a); }
+  static DRELUOP_INLINE typename Cuda::Two two(uint32_t word) { return bit_cast<typename Cuda::Two>(word); }
+  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {
+    return bit_cast<uint16_t>(__hmin_nan(one(a), one(b)));
+  }
+  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) { return bit_cast<uint16_t>(__hmax_nan(one(a), one(0))); }
+  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {
+    return bit_cast<uint32_t>(__hmin2_nan(two(a), two(b)));
+  }
+  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
+    return bit_cast<uint32_t>(__hmax2_nan(two(a), two(0)));
+  }
 #else
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<int16_t>(a & 0x7fff) > kInfinity; }
   // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on
@@ -117,8 +135,6 @@ struct Bits16 {
   // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return (static_cast<int16_t>(a) > 0) & !is_nan(a); }
-#endif
-#if !defined(__CUDA_ARCH__)
   static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) { return minimum_by_select<Bits16>(a, b); }
   static DRELUOP_INLINE uint16_t positive_part(uint16_t a) { return positive_part_by_select<Bits16>(a); }
 #endif
@@ -129,35 +145,8 @@ struct Bits16 {
 using Float32 = Native<float>;
 using Float64 = Native<double>;
 
-#if defined(__CUDA_ARCH__)
-// The instructions for one number, and for the two of a word at once, of a 16-bit type as PTX names it.
-#define DRELUOP_INSTRUCTIONS_OF(type)                                         \
-  static DRELUOP_INLINE uint16_t minimum(uint16_t a, uint16_t b) {            \
-    uint16_t smaller;                                                         \
-    asm("min.NaN." type " %0, %1, %2;" : "=h"(smaller) : "h"(a), "h"(b));     \
-    return smaller;                                                           \
-  }                                                                           \
-  static DRELUOP_INLINE uint16_t positive_part(uint16_t a) {                  \
-    uint16_t larger;                                                          \
-    asm("max.NaN." type " %0, %1, %2;" : "=h"(larger) : "h"(a), "h"(zero())); \
-    return larger;                                                            \
-  }                                                                           \
-  static DRELUOP_INLINE uint32_t minimum_of_two(uint32_t a, uint32_t b) {     \
-    uint32_t smaller;                                                         \
-    asm("min.NaN." type "x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));   \
-    return smaller;                                                           \
-  }                                                                           \
-  static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {           \
-    uint32_t larger;                                                          \
-    asm("max.NaN." type "x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(0u));   \
-    return larger;                                                            \
-  }
-#else
-#define DRELUOP_INSTRUCTIONS_OF(type)
-#endif
-
-struct BFloat16 : Bits16<BFloat16, 0x7f80> {
-  DRELUOP_INSTRUCTIONS_OF("bf16")
+struct BFloat16 : Bits16<BFloat16, 0x7f80, CudaBFloat16> {
+  static constexpr DType kDType = DType::kBFloat16;
   static DRELUOP_INLINE float to_float(uint16_t a) { return bit_cast<float>(static_cast<uint32_t>(a) << 16); }
   static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
     *low = bit_cast<float>(word << 16);
@@ -165,9 +154,7 @@ struct BFloat16 : Bits16<BFloat16, 0x7f80> {
   }
   static DRELUOP_INLINE uint16_t from_float(float a) {
 #if defined(__CUDA_ARCH__)
-    uint16_t rounded;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(a));
-    return rounded;
+    return bit_cast<uint16_t>(__float2bfloat16_rn(a));
 #else
     const uint32_t u = bit_cast<uint32_t>(a);
     if (a != a) return static_cast<uint16_t>((u >> 16) | 0x40);
@@ -176,25 +163,13 @@ struct BFloat16 : Bits16<BFloat16, 0x7f80> {
   }
 };
 
-struct Float16 : Bits16<Float16, 0x7c00> {
-  DRELUOP_INSTRUCTIONS_OF("f16")
+struct Float16 : Bits16<Float16, 0x7c00, CudaFloat16> {
+  static constexpr DType kDType = DType::kFloat16;
 #if defined(__CUDA_ARCH__)
   // For two numbers at once, all bits of a number or none: a > b, a < b, both also where either is NaN; a == b.
-  static DRELUOP_INLINE uint32_t mask_if_above(uint32_t a, uint32_t b) {
-    uint32_t mask;
-    asm("set.gtu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
-    return mask;
-  }
-  static DRELUOP_INLINE uint32_t mask_if_below(uint32_t a, uint32_t b) {
-    uint32_t mask;
-    asm("set.ltu.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
-    return mask;
-  }
-  static DRELUOP_INLINE uint32_t mask_if_equal(uint32_t a, uint32_t b) {
-    uint32_t mask;
-    asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(a), "r"(b));
-    return mask;
-  }
+  static DRELUOP_INLINE uint32_t mask_if_above(uint32_t a, uint32_t b) { return __hgtu2_mask(two(a), two(b)); }
+  static DRELUOP_INLINE uint32_t mask_if_below(uint32_t a, uint32_t b) { return __hltu2_mask(two(a), two(b)); }
+  static DRELUOP_INLINE uint32_t mask_if_equal(uint32_t a, uint32_t b) { return __heq2_mask(two(a), two(b)); }
 #endif
   static DRELUOP_INLINE void to_two_floats(uint32_t word, float* low, float* high) {
     *low = to_float(static_cast<uint16_t>(word));
@@ -203,9 +178,7 @@ struct Float16 : Bits16<Float16, 0x7c00> {
   // Integer only: neither rounding modes nor a flush of subnormals may change the result.
   static DRELUOP_INLINE float to_float(uint16_t a) {
 #if defined(__CUDA_ARCH__)
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(a));
-    return wide;
+    return __half2float(one(a));
 #else
     const uint32_t sign = static_cast<uint32_t>(a & 0x8000) << 16;
     uint32_t magnitude = a & 0x7fff;
@@ -222,9 +195,7 @@ struct Float16 : Bits16<Float16, 0x7c00> {
   }
   static DRELUOP_INLINE uint16_t from_float(float a) {
 #if defined(__CUDA_ARCH__)
-    uint16_t rounded;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(a));
-    return rounded;
+    return bit_cast<uint16_t>(__float2half_rn(a));
 #else
     const uint32_t u = bit_cast<uint32_t>(a);
     const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000);
@@ -244,8 +215,6 @@ struct Float16 : Bits16<Float16, 0x7c00> {
 #endif
   }
 };
-
-#undef DRELUOP_INSTRUCTIONS_OF
 
 constexpr int64_t size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 

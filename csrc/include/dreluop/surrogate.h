@@ -29,18 +29,11 @@ struct ExpConstants<double> {
   static constexpr int kTerms = 13, kMantissa = 52, kBias = 1023;
 };
 
-template <int n>
-struct InverseFactorial {
-  static constexpr double value = InverseFactorial<n - 1>::value / n;
-};
-template <>
-struct InverseFactorial<0> {
-  static constexpr double value = 1;
-};
+constexpr DRELUOP_INLINE double inverse_factorial(int n) { return n == 0 ? 1 : inverse_factorial(n - 1) / n; }
 
 template <class Real, int kTerm = 0>
 DRELUOP_INLINE Real exp_series(Real r) {
-  constexpr Real kCoefficient = static_cast<Real>(InverseFactorial<kTerm>::value);
+  constexpr Real kCoefficient = static_cast<Real>(inverse_factorial(kTerm));
   if constexpr (kTerm == ExpConstants<Real>::kTerms)
     return kCoefficient;
   else
@@ -56,7 +49,7 @@ struct ExpParts {
 template <class Real>
 DRELUOP_INLINE ExpParts<Real> exp_parts(Real a) {
   using C = ExpConstants<Real>;
-  using Bits = typename BitsOf<sizeof(Real)>::Type;
+  using Bits = BitsOf<sizeof(Real)>;
   const Real bounded = select(a < C::kLeast, C::kLeast, a);
   const Real shifted = bounded * static_cast<Real>(1.4426950408889634) + C::kRounder;
   const Real n = shifted - C::kRounder;

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan, tuning
-from dreluop.backends.triton.call import Call, SavedInfo, nothing, same_device
+from dreluop.backends.triton.call import KernelCall, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
 from dreluop.backends.triton.kernels.reduction import reduction_kernel
 from dreluop.backends.triton.kernels.types import ACCUMULATORS
@@ -28,7 +28,7 @@ def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tens
     dcap = torch.empty(cap.shape if need_cap else (0,), dtype=cap.dtype, device=cap.device)
     dbias = nothing(grad, grad.dtype) if bias is None else torch.empty(bias.shape, dtype=bias.dtype, device=bias.device)
     info = SavedInfo(grad, saved, cap, order)
-    call = Call(
+    call = KernelCall(
         grad,
         cap,
         dim,
@@ -54,7 +54,7 @@ class Backward:
 
     def __init__(
         self,
-        call: Call,
+        call: KernelCall,
         info: SavedInfo,
         cap: Tensor,
         dcap: Tensor | None,

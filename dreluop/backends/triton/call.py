@@ -19,7 +19,7 @@ Strides = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What shapes and strides alone tell of a call: as in ``Call``."""
+    """What shapes and strides alone tell of a call: as in ``KernelCall``."""
 
     traversal: Traversal
     layout: Layout
@@ -55,7 +55,7 @@ def geometry_of(
     return Geometry(traversal, layout, sizes, MappingProxyType(strides), wide)
 
 
-class Call:
+class KernelCall:
     """x's shape traversed in an order, with the caps (and the bias) that its elements use.
 
     ``operands`` are the tensors of x's shape, by name: ``sizes`` and ``strides[name]`` say where their elements lie,
@@ -155,7 +155,7 @@ class SavedInfo:
             self.packed_strides[d] = stride
         self.traversal_order = list(order)
 
-    def at_once(self, call: Call) -> bool:
+    def at_once(self, call: KernelCall) -> bool:
         """Whether the packed regions of a vector lie side by side and can be read with one access."""
         if self.packed is None or call.strides["packed"] or self.packed_step != 1:
             return False

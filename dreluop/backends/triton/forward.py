@@ -2,75 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call, nothing, same_device
+from dreluop.backends.triton.call import KernelCall, nothing, same_device
 from dreluop.backends.triton.kernels.forward import forward_kernel
 from dreluop.backends.triton.launch import launch
+from dreluop.ops.call import Call
 from dreluop.ops.composite import accumulation_dtype, mask_order
 
 
 def capped_relu(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    y = torch.empty_like(x)
-    _run_forward(x, y, cap, dim, False, None, bias, residual)
-    return y
+    return _activate(Call(x, cap, dim, bias=bias, residual=residual))[0]
 
 
 def capped_relu_(
     x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> None:
+    _activate(Call(x, cap, dim, bias=bias, residual=residual, inplace=True))
+
+
+def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _activate(Call(*arguments, **keywords))
+
+
+def capped_relu_with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    return _activate(Call(*arguments, **keywords)._replace(inplace=True))[1:]
+
+
+def _activate(given: Call) -> tuple[Tensor, Tensor, Tensor]:
+    x, cap, dim, wants_mask, balancer, bias, residual, inplace = given
     operator_checks.inputs(x, cap, dim, bias, residual)
-    operator_checks.writable(x)
-    _run_forward(x, x, cap, dim, False, None, bias, residual)
-
-
-def capped_relu_with_aux(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    y = torch.empty_like(x)
-    return y, *_run_forward(x, y, cap, dim, mask, balancer, bias, residual)
-
-
-def capped_relu_with_aux_(
-    x: Tensor,
-    cap: Tensor,
-    dim: int,
-    mask: bool,
-    balancer: float | None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    operator_checks.writable(x)
-    return _run_forward(x, x, cap, dim, mask, balancer, bias, residual)
-
-
-def _run_forward(
-    x: Tensor,
-    y: Tensor,
-    cap: Tensor,
-    dim: int,
-    wants_mask: bool,
-    balancer: float | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    if inplace:
+        operator_checks.writable(x)
     same_device(x, cap=cap)
-    call = Call(x, cap, dim, mask_order(y, cap), bias, x=x, y=y, residual=residual)
+    y = x if inplace else torch.empty_like(x)
+    call = KernelCall(x, cap, dim, mask_order(y, cap), bias, x=x, y=y, residual=residual)
     packed = nothing(x, torch.uint8)
     if wants_mask:
         packed = x.new_empty((plan.up_to(call.numel, ELEMENTS_PER_BYTE),), dtype=torch.uint8)
@@ -92,4 +66,4 @@ def _run_forward(
         BIAS_MODE=0 if biases is None else call.mode(biases), WIDE=call.wide, PENALTY_PROGRAMS=programs,
         PENALTY_TILE=plan.PENALTY_TILE,
     )  # fmt: skip
-    return packed, penalty
+    return y, packed, penalty

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call, SavedInfo, same_device
+from dreluop.backends.triton.call import KernelCall, SavedInfo, same_device
 from dreluop.backends.triton.kernels.jvp import jvp_kernel
 from dreluop.backends.triton.launch import launch
 from dreluop.ops.composite import empty_as_saved
@@ -21,7 +21,7 @@ def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
     info = SavedInfo(u, saved, cap, order)
     out = empty_as_saved(u, saved, order)
-    call = Call(u, cap, dim, info.traversal_order, u=u, y=info.y, out=out, packed=info.packed_strides)
+    call = KernelCall(u, cap, dim, info.traversal_order, u=u, y=info.y, out=out, packed=info.packed_strides)
     flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)
     caps, tangents = call.readable(cap), None if v is None else call.readable(v)
     launch(

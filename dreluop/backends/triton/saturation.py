@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call, same_device
+from dreluop.backends.triton.call import KernelCall, same_device
 from dreluop.backends.triton.kernels.saturation import saturation_kernel
 from dreluop.backends.triton.launch import launch
 from dreluop.ops.composite import mask_order
@@ -19,7 +19,7 @@ def cap_saturation(x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor
     operator_checks.inputs(x, cap, dim)
     same_device(x, cap=cap)
     order = mask_order(x, cap)
-    call = Call(x, cap, dim, order, x=x)
+    call = KernelCall(x, cap, dim, order, x=x)
     counts = torch.zeros((3, *cap.shape), dtype=torch.int64, device=x.device)
     has_gradient = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
     flat = plan.flat_plan(call.vec, call.numel, call.tuning.flat_tile)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop.backends.triton import plan
-from dreluop.backends.triton.call import Call, SavedInfo, same_device
+from dreluop.backends.triton.call import KernelCall, SavedInfo, same_device
 from dreluop.backends.triton.kernels.surrogate import surrogate_kernel
 from dreluop.backends.triton.launch import launch
 from dreluop.ops.composite import empty_as_saved
@@ -23,7 +23,7 @@ def capped_relu_surrogate_backward(
         operator_checks.width(width, saved, cap)
     info = SavedInfo(grad, saved, cap, order)
     out = empty_as_saved(grad, saved, order)
-    call = Call(grad, cap, dim, info.traversal_order, grad=grad, y=info.y, out=out, packed=info.packed_strides)
+    call = KernelCall(grad, cap, dim, info.traversal_order, grad=grad, y=info.y, out=out, packed=info.packed_strides)
     # The exponential needs registers: half the elements at once.
     tile = call.tuning.flat_tile if width is None else max(1, call.tuning.flat_tile // 2)
     flat = plan.flat_plan(call.vec, call.numel, tile)

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("triton")
 
 from dreluop.backends.triton import call, plan
-from dreluop.backends.triton.call import Call
+from dreluop.backends.triton.call import KernelCall
 
 
-def of(x: torch.Tensor, cap: torch.Tensor, order: tuple[int, ...]) -> Call:
-    return Call(x, cap, 1, order, x=x, y=x, residual=None)
+def of(x: torch.Tensor, cap: torch.Tensor, order: tuple[int, ...]) -> KernelCall:
+    return KernelCall(x, cap, 1, order, x=x, y=x, residual=None)
 
 
 def test_a_second_call_of_the_same_kind_computes_nothing_anew() -> None:

@@ -10,7 +10,7 @@
 
 #include "../check.h"
 #include "cuda/kernels.h"
-#include "dreluop/cuda_plan.h"
+#include "dreluop/cuda_backward_plan.h"
 #include "host_cuda.h"
 
 namespace testing {
@@ -201,6 +201,33 @@ inline void check_sum(const Array& got, int64_t i, long double sum, long double 
                high = rounded(got.dtype, static_cast<double>(sum + slack));
   CHECK(low <= found && found <= high,
         which + ": got " + std::to_string(found) + ", expected " + std::to_string(static_cast<double>(sum)));
+}
+
+inline const Shape kShapes[] = {{{1, 1, 1}},
+                                {{1, 1, 4099}},
+                                {{2, 3, 0}},
+                                {{3, 16, 1}},
+                                {{70, 24, 1}},
+                                {{9, 5, 1}},
+                                {{4, 3, 7}},
+                                {{2, 5, 49}},
+                                {{3, 2, 1031}},
+                                {{2, 4099, 1}},
+                                {{50, 24, 1}, false, true},
+                                {{4, 6, 9}, true},
+                                {{300, 5, 3}}};
+
+// Calls f(dtype, shape, variant, dtype of the cap); blocks and threads run forwards and backwards.
+template <class F>
+void for_each_variant(const char* name, const F& f) {
+  int runs = 0;
+  for (const Shape& shape : kShapes)
+    for (const DType dtype : kDTypes)
+      for (int variant = 0; variant < 6; ++variant, ++runs) {
+        host_cuda::backwards = variant % 2 == 1;
+        f(dtype, shape, variant, variant < 3 ? dtype : kDTypes[variant - 2]);
+      }
+  std::printf("cuda_host %s: ok, %d runs\n", name, runs);
 }
 
 }  // namespace testing

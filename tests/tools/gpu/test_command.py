@@ -170,6 +170,26 @@ def test_no_quick_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--resume: got --quick too; expected one of them" in capsys.readouterr().err
 
 
+ONLY_TORCH = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import tools.gpu.__main__, tests.gpu.exercise, benchmarks.gpu.bench, benchmarks.scaling.__main__
+"""
+
+
+def test_torch_is_all_that_it_needs() -> None:
+    packages = "numpy,pandas,pydantic,rich,tqdm,matplotlib,yaml,torchvision,mlxtend,scipy,sklearn,triton"
+    command = [sys.executable, "-W", "ignore", "-c", ONLY_TORCH, packages]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_passes_it_on() -> None:
     def printed(*variables: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,18 @@ def fake_tool(tmp_path: Path, text: str, code: int) -> str:
     return str(path)
 
 
-def test_all_four_tools_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_four_tools_run_and_only_the_slow_one_gets_few_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sanitizer, "find_tool", lambda: fake_tool(tmp_path, CLEAN, 0))
     outcome = sanitizer.run(limit=100, log=tmp_path / "log.txt")
     assert outcome.status == PASSED
-    assert set(outcome.details) == {"memcheck", "racecheck", "initcheck", "synccheck"}
-    log = (tmp_path / "log.txt").read_text()
-    assert all(f"'--tool', '{tool}', '--error-exitcode', '86'" in log for tool in outcome.details)
+    commands = re.findall(
+        r"--tool (\w+) --error-exitcode 86 .*?exercise( --few)?$", (tmp_path / "log.txt").read_text(), re.M
+    )
+    # The last one gets the time that the others leave.
+    assert commands == [("memcheck", ""), ("initcheck", ""), ("synccheck", ""), ("racecheck", " --few")]
+    assert list(outcome.details) == [tool for tool, _ in commands]
 
 
 def test_no_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,21 +121,6 @@ def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytes
     with Watch():
         exercise.main(torch.device("cpu"), few=few)
     assert called == set(schemas.SCHEMAS)
-
-
-def test_only_the_slow_tool_has_few_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    commands: list[Sequence[str]] = []
-
-    def execute(command: Sequence[str], **_: Any) -> Finished:
-        commands.append(command)
-        return Finished(0, ENDED + "ERROR SUMMARY: 0 errors", False)
-
-    monkeypatch.setattr(sanitizer, "execute", execute)
-    monkeypatch.setattr(sanitizer, "find_tool", lambda: "compute-sanitizer")
-    sanitizer.run(limit=100, log=tmp_path / "log.txt")
-    tools = {command[command.index("--tool") + 1]: command[-1] == "--few" for command in commands}
-    assert tools == {"memcheck": False, "initcheck": False, "synccheck": False, "racecheck": True}
-    assert list(tools)[-1] == "racecheck", "it gets the time that the others leave"
 
 
 TESTS = """
@@ -300,10 +290,20 @@ def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
     assert outcome.reason == f"stopped after {PATIENCE} s; 1 tests failed, the first: {name}"
 
 
+Commands = list[tuple[list[str], dict[str, str]]]
+# The result file, what runs it, and its limit where the stage has 100 s.
+BENCHMARKS = {
+    "bench": ("kernels.json", ["benchmarks.gpu.bench"], "85"),
+    "scaling": ("scaling.json", ["benchmarks.scaling", "--device", "cuda"], "60"),
+    "compiled": ("compiled.json", ["benchmarks.compiled", "--device", "cuda"], "85"),
+    "models": ("models.json", ["benchmarks.models", "--device", "cuda"], "85"),
+}
+
+
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     """What stages would execute."""
-    found: list[tuple[list[str], dict[str, str]]] = []
+    found: Commands = []
 
     def execute(command: list[str], *, environment: dict[str, str] | None = None, **_: Any) -> Finished:
         found.append((command, environment or {}))
@@ -314,7 +314,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str,
     return found
 
 
-def test_build_is_for_the_gpu(tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+def test_build_is_for_the_gpu(tmp_path: Path, gpu: Gpu, commands: Commands) -> None:
     outcome = stages.build(stages.Context(gpu, tmp_path, 100))
     ((command, environment),) = commands
     assert command[1:] == ["setup.py", "build_ext", "--inplace"]
@@ -333,9 +333,7 @@ def test_a_build_without_its_tools_is_not_run(tmp_path: Path, gpu: Gpu, monkeypa
 
 
 @pytest.mark.parametrize("name", ["smoke", "tests", "graphs", "large"])
-def test_stages_of_tests_name_files_that_exist(
-    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str
-) -> None:
+def test_stages_of_tests_name_files_that_exist(tmp_path: Path, gpu: Gpu, commands: Commands, name: str) -> None:
     outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100))
     assert outcome.status == FAILED
     ((command, environment),) = commands
@@ -345,25 +343,11 @@ def test_stages_of_tests_name_files_that_exist(
     assert bool(files) == (name != "tests")
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "limit"),
-    [
-        ("bench", ["benchmarks.gpu.bench"], "85"),
-        ("scaling", ["benchmarks.scaling", "--device", "cuda"], "60"),
-        ("compiled", ["benchmarks.compiled", "--device", "cuda"], "85"),
-        ("models", ["benchmarks.models", "--device", "cuda"], "85"),
-    ],
-)
-def test_a_benchmark_that_fails(
-    tmp_path: Path,
-    gpu: Gpu,
-    commands: list[tuple[list[str], dict[str, str]]],
-    name: str,
-    module: list[str],
-    limit: str,
-) -> None:
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_that_fails(tmp_path: Path, gpu: Gpu, commands: Commands, name: str) -> None:
+    _, module, limit = BENCHMARKS[name]
     # What an earlier run left is not taken for this one's.
-    for file in ("kernels.json", "scaling.json", "compiled.json", "models.json"):
+    for file, *_ in BENCHMARKS.values():
         (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
     outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
@@ -371,18 +355,24 @@ def test_a_benchmark_that_fails(
     assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("bench", "kernels.json"),
-        ("scaling", "scaling.json"),
-        ("compiled", "compiled.json"),
-        ("models", "models.json"),
-    ],
-)
-def test_benchmarks_go_on_from_the_files_of_the_gpu(
-    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str, file: str
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_know_the_options_that_they_get(
+    tmp_path: Path, gpu: Gpu, commands: Commands, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
+    _, _, module, *arguments = commands[0][0]
+    is_package = importlib.import_module(module).__spec__.submodule_search_locations is not None
+    program = importlib.import_module(f"{module}.__main__" if is_package else module)
+    with pytest.raises(SystemExit, match="0"):
+        program.main(["--help"])
+    options = [argument for argument in arguments if argument.startswith("--")]
+    known = capsys.readouterr().out
+    assert [option for option in [*options, "--resume"] if option not in known] == []
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_go_on_from_the_files_of_the_gpu(tmp_path: Path, gpu: Gpu, commands: Commands, name: str) -> None:
+    file = BENCHMARKS[name][0]
     former = tmp_path / "results"
     context = stages.Context(gpu, tmp_path, 100, resume=former)
     stages.STAGES[name](context)
@@ -403,13 +393,23 @@ def test_folders_that_are_not_collected_have_no_gpu_tests() -> None:
     assert files and not [path for path in files if path != Path(__file__) and of_the_gpu.search(path.read_text())]
 
 
+def test_where_gpu_tests_are_no_conftest_imports_what_may_be_missing() -> None:
+    # pytest imports these files before tests/support/missing.py can turn the error into a skip.
+    conftests = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("conftest.py")]
+    collected = [path for path in conftests if not path.as_posix().startswith(stages.WITHOUT_GPU_TESTS)]
+    assert len(collected) > 3
+    text = "\n".join((ROOT / path).read_text() for path in collected)
+    imported = set(re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE))
+    assert imported - sys.stdlib_module_names <= {"dreluop", "pytest", "tests", "tools", "torch"}
+
+
 def test_the_compiled_networks_fit_the_limit_of_their_stage() -> None:
     assert sum(case.seconds for case in CASES["cuda"]) <= stages.STAGES["compiled"].limit - stages.END
 
 
 @pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "165"), ("models", "485")])
 def test_some_benchmarks_leave_time_for_others(
-    tmp_path: Path, gpu: Gpu, commands: list[tuple[list[str], dict[str, str]]], name: str, limit: str
+    tmp_path: Path, gpu: Gpu, commands: Commands, name: str, limit: str
 ) -> None:
     stages.STAGES[name](stages.Context(gpu, tmp_path, 500))
     command = commands[0][0]

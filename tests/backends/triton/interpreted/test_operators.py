@@ -13,7 +13,7 @@ from torch import Tensor
 from dreluop.backends import reference
 from dreluop.backends import triton as backend
 from dreluop.backends.triton import tuning
-from dreluop.backends.triton.call import Call
+from dreluop.backends.triton.call import KernelCall
 from dreluop.backends.triton.plan import Tuning
 from dreluop.ops import composite
 from tests.backends.triton.recorded import record
@@ -94,20 +94,20 @@ def test_tiles_of_a_gpu(small_tiles: None, case: Case, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("case", CASES[3:6], ids=str)
 def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch, small_tiles: None, case: Case) -> None:
-    made = Call.__init__
+    made = KernelCall.__init__
 
-    def wide(self: Call, *arguments: Any, **named: Any) -> None:
+    def wide(self: KernelCall, *arguments: Any, **named: Any) -> None:
         made(self, *arguments, **named)
         self.wide = True
 
-    monkeypatch.setattr(Call, "__init__", wide)
+    monkeypatch.setattr(KernelCall, "__init__", wide)
     test_tiles_of_a_gpu(None, case, torch.float32)
 
 
 def test_when_offsets_need_64_bits() -> None:
     x = torch.empty(2, 3, device="meta")
     for t, wide in ((x, False), (x.as_strided((2, 3), (2**31, 1)), True), (x.as_strided((2, 3), (0, 2**30)), True)):
-        monkey = Call.__new__(Call)
+        monkey = KernelCall.__new__(KernelCall)
         # The device only decides about launch parameters.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tuning, "for_device", lambda device: SMALL_TILES)

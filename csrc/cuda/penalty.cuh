@@ -1,7 +1,7 @@
 // Sums of squares of caps.
 #pragma once
 
-#include "cuda/caps.cuh"
+#include "cuda/cap_arrays.cuh"
 #include "cuda/sums.cuh"
 
 namespace dreluop::cuda {

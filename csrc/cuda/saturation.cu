@@ -1,7 +1,5 @@
 // Counts of off, inside and capped elements per cap, and which samples have any element inside.
-#pragma once
-
-#include "cuda/caps.cuh"
+#include "cuda/arguments.h"
 
 namespace dreluop::cuda {
 
@@ -21,13 +19,13 @@ struct SaturationParameters {
 
 template <class Traits>
 struct SaturationPass {
-  using T = typename Traits::Storage;
-  static constexpr int kVec = sizeof(T) == 2 ? 8 : 4;
-  using Caps = CapsOfVec<Traits, kVec, Access::kGeneral, CapMode::kEach>;
+  using T = typename Traits::T;
+  using Number = typename Traits::Number;
+  static constexpr int kVec = Traits::kVec;
 
   const SaturationParameters& p;
 
-  // Counts of one cap, and and a sample known to have a gradient, pending while the next element has the same.
+  // Counts of one cap, and a sample known to have a gradient, pending while the next element has the same.
   struct Pending {
     int64_t cap = -1;
     uint32_t counts[3] = {};
@@ -57,16 +55,16 @@ struct SaturationPass {
   }
 
   DRELUOP_DEVICE void count(int64_t i, int n, Pending* pending) const {
-    const Pack<T, kVec> x = unpack<T, kVec>(p.operands.load<T, kVec>(0, i, n));
-    const Caps caps(p.map, i);
+    const auto x = unpack<Traits>(p.operands.load<Traits>(0, i, n));
+    const CapsOfVec<Traits> caps(p.map, i);
     T cap_values[kVec];
     caps.read_as(p.cap, cap_values);
     uint32_t region_bits = 0;
 #pragma unroll
-    for (int e = 0; e < kVec; ++e)
-      region_bits |=
-          static_cast<uint32_t>(region_of<Traits>(capped_value<Traits>(x.v[e], cap_values[e]), cap_values[e]))
-          << (2 * e);
+    for (int e = 0; e < kVec; ++e) {
+      const T y = capped_value<Number>(x.v[e], cap_values[e]);
+      region_bits |= static_cast<uint32_t>(region_of<Number>(y, cap_values[e])) << (2 * e);
+    }
     int64_t cap = caps.first, left = caps.left, left_of_sample;
     int64_t sample = p.samples.cap_of(i, &left_of_sample);
 #pragma unroll 1
@@ -83,14 +81,8 @@ struct SaturationPass {
         p.has_gradient[sample] = 1;
         pending->has_gradient = sample;
       }
-      if (--left == 0) {
-        left = static_cast<int64_t>(p.map.inner.divisor);
-        cap = p.map.after(cap);
-      }
-      if (--left_of_sample == 0) {
-        left_of_sample = static_cast<int64_t>(p.samples.inner.divisor);
-        sample = p.samples.after(sample);
-      }
+      p.map.advance(&cap, &left);
+      p.samples.advance(&sample, &left_of_sample);
     }
   }
 
@@ -99,12 +91,7 @@ struct SaturationPass {
     for (int k = threadIdx.x; k < shared_size; k += kFlatThreads) shared_counts()[k] = 0;
     __syncthreads();
     Pending pending;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * (kFlatThreads * kSaturationVecs) + threadIdx.x;
-#pragma unroll 1
-    for (int k = 0; k < kSaturationVecs; ++k) {
-      const int64_t i = (first + k * kFlatThreads) * kVec;
-      if (i < p.plan.numel) count(i, static_cast<int>(min(p.plan.numel - i, int64_t{kVec})), &pending);
-    }
+    for_each_vec<Traits>(blockIdx.x, kSaturationVecs, p.plan.numel, [&](int64_t i, int n) { count(i, n, &pending); });
     flush(&pending);
     __syncthreads();
     for (int k = threadIdx.x; k < shared_size; k += kFlatThreads)
@@ -115,6 +102,36 @@ struct SaturationPass {
 template <class Traits>
 __global__ void __launch_bounds__(kFlatThreads) saturation_kernel(const __grid_constant__ SaturationParameters p) {
   SaturationPass<Traits>{p}.run();
+}
+
+Status saturation(const Problem& problem, const Saturation& pass) {
+  check(problem);
+  const int64_t numel = problem.numel(), caps = problem.layout.caps;
+  if (pass.counts == nullptr && caps > 0) refuse("counts: missing");
+  if (pass.has_gradient == nullptr && pass.samples > 0) refuse("has_gradient: missing");
+  if (numel > 0 && (pass.x.data == nullptr || pass.cap.data == nullptr)) refuse("x, cap: missing");
+  Status status = zero(pass.counts, static_cast<size_t>(3 * caps) * sizeof(int64_t), problem.stream);
+  if (status.ok()) status = zero(pass.has_gradient, static_cast<size_t>(pass.samples), problem.stream);
+  if (!status.ok() || numel == 0) return status;
+  SaturationParameters p{};
+  OperandSet(problem, {pass.x}).fill(&p.operands);
+  p.plan = flat_plan(problem.dtype, numel, 0, kSaturationVecs);
+  p.plan.blocks = checked_blocks(up_to(numel, int64_t{kFlatThreads} * kSaturationVecs * vec_of(problem.dtype)));
+  p.map = cap_map(merged(problem.layout));
+  p.samples = cap_map({1, pass.samples, pass.sample_inner});
+  CapReading(problem, pass.cap).fill(&p.cap);
+  const PerCap counts{pass.counts, DType::kFloat64, pass.counts_strides};
+  const PerCap* const from[] = {&counts};
+  CapArray* const to[] = {&p.counts};
+  p.index = index_caps(problem, from, to);
+  p.caps = caps;
+  p.has_gradient = pass.has_gradient;
+  const size_t shared =
+      kScratchOfBlock + (3 * caps <= kMostSharedCounts ? static_cast<size_t>(3 * caps) * sizeof(unsigned) : 0);
+  return with_dtype_traits(problem.dtype, [&](auto traits) {
+    return launch("dreluop saturation", saturation_kernel<GeneralTraits<decltype(traits)>>, p.plan.blocks, kFlatThreads,
+                  shared, problem.stream, p);
+  });
 }
 
 }  // namespace dreluop::cuda

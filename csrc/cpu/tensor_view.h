@@ -4,16 +4,16 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dreluop/layout.h"
+#include "dreluop/passes.h"
 
 namespace dreluop::cpu {
 
-class Operand {
+class TensorView {
  public:
-  Operand() = default;
-
-  Operand(void* data, const DimVector& sizes, const DimVector& strides, const DimVector& order) : data_(data) {
-    for (const int64_t d : order) {
+  TensorView() = default;
+  // Listed from the outermost dimension to the innermost.
+  TensorView(void* data, int rank, const int64_t* sizes, const int64_t* strides) : data_(data) {
+    for (int d = 0; d < rank && data != nullptr; ++d) {
       if (sizes[d] == 1) continue;
       if (count_ > 0 && dims_[count_ - 1].stride == strides[d] * sizes[d]) {
         dims_[count_ - 1] = {dims_[count_ - 1].size * sizes[d], strides[d]};
@@ -24,7 +24,12 @@ class Operand {
     if (count_ == 0) dims_[count_++] = {1, 1};
     linear_ = count_ == 1 && dims_[0].stride == 1;
   }
+  TensorView(const Activation& x, const Operand& given) : TensorView(given.data, x.rank, x.sizes, given.strides) {}
+  TensorView(const Activation& x, const PerCap& given)
+      : TensorView(given.data, x.cap_rank, x.cap_sizes, given.strides) {}
+  explicit TensorView(const CapTensor& given) : TensorView(given.data, given.rank, given.sizes, given.strides) {}
 
+  bool present() const { return data_ != nullptr; }
   // Elements lie one after another in traversal order.
   bool is_linear() const { return linear_; }
   void* data() const { return data_; }

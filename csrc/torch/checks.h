@@ -22,6 +22,19 @@ inline void check_device(const Tensor& t, const char* name, const Tensor& like, 
   if (!same_device(t, like)) fail(std::string(name) + ": got a tensor on another device than " + like_name);
 }
 
+inline void check_sizes(const Tensor& t, const char* name, const Tensor& like, const char* whose) {
+  if (sizes_of(t) != sizes_of(like))
+    fail(std::string(name) + ": got shape " + to_string(sizes_of(t)) + "; expected " + whose + ", " +
+         to_string(sizes_of(like)));
+}
+
+inline void check_dtype(const Tensor& t, const char* name, const Tensor& like, const char* whose) {
+  using torch::headeronly::toString;
+  if (t.scalar_type() != like.scalar_type())
+    fail(std::string(name) + ": got dtype " + toString(t.scalar_type()) + "; expected " + whose + ", " +
+         toString(like.scalar_type()));
+}
+
 inline void check_one_element(const Tensor& t, const char* name) {
   if (t.numel() != 1) fail(std::string(name) + ": got shape " + to_string(sizes_of(t)) + "; expected one element");
 }
@@ -82,14 +95,11 @@ struct Geometry {
 
 inline void check_residual(const Tensor& residual, const Tensor& x) {
   check_device(residual, "residual", x, "x");
-  if (sizes_of(residual) != sizes_of(x))
-    fail("residual: got shape " + to_string(sizes_of(residual)) + "; expected x's, " + to_string(sizes_of(x)));
-  if (residual.scalar_type() != x.scalar_type())
-    fail(std::string("residual: got dtype ") + torch::headeronly::toString(residual.scalar_type()) +
-         "; expected x's, " + torch::headeronly::toString(x.scalar_type()));
+  check_sizes(residual, "residual", x, "x's");
+  check_dtype(residual, "residual", x, "x's");
 }
 
-// What backward and tangent need to know of `saved`: whether it is the packed mask, and the order of its elements.
+// What backward and jvp need to know of `saved`: whether it is the packed mask, and the order of its elements.
 struct SavedInfo {
   SavedInfo(const Tensor& like, const char* like_name, const Tensor& saved, const DimVector& mask_order)
       : is_mask(saved.scalar_type() == ScalarType::Byte) {
@@ -103,12 +113,8 @@ struct SavedInfo {
       order = mask_order;
       return;
     }
-    if (sizes_of(saved) != sizes)
-      fail(std::string(like_name) + ": got shape " + to_string(sizes) + "; expected that of the saved output, " +
-           to_string(sizes_of(saved)));
-    if (saved.scalar_type() != like.scalar_type())
-      fail(std::string(like_name) + ": got dtype " + torch::headeronly::toString(like.scalar_type()) +
-           "; expected that of the saved output, " + torch::headeronly::toString(saved.scalar_type()));
+    check_sizes(like, like_name, saved, "that of the saved output");
+    check_dtype(like, like_name, saved, "that of the saved output");
     order = memory_order(strides_of(saved));
   }
 
@@ -129,35 +135,14 @@ struct SavedInfo {
   DimVector order;
 };
 
-// As torch.empty_like, without the dispatcher where the strides can simply be taken over.
-inline Tensor empty_as(const Tensor& t) {
-  const DimVector sizes = sizes_of(t), strides = strides_of(t);
-  if (t.numel() > 0 && strides == dense_strides(sizes, memory_order(strides)))
-    return empty_strided(sizes, strides, t.scalar_type(), t);
-  try {
-    return torch::stable::empty_like(t);
-  } catch (const std::runtime_error&) {
-    fail_to_allocate(sizes, t.scalar_type(), device_type_of(t));
-  }
-}
-
-// A gradient or tangent of x: with the strides of the saved output, or dense in the order of the mask.
-inline Tensor empty_as_saved(const SavedInfo& info, const Tensor& like, const Tensor& saved) {
-  if (!info.is_mask) return empty_as(saved);
-  const DimVector sizes = sizes_of(like);
-  return empty_strided(sizes, dense_strides(sizes, info.order), like.scalar_type(), like);
-}
-
 inline void check_tangent_of_cap(const Tensor& v, const Tensor& cap, const Tensor& u) {
-  if (sizes_of(v) != sizes_of(cap))
-    fail("v: got shape " + to_string(sizes_of(v)) + "; expected the cap's, " + to_string(sizes_of(cap)));
+  check_sizes(v, "v", cap, "the cap's");
   check_device(v, "v", u, "u");
 }
 
 // The soft form needs x itself: neither the mask nor y tells where x lies beside the cap.
 inline void check_width(const Tensor& width, const Tensor& cap, const SavedInfo& info, const Tensor& grad) {
-  if (sizes_of(width) != sizes_of(cap))
-    fail("width: got shape " + to_string(sizes_of(width)) + "; expected the cap's, " + to_string(sizes_of(cap)));
+  check_sizes(width, "width", cap, "the cap's");
   check_device(width, "width", grad, "grad");
   if (info.is_mask) fail("saved: got a mask beside a width; expected the activation before the cap");
 }

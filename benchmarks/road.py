@@ -1,0 +1,194 @@
+"""The road of a call, old against new: `python -m benchmarks.road --against CHECKOUT`.
+
+Each round runs the other checkout (built in place) and this one, each in its own process on one thread of the CPU. A
+process times its cases interleaved; a row has the median and the quartiles of the processes' medians. Times are the
+thread's processor time, so that other work on the machine counts for less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.interleave import Budget, Timed, interleave, sample, summarize
+
+ROOT = Path(__file__).parent.parent
+FILE_NAME = "road.json"
+SHAPES = ((4, 8), (64, 512))
+IMAGES = (32, 64, 28, 28)
+SMALL, LARGE = Budget(seconds=0.3, max_samples=40), Budget(seconds=1.0, max_samples=9)
+by_processor_time = functools.partial(sample, clock=time.thread_time_ns)
+LAPS = {"forward": slice(0, 1), "forward+backward": slice(0, 2)}
+Function = Callable[[Tensor, Tensor], Any]
+
+
+def small_cases(shape: tuple[int, int]) -> list[Timed]:
+    """Forward and backward of small tensors, which wait for Python more than for a kernel."""
+    import dreluop  # noqa: PLC0415 (of the checkout that is measured)
+    from dreluop import adaptive  # noqa: PLC0415
+
+    x, cap = torch.randn(shape, requires_grad=True), torch.full((shape[1],), 0.5, requires_grad=True)
+    bias, residual = torch.randn(shape[1], requires_grad=True), torch.randn(shape, requires_grad=True)
+    prelu, grad = nn.PReLU(shape[1]), torch.ones(shape)
+    packed: Any = "code" if "code" in str(dreluop.functional.SaveMode) else "mask"
+    ours = dreluop.capped_relu
+
+    def timed(name: str, function: Function, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Timed:
+        entered = ExitStack()
+        steps = (lambda _: function(x, cap), lambda y: y.backward(grad), lambda _: entered.close())
+        return Timed(f"{name} {shape[0]} x {shape[1]}", steps, lambda: entered.enter_context(within()))
+
+    found = [
+        timed("relu", lambda x, cap: torch.relu(x)),
+        timed("prelu", lambda x, cap: prelu(x)),
+        timed("fast path", ours),
+        timed("fast path in Python", ours, without_fast_path),
+        timed("bias", lambda x, cap: ours(x, cap, bias=bias)),
+        timed("residual", lambda x, cap: ours(x, cap, residual=residual)),
+        timed("balancer", lambda x, cap: torch.add(*ours(x, cap, balancer=0.1))),
+        timed("mask", lambda x, cap: ours(x, cap, save=packed)),
+        timed("straight through", ours, adaptive.surrogate_backward),
+        timed("soft", ours, lambda: adaptive.surrogate_backward("soft", std=1.0)),
+    ]
+    if hasattr(dreluop, "KernelActivation"):
+        plain = dreluop.autograd.fast_path.PlainActivation
+        found += [
+            timed("PlainActivation", lambda x, cap: super(torch.autograd.Function, plain).apply(x, cap, 1, False)),
+            timed("KernelActivation", lambda x, cap: dreluop.KernelActivation.run(dreluop.Call(x, cap)).y),
+        ]
+    return found
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """As with a torch for which the C++ is not built; without the lock of ``switched_off``."""
+    # The second is the name before commit 7700871.
+    fast_path: Any = sys.modules.get("dreluop.autograd.fast_path") or sys.modules["dreluop.compiled_node"]
+    compiled, fast_path.capped_relu = fast_path.capped_relu, None
+    try:
+        yield
+    finally:
+        fast_path.capped_relu = compiled
+
+
+def derivative_cases() -> list[Timed]:
+    """What the tangent operator and the fold of vmap are for, and the same by differentiable torch ("composite")."""
+    import dreluop  # noqa: PLC0415
+
+    x, cap = torch.randn(IMAGES), torch.full((IMAGES[1],), 0.5)
+
+    def twice(function: Function) -> Any:
+        leaves = x.clone().requires_grad_(), cap.clone().requires_grad_()
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), leaves)
+
+    def jvp(function: Function) -> Any:
+        return torch.func.jvp(function, (x, cap), (x, cap))
+
+    def per_sample(function: Function) -> Any:
+        gradient = torch.func.grad(lambda cap, x: function(x[None], cap).square().sum(), argnums=(0, 1))
+        return torch.vmap(gradient, in_dims=(None, 0))(cap, x)
+
+    implementations: dict[str, Function] = {"": dreluop.capped_relu}
+    if decompose := sys.modules.get("dreluop.ops.decompose"):
+        implementations[", composite"] = decompose.capped_relu
+
+    def timed(name: str, run: Callable[[Function], Any], function: Function) -> Timed:
+        return Timed(name, (lambda _: run(function),))
+
+    return [
+        timed(f"{kind}{suffix}", run, function)
+        for kind, run in (("double backward", twice), ("jvp", jvp), ("per-sample gradients", per_sample))
+        for suffix, function in implementations.items()
+    ]
+
+
+def measure(checkout: str) -> dict[str, float]:
+    """Microseconds by case, of the dreluop in a checkout."""
+    sys.path.insert(0, checkout)
+    torch.set_num_threads(1)
+    found: dict[str, float] = {}
+    for shape in SHAPES:
+        for name, samples in interleave(small_cases(shape), SMALL, sampler=by_processor_time).items():
+            found |= {f"{name} {lap}": samples.steps(which).seconds().median * 1e6 for lap, which in LAPS.items()}
+    for name, samples in interleave(derivative_cases(), LARGE, sampler=by_processor_time).items():
+        found[name] = samples.seconds().median * 1e6
+    return found
+
+
+def compare(against: Path, rounds: int) -> list[dict[str, Any]]:
+    """The rows: microseconds of both, and new over old."""
+    runs: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
+    for _ in range(rounds):
+        for which, checkout in (("old", against), ("new", ROOT)):
+            command = [sys.executable, "-m", "benchmarks.road", "--measure", str(checkout.resolve())]
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+            runs[which].append(json.loads(done.stdout.splitlines()[-1]))
+    rows = []
+    for case in runs["new"][0]:
+        row: dict[str, Any] = {"case": case}
+        for which, found in runs.items():
+            if case in found[0]:
+                times = summarize([run[case] for run in found])
+                row[f"{which}_us"] = [round(one, 2) for one in (times.q1, times.median, times.q3)]
+        if "old_us" in row:
+            row["ratio"] = round(row["new_us"][1] / row["old_us"][1], 3)
+        rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.road", description=__doc__.splitlines()[0])
+    parser.add_argument("--against", type=Path, help="the other checkout, with its compiled libraries")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results/<device>")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return 0
+    if options.against is None:
+        parser.error("--against: got nothing; expected a checkout to compare with")
+    rows = compare(options.against, options.rounds)
+    for row in rows:
+        print(f"{row['case']:45} {row.get('old_us', '-')!s:30} {row['new_us']!s:30} {row.get('ratio', '')}")
+    save(rows, options)
+    return 0
+
+
+def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    from benchmarks.kernels import results  # noqa: PLC0415 (imports dreluop, which ``measure`` must choose first)
+
+    old = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=options.against, text=True).strip()
+    device = results.describe_device(torch.device("cpu"))
+    document = {
+        "schema": results.SCHEMA,
+        "complete": True,
+        "date": results.now(),
+        "device": device,
+        "threads": 1,
+        "versions": results.versions(),
+        "commit": results.commit(),
+        "against": old,
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    path = (options.out or results.default_path(device).parent) / FILE_NAME
+    results.save(document, path)
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    exit_with(main)
