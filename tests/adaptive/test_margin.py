@@ -13,9 +13,9 @@ pytest.importorskip("pyautoattack")
 
 from dreluop.adaptive import measure_std
 from dreluop.adaptive.attacks import accuracy, pgd
-from dreluop.adaptive.attacks import margin as module
+from dreluop.adaptive.attacks import margins as module
 from dreluop.adaptive.attacks.auto import apgd_targeted
-from dreluop.adaptive.attacks.margin import margin
+from dreluop.adaptive.attacks.margins import margin
 from dreluop.adaptive.attacks.through_caps import worst_of_soft
 from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import DenseNetwork

@@ -6,6 +6,6 @@ Here those that need only torch. ``auto`` (AutoAttack and its parts), ``carlini`
 
 from dreluop.adaptive.attacks.checks import accuracy, frozen, input_gradient, zero_gradient_share
 from dreluop.adaptive.attacks.gradient import fgsm, pgd
-from dreluop.adaptive.attacks.margin import margin, margin_gradient
+from dreluop.adaptive.attacks.margins import margin, margin_gradient
 
 __all__ = ["accuracy", "fgsm", "frozen", "input_gradient", "margin", "margin_gradient", "pgd", "zero_gradient_share"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dreluop.adaptive.attacks.auto import apgd_ce, apgd_dlr, apgd_targeted
 from dreluop.adaptive.attacks.checks import frozen
-from dreluop.adaptive.attacks.margin import Std
+from dreluop.adaptive.attacks.margins import Std
 from dreluop.adaptive.surrogates import surrogate_backward
 from dreluop.adaptive.uncapped import remove_caps
 

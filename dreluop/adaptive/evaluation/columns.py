@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreluop.adaptive.attacks.checks import frozen
 from dreluop.adaptive.attacks.gradient import fgsm, pgd
-from dreluop.adaptive.attacks.margin import Std, margin, margin_gradient
+from dreluop.adaptive.attacks.margins import Std, margin, margin_gradient
 from dreluop.adaptive.evaluation.budget import AttackBudget
 from dreluop.adaptive.evaluation.caps import has_capped_modules
 from dreluop.adaptive.evaluation.positions import ByPosition, std_in_order

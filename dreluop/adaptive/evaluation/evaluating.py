@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dreluop._internal import checks
 from dreluop.adaptive.attacks.checks import check_arguments, frozen, zero_gradient_share
-from dreluop.adaptive.attacks.margin import Std, margin
+from dreluop.adaptive.attacks.margins import Std, margin
 from dreluop.adaptive.evaluation.attackable import attackable
 from dreluop.adaptive.evaluation.budget import AttackBudget
 from dreluop.adaptive.evaluation.caps import CapFacts, cap_facts
