@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,19 +123,7 @@ def calibrate_caps(
             )
         least = torch.tensor(floor, dtype=torch.float64, device="cpu")
         in_dtype_of(layer.cap, least, f"floor of {name!r}")
-    # Layers that share one cap share its quantile.
-    cap_state.check_writable(layers)
-    keys = {name: cap_state.key(layer) for name, layer in layers.items()}
-    of_cap = {
-        keys[name]: StreamingQuantiles(layer.cap.numel(), floor, relative_error) for name, layer in layers.items()
-    }
-    sketches = {name: of_cap[keys[name]] for name in layers}
-    needed = sum(sketch.histogram_bytes for sketch in of_cap.values())
-    if needed > max_bytes:
-        raise ValueError(
-            f"max_bytes: {sum(s.rows for s in of_cap.values())} caps need {needed} bytes of histograms at a "
-            f"relative_error of {relative_error:g}, and {max_bytes} are allowed; allow more, or a larger relative_error"
-        )
+    sketches = _sketches(layers, floor, relative_error, max_bytes)
     check_loader(loader)
 
     reached: set[str] = set()
@@ -170,6 +158,25 @@ def calibrate_caps(
     caps = {name: layer.cap.detach().flatten().to(new[name][0]) for name, layer in measured.items()}
     rows = tuple(_row(name, sketches[name], caps[name], new[name][1]) for name in measured)
     return Calibration(rows, missed, batches)
+
+
+def _sketches(
+    layers: Mapping[str, DReLU], floor: float, relative_error: float, max_bytes: int
+) -> dict[str, StreamingQuantiles]:
+    """By layer, where its quantiles are to be gathered; refuses caps that cannot be set."""
+    # Layers that share one cap share its quantile.
+    cap_state.check_writable(layers)
+    keys = {name: cap_state.key(layer) for name, layer in layers.items()}
+    of_cap = {
+        keys[name]: StreamingQuantiles(layer.cap.numel(), floor, relative_error) for name, layer in layers.items()
+    }
+    needed = sum(sketch.histogram_bytes for sketch in of_cap.values())
+    if needed > max_bytes:
+        raise ValueError(
+            f"max_bytes: {sum(s.rows for s in of_cap.values())} caps need {needed} bytes of histograms at a "
+            f"relative_error of {relative_error:g}, and {max_bytes} are allowed; allow more, or a larger relative_error"
+        )
+    return {name: of_cap[keys[name]] for name in layers}
 
 
 def _new_caps(name: str, layer: DReLU, sketch: StreamingQuantiles, quantile: float, floor: float) -> tuple[Tensor, int]:
