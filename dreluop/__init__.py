@@ -2,18 +2,16 @@
 
 from dreluop import _register  # noqa: F401  # isort: skip
 from dreluop import adaptive, distributed, ops
-from dreluop.autograd.function import KernelActivation
+from dreluop.autograd.function import CappedReLUFunction
 from dreluop.backends.selection import available_backends, compile_mode, use_backend
 from dreluop.caps.optim import param_groups, project_caps, project_caps_after_step
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
-from dreluop.ops.call import Call
 from dreluop.version import __version__
 
 __all__ = [
-    "Call",
+    "CappedReLUFunction",
     "DReLU",
-    "KernelActivation",
     "LazyDReLU",
     "SReLU",
     "Saturation",

@@ -52,7 +52,7 @@ const auto& backward_operator() {
 
 constexpr const char* kNodeName = "CappedReLUBackward";
 
-// dreluop.autograd.plain_backward, with the operators of the default rule; and dreluop.out_of_memory.raise_as_of_torch.
+// dreluop.autograd.fast_path.plain_backward, with the operators of the default rule; and dreluop._internal.errors.raise_as_of_torch.
 // Never freed: nodes outlive the module.
 PyObject* backward_in_python = nullptr;
 PyObject* raise_as_of_torch = nullptr;

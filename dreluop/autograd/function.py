@@ -64,8 +64,8 @@ class SavedMask:
 class KernelActivation(Function):
     """The activation by one call of an operator: ``KernelActivation.run(Call(x, cap, ...), rule)``.
 
-    ``dreluop.capped_relu`` checks its arguments and calls this. Saved for backward: the cap, and y or the mask (N/4
-    bytes), and a bias that needs a gradient; nothing when no input needs one.
+    Saved for backward: the cap, and y or the mask (N/4 bytes), and a bias that needs a gradient; nothing when no input
+    needs one.
     """
 
     @classmethod
@@ -138,6 +138,32 @@ class KernelActivation(Function):
         if ctx.balancer is not None:
             return y_tangent, penalty_tangent((cap,), (cap_tangent,), ctx.balancer)
         return (y_tangent, None) if ctx.mask_is_result else y_tangent
+
+
+class CappedReLUFunction(KernelActivation):
+    """``y = max(0, min(x, cap))`` as a torch.autograd.Function, without the checks of ``dreluop.capped_relu``."""
+
+    @classmethod
+    def apply(
+        cls,
+        x: Tensor,
+        cap: Tensor,
+        dim: int = 1,
+        inplace: bool = False,
+        save: Literal["output", "mask"] = "output",
+        balancer: float | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The activation of checked arguments, which are those of ``dreluop.capped_relu``.
+
+        Returns:
+            y, or a tuple: y, then the packed mask with ``save="mask"`` (under ``torch.vmap`` y again), then the penalty
+            if ``balancer`` is a number.
+        """
+        results = KernelActivation.run(Call(x, cap, dim, save == "mask", balancer, bias, residual, inplace))
+        found = tuple(result for result in results if result is not None)
+        return found if len(found) > 1 else results.y
 
 
 class TransformedActivation(KernelActivation):

@@ -365,7 +365,8 @@ def test_mask_mode_lets_the_output_be_changed() -> None:
 
 def test_function_is_public_and_equal() -> None:
     x, cap = torch.randn(4, 3, requires_grad=True), torch.ones(3, requires_grad=True)
-    y, *nothing = dreluop.KernelActivation.run(dreluop.Call(x, cap))
-    assert torch.equal(y, dreluop.capped_relu(x, cap)) and nothing == [None, None]
-    _, mask, penalty = dreluop.KernelActivation.run(dreluop.Call(x, cap, mask=True, balancer=0.5))
+    y = dreluop.CappedReLUFunction.apply(x, cap)
+    assert torch.equal(y, dreluop.capped_relu(x, cap)) and y.requires_grad
+    assert issubclass(dreluop.CappedReLUFunction, torch.autograd.Function)
+    _, mask, penalty = dreluop.CappedReLUFunction.apply(x, cap, 1, False, "mask", 0.5)
     assert (mask.dtype, mask.requires_grad, penalty.item()) == (torch.uint8, False, 1.5)

@@ -22,7 +22,7 @@ WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "capped_relu_mask": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask"),
     "capped_relu_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, balancer=0.5),
     "capped_relu_mask_balancer": lambda x, cap: dreluop.capped_relu(x, cap, inplace=True, save="mask", balancer=0.5),
-    "Function": lambda x, cap: dreluop.KernelActivation.run(dreluop.Call(x, cap, inplace=True)),
+    "Function": lambda x, cap: dreluop.CappedReLUFunction.apply(x, cap, inplace=True),
     "ops.capped_relu_": torch.ops.dreluop.capped_relu_.default,
     "ops.capped_relu_with_aux_": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, False, None),
     "ops.capped_relu_with_aux_mask": lambda x, cap: torch.ops.dreluop.capped_relu_with_aux_(x, cap, 1, True, 0.5),

@@ -218,7 +218,7 @@ def test_native_where_it_is_not_loaded_is_an_error(monkeypatch: pytest.MonkeyPat
     dreluop.capped_relu(x, cap)
     calls = (
         lambda: dreluop.capped_relu(x, cap),
-        lambda: dreluop.KernelActivation.run(dreluop.Call(x, cap)),
+        lambda: dreluop.CappedReLUFunction.apply(x, cap),
         lambda: dreluop.cap_penalty([cap], 0.1),
     )
     for call in calls:
