@@ -1,4 +1,4 @@
-"""What changed between two result files of one suite and one device: `python -m benchmarks.compare old.json new.json`.
+"""What changed between two records of one suite and one device: `python -m benchmarks.compare old.jsonl new.jsonl`.
 
 A change counts when the quartiles of the two runs do not overlap and the medians differ by more than the tolerance.
 Regressions come first, then improvements, each with the largest first; what did not change is counted.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import records
 from benchmarks.harness.entry import exit_with
 from benchmarks.harness.table import MISSING
 from dreluop._internal.text_table import text_table
@@ -86,27 +87,23 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: it is none.
         OSError: it cannot be read.
     """
-    try:
-        document = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from error
-    if not isinstance(document, dict) or not {"schema", "device", "rows"} <= document.keys():
-        raise ValueError(f"{path}: no result file: expected schema, device and rows")
-    for row in document["rows"]:
+    record = records.load(path)
+    for row in record.rows:
         missing = {"ms", "q1_ms", "q3_ms"} - row.keys()
         if missing:
             raise ValueError(f"{path}: rows without {', '.join(sorted(missing))} have no times to compare")
-    return document
+    rows = [{**row["key"], **row} for row in record.rows]
+    return {"suite": record.run["suite"], "device": record.run["device"], "rows": rows}
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, force: bool = False) -> Comparison:
     """Match the rows of two documents.
 
     Raises:
-        ValueError: their schemas differ, they share no row, or, unless forced, their devices differ.
+        ValueError: their suites differ, they share no row, or, unless forced, their devices differ.
     """
-    if old["schema"] != new["schema"]:
-        raise ValueError(f"schema: got {old['schema']} and {new['schema']}; expected the same")
+    if old["suite"] != new["suite"]:
+        raise ValueError(f"suite: got {old['suite']} and {new['suite']}; expected the same")
     if not force and device(old) != device(new):
         raise ValueError(f"device: got {device(old)} and {device(new)}; expected the same (--force compares anyway)")
     before, after = _by_identity(old["rows"]), _by_identity(new["rows"])

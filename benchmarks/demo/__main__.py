@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 
 import dreluop
-from benchmarks.backend import served_by
 from benchmarks.demo import experiment, report, timing
 from benchmarks.demo.pictures import draw_timing, draw_training
 from benchmarks.harness.entry import exit_with
+from benchmarks.harness.machine import require_native
 from benchmarks.robustness.data import Digits, Split, load_digits
 
 TIMING_THREADS = 2
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         epochs = QUICK_EPOCHS if options.quick else experiment.EPOCHS
     if epochs <= experiment.WARM_UP_EPOCHS:
         _parser().error(f"--epochs: got {epochs}; expected more than the {experiment.WARM_UP_EPOCHS} of the warm-up")
-    backend = served_by(_parser())
+    backend = require_native(_parser())
     started = time.perf_counter()
     # Steps this small gain nothing from a second thread, and on a busy machine lose a lot: two wait for each other.
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from benchmarks.demo.experiment import WARM_UP_EPOCHS, TrainedNetwork
 from benchmarks.demo.timing import TimingRow, milliseconds
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.plot import BLUE, GRAY, GREEN, ORANGE, PURPLE
 
 IMPLEMENTATION_COLORS = {"dreluop": BLUE, "clamp": ORANGE, "relu(minimum)": GREEN}
 DPI = 150

@@ -6,8 +6,9 @@ from typing import TypedDict
 
 import torch
 
+from benchmarks import kernel_cases
 from benchmarks.harness.interleave import Budget
-from benchmarks.kernels import suite
+from benchmarks.harness.workloads import Case
 
 TimingRow = TypedDict(
     "TimingRow",
@@ -29,16 +30,11 @@ def rows(threads: int, quick: bool = False) -> list[TimingRow]:
         quick: see above.
     """
     if not quick:
-        return [_row(row) for row in suite.demo_rows(threads)]
-    case = suite.Case("tiny", "channel", (2, 8, 16, 16), torch.float32, suite.EAGER, in_place=False)
+        return [_row(row) for row in kernel_cases.demo_rows(threads)]
+    case = Case("tiny", "channel", (2, 8, 16, 16), torch.float32, kernel_cases.EAGER)
     budget = Budget(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
-    return [
-        _row(row)
-        for _, found in suite.run([case], budget, threads)
-        for row in found
-        if row["implementation"] != row["floor"]
-    ]
+    return [_row(row) for row in kernel_cases.demo_rows(threads, [case], budget)]
 
 
-def _row(row: suite.Row | dict[str, object]) -> TimingRow:
+def _row(row: dict[str, object]) -> TimingRow:
     return {key: row[key] for key in TimingRow.__annotations__}  # type: ignore[return-value, literal-required]

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.document import describe_gpu, folder_of, versions
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, record_of, write
 from benchmarks.gpu.stages import STAGES, Context, Stage
-from benchmarks.harness import machine as results
 from benchmarks.harness.entry import exit_with
-from benchmarks.running import NO_TIME
+from benchmarks.harness.machine import commit, describe_gpu, folder_of, gpu_versions
+from benchmarks.harness.records import NO_TIME
 
 STAGE_LIMIT = 530.0  # seconds: under nine minutes
 LEAST = 10.0  # seconds under which a stage is not begun
@@ -53,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = describe_gpu()
     results_of_gpu = folder_of(gpu).resolve()
     folder = options.out.resolve() if options.out else results_of_gpu
-    context = Context(gpu, folder, STAGE_LIMIT, options.quick, results_of_gpu if options.resume else None)
+    resume = results_of_gpu if options.resume else None
+    context = Context(gpu, folder, STAGE_LIMIT, options.quick, resume)
     selected = {name: stage for name, stage in STAGES.items() if name in asked}
     records = run(selected, context, options.limit)
     print("\n" + "\n".join(map(line, records)))
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(selected: Mapping[str, Stage], context: Context, limit: float | None = None) -> list[Record]:
     """Run the stages in order, and write each one's record as it ends; only a failed build stops the rest."""
     started = time.monotonic()
-    known, commit = versions(), results.commit()
+    known, measured = gpu_versions(), commit()
     records: list[Record] = []
     obstacle: str | None = None
     for name, stage in selected.items():
@@ -79,7 +79,7 @@ def run(selected: Mapping[str, Stage], context: Context, limit: float | None = N
             outcome = _guarded(stage, replace(context, limit=min(context.limit, left)))
         if name == "build" and outcome.status != PASSED:
             obstacle = f"the build {'failed' if outcome.status == FAILED else 'did not run'}"
-        record = record_of(name, outcome, time.monotonic() - began, context.gpu, known, commit)
+        record = record_of(name, outcome, time.monotonic() - began, context.gpu, known, measured)
         write(record, context.folder)
         print(line(record), flush=True)
         records.append(record)

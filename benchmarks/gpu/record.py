@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from benchmarks.gpu.document import Gpu
-from benchmarks.harness import machine as results
-from benchmarks.harness.machine import Commit
+from benchmarks.harness import files, machine
+from benchmarks.harness.machine import Commit, Gpu
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
@@ -50,7 +49,7 @@ def record_of(
         "status": outcome.status,
         "reason": outcome.reason,
         "seconds": round(seconds, 1),
-        "date": results.now(),
+        "date": machine.now(),
         "versions": versions,
         "device": gpu,
         "commit": commit,
@@ -61,7 +60,7 @@ def record_of(
 def write(record: Record, folder: Path) -> Path:
     # Not by the stage's name alone, which may be that of its results.
     path = folder / f"stage-{record['stage']}.json"
-    results.save(record, path)
+    files.save_document(record, path)
     return path
 
 

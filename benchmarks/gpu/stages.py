@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,16 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.compiled.tables import FILE_NAME as COMPILED_FILE_NAME
+from benchmarks.__main__ import bench_of
 from benchmarks.gpu import sanitizer
-from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.execute import execute
 from benchmarks.gpu.pytests import is_installed, run_pytest
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
-from benchmarks.harness.machine import FILE_NAME
-from benchmarks.models import document as models_document
-from benchmarks.running import NO_TIME, OUT_OF_TIME
-from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
+from benchmarks.harness import records
+from benchmarks.harness.cli import OUT_OF_TIME
+from benchmarks.harness.machine import Gpu
+from benchmarks.harness.records import NO_TIME
 
 END = 15  # seconds in which the case that runs at the limit can end, and tables and pictures be made
 SCALING_LIMIT = 60.0  # seconds
@@ -93,40 +91,43 @@ def large(context: Context) -> Outcome:
 
 
 def bench(context: Context) -> Outcome:
-    return _measure(context, "benchmarks.gpu.bench", FILE_NAME)
+    return _measure(context, "kernels")
 
 
 def scaling(context: Context) -> Outcome:
     limited = replace(context, limit=min(context.limit, SCALING_LIMIT + END))
-    return _measure(limited, "benchmarks.scaling", SCALING_FILE_NAME, "--device", "cuda")
+    return _measure(limited, "scaling")
 
 
 def compiled(context: Context) -> Outcome:
     if not is_installed("torchvision"):
         return Outcome(NOT_RUN, "needs torchvision, not installed")
     limited = replace(context, limit=min(context.limit, COMPILED_LIMIT + END))
-    return _measure(limited, "benchmarks.compiled", COMPILED_FILE_NAME, "--device", "cuda")
+    return _measure(limited, "compiled")
 
 
 def models(context: Context) -> Outcome:
     if not is_installed("torchvision"):
         return Outcome(NOT_RUN, "needs torchvision, not installed")
-    return _measure(context, "benchmarks.models", models_document.FILE_NAME, "--device", "cuda")
+    return _measure(context, "models")
 
 
-def _measure(context: Context, module: str, file_name: str, *options: str) -> Outcome:
-    """A suite that ends by itself in time: the limit is one for beginning cases."""
+def _measure(context: Context, name: str) -> Outcome:
+    """A benchmark that ends by itself in time: the limit is one for beginning cases."""
     limit = max(context.limit - END, 1)
-    command = [sys.executable, "-m", module, *options, "--out", str(context.folder), "--limit", f"{limit:g}"]
-    if context.resume is not None and (context.resume / file_name).exists():
-        command += ["--resume", str(context.resume / file_name)]
-    path = context.folder / file_name
+    bench = bench_of(name)
+    out = ["--device", "cuda", "--out", str(context.folder), "--limit", f"{limit:g}"]
+    command = [sys.executable, "-m", "benchmarks", name, *out]
+    if context.resume is not None and (context.resume / bench.file_name).exists():
+        command += ["--resume", str(context.resume)]
+    path = context.folder / bench.file_name
     before = path.stat().st_mtime_ns if path.exists() else None
     done = execute([*command, "--quick"] if context.quick else command, limit=context.limit, log=context.log)
     written = path.exists() and path.stat().st_mtime_ns != before
-    found = json.loads(path.read_text()) if written else {"failures": [], "rows": []}
-    failures = found["failures"]
-    details = {"rows": len(found["rows"]), "not measured": failures, "missing": found.get("missing", [])}
+    record = records.load(path) if written else records.Record([])
+    failures = [{**failure["key"], "reason": failure["failure"]} for failure in record.failures]
+    missing = bench.missing(record) if written else []
+    details = {"rows": len(record.rows), "not measured": failures, "missing": missing}
     if done.timed_out:
         return Outcome(FAILED, f"stopped after {context.limit:.0f} s", details)
     if done.code == OUT_OF_TIME:
@@ -137,8 +138,7 @@ def _measure(context: Context, module: str, file_name: str, *options: str) -> Ou
     failures = [f for f in failures if f["reason"] != NO_TIME]
     ours = [f for f in failures if f["implementation"] is None or f["implementation"].startswith("dreluop")]
     if ours:
-        dtype = f", {ours[0]['dtype']}" if "dtype" in ours[0] else ""
-        return Outcome(FAILED, f"{ours[0]['case']}{dtype}: {ours[0]['reason']}", details)
+        return Outcome(FAILED, f"{ours[0]['case']}: {ours[0]['reason']}", details)
     return Outcome(PASSED, None, details)
 
 

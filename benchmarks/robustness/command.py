@@ -12,13 +12,11 @@ import torch
 
 from benchmarks.harness.files import folder_argument
 from benchmarks.harness.machine import RESULTS
-from benchmarks.harness.table import markdown
-from benchmarks.printing import console, printable
+from benchmarks.harness.table import console, markdown, printable
 from benchmarks.robustness.data.loading import ROOT
 from benchmarks.robustness.reporting.blocks import BASIS, blocks, masked
 from benchmarks.robustness.reporting.frame import older_note
 from benchmarks.robustness.reporting.pages import FOLDER_NAME
-from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.reporting.tables import LEGEND, adaptive_table, cost_table, table
 from benchmarks.robustness.statistics import command as statistics
 from benchmarks.robustness.study import configuration, engines, records
@@ -107,7 +105,7 @@ def plot(options: argparse.Namespace) -> int:
 
     study = configuration.read(options.configuration)
     found = _found(study, options.results)
-    source = source_of(study.name, study.runs, options.results)
+    source = f"{options.results.name}, study {study.name}"
     for kind in study.pictures or ("balancer",):
         path = options.output / f"{study.name}-{kind.replace('_', '-')}.png"
         draw(study, kind, found, path, source)

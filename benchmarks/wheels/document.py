@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 
 import torch
 
-from benchmarks.harness import machine as results
+from benchmarks.harness import files, machine
 
 FILE_NAME = "wheels.json"
 LIBRARY = "dreluop/_ops.abi3.so"
@@ -59,8 +59,8 @@ class Document(TypedDict):
 
     schema: int
     date: str
-    device: results.Device
-    commit: results.Commit | None
+    device: machine.Device
+    commit: machine.Commit | None
     wheels: list[Wheel]
     rows: list[Row]
 
@@ -68,10 +68,10 @@ class Document(TypedDict):
 def new_document(wheels: list[Path]) -> Document:
     """A document without rows, of this machine and moment."""
     return {
-        "schema": results.SCHEMA,
-        "date": results.now(),
-        "device": results.describe_device(torch.device("cpu")),
-        "commit": results.commit(),
+        "schema": files.SCHEMA,
+        "date": machine.now(),
+        "device": machine.describe_device(torch.device("cpu")),
+        "commit": machine.commit(),
         "wheels": [describe(path) for path in wheels],
         "rows": [],
     }
@@ -97,7 +97,7 @@ def rows_of_the_same_wheels(path: Path, document: Document) -> list[Row]:
     Raises:
         ValueError: the file is no JSON, or not of this schema.
     """
-    before = cast(Document, results.load(path))
+    before = cast(Document, files.load_document(path))
     same = {wheel["name"] for wheel in document["wheels"] if wheel in before["wheels"]}
     return [row for row in before["rows"] if row["wheel"] in same]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.pytests import read_report
-from benchmarks.harness import machine as results
+from benchmarks.harness import machine
 from benchmarks.wheels import symbols
 from benchmarks.wheels.document import LIBRARY, Row
 
@@ -70,7 +70,7 @@ def run_case(case: Case, wheels: Path, *, tests: Sequence[str] = TESTS) -> Row:
     Nothing is raised for what fails in the environment: the row says it.
     """
     row: Row = {
-        "python": "", "torch": case.torch, "wheel": None, "date": results.now(), "failure": None, "compilers": [],
+        "python": "", "torch": case.torch, "wheel": None, "date": machine.now(), "failure": None, "compilers": [],
         "missing_symbols": [], "self_check": None, "tests": list(tests), "passed": 0, "failed": [], "skipped": {},
         "test_seconds": None, "import_ms": None, "import_cpu_ms": None, "import_processes": IMPORTS, "load": None,
     }  # fmt: skip

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.table import Table, markdown
-from benchmarks.pictures.source import Source
 from benchmarks.robustness.reporting import tables
-from benchmarks.robustness.reporting.sources import source_of
 from benchmarks.robustness.study import configuration, records
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.records import Record
@@ -36,8 +34,8 @@ class StudyPicture:
         return self.study.title
 
     @property
-    def source(self) -> Source:
-        return source_of(self.study.name, self.study.runs, self.results)
+    def source(self) -> str:
+        return f"{self.results.name}, study {self.study.name}"
 
     def draw(self, path: Path) -> None:
         from benchmarks.robustness.reporting.pictures import draw  # noqa: PLC0415 (matplotlib)
@@ -92,7 +90,7 @@ REPORTS: dict[str, Callable[[Path], str]] = {
     "robustness-cost": _report(lambda study, found: tables.cost_table(study.title, found), STUDIES),
     "robustness-pictures": lambda results: (
         "\n\n".join(
-            f"![{one.title}](pictures/{one.name})\n\n{one.title}: `benchmarks/results/{one.source.name}`."
+            f"![{one.title}](pictures/{one.name})\n\n{one.title}: `benchmarks/results/{one.source}`."
             for one in pictures(results)
         )
         or NOTHING

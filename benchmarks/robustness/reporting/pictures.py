@@ -13,9 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
-from benchmarks.pictures.drawing import save
-from benchmarks.pictures.source import Source
+from benchmarks.harness.plot import BLUE, GRAY, GREEN, ORANGE, PURPLE, save
 from benchmarks.robustness.reporting.frame import GENERATED, frame, is_blind, older_note
 from benchmarks.robustness.study.configuration import Study
 from benchmarks.robustness.study.names import PAPER
@@ -27,7 +25,7 @@ WORST, ZERO = "adaptive worst", "inputs with zero gradient"
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#F0E442", GRAY)
 
 
-def balancer(title: str, records: Sequence[Record], path: Path, source: Source, columns: Sequence[str] = ()) -> None:
+def balancer(title: str, records: Sequence[Record], path: Path, source: str, columns: Sequence[str] = ()) -> None:
     """Accuracy over the balancer, a panel per network (the form of Figures 11 to 24); 0 is the ReLU network.
 
     Data sets, and first values of the caps, have panels of their own.
@@ -52,7 +50,7 @@ def balancer(title: str, records: Sequence[Record], path: Path, source: Source, 
     _finish(figure, panels, title, path, source)
 
 
-def bounds(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+def bounds(title: str, records: Sequence[Record], path: Path, source: str) -> None:
     """Accuracy over the bound (the form of Figures 25 to 27): the paper's attack dashed, the adaptive worst solid."""
     runs = frame(records)
     for name, record in zip(runs.method, records, strict=True):
@@ -85,7 +83,7 @@ def bounds(title: str, records: Sequence[Record], path: Path, source: Source) ->
     _finish(figure, panels, title, path, source)
 
 
-def initial_cap(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+def initial_cap(title: str, records: Sequence[Record], path: Path, source: str) -> None:
     """Over the caps' first value: steps until training stopped, and what the networks are worth.
 
     A row of panels per network and balancer.
@@ -125,7 +123,7 @@ def _starts(left: Axes, right: Axes, runs: pd.DataFrame) -> None:
         axes.set_xticklabels(names)
 
 
-def trajectory(title: str, records: Sequence[Record], path: Path, source: Source) -> None:
+def trajectory(title: str, records: Sequence[Record], path: Path, source: str) -> None:
     """The caps over the epochs (mean, and from smallest to largest), the zero-gradient share, the accuracy."""
     shown = [record for record in records if record["recipe"]["method"] == "drelu"]
     if not shown:
@@ -176,7 +174,7 @@ PICTURES: dict[str, Draw] = {
 }
 
 
-def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source: Source) -> None:
+def draw(study: Study, kind: str, records: Sequence[Record], path: Path, source: str) -> None:
     """One of ``PICTURES`` of a study, with the columns that it asks for."""
     chosen = {"columns": study.columns} if kind == "balancer" else {}
     PICTURES[kind](study.title + older_note(records), records, path, source, **chosen)
@@ -257,7 +255,7 @@ def _line(
     axes.fill_between(at, found["mean"] - spread, found["mean"] + spread, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _finish(figure: Any, panels: Sequence[Axes], title: str, path: Path, source: Source) -> None:
+def _finish(figure: Any, panels: Sequence[Axes], title: str, path: Path, source: str) -> None:
     for axes in panels:
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))

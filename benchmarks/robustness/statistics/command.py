@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.harness import machine as results
+from benchmarks.harness import files, machine
 from benchmarks.harness.files import folder_argument
-from benchmarks.printing import console, printable
+from benchmarks.harness.table import console, printable
 from benchmarks.robustness.paper.tables import NUMBERS
 from benchmarks.robustness.statistics import document as d
 from benchmarks.robustness.statistics import frames, tables
@@ -93,11 +93,11 @@ def _document(options: argparse.Namespace, load: Load, basis: str) -> d.Document
 def _write(document: d.Document, folder: Path) -> None:
     from benchmarks.robustness.statistics import picture  # noqa: PLC0415 (matplotlib is slow to import)
 
-    results.save(document, folder / FILE_NAME)
+    files.save_document(document, folder / FILE_NAME)
     written = [folder / FILE_NAME]
     for subject in dict.fromkeys(one["subject"] for one in document["comparisons"]):
         shown = [one for one in document["comparisons"] if one["subject"] == subject and one["nemenyi"]]
         if shown:  # Two methods have no diagram.
-            written.append(folder / f"critical-difference-{results.slug(subject)}.png")
+            written.append(folder / f"critical-difference-{machine.slug(subject)}.png")
             picture.write(picture.figure_of(shown), written[-1])
     print("".join(f"written: {path}\n" for path in written), end="")

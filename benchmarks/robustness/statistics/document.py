@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import pandas as pd
 
-from benchmarks.harness.machine import SCHEMA
+from benchmarks.harness.files import SCHEMA
 from benchmarks.robustness.paper import tables as paper
 from benchmarks.robustness.statistics import printed
 from benchmarks.robustness.statistics.comparison import Comparison, compare, compare_ranks

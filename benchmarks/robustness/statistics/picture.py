@@ -12,15 +12,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
-from benchmarks.pictures.drawing import DPI, save
-from benchmarks.pictures.source import Source
+from benchmarks.harness.plot import BLUE, DPI, GRAY, GREEN, ORANGE, PURPLE, save
 from benchmarks.robustness.statistics.tables import of_claims
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GRAY, "black")
 
 
-def draw(document: Mapping[str, Any], path: Path, source: Source) -> None:
+def draw(document: Mapping[str, Any], path: Path, source: str) -> None:
     """The diagrams of the table that the paper's claims are of; of all comparisons, if the document has no claims."""
     save(figure_of(of_claims(document) if document["claims"] else document["comparisons"]), path, source)
 

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import execute
-from benchmarks.gpu.document import Gpu, folder_of
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record
 from benchmarks.gpu.stages import STAGES, Context
+from benchmarks.harness.machine import Gpu, folder_of
 from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.patience import PATIENCE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compiled.suite import CASES
+from benchmarks.bench_compile import CASES
 from benchmarks.gpu import execute as execution
 from benchmarks.gpu import pytests, sanitizer, stages
-from benchmarks.gpu.document import Gpu
 from benchmarks.gpu.execute import Finished
 from benchmarks.gpu.record import FAILED, NOT_RUN, PASSED, Outcome
-from benchmarks.running import OUT_OF_TIME
+from benchmarks.harness.cli import OUT_OF_TIME
+from benchmarks.harness.machine import Gpu
+from benchmarks.harness.records import Record
 from tests.benchmarks.gpu.limits import limit_is_reached_when
 from tests.gpu import exercise
 from tests.patience import PATIENCE
@@ -344,12 +344,12 @@ def test_stages_of_tests_name_files_that_exist(
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "limit"),
+    ("name", "bench", "limit"),
     [
-        ("bench", ["benchmarks.gpu.bench"], "85"),
-        ("scaling", ["benchmarks.scaling", "--device", "cuda"], "60"),
-        ("compiled", ["benchmarks.compiled", "--device", "cuda"], "85"),
-        ("models", ["benchmarks.models", "--device", "cuda"], "85"),
+        ("bench", "kernels", "85"),
+        ("scaling", "scaling", "60"),
+        ("compiled", "compiled", "85"),
+        ("models", "models", "85"),
     ],
 )
 def test_a_benchmark_that_fails(
@@ -357,25 +357,26 @@ def test_a_benchmark_that_fails(
     gpu: Gpu,
     commands: list[tuple[list[str], dict[str, str]]],
     name: str,
-    module: list[str],
+    bench: str,
     limit: str,
 ) -> None:
     # What an earlier run left is not taken for this one's.
-    for file in ("kernels.json", "scaling.json", "compiled.json", "models.json"):
-        (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
+    (tmp_path / f"{bench}.jsonl").write_text("{}")
     outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
     assert outcome.details == {"rows": 0, "not measured": [], "missing": []}
-    assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
+    assert commands[0][0][1:] == [
+        *("-m", "benchmarks", bench, "--device", "cuda", "--out", str(tmp_path), "--limit", limit, "--quick")
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("bench", "kernels.json"),
-        ("scaling", "scaling.json"),
-        ("compiled", "compiled.json"),
-        ("models", "models.json"),
+        ("bench", "kernels.jsonl"),
+        ("scaling", "scaling.jsonl"),
+        ("compiled", "compiled.jsonl"),
+        ("models", "models.jsonl"),
     ],
 )
 def test_benchmarks_go_on_from_the_files_of_the_gpu(
@@ -390,7 +391,7 @@ def test_benchmarks_go_on_from_the_files_of_the_gpu(
     assert not any("--resume" in command for command, _ in commands)
     stages.STAGES[name](context)
     command = commands[-1][0]
-    assert command[command.index("--resume") + 1] == str(former / file)
+    assert command[command.index("--resume") + 1] == str(former)
     assert command[command.index("--out") + 1] == str(tmp_path)
 
 
@@ -412,8 +413,8 @@ def test_some_benchmarks_leave_time_for_others(
     [
         (0, False, [], PASSED, None),
         (0, False, [{"implementation": "clamp"}], PASSED, None),
-        (0, False, [{"implementation": "dreluop, Triton"}], FAILED, "a case, float32: why"),
-        (0, False, [{"implementation": None}], FAILED, "a case, float32: why"),
+        (0, False, [{"implementation": "dreluop, Triton"}], FAILED, "a case: why"),
+        (0, False, [{"implementation": None}], FAILED, "a case: why"),
         (OUT_OF_TIME, False, [], FAILED, "not all cases within 85 s"),
         (-9, True, [], FAILED, "stopped after 100 s"),
     ],
@@ -430,11 +431,13 @@ def test_a_benchmark_that_wrote_a_file(
     reason: str | None,
 ) -> None:
     def execute(*_: Any, **__: Any) -> Finished:
-        full = [{"case": "a case", "dtype": "float32", "reason": "why", **failure} for failure in failures]
-        (tmp_path / "kernels.json").write_text(json.dumps({"failures": full, "rows": [1, 2]}))
+        record = Record([{"id": "run", "device": gpu, "settings": {}}])
+        rows = [{"implementation": name} for name in ("x", "y")]
+        record.add("a case", [*rows, *({"failure": "why", **one} for one in failures)], ("implementation",))
+        record.save(tmp_path / "kernels.jsonl")
         return Finished(code, "", timed_out)
 
     monkeypatch.setattr(stages, "execute", execute)
     outcome = stages.bench(stages.Context(gpu, tmp_path, 100))
     assert (outcome.status, outcome.reason) == (status, reason)
-    assert outcome.details["rows"] == 2
+    assert outcome.details["rows"] == 2 and len(outcome.details["missing"]) > 50

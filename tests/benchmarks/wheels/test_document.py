@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks import report
-from benchmarks.harness import machine as results
+from benchmarks.harness.files import save_document
 from benchmarks.wheels import document, tables
 from benchmarks.wheels.document import Row
 
@@ -63,7 +63,7 @@ def test_rows_of_another_wheel_are_not_kept(wheel: Path, tmp_path: Path) -> None
     path = tmp_path / "results" / document.FILE_NAME
     written = document.new_document([wheel])
     written["rows"] = [row("3.11.7", "2.10.0"), row("3.11.7", "2.11.0", wheel=None)]
-    results.save(written, path)
+    save_document(written, path)
     assert document.rows_of_the_same_wheels(path, document.new_document([wheel])) == written["rows"][:1]
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("dreluop/more.py", "")
@@ -74,7 +74,7 @@ def test_tables(wheel: Path, tmp_path: Path) -> None:
     written = document.new_document([wheel])
     failed = row("3.12.1", "2.15.0", failure="2 tests failed\nmore", failed=["a", "b"], import_ms=None)
     written["rows"] = [row("3.11.7", "2.10.0"), failed]
-    results.save(written, tmp_path / "results" / "machine" / document.FILE_NAME)
+    save_document(written, tmp_path / "results" / "machine" / document.FILE_NAME)
     assert tables.environment_table(written).rows == [
         ("3.11.7", "2.10.0", "cp311", "passed", "3", "0", "3", "0", "40", "61 (1.2)"),
         ("3.12.1", "2.15.0", "cp311", "**failed**: 2 tests failed", "3", "2", "3", "0", "-", "-"),

@@ -10,13 +10,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks.harness.machine import RESULTS
-from benchmarks.pictures.source import Source
 from benchmarks.robustness import command
 from benchmarks.robustness.reporting import pages, pictures
 from benchmarks.robustness.study import configuration, records
 
 FOLDER = RESULTS / pages.FOLDER_NAME
-SOURCE = Source("robustness", "0" * 64)
+SOURCE = "robustness"
 
 
 def committed(name: str) -> list[records.Record]:
