@@ -19,9 +19,10 @@ from benchmarks.harness.attempts import failure
 from benchmarks.harness.cli import Bench, Run
 from benchmarks.harness.records import Record
 from benchmarks.harness.table import MISSING, Column, Table, hardware, left_out, pivot, software
-from benchmarks.surgery import monitor, sweep, zoo
-from benchmarks.surgery.zoo.apart import check_apart
-from benchmarks.surgery.zoo.case import Case
+from benchmarks.surgery import monitor, sweep
+from benchmarks.surgery.zoo import networks
+from benchmarks.surgery.zoo.networks import Case
+from benchmarks.surgery.zoo.row import check_apart
 
 FILES = ("surgery-sweep.jsonl", "surgery-zoo*.jsonl")
 EVERY = 20  # the monitor's default
@@ -66,7 +67,7 @@ def sweep_one(case: Named, with_: Run) -> Rows:
 
 
 def zoo_cases(kind: str, settings: Mapping[str, Any]) -> Sequence[OfZoo]:
-    return _first([OfZoo(case) for case in zoo.cases()], settings)
+    return _first([OfZoo(case) for case in networks.cases()], settings)
 
 
 def zoo_one(case: OfZoo, with_: Run) -> Rows:

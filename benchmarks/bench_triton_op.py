@@ -114,8 +114,8 @@ def activation(implementation: str, x: Tensor, cap: Tensor) -> Function:
         return dreluop.capped_relu
     from benchmarks import traced_forward  # noqa: PLC0415 (imports triton)
 
-    launch = traced_forward.planned(x, cap)
-    return lambda x, cap: traced_forward.forward(x, cap, *launch)
+    launch = [int(value) for value in traced_forward.planned(x, cap)]
+    return lambda x, cap: traced_forward.forward(x, cap, launch)
 
 
 def network(between: str, function: Function, weights: tuple[Tensor, Tensor]) -> Function:

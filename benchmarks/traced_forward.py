@@ -68,24 +68,12 @@ def few_arguments(
 
 
 @torch.library.triton_op(NAME, mutates_args={})
-def forward(
-    x: Tensor,
-    cap: Tensor,
-    programs: int,
-    numel: int,
-    full: int,
-    inner: int,
-    caps: int,
-    cap_stride: int,
-    warps: int,
-    tile: int,
-    vec: int,
-    mode: int,
-    wide: bool,
-) -> Tensor:
-    """y of x's shape, dtype and strides; after x and cap, the fields of a ``Launch``."""
+def forward(x: Tensor, cap: Tensor, launch: list[int]) -> Tensor:
+    """y of x's shape, dtype and strides; ``launch`` holds the fields of a ``Launch``."""
+    of = Launch(*launch)
     y = torch.empty_like(x)
-    torch.library.wrap_triton(few_arguments)[(programs,)](
-        x, y, cap, numel, full, inner, caps, cap_stride, TILE=tile, VEC=vec, MODE=mode, WIDE=wide, num_warps=warps
-    )
+    torch.library.wrap_triton(few_arguments)[(of.programs,)](
+        x, y, cap, of.numel, of.full, of.inner, of.caps, of.cap_stride,
+        TILE=of.tile, VEC=of.vec, MODE=of.mode, WIDE=bool(of.wide), num_warps=of.warps,
+    )  # fmt: skip
     return y

@@ -12,7 +12,8 @@ from benchmarks import bench_surgery, report
 from benchmarks.harness.cli import main
 from benchmarks.harness.machine import Platform
 from benchmarks.harness.records import Record, load
-from benchmarks.surgery import monitor, sweep, zoo
+from benchmarks.surgery import monitor, sweep
+from benchmarks.surgery.zoo import networks
 from tests.benchmarks.surgery.test_zoo import CASE
 from tests.optional import torchvision_or_skip
 
@@ -51,7 +52,7 @@ def test_the_sweep_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_zoo_writes_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = replace(CASE, name="torch/broken", build=lambda: 1 / 0)
-    monkeypatch.setattr(zoo, "cases", lambda: [CASE, broken, replace(CASE, name="nothing/other")])
+    monkeypatch.setattr(networks, "cases", lambda: [CASE, broken, replace(CASE, name="nothing/other")])
     assert run(bench_surgery.ZOO, "--cases", "torch/s*", "--out", str(tmp_path)) == 0
     (row,) = load(tmp_path / "surgery-zoo.jsonl").rows
     assert (row["key"]["case"], row["wrong"]) == ("torch/small", "")

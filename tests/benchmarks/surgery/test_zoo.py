@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dreluop
-from benchmarks.surgery import zoo
-from benchmarks.surgery.zoo.apart import check_apart
-from benchmarks.surgery.zoo.case import Case
+from benchmarks.surgery.zoo import networks
 from benchmarks.surgery.zoo.counting import ReluCounter
-from benchmarks.surgery.zoo.row import Row, build, check
+from benchmarks.surgery.zoo.networks import Case
+from benchmarks.surgery.zoo.row import Row, build, check, check_apart
 
 GOOD = Row("net", 10, 3, 3, 2, 1, 1, 0, 1, 1, equal=True, gradients=True)
 
@@ -104,8 +103,8 @@ def test_an_error_and_a_crash_are_rows() -> None:
 
 
 def test_the_names_of_the_zoo() -> None:
-    names = [case.name for case in zoo.cases()]
+    names = [case.name for case in networks.cases()]
     assert len(set(names)) == len(names)
-    assert {case.library for case in zoo.cases()} == {
+    assert {case.library for case in networks.cases()} == {
         "segmentation_models_pytorch", "timm", "torchvision", "transformers"
     }  # fmt: skip
