@@ -19,7 +19,7 @@ from benchmarks.harness.cuda_graphs import sample_in_a_row
 from benchmarks.harness.interleave import Budget, Timed, interleave
 from benchmarks.harness.machine import Platform
 from benchmarks.harness.records import Record
-from benchmarks.harness.table import Column, Table, hardware, is_known, left_out, noise, pivot, software
+from benchmarks.harness.table import Column, Table, facts, is_known, noise, pivot
 from benchmarks.models.implementations import CAP, SEED, PlainDReLU
 from benchmarks.models.steps import (
     AMP,
@@ -240,8 +240,8 @@ def tables(record: Record) -> list[Table]:
 
 
 def headline(record: Record) -> str:
-    facts = [hardware(record), software(record), record.when(), noise(record.frame(), "an implementation")]
-    return "; ".join([*facts, *left_out(record, len(BENCH.missing(record)), "quick run: three samples")])
+    spread = noise(record.frame(), "an implementation")
+    return facts(record, BENCH.missing(record), spread, quick="quick run: three samples")
 
 
 BENCH = Bench(

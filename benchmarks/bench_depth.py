@@ -15,7 +15,6 @@ residual   h + f(linear(h))    the next linear layer keeps the sum, nobody needs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import implementations as c
 from benchmarks.harness.cli import Bench, Run
-from benchmarks.harness.records import Record
-from benchmarks.harness.table import Column, Table, hardware, left_out, pivot, software
+from benchmarks.harness.records import Named, Record
+from benchmarks.harness.table import Column, Table, facts, pivot
 
 CHAINS = ("plain", "residual")
 DEPTHS = (1, 2, 4, 8, 16, 32)
@@ -46,17 +45,11 @@ ACTIVATIONS: dict[str, c.Activation] = {
 }
 
 
-@dataclass(frozen=True)
-class Chain:
-    label: str
-    implementations: tuple[str, ...] = tuple(ACTIVATIONS)
+def cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Named]:
+    return [Named(name, tuple(ACTIVATIONS)) for name in CHAINS]
 
 
-def cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Chain]:
-    return [Chain(name) for name in CHAINS]
-
-
-def run(chain: Chain, with_: Run) -> list[dict[str, Any]]:
+def run(chain: Named, with_: Run) -> list[dict[str, Any]]:
     return [row_of(chain.label, name, depth) for name in chain.implementations for depth in DEPTHS]
 
 
@@ -119,8 +112,7 @@ def table(record: Record) -> Table:
 
 
 def headline(record: Record) -> str:
-    facts = [hardware(record), software(record), record.when()]
-    return "; ".join([*facts, *left_out(record, len(BENCH.missing(record)))])
+    return facts(record, BENCH.missing(record))
 
 
 BENCH = Bench(

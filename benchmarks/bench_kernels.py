@@ -202,7 +202,7 @@ def tables(record: Record) -> list[Table]:
 
 def headline(record: Record) -> str:
     frame, device = record.frame(), record.run["device"]
-    missing = len(BENCH.missing(record))
+    missing = BENCH.missing(record)
     if machine.is_gpu(device):
         detail = f", {device['multiprocessors']} multiprocessors"
         copies = matching(frame, {"implementation": c.COPY})

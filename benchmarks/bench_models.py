@@ -294,9 +294,10 @@ def tables(record: Record) -> list[Table]:
 
 
 def headline(record: Record) -> str:
-    facts = [hardware(record), software(record), f"torchvision {record.run['versions']['torchvision']}"]
-    facts += [record.when(), noise(_steps(record), "an implementation")]
-    return "; ".join([*facts, *left_out(record, len(BENCH.missing(record)), "quick run: one case of reduced size")])
+    torchvision = f"torchvision {record.run['versions']['torchvision']}"
+    more = record.when(), noise(_steps(record), "an implementation")
+    found = [hardware(record), software(record), torchvision, *more]
+    return "; ".join([*found, *left_out(record, BENCH.missing(record), "quick run: one case of reduced size")])
 
 
 def _torchvision() -> dict[str, str]:

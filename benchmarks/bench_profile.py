@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ import torch
 from benchmarks.harness.attempts import failure
 from benchmarks.harness.cli import Bench, Run
 from benchmarks.harness.machine import DTYPES
-from benchmarks.harness.records import Record
-from benchmarks.harness.table import Column, Table, hardware, pivot, software
+from benchmarks.harness.records import Named, Record
+from benchmarks.harness.table import Column, Table, facts, pivot
 
 PROGRAM = "benchmarks.bench_profile"
 SHAPE = (64, 64, 92, 92)
@@ -45,19 +44,12 @@ KERNEL = re.compile(r"^\s*(?:void )?(?:[\w:]+::)?(backward_\w+_kernel)<.*$", re.
 METRIC = re.compile(rf"^\s*({'|'.join(name for name, _ in METRICS)})\s+(\S+)\s+([\d,.]+)\s*$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """All inputs: ncu looks at one process."""
-
-    label: str = "backward kernels"
-    implementations: tuple[str, ...] = ()
+def cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Named]:
+    """All inputs are one: ncu looks at one process."""
+    return (Named("backward kernels"),)
 
 
-def cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Kernels]:
-    return (Kernels(),)
-
-
-def run(kernels: Kernels, with_: Run) -> list[dict[str, Any]]:
+def run(kernels: Named, with_: Run) -> list[dict[str, Any]]:
     ncu = shutil.which("ncu")
     if ncu is None:
         return [failure(FileNotFoundError("ncu is not installed"))]
@@ -126,7 +118,7 @@ def tables(record: Record) -> list[Table]:
 
 
 def headline(record: Record) -> str:
-    return "; ".join([hardware(record), software(record), record.when()])
+    return facts(record)
 
 
 BENCH = Bench(

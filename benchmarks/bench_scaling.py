@@ -270,7 +270,7 @@ def headline(record: Record) -> str:
     versions = run["versions"]
     source = f"dreluop {versions['dreluop']} ({machine.commit_name(run['commit'])})"
     facts = [run["device"]["name"], f"last-level cache {size_name(cache)}", f"torch {versions['torch']}, {source}"]
-    return "; ".join([*facts, record.when(), *left_out(record, len(BENCH.missing(record)))])
+    return "; ".join([*facts, record.when(), *left_out(record, BENCH.missing(record))])
 
 
 LEGEND = (

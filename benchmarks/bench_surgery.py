@@ -11,14 +11,14 @@ import importlib
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.attempts import failure
 from benchmarks.harness.cli import Bench, Run
-from benchmarks.harness.records import Record
-from benchmarks.harness.table import MISSING, Column, Table, hardware, left_out, pivot, software
+from benchmarks.harness.records import Named, Record
+from benchmarks.harness.table import MISSING, Column, Table, facts, pivot
 from benchmarks.surgery import monitor, sweep
 from benchmarks.surgery.zoo import networks
 from benchmarks.surgery.zoo.networks import Case
@@ -31,26 +31,6 @@ FEW = 3  # networks, or rounds, of a quick run
 LIBRARIES = ("torchvision", "timm", "transformers", "segmentation_models_pytorch")
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A network, or a case of the monitor."""
-
-    label: str
-    implementations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class OfZoo:
-    """A network of the zoo."""
-
-    case: Case
-    implementations: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return self.case.name
 
 
 def _first(cases: Sequence[Any], settings: Mapping[str, Any]) -> Sequence[Any]:
@@ -66,17 +46,17 @@ def sweep_one(case: Named, with_: Run) -> Rows:
     return [{**asdict(row), "wrong": row.failure}]
 
 
-def zoo_cases(kind: str, settings: Mapping[str, Any]) -> Sequence[OfZoo]:
-    return _first([OfZoo(case) for case in networks.cases()], settings)
+def zoo_cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Case]:
+    return _first(networks.cases(), settings)
 
 
-def zoo_one(case: OfZoo, with_: Run) -> Rows:
-    library = case.case.library
+def zoo_one(case: Case, with_: Run) -> Rows:
+    library = case.library
     if importlib.util.find_spec(library) is None:
         return [failure(ModuleNotFoundError(f"{library} is not installed: pip install -e '.[zoo]'"))]
     # Imported once here, it need not be in every fork.
     importlib.import_module(library)
-    row = check_apart(case.case)
+    row = check_apart(case)
     return [{**asdict(row), "wrong": row.failure}]
 
 
@@ -107,7 +87,7 @@ def _tables(title: str, columns: Sequence[Column]) -> Callable[[Record], list[Ta
 
 
 def headline(record: Record) -> str:
-    return "; ".join([hardware(record), software(record), record.when(), *left_out(record, 0)])
+    return facts(record)
 
 
 _SHARED = ("replaced", "fused", "remaining", "equal")

@@ -33,7 +33,7 @@ from benchmarks.harness.cli import Bench, Run
 from benchmarks.harness.interleave import Budget, Sampler, Samples, Timed, interleave
 from benchmarks.harness.machine import DTYPES
 from benchmarks.harness.records import Record
-from benchmarks.harness.table import MISSING, Column, Table, hardware, left_out, pivot, size_name, software
+from benchmarks.harness.table import MISSING, Column, Table, facts, pivot, size_name
 from dreluop.backends.selection import BackendName, Form
 
 TRACED = "triton_op"
@@ -231,8 +231,7 @@ def tables(record: Record) -> list[Table]:
 
 
 def headline(record: Record) -> str:
-    facts = [hardware(record), software(record), record.when()]
-    return "; ".join([*facts, *left_out(record, len(BENCH.missing(record)))])
+    return facts(record, BENCH.missing(record))
 
 
 BENCH = Bench(

@@ -44,6 +44,14 @@ class Case(Protocol):
 SomeCase = TypeVar("SomeCase", bound=Case)
 
 
+@dataclass(frozen=True)
+class Named:
+    """A case that is no more than its name."""
+
+    label: str
+    implementations: tuple[str, ...] = ()
+
+
 @dataclass
 class Record:
     """Runs, the last one being the newest; rows; and failures, which are rows with a reason and no values."""

@@ -179,14 +179,19 @@ def noise(frame: pd.DataFrame, whose: str) -> str:
     return f"noise (distance of {whose}'s quartiles): {spreads[len(spreads) // 2]:.0%}, at most {spreads[-1]:.0%}"
 
 
-def left_out(record: Record, missing: int, quick: str = "quick run: few cases and samples") -> list[str]:
+def left_out(record: Record, missing: Sequence[str], quick: str = "quick run: few cases and samples") -> list[str]:
     """What is not in the rows."""
     parts = [quick] if record.run["settings"].get("quick") else []
     if missing:
-        parts.append(f"not all cases: {missing} missing")
+        parts.append(f"not all cases: {len(missing)} missing")
     if record.failures:
         parts.append(f"{len(record.failures)} implementations not measured")
     return parts
+
+
+def facts(record: Record, missing: Sequence[str] = (), *more: str, quick: str = "quick run: few cases") -> str:
+    """A headline: what measured a record, when, and whether all of it."""
+    return "; ".join([hardware(record), software(record), record.when(), *more, *left_out(record, missing, quick)])
 
 
 def console() -> rich.console.Console:

@@ -80,6 +80,6 @@ def test_without_counters_there_is_a_failure(
     found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench_profile.shutil, "which", lambda name: found)
-    (row,) = bench_profile.run(bench_profile.Kernels(), Run(Platform()))
+    (row,) = bench_profile.run(bench_profile.cases("cuda", {})[0], Run(Platform()))
     expected = "FileNotFoundError: ncu is not installed" if found is None else "ValueError: ncu: got no kernel"
     assert row["failure"].startswith(expected)

@@ -105,10 +105,10 @@ def test_facts() -> None:
     assert noise(frame, "a floor") == "noise (distance of a floor's quartiles): 2%, at most 20%"
     assert noise(frame.iloc[:0], "a floor") == "nothing measured"
     record = Record([{"settings": {"quick": True}}], failures=[{}])
-    assert left_out(record, 3, "quick run") == [
+    assert left_out(record, ["a", "b", "c"], "quick run") == [
         "quick run", "not all cases: 3 missing", "1 implementations not measured"
     ]  # fmt: skip
-    assert left_out(Record([{"settings": {}}]), 0) == []
+    assert left_out(Record([{"settings": {}}]), []) == []
 
 
 @pytest.mark.parametrize(("size", "name"), [(2**10, "1 KB"), (2**24, "16 MB"), (2**30, "1 GB"), (12, "12 B")])

@@ -29,6 +29,11 @@ class Case:
     build: Callable[[], nn.Module]
     inputs: Callable[[], Any]
     dim: int | None = None
+    implementations: tuple[str, ...] = ()  # that a benchmark would compare
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     @property
     def library(self) -> str:
