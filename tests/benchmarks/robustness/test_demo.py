@@ -116,7 +116,7 @@ def test_full_timing_is_the_kernel_benchmark_s(monkeypatch):
     row = {"implementation": "dreluop", "dtype": "float32", "pass": "forward", "ms": 2.0, "floor_ms": 1.0}
     asked = []
     monkeypatch.setattr(
-        timing.suite, "demo_rows", lambda threads: asked.append(threads) or [{**row, "ratio_to_floor": 2.0}]
+        timing.kernel_cases, "demo_rows", lambda threads: asked.append(threads) or [{**row, "ratio_to_floor": 2.0}]
     )
     assert timing.rows(threads=2) == [{**row, "ratio_to_floor": 2.0}]
     assert asked == [2]
