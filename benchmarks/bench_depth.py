@@ -5,10 +5,10 @@ whole; parameters, caps and the network's input are left out. Two chains of so m
 activation, on 64 x 256 numbers in float32 with a cap per channel:
 
 =========  ==================  ==============================================================================
-chain      block               who else keeps what
+chain      block               what else is saved
 =========  ==================  ==============================================================================
-plain      f(linear(h))        the next linear layer keeps y, nobody needs x
-residual   h + f(linear(h))    the next linear layer keeps the sum, nobody needs x or y
+plain      f(linear(h))        the next linear layer saves y, nothing needs x
+residual   h + f(linear(h))    the next linear layer saves the sum, nothing needs x or y
 =========  ==================  ==============================================================================
 """
 

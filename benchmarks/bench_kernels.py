@@ -178,7 +178,7 @@ def case_table(record: Record) -> Table:
 
 
 EVERY_ROW = (
-    *(Column("pass", "pass"), Column("who", "implementation"), Column("ms", "ms", "{:.4g}")),
+    *(Column("pass", "pass"), Column("implementation", "implementation"), Column("ms", "ms", "{:.4g}")),
     Column("quartiles", lambda row: f"{row['q1_ms']:.4g} to {row['q3_ms']:.4g}"),
     *(Column("/ floor", "ratio_to_floor", "{:.2f}"), Column("GB/s", "gb_per_s", "{:.1f}")),
     *(

@@ -72,7 +72,7 @@ LARGE_BATCH = 256  # where the device is busy for longer than the host needs to 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, how it runs, and who takes part.
+    """A network, how it runs, and the implementations that are compared.
 
     Attributes:
         seconds: what it takes on the device it is meant for, about.

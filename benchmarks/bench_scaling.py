@@ -136,15 +136,15 @@ def cases(kind: str, settings: Mapping[str, Any]) -> Sequence[Point]:
         first = dtype == IN_ORDER[0]
         for size in sizes:
             eager = on_gpu or size <= EAGER_ON_CPU
-            who = _implementations(kind, eager, eager and first and size in COMPILED_AT)
+            names = _implementations(kind, eager, eager and first and size in COMPILED_AT)
             modes = (*modes_of(size, cache), *((EAGER_MODE,) if on_gpu else ()))
             shape = shape_of_size(size // dtype.itemsize)
-            found.append(Point(_name(size, CHANNELS), "channel", shape, dtype, who, axis=SIZE, modes=modes))
+            found.append(Point(_name(size, CHANNELS), "channel", shape, dtype, names, axis=SIZE, modes=modes))
         for count in CAP_COUNTS[::step] if on_gpu or first else ():
-            who = _implementations(kind, on_gpu or count in EAGER_CAPS_ON_CPU, False)
+            names = _implementations(kind, on_gpu or count in EAGER_CAPS_ON_CPU, False)
             shape = shape_of_caps(count, X_OF_CAPS // dtype.itemsize)
             modes = modes_of(X_OF_CAPS, cache)[-1:]
-            found.append(Point(_name(X_OF_CAPS, count), "channel", shape, dtype, who, axis=CAPS, modes=modes))
+            found.append(Point(_name(X_OF_CAPS, count), "channel", shape, dtype, names, axis=CAPS, modes=modes))
     return found if on_gpu else _by_threads(found)
 
 

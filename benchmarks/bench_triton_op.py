@@ -3,9 +3,9 @@
 ===============  =====================================================================================
 implementation   what the compiler sees of ``capped_relu``, without gradients
 ===============  =====================================================================================
-opaque, Triton   an operator, which Triton serves: ``use_backend("triton")``
+opaque, Triton   an operator, run by Triton: ``use_backend("triton")``
 triton_op        the same kernel and launch, by ``triton_op`` and ``wrap_triton`` (traced_forward.py)
-opaque, native   an operator, which the native kernels serve
+opaque, native   an operator, run by the native kernels
 fused            standard operators
 ===============  =====================================================================================
 

@@ -121,9 +121,9 @@ def _cases_on_gpu(quick: bool) -> list[Case]:
     for case in (case for case in large if case.dtype in main and case.x_bytes < 2 * LARGE):
         for more in (("bias",), ("residual",), ("bias", "residual")):
             first = len(more) == 2 and case.dtype == torch.bfloat16 and case.name == FIRST
-            who = everyone if first else EAGER_ON_GPU
+            names = everyone if first else EAGER_ON_GPU
             name = f"{case.name}, {' and '.join(more)}"
-            added.append(replace(case, name=name, bias_and_residual=more, implementations=who))
+            added.append(replace(case, name=name, bias_and_residual=more, implementations=names))
 
     def of(*dtypes: torch.dtype) -> list[Case]:
         return [case for case in large if case.dtype in dtypes]

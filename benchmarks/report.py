@@ -2,7 +2,7 @@
 
 `python -m benchmarks report`; with `--check`, it draws nothing and fails where a table is not what the records give.
 
-A document marks where each report goes, and what stands between the marks is replaced:
+A document marks where each report goes, and the text between the marks is replaced:
 
     <!-- report:kernels:begin -->
     <!-- report:kernels:end -->

@@ -42,7 +42,7 @@ def planned(x: Tensor, cap: Tensor) -> Launch:
     """What ``dreluop.backends.triton`` does for a forward pass with caps of dimension 1.
 
     Raises:
-        ValueError: x does not lie side by side in memory, or cap is not of shape (channels,).
+        ValueError: x is not dense in memory, or cap is not of shape (channels,).
     """
     if cap.ndim != 1:
         raise ValueError(f"cap: got shape {tuple(cap.shape)}; expected (channels,)")

@@ -16,7 +16,7 @@ from benchmarks.harness.memory import Saved, saved_for_backward
 
 @dataclass(frozen=True)
 class Case:
-    """One input and who runs on it.
+    """One input and the implementations that run on it.
 
     Attributes:
         name: what tables call the input, without its dtype.
