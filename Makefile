@@ -35,7 +35,7 @@ $(VENV)/.dependencies: $(wildcard constraints/*.txt)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(PIP) --no-build-isolation -e '.[demo,studies,test,lint,wheel]'
+	$(PIP) --no-build-isolation -e '.[bench,demo,studies,test,lint,wheel]'
 	touch $@
 
 install: $(VENV)/.installed
@@ -52,7 +52,7 @@ test-python: $(VENV)/.installed
 # The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
 test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(BIN)/python -m pytest -n 2 --dist worksteal \
-		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/kernels/test_implementations.py
+		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/test_implementations.py
 
 test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) -DDRELUOP_WERROR=ON -DDRELUOP_CUDA_ARCHS=90 \
@@ -73,9 +73,9 @@ test-sanitized: $(VENV)/.installed
 		$(abspath $(BIN))/python -m pytest -q $(SANITIZED_TESTS)
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.depth
-	$(BIN)/python -m benchmarks.kernels --limit 320
-	$(BIN)/python -m benchmarks.scaling --limit 180
+	$(BIN)/python -m benchmarks memory
+	$(BIN)/python -m benchmarks kernels --device cpu --limit 320
+	$(BIN)/python -m benchmarks scaling --device cpu --limit 180
 
 # No virtual environment: the machine with the GPU has its torch, and may have no network.
 gpu:
@@ -85,7 +85,7 @@ gpu:
 		$(if $(QUICK),--quick) $(if $(RESUME),--resume)
 
 report: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks report
 
 CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -96,7 +96,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
-	$(BIN)/python -m benchmarks.report --check
+	$(BIN)/python -m benchmarks report --check
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

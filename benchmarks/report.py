@@ -1,8 +1,8 @@
-"""Write the measured tables into the documents, and draw the pictures, from the result files only.
+"""Write the measured tables into the documents, and draw the pictures, from the records only.
 
-`python -m benchmarks.report`; with `--check`, it fails where a table or a picture is not what the files give.
+`python -m benchmarks report`; with `--check`, it draws nothing and fails where a table is not what the records give.
 
-A document marks where each report goes, and what stands between the marks is replaced:
+A document marks where each report goes, and the text between the marks is replaced:
 
     <!-- report:kernels:begin -->
     <!-- report:kernels:end -->
@@ -14,105 +14,79 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from benchmarks.compiled import tables as compiled_tables
-from benchmarks.compiled import triton_op
-from benchmarks.gpu import profile as profiles
-from benchmarks.gpu import tables as gpu_tables
-from benchmarks.gpu.document import Document as GpuDocument
-from benchmarks.harness import machine
+from benchmarks import (
+    bench_compile,
+    bench_kernels,
+    bench_models,
+    bench_profile,
+    bench_scaling,
+    bench_surgery,
+    bench_triton_op,
+)
+from benchmarks.harness import machine, records
+from benchmarks.harness.cli import Bench
 from benchmarks.harness.entry import exit_with
-from benchmarks.harness.table import Table, markdown
-from benchmarks.kernels import tables
-from benchmarks.models import tables as models_tables
-from benchmarks.models.document import FILE_NAME as MODELS_FILE_NAME
-from benchmarks.models.document import Document as ModelsDocument
-from benchmarks.pictures import gallery
-from benchmarks.scaling import tables as scaling_tables
-from benchmarks.scaling.document import FILE_NAME as SCALING_FILE_NAME
-from benchmarks.surgery import tables as surgery_tables
+from benchmarks.harness.files import load_document
+from benchmarks.harness.records import Record
+from benchmarks.harness.table import Table, markdown, titled
 from studies.drelu_paper.report import pages as studies
 from studies.drelu_paper.statistics import tables as statistics_tables
+from studies.drelu_paper.statistics.document import FILE_NAME as STATISTICS_FILE_NAME
 from tools.wheels import document as wheels_document
 
 ROOT = Path(__file__).parent.parent
-
-
-def kernels(folder: Path) -> str:
-    """The kernels report: for each device, the targets and our times per input."""
-    documents = [document for document in _documents(folder) if not _is_of_gpu(document)]
-    if not documents:
-        return NOTHING
-    return "\n\n".join([*map(_device_report, documents), KERNELS_LEGEND])
-
-
-def gpu(folder: Path) -> str:
-    """The same for the documents of ``benchmarks.gpu``."""
-    return _of_gpus(folder, gpu_tables.target_table, gpu_tables.case_table)
-
-
-def gpu_targets(folder: Path) -> str:
-    """Of those, the targets alone."""
-    return _of_gpus(folder, gpu_tables.target_table)
-
-
-def _of_gpus(folder: Path, *parts: Callable[[GpuDocument], Table]) -> str:
-    documents = [cast(GpuDocument, document) for document in _documents(folder) if _is_of_gpu(document)]
-    if not documents:
-        return NOTHING
-    found = [
-        "\n\n".join([f"{gpu_tables.headline(one)}.", *(markdown(part(one)) for part in parts)]) for one in documents
-    ]
-    return "\n\n".join([*found, gpu_tables.LEGEND])
-
-
-def models(folder: Path) -> str:
-    """The same for the documents of ``benchmarks.models``."""
-    documents = [cast(ModelsDocument, document) for document in _documents(folder, MODELS_FILE_NAME)]
-    if not documents:
-        return NOTHING
-    return "\n\n".join([*map(_models_report, documents), models_tables.LEGEND])
-
-
-def _documents(folder: Path, name: str = machine.FILE_NAME) -> list[machine.Document]:
-    return [machine.load(path) for path in sorted(folder.glob(f"*/{name}"))]
-
-
-def _is_of_gpu(document: machine.Document) -> bool:
-    return document["device"].get("type") == "cuda"
-
-
+FOLDER = ROOT / "docs" / "pictures"
 NOTHING = "Nothing has been measured yet."
+RUN = "run python -m benchmarks report"
+# Of each picture of speed and memory, by name: the record that it shows and its title; ``pictures`` draws them.
+PICTURES = {
+    "roofline": ("kernels", "Share of the floor's bandwidth"),
+    "speed-up": ("scaling", "Speed-up and share of the floor over the size of x"),
+    "scaling": ("scaling", "Time over the size of x and over the number of caps"),
+    "memory-over-depth": ("memory", "Memory kept for backward over the number of layers"),
+}
+
+Report = Callable[[Path], str]
 
 
-KERNELS_LEGEND = (
-    "Times are medians; the implementations are interleaved in one process, on random data. Much of the time of a "
-    "fresh large tensor is page faults, for a clone too; the native kernels ask for large pages, which are fewer. "
-    "Floors: `x.clone()` for forward and backward, `y.copy_(x)` in place. "
-    "The fewest bytes that can be moved, per element of s bytes, are 2s forward and in place (read x, write y) and 3s "
-    "backward (read y and its gradient, write the gradient of x). Ratios to a floor: smaller is better. "
-    "Ratios to ours: the other's forward + backward over ours, larger is better."
-)
+def _records(folder: Path, *patterns: str) -> list[Record]:
+    return [records.load(path) for pattern in patterns for path in sorted(folder.glob(f"*/{pattern}"))]
 
 
-def _device_report(document: machine.Document) -> str:
-    facts = "; ".join(tell(document) for tell in (tables.headline, tables.noise, tables.page_faults))
-    return "\n\n".join(
-        [
-            f"{facts}.",
-            markdown(tables.target_table(document)),
-            markdown(tables.case_table(document)),
-        ]
-    )
+def _report(
+    bench: Bench, tables: Callable[[Record], Sequence[Table]], legend: str = "", *, on: str = "", titles: bool = False
+) -> Report:
+    """A report with the headline and tables of every record of a benchmark.
+
+    Args:
+        on: only of this kind of device: "cpu" or "cuda".
+        titles: whether tables have titles; the first one's then holds the headline, where there is no legend.
+    """
+
+    def page(record: Record) -> str:
+        facts, found = bench.headline(record), tables(record)
+        if titles and not legend:
+            return "\n\n".join(titled(table, facts if table is found[0] else "") for table in found)
+        return "\n\n".join([f"{facts}.", *((titled if titles else markdown)(table) for table in found)])
+
+    def report(folder: Path) -> str:
+        found = _records(folder, bench.file_name)
+        found = [one for one in found if on in ("", "cuda" if machine.is_gpu(one.run["device"]) else "cpu")]
+        if not found:
+            return NOTHING
+        return "\n\n".join([*map(page, found), *([legend] if legend else [])])
+
+    return report
 
 
 def wheels(folder: Path) -> str:
     """Which wheels were tried in which environments, for each device."""
-    documents = _documents(folder, wheels_document.FILE_NAME)
-    if not documents:
+    found = [load_document(path) for path in sorted(folder.glob(f"*/{wheels_document.FILE_NAME}"))]
+    if not found:
         return NOTHING
-    return "\n\n".join([*map(_wheels_report, documents), wheels_document.LEGEND])
+    return "\n\n".join([*map(_wheels_report, found), wheels_document.LEGEND])
 
 
 def _wheels_report(document: Any) -> str:
@@ -120,82 +94,90 @@ def _wheels_report(document: Any) -> str:
     return "\n\n".join([f"{wheels_document.headline(document)}.", *map(markdown, parts)])
 
 
-def compiled(folder: Path) -> str:
-    """Training steps of compiled networks, for each device."""
-    documents: list[Any] = [machine.load(path) for path in sorted(folder.glob(f"*/{compiled_tables.FILE_NAME}"))]
-    if not documents:
-        return NOTHING
-    return "\n\n".join(map(_compiled_report, documents))
-
-
-def _compiled_report(document: Any) -> str:
-    first, *others = compiled_tables.all_tables(document)
-    parts = [f"**{first.title}** ({compiled_tables.headline(document)})\n\n{markdown(first)}"]
-    return "\n\n".join([*parts, *(f"**{table.title}**\n\n{markdown(table)}" for table in others)])
-
-
-def traced(folder: Path) -> str:
-    """Our kernels in a compiled forward pass, opaque and traced, for each GPU."""
-    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{triton_op.FILE_NAME}"))]
-    if not documents:
-        return NOTHING
-    found = [(triton_op.headline(one), triton_op.table(one)) for one in documents]
-    return "\n\n".join(f"**{table.title}** ({facts})\n\n{markdown(table)}" for facts, table in found)
-
-
-def profile(folder: Path) -> str:
-    """Hardware counters of backward kernels, for each GPU."""
-    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{profiles.FILE_NAME}"))]
-    if not documents:
-        return NOTHING
-    return "\n\n".join(f"{profiles.headline(one)}.\n\n{markdown(profiles.table(one))}" for one in documents)
-
-
-def scaling(folder: Path) -> str:
-    """Where the fixed overhead ends, for each device."""
-    documents = [machine.load(path) for path in sorted(folder.glob(f"*/{SCALING_FILE_NAME}"))]
-    if not documents:
-        return NOTHING
-    parts = [f"{scaling_tables.headline(one)}.\n\n{markdown(scaling_tables.table(one))}" for one in documents]
-    return "\n\n".join([*parts, scaling_tables.LEGEND])
-
-
-def _models_report(document: ModelsDocument) -> str:
-    found = [f"**{table.title}**\n\n{markdown(table)}" for table in models_tables.all_tables(document)]
-    return "\n\n".join([f"{models_tables.headline(document)}.", *found])
-
-
 def surgery(folder: Path) -> str:
     """The sweeps of surgery over whole libraries of networks."""
-    documents = [machine.load(path) for name in surgery_tables.FILE_NAMES for path in sorted(folder.glob(f"*/{name}"))]
-    if not documents:
+    found = _records(folder, *bench_surgery.FILES)
+    if not found:
         return NOTHING
-    facts, table = surgery_tables.headline(documents), surgery_tables.table(documents)
-    return f"{facts}.\n\n{markdown(table)}\n\n{surgery_tables.LEGEND}"
+    facts, table = bench_surgery.library_headline(found), bench_surgery.library_table(found)
+    return f"{facts}.\n\n{markdown(table)}\n\n{bench_surgery.LEGEND}"
 
 
-REPORTS: dict[str, Callable[[Path], str]] = {
-    "kernels": kernels,
+def _shown(folder: Path) -> list[tuple[str, str, Path]]:
+    """The pictures of the records below a folder: kind, title and record."""
+    return [
+        (kind, title, path)
+        for kind, (suite, title) in PICTURES.items()
+        for path in sorted(folder.glob(f"*/{suite}{records.SUFFIX}"))
+    ]
+
+
+def pictures(folder: Path) -> str:
+    """The pictures of speed and memory for a document in ``docs/``, each with its record."""
+    blocks = [
+        f"![{title}](pictures/{path.parent.name}-{kind}.png)\n\n"
+        f"{title}: `benchmarks/results/{path.parent.name}/{path.name}`."
+        for kind, title, path in _shown(folder)
+    ]
+    return "\n\n".join(blocks) or NOTHING
+
+
+def draw(results: Path, folder: Path) -> list[Path]:
+    """Draw the pictures of all records and studies below ``results``; returns the files written."""
+    from benchmarks import pictures as drawing  # noqa: PLC0415 (matplotlib is not needed to check)
+    from studies.drelu_paper.statistics import picture  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind, _, path in _shown(results):
+        written.append(folder / f"{path.parent.name}-{kind}.png")
+        drawing.DRAW[kind](records.load(path), written[-1])
+    for path in sorted(results.glob(f"*/{STATISTICS_FILE_NAME}")):
+        written.append(folder / f"{path.parent.name}-critical-difference.png")
+        picture.draw(load_document(path), written[-1])
+    for name, draw_study in studies.pictures(results).items():
+        written.append(folder / name)
+        draw_study(written[-1])
+    return written
+
+
+REPORTS: dict[str, Report] = {
+    "kernels": _report(
+        bench_kernels.BENCH,
+        lambda record: [bench_kernels.targets(record), bench_kernels.case_table(record)],
+        bench_kernels.LEGENDS["cpu"],
+        on="cpu",
+    ),
     "wheels": wheels,
-    "gpu": gpu,
-    "gpu-targets": gpu_targets,
-    "profile": profile,
-    "scaling": scaling,
-    "models": models,
-    "compiled": compiled,
-    "traced": traced,
-    "pictures": gallery.markdown,
-    "surgery": surgery,
+    "gpu": _report(
+        bench_kernels.BENCH,
+        lambda record: [bench_kernels.targets(record), bench_kernels.case_table(record)],
+        bench_kernels.LEGENDS["cuda"],
+        on="cuda",
+    ),
+    "gpu-targets": _report(
+        bench_kernels.BENCH,
+        lambda record: [bench_kernels.targets(record)],
+        bench_kernels.LEGENDS["cuda"],
+        on="cuda",
+    ),
+    "profile": _report(bench_profile.BENCH, bench_profile.tables),
+    "scaling": _report(bench_scaling.BENCH, bench_scaling.BENCH.tables, bench_scaling.LEGEND),
+    "models": _report(bench_models.BENCH, bench_models.tables, bench_models.LEGEND, titles=True),
+    "compiled": _report(bench_compile.BENCH, bench_compile.tables, titles=True),
+    "traced": _report(bench_triton_op.BENCH, bench_triton_op.tables, titles=True),
+    "pictures": pictures,
     **statistics_tables.REPORTS,
+    "surgery": surgery,
     **studies.REPORTS,
 }
 
 
 def updated(text: str, folder: Path) -> str:
-    """The text with every marked report replaced by what the result files give.
+    """The text with every marked report replaced by what the records give.
 
     Raises:
-        ValueError: the text marks no report, or has a begin without its end, or a result file is not valid.
+        ValueError: the text marks no report, or has a begin without its end, or a record is not valid.
     """
     found = False
     for name, report in REPORTS.items():
@@ -214,7 +196,7 @@ def updated(text: str, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__.splitlines()[0])
     parser.add_argument(
         "documents",
         type=Path,
@@ -226,19 +208,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=Path, help="their folder; default: docs/pictures, and none where --results is given"
     )
-    parser.add_argument("--redraw", action="store_true", help="draw the pictures again that are up to date, too")
     options = parser.parse_args(arguments)
     folder = options.results or machine.RESULTS
-    pictures = options.pictures or (gallery.FOLDER if options.results is None else None)
     wrong = [
         found for path in options.documents or marked_documents() if (found := _problem(path, folder, options.check))
     ]
+    drawn = options.pictures or (FOLDER if options.results is None else None)
     try:
-        if pictures and options.check:
-            wrong += gallery.problems(folder, pictures)
-        elif pictures:
-            for path in gallery.update(folder, pictures, again=options.redraw):
-                print(f"drawn: {path}")
+        for path in draw(folder, drawn) if drawn and not options.check else ():
+            print(f"drawn: {path}")
     except (OSError, ValueError) as error:
         wrong.append(str(error))
     print("".join(f"{line}\n" for line in wrong), end="", file=sys.stderr)
@@ -246,9 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def marked_documents() -> list[Path]:
-    """README.md, and the documents of docs/ and the READMEs of benchmarks/ and studies/ that mark a report."""
-    readmes = [path for folder in ("benchmarks", "studies") for path in sorted((ROOT / folder).rglob("README.md"))]
-    docs = [*sorted((ROOT / "docs").glob("*.md")), *readmes]
+    """README.md, and the documents of docs/ and the READMEs of benchmarks/ that mark a report."""
+    docs = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").rglob("README.md"))]
     return [ROOT / "README.md", *(path for path in docs if "<!-- report:" in path.read_text())]
 
 
@@ -260,7 +237,7 @@ def _problem(path: Path, folder: Path, only_check: bool) -> str | None:
     except (OSError, ValueError) as error:
         return f"{path}: {error}"
     if old != new and only_check:
-        return f"{path}: not what the result files give; {gallery.RUN}"
+        return f"{path}: not what the records give; {RUN}"
     if old != new:
         path.write_text(new)
     return None

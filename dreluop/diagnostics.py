@@ -63,7 +63,7 @@ class SaturationMonitor:
     """Hooks on a model that measure every ``every``-th training step where the elements of its capped layers lie.
 
     A measured step costs an eighth to a third more, the others a Python call per layer: with the default 1 to 3 % of
-    the training time (``python -m benchmarks.surgery monitor`` measures it). ``latest`` and ``history`` hold what was
+    the training time (``python -m benchmarks surgery-monitor`` measures it). ``latest`` and ``history`` hold what was
     measured. Each of these is warned of once, as a ``SaturationWarning``:
 
     - masking: more than 5 % of the samples have no live unit in a layer: their gradient through it is exactly zero;

@@ -1,4 +1,4 @@
-"""What changed between two result files of one suite and one device: `python -m tools.compare old.json new.json`.
+"""What changed between two records of one suite and one device: `python -m tools.compare old.jsonl new.jsonl`.
 
 A change counts when the quartiles of the two runs do not overlap and the medians differ by more than the tolerance.
 Regressions come first, then improvements, each with the largest first. Rows without a change are only counted.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.harness import machine
+from benchmarks.harness import records
 from benchmarks.harness.entry import exit_with
 from benchmarks.harness.table import MISSING
 from dreluop._internal.text_table import text_table
@@ -37,27 +37,28 @@ USAGE = 2
 
 
 def load(path: Path) -> Any:
-    """A result file of any suite.
+    """The suite, the device and the rows of a record.
 
     Raises:
-        ValueError: it is not a result file, or of another schema.
+        ValueError: it is not a record, or has no times.
         OSError: it cannot be read.
     """
-    document: Any = machine.load(path)
-    if not {"device", "rows"} <= document.keys():
-        raise ValueError(f"{path}: no result file: expected device and rows")
-    for row in document["rows"]:
+    record = records.load(path)
+    for row in record.rows:
         if missing := set(TIMES) - row.keys():
             raise ValueError(f"{path}: rows without {', '.join(sorted(missing))} have no times to compare")
-    return document
+    rows = [{**row["key"], **row} for row in record.rows]
+    return {"suite": record.run["suite"], "device": record.run["device"], "rows": rows}
 
 
 def compare(old: Any, new: Any, *, tolerance: float = TOLERANCE, force: bool = False) -> pd.DataFrame:
     """A row per row of either document, with its ``kind``, which is missing where only one document has it.
 
     Raises:
-        ValueError: they share no row, or, unless forced, their devices differ.
+        ValueError: their suites differ, they share no row, or, unless forced, their devices differ.
     """
+    if old["suite"] != new["suite"]:
+        raise ValueError(f"suite: got {old['suite']} and {new['suite']}; expected the same")
     if not force and device(old) != device(new):
         raise ValueError(f"device: got {device(old)} and {device(new)}; expected the same (--force compares anyway)")
     rows = _frame(old).merge(_frame(new), on=IDENTITY, how="outer", suffixes=("_old", "_new"), indicator="found_in")

@@ -1,9 +1,8 @@
-"""How work on a GPU is timed: captured into CUDA graphs, replayed by turns, between events.
+"""How work on a GPU is timed: captured into CUDA graphs whose replays are interleaved, between events.
 
-- A graph holds many calls, each on buffers of its own (``suite`` says how many), so L2 is cold and neither Python nor
-  launches are in the time, which for tensors of 64 MB is already shorter than they are.
+- A graph holds many calls, each on buffers of its own, so L2 is cold and neither Python nor launches are in the time,
+  which for tensors of 64 MB is already shorter than they are.
 - Before each sample the stream is kept busy, so that the host has queued all of it before it starts.
-- A ``Machine`` is all that ``suite`` knows of the device; tests run the suite on one made of the CPU.
 """
 
 from __future__ import annotations
@@ -11,57 +10,18 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 
-from benchmarks.harness.interleave import Sampler, Timed
+from benchmarks.harness.interleave import Timed
+from benchmarks.harness.machine import Call, Launches, Platform, Work
 
-Work = Callable[[], None]
 HEAD_START = 2_000_000  # clock cycles, about a millisecond
 WARM_UP = 2  # beyond the calls that have checked the values
 SEPARATOR = "spin_kernel"  # what torch.cuda._sleep launches
-
-
-class Launches(NamedTuple):
-    kernels: int
-    memsets: int
-    copies: int
-
-
-class Call(NamedTuple):
-    """A call whose launches are to be counted, and what makes its argument first."""
-
-    function: Callable[[Any], object]
-    prepare: Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A device to measure on.
-
-    Attributes:
-        capture: turns work that is done in this order into what repeats it; the second argument drops its results.
-        sampler: times the steps of an implementation, for ``measure.interleave``.
-        launches: counts what each of several calls launches; None where that cannot be counted.
-        peaks: runs steps, each on the result of the one before, and tells for each the most memory that was allocated
-            during it above what was before the first; None where that is not known.
-        cache_bytes: of the cache that has to be cold.
-        free_bytes: memory that can be had.
-        release: gives freed memory back.
-    """
-
-    device: torch.device
-    capture: Callable[[Sequence[Work], Work], list[Work]]
-    sampler: Sampler
-    launches: Callable[[Sequence[Call]], list[Launches | None]]
-    peaks: Callable[[Sequence[Callable[[Any], Any]]], list[int] | None]
-    cache_bytes: int
-    free_bytes: Callable[[], int]
-    release: Callable[[], None]
 
 
 def capture(steps: Sequence[Work], clear: Work) -> list[Work]:
@@ -203,23 +163,42 @@ def peaks(steps: Sequence[Callable[[Any], Any]]) -> list[int]:
     return found
 
 
-def release() -> None:
-    gc.collect()
-    # What is left lives as long as the program: torch's modules and what torch.compile keeps, long to search each time.
-    gc.freeze()
-    torch.cuda.empty_cache()
+def growth(step: Work) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
-def cuda_machine() -> Machine:
+class Cuda(Platform):
     """The current CUDA device."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    return Machine(
-        device=device,
-        capture=capture,
-        sampler=sample,
-        launches=launches,
-        peaks=peaks,
-        cache_bytes=torch.cuda.get_device_properties(device).L2_cache_size,
-        free_bytes=lambda: torch.cuda.mem_get_info(device)[0],
-        release=release,
-    )
+
+    captures = True
+
+    def __init__(self) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+
+    @property
+    def cache_bytes(self) -> int:
+        return torch.cuda.get_device_properties(self.device).L2_cache_size
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def release(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    capture = staticmethod(capture)
+    sample = staticmethod(sample)
+    sample_with_host = staticmethod(sample_with_host)
+    launches = staticmethod(launches)
+    peaks = staticmethod(peaks)
+    growth = staticmethod(growth)
+
+
+def platform_of(device: str) -> Platform:
+    """The platform of "cpu" or "cuda"."""
+    return Cuda() if device == "cuda" else Platform()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+SCHEMA = 1  # of JSON documents
 
 
 class DamagedFileError(ValueError):
@@ -62,3 +66,27 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     yield unfinished
     unfinished.replace(path)
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """Read a JSON document, as tools and studies write it.
+
+    Raises:
+        DamagedFileError: the file is no JSON, or no document at all.
+        ValueError: it is of another schema.
+    """
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        raise DamagedFileError(path, f"no valid JSON: {error}") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        reason = f"got schema {schema}; expected {SCHEMA}: measure again with this version"
+        raise DamagedFileError(path, reason) if schema is None else ValueError(f"{path}: {reason}")
+    return dict(document)
+
+
+def save_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON document so that a reader, or a crash, finds either the old file or the new one."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The timing harness: implementations take turns in one process, and medians are compared.
+"""The timing harness: implementations are interleaved in one process, and medians are compared.
 
 - Interleaved: every round calls each implementation once, in a shuffled order, so that a slow second of the machine
   affects all of them. Implementations too slow for every round sit some out, evenly spread.
@@ -235,7 +235,7 @@ def fresh_memory(size: int) -> Callable[[], None]:
     """A ``prepare`` after which large tensors are fresh, and the system has ``size`` bytes of large pages at hand.
 
     The host of a virtual machine takes free large pages back, and to get them again takes longer than a step: that
-    would be in the time of whoever asks next, and says nothing about it.
+    would be in the time of the next implementation, and says nothing about it.
     """
 
     def prepare() -> None:

@@ -13,7 +13,7 @@ class Saved(NamedTuple):
 
     Attributes:
         saved_bytes: of the storages that it holds, each once, those of its inputs and of y left out: what the
-            activation adds wherever it stands.
+            activation adds in any network.
         saves_x: whether it holds x, which then stays although nothing after the activation needs it.
         saves_y: whether it holds y, which the next layer mostly holds anyway.
     """

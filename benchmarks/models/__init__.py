@@ -1,1 +1,1 @@
-"""Whole training steps and inference of the paper's networks: `python -m benchmarks.models --help`."""
+"""The paper's networks with all implementations, their steps, and the largest batch: what `bench_models` measures."""

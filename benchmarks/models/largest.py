@@ -9,33 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import torch
 
+from benchmarks.harness.attempts import attempt
+from benchmarks.harness.machine import Platform
 from benchmarks.models import networks
-from benchmarks.models.attempts import Failure, attempt
 from benchmarks.models.implementations import FULL
 from benchmarks.models.networks import NETWORKS
-from benchmarks.models.steps import EAGER, Platform, Subject, memory_format
+from benchmarks.models.steps import EAGER, Subject, memory_format
 
 SMALL = (16, 32)
 GRAIN = 8  # batches are multiples of it
 SPREAD = 0.03  # how far beside the estimate the next try is, then twice as far
 TRIES = 6
-
-
-class Largest(TypedDict):
-    """What was found for an implementation: ``batch`` ran a whole step; ``too_large`` ran out of memory, or unknown."""
-
-    network: str
-    precision: str
-    implementation: str
-    image: int
-    batch: int
-    too_large: int | None
-    tries: int
-    bytes_per_image: float
 
 
 @dataclass(frozen=True)
@@ -50,22 +38,7 @@ class Search:
 
     @property
     def label(self) -> str:
-        return label(self.network, self.precision)
-
-
-def label(network: str, precision: str) -> str:
-    return f"{network}, {FULL}, {precision}, largest batch"
-
-
-def label_of(found: Largest) -> str:
-    """The label of the search that found this."""
-    return label(found["network"], found["precision"])
-
-
-def ended(found: Largest) -> bool:
-    """Whether the search for it came to an end: it tried what it may, or nothing is left between the two batches."""
-    above = found["too_large"]
-    return found["tries"] >= TRIES or (above is not None and above - found["batch"] <= GRAIN)
+        return f"{self.network}, {FULL}, {self.precision}, largest batch"
 
 
 @dataclass(frozen=True)
@@ -75,6 +48,11 @@ class Found:
     batch: int
     too_large: int | None
     tries: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether it tried what it may, or nothing is left between the two batches."""
+        return self.tries >= TRIES or (self.too_large is not None and self.too_large - self.batch <= GRAIN)
 
 
 def search(fits: Callable[[int], bool], estimate: float, time_is_left: Callable[[], bool] = lambda: True) -> Found:
@@ -110,22 +88,22 @@ def _grained(batch: float) -> int:
     return max(GRAIN, int(batch) // GRAIN * GRAIN)
 
 
-def find_all(of: Search, platform: Platform, until: float | None = None) -> tuple[list[Largest], list[Failure]]:
+def find_all(of: Search, platform: Platform, until: float | None = None) -> list[dict[str, Any]]:
     """Search for every implementation; ``until`` as in ``attempts.attempt``."""
 
     def time_is_left() -> bool:
         return until is None or time.monotonic() < until
 
     found, failures = attempt(
-        of.implementations, of.label, lambda name: find(of, name, platform, time_is_left), platform.release, until
+        of.implementations, lambda name: find(of, name, platform, time_is_left), platform.release, until
     )
-    return list(found.values()), failures
+    return [*found.values(), *failures]
 
 
 def find(
     of: Search, implementation: str, platform: Platform, time_is_left: Callable[[], bool] = lambda: True
-) -> Largest:
-    """Search on a platform that counts its memory, a GPU.
+) -> dict[str, Any]:
+    """Search on a platform that counts its memory, a GPU; a search that did not end is to be made again.
 
     Raises:
         RuntimeError: nothing that was tried fits, or memory does not grow with the batch.
@@ -170,8 +148,9 @@ def find(
         "precision": of.precision,
         "implementation": implementation,
         "image": image,
-        "batch": found.batch,
+        "largest": found.batch,
         "too_large": found.too_large,
         "tries": found.tries,
+        "ended": found.ended,
         "bytes_per_image": per_image,
     }

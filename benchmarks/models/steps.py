@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import cuda_graphs as timing
-from benchmarks.harness.interleave import Sampler, release_free_memory
+from benchmarks.harness.machine import Platform
 from benchmarks.models import implementations
 from benchmarks.models.networks import loss_of
 
@@ -27,56 +24,6 @@ LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
 
 
-@dataclass(frozen=True)
-class Platform:
-    """A device to measure on.
-
-    Attributes:
-        sampler: times a step, for ``measure.interleave``; None: the host's clock.
-        growth: tells by how many bytes the allocated memory grew at most in a step; None where nobody counts.
-        free_bytes: memory that can be had.
-        release: gives freed memory back.
-    """
-
-    device: torch.device
-    sampler: Sampler | None
-    growth: Callable[[Callable[[], None]], int | None]
-    free_bytes: Callable[[], int]
-    release: Callable[[], None]
-
-
-def cuda_platform() -> Platform:
-    """The current CUDA device."""
-    device = torch.device("cuda", torch.cuda.current_device())
-
-    def release() -> None:
-        # Not timing.release, which freezes what is alive: networks hang in cycles, which are to be collected later.
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    return Platform(device, timing.sample, _cuda_growth, lambda: torch.cuda.mem_get_info(device)[0], release)
-
-
-def _cuda_growth(step: Callable[[], None]) -> int:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def cpu_place() -> Platform:
-    def release() -> None:
-        gc.collect()
-        release_free_memory()
-
-    def free_bytes() -> int:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-    return Platform(torch.device("cpu"), None, lambda step: None, free_bytes, release)
-
-
 @contextlib.contextmanager
 def searching_algorithms(wanted: bool) -> Iterator[None]:
     """cuDNN times its algorithms for every new shape, as a training does; not for a batch that is only to fit."""
@@ -86,6 +33,17 @@ def searching_algorithms(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def noting(step: Callable[[], None], seconds: list[float]) -> Callable[[object], None]:
+    """The step, with a note of how long the host took: on a GPU, to launch all of it."""
+
+    def noted(_: object) -> None:
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+
+    return noted
 
 
 def memory_format(precision: str) -> torch.memory_format:

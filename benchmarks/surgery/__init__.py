@@ -1,1 +1,1 @@
-"""Model surgery on all of torchvision's classifiers, and what the saturation monitor costs."""
+"""Model surgery on libraries of networks, and the saturation monitor: what `bench_surgery` measures."""

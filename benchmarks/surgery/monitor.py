@@ -1,8 +1,8 @@
 """What SaturationMonitor adds to a training step.
 
-Three copies of a network take turns at a training step: without a monitor, with one that does not measure this step,
-with one that does. CPU seconds of one thread, so that what else the machine does counts little. The cost of a monitor
-with ``every=n`` follows: all steps pay for the hooks, one in n for the measuring.
+The training steps of three copies of a network are interleaved: without a monitor, with one that does not measure this
+step, with one that does. CPU seconds of one thread, so that the machine's other work counts little. The cost of a
+monitor with ``every=n`` follows: all steps pay for the hooks, one in n for the measuring.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two pictures of docs/surgery.md: a block before and after, and what the saturation monitor sees in a training."""
+"""The two pictures of docs/surgery.md, a block and the saturation monitor: `python -m benchmarks.surgery.pictures`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # No display is needed, nor looked for.
-
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import fx, nn
 
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.entry import exit_with
+from benchmarks.harness.plot import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from dreluop.diagnostics import SaturationMonitor, SaturationWarning, Snapshot
 from dreluop.surgery import calibrate_caps, replace_activations
 from dreluop.surgery.graphs import trace
-from studies.drelu_paper.data import Digits
+from studies.drelu_paper.data import Digits, load_digits
 from studies.drelu_paper.models import dense_drelu
 from studies.drelu_paper.training import TrainingConfig, train
 
 DPI = 110
+FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 Box = tuple[str, str]  # text, color
 
 
@@ -110,3 +108,16 @@ def _draw_history(history: Sequence[Snapshot], path: Path) -> None:
     bottom.legend(loc="upper right")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
+
+
+def main() -> int:
+    """Draw both into ``docs/pictures``."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    draw_block(FOLDER / "surgery-block.png")
+    print(draw_monitor(load_digits(), FOLDER / "saturation-monitor.png"))
+    print(f"written: {FOLDER}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

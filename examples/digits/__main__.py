@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 import dreluop
-from benchmarks.backend import served_by
 from benchmarks.harness.entry import exit_with
+from benchmarks.harness.machine import require_native
 from examples.digits import experiment, report, timing
 from examples.digits.pictures import draw_timing, draw_training
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         epochs = QUICK_EPOCHS if options.quick else experiment.EPOCHS
     if epochs <= experiment.WARM_UP_EPOCHS:
         parser.error(f"--epochs: got {epochs}; expected more than the {experiment.WARM_UP_EPOCHS} of the warm-up")
-    backend = served_by(parser)
+    backend = require_native(parser)
     started = time.perf_counter()
     # On a busy machine two threads wait for each other in steps this small.
     torch.set_num_threads(1)

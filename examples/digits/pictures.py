@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.plot import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from examples.digits.experiment import WARM_UP_EPOCHS, Network
 from examples.digits.timing import milliseconds
 

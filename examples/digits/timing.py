@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import kernel_cases
 from benchmarks.harness.interleave import Budget
-from benchmarks.kernels import suite
+from benchmarks.harness.workloads import Case
 
 
 def rows(threads: int, quick: bool = False) -> list[Any]:
@@ -18,11 +19,10 @@ def rows(threads: int, quick: bool = False) -> list[Any]:
         ``ratio_to_floor``.
     """
     if not quick:
-        return suite.demo_rows(threads)
-    case = suite.Case("tiny", "channel", (2, 8, 16, 16), torch.float32, suite.EAGER, in_place=False)
+        return kernel_cases.demo_rows(threads)
+    case = Case("tiny", "channel", (2, 8, 16, 16), torch.float32, kernel_cases.EAGER)
     budget = Budget(seconds=0.02, min_samples=3, max_samples=3, warmup=1)
-    found = [row for _, rows in suite.run([case], budget, threads) for row in rows]
-    return [row for row in found if row["implementation"] != row["floor"]]
+    return kernel_cases.demo_rows(threads, [case], budget)
 
 
 def milliseconds(value: float) -> str:

@@ -11,11 +11,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.harness.files import folder_argument
+from benchmarks.harness.files import folder_argument, save_document
 from benchmarks.harness.machine import RESULTS, slug
-from benchmarks.harness.machine import save as save_document
-from benchmarks.harness.table import markdown
-from benchmarks.printing import console, printable
+from benchmarks.harness.table import console, markdown, printable
 from studies.drelu_paper import configuration, engines, records
 from studies.drelu_paper.data import ROOT
 from studies.drelu_paper.jobs import Folders, Job, do, jobs_of

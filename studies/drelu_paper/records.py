@@ -13,8 +13,8 @@ from typing import Annotated, Any, cast
 import torch
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 
-from benchmarks.harness.files import DamagedFileError, replacing
-from benchmarks.harness.machine import SCHEMA, commit, describe_device, load, now, versions
+from benchmarks.harness.files import SCHEMA, DamagedFileError, load_document, replacing
+from benchmarks.harness.machine import commit, describe_device, now, versions
 from dreluop.adaptive import Evaluation
 from studies.drelu_paper.recipe import REVISION, Evaluated
 from studies.drelu_paper.training import History
@@ -61,7 +61,7 @@ def save(record: Record, folder: Path) -> Path:
     written = json.loads(path.read_text())
     for other in folder.glob(f"{record['name'].rsplit('-', 1)[0]}-*.json"):
         try:
-            older = other != path and _is_older(load(other), written)
+            older = other != path and _is_older(load_document(other), written)
         except (OSError, ValueError) as error:
             # The attacks on this run are done, and must not be lost to another's file.
             print(f"left where it is: {error}", file=sys.stderr)
@@ -109,7 +109,7 @@ def _read(expected: str, folder: Path) -> Record | None:
     path = folder / f"{expected}.json"
     if not path.exists():
         return None
-    record = cast(Record, load(path))
+    record = cast(Record, load_document(path))
     try:
         _WHOLE.model_validate(record)
         if record.get("revision", 1) >= MARGINS:

@@ -106,7 +106,7 @@ def region_of(form: str) -> Region:
     return region
 
 
-def served_by(how: str) -> Any:
+def require_native(how: str) -> Any:
     if how == "fast_path":
         fast_path_or_skip()
         return dreluop.use_backend(None)
@@ -124,7 +124,7 @@ def test_checkpointing(form: str, how: str) -> None:
     region = region_of(form)
 
     def run() -> None:
-        with served_by(how):
+        with require_native(how):
             checkpointed(region)
 
     assert left_to_the_collector(run) == []
@@ -224,7 +224,7 @@ def test_a_hook_that_raises(form: str, how: str) -> None:
             return True
         return False
 
-    with served_by(how):
+    with require_native(how):
         raised: list[bool] = []
         for saved_before in range(3 if "bias" in added else 2):
             assert left_to_the_collector(lambda at=saved_before: raised.append(run(at))) == []

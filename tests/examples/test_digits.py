@@ -119,7 +119,7 @@ def test_timing_rows_have_every_implementation_and_pass():
 
 
 def test_full_timing_is_the_kernel_benchmark_s(monkeypatch):
-    monkeypatch.setattr(timing.suite, "demo_rows", lambda threads: [threads])
+    monkeypatch.setattr(timing.kernel_cases, "demo_rows", lambda threads: [threads])
     assert timing.rows(threads=2) == [2]
 
 

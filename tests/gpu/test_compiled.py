@@ -7,23 +7,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.compiled import suite, triton_op
+from benchmarks import bench_compile, bench_triton_op
+from benchmarks.bench_compile import CLAMP, DENSE, FORMS, Case
+from benchmarks.harness.cli import Run
+from benchmarks.harness.cuda_graphs import Cuda
 from benchmarks.harness.interleave import Budget
-from benchmarks.models.steps import AMP, cuda_platform
+from benchmarks.models.steps import AMP
+from tests.benchmarks.conftest import measured
 from tests.benchmarks.models.conftest import TinyNetwork
 
 BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=1e-3)
 CASES = (
-    replace(suite.DENSE, batch=8, graphs=True),
-    suite.Case("tiny", TinyNetwork, 8, (3, 16, 16), AMP),
+    replace(DENSE, batch=8, graphs=True),
+    Case("tiny", TinyNetwork, 8, (3, 16, 16), AMP),
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_rows(case: suite.Case) -> None:
-    names = (suite.CLAMP, *suite.FORMS)
-    rows, failures = suite.run_case(case, names, BUDGET, suite.platform_of("cuda"))
-    assert failures == []
+def test_rows(case: Case) -> None:
+    names = (CLAMP, *FORMS)
+    rows = measured(bench_compile.run(replace(case, implementations=names), Run(Cuda()), BUDGET))
     assert [row["implementation"] for row in rows] == list(names)
     for row in rows:
         assert row["ms"] > 0 and row["host_ms"] > 0
@@ -32,8 +35,7 @@ def test_rows(case: suite.Case) -> None:
 
 @pytest.mark.parametrize("graphs", [False, True])
 def test_traced_and_opaque_kernels(graphs: bool) -> None:
-    case = triton_op.Case(64, torch.bfloat16, triton_op.POINTWISE, graphs)
-    rows, failures = triton_op.run_case(case, triton_op.IMPLEMENTATIONS, cuda_platform())
-    assert failures == []
-    assert [row["implementation"] for row in rows] == list(triton_op.IMPLEMENTATIONS)
-    assert all(row["ms"] > 0 and row["device"]["ms"] > 0 for row in rows)
+    case = bench_triton_op.Case(64, torch.bfloat16, bench_triton_op.POINTWISE, graphs)
+    rows = measured(bench_triton_op.run(case, Run(Cuda())))
+    assert [row["implementation"] for row in rows] == list(bench_triton_op.IMPLEMENTATIONS)
+    assert all(row["ms"] > 0 and row["device_ms"] > 0 for row in rows)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import suite
+from benchmarks.bench_scaling import Point, modes_of, shape_of_size, visit
 from benchmarks.harness import implementations as c
-from benchmarks.harness.cuda_graphs import Call, Launches, cuda_machine, launches, peaks, sample_with_host
-from benchmarks.harness.interleave import Budget, Timed
-from benchmarks.scaling import platforms
-from benchmarks.scaling import suite as scaling
-from benchmarks.scaling.cases import EAGER_MODE, Point, modes_of, shape_of_size
+from benchmarks.harness.activations import BACKWARD, COLD, EAGER_MODE, Visit, measure
+from benchmarks.harness.cuda_graphs import Cuda, launches, peaks, sample_with_host
+from benchmarks.harness.interleave import Timed
+from benchmarks.harness.machine import Call, Launches
+from benchmarks.harness.workloads import Case
+from tests.benchmarks.conftest import BUDGET, measured
 
-BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 WHO = (c.RELU_MINIMUM.name, c.PACT.name, c.WHERE.name, c.REFERENCE.name, c.OURS.name, c.OURS_MASK.name)
 
 
@@ -70,27 +70,26 @@ def test_time_with_the_host_is_longer_than_the_work() -> None:
 
 
 def test_a_case_of_the_benchmark() -> None:
-    case = suite.GpuCase("tiny", "channel", (8, 16, 8, 8), torch.float32, WHO, in_place=False)
-    rows, failures = suite.run_case(case, BUDGET, cuda_machine())
-    assert failures == []
+    case = Case("tiny", "channel", (8, 16, 8, 8), torch.float32, WHO)
+    rows = measured(measure(case, [Visit(COLD, 2, 2, captured=True)], BUDGET, Cuda()))
     found = {(row["pass"], row["implementation"]): row for row in rows}
     assert {who for _, who in found} == {c.COPY, *WHO}
     for (_, who), row in found.items():
         assert row["ms"] > 0
         if who != c.COPY:
             assert row["peak_bytes"] is not None and row["peak_bytes"] >= case.x_bytes
-    ours = found[suite.BACKWARD, c.OURS.name]
+    ours = found[BACKWARD, c.OURS.name]
     assert (ours["saved_bytes"], ours["saves_x"], ours["saves_y"]) == (0, False, True)
-    assert ours["kernels"] in (1, None)
+    assert ours.get("kernels") in (1, None)
 
 
 @pytest.mark.parametrize("x_bytes", [2**14, 2**22])
 def test_a_point_of_the_scaling_suite(x_bytes: int) -> None:
-    place = platforms.platform_of("cuda")
-    modes = (*modes_of(x_bytes, place.machine.cache_bytes), EAGER_MODE)
+    platform = Cuda()
+    modes = (*modes_of(x_bytes, platform.cache_bytes), EAGER_MODE)
     shape = shape_of_size(x_bytes // 4)
     point = Point("tiny", "channel", shape, torch.float32, (c.RELU_MINIMUM.name, c.OURS.name), modes=modes)
-    rows, failures = scaling.run_point(point, BUDGET, place)
-    assert failures == []
+    visits = [visit(point, mode, platform.cache_bytes, platform.captures) for mode in modes]
+    rows = measured(measure(point, visits, BUDGET, platform))
     assert len(rows) == len(modes) * 3 * 3
     assert all(row["ms"] > 0 for row in rows)

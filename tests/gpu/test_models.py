@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.bench_models import Case, run_case
 from benchmarks.harness import implementations as c
-from benchmarks.models import largest, suite
+from benchmarks.harness.cuda_graphs import Cuda
+from benchmarks.models import largest, networks
 from benchmarks.models.implementations import FULL, FUSED, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import NETWORKS, Network
-from benchmarks.models.steps import AMP, EAGER, FP32, PASSES, PRECISIONS, TRAIN, cuda_platform
-from tests.benchmarks.models.conftest import BUDGET, TINY, TinyNetwork
+from benchmarks.models.steps import AMP, EAGER, FP32, PASSES, PRECISIONS, TRAIN, Subject, memory_format
+from tests.benchmarks.conftest import BUDGET, measured
+from tests.benchmarks.models.conftest import TINY, TinyNetwork
 
 IMAGE, BATCH = 64, 8
 
@@ -26,11 +28,10 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows(precision: str, pass_: str) -> None:
-    place = cuda_platform()
-    case = suite.Case(TINY, FULL, precision, EAGER, pass_, IMPLEMENTATIONS, BATCH, IMAGE, 1)
-    rows, failures = suite.run_case(case, BUDGET, place)
-    suite.forget(case, place)
-    assert failures == []
+    platform = Cuda()
+    case = Case(TINY, FULL, precision, EAGER, pass_, IMPLEMENTATIONS, 1, BATCH, IMAGE)
+    rows = measured(run_case(case, BUDGET, platform))
+    platform.release()
     peaks = {row["implementation"]: row["peak_bytes"] or 0 for row in rows}
     for row in rows:
         assert row["ms"] > 0 and row["host_ms"] is not None and row["host_ms"] > 0
@@ -42,11 +43,9 @@ def test_rows(precision: str, pass_: str) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_all_implementations_compute_the_same(precision: str) -> None:
-    place = cuda_platform()
-    case = suite.Case(TINY, FULL, precision, EAGER, TRAIN, IMPLEMENTATIONS, BATCH, IMAGE, 1)
-    data = suite.networks.data(BATCH, IMAGE, place.device, suite.memory_format(precision))
+    data = networks.data(BATCH, IMAGE, Cuda().device, memory_format(precision))
     outputs = {
-        name: suite.Subject(case.network, case.variant, name, data, precision=precision).outputs().float()
+        name: Subject(TINY, FULL, name, data, precision=precision).outputs().float()
         for name in IMPLEMENTATIONS
         if name != RELU
     }
@@ -67,12 +66,11 @@ def little_memory() -> Iterator[int]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_largest_batch(little_memory: int) -> None:
-    place = replace(cuda_platform(), free_bytes=lambda: little_memory)
-    found, failures = largest.find_all(largest.Search(TINY, FP32, (c.RELU_MINIMUM.name, FUSED), 1), place)
-    assert failures == []
+def test_the_largest_batch(little_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cuda, "free_bytes", lambda self: little_memory)
+    found = measured(largest.find_all(largest.Search(TINY, FP32, (c.RELU_MINIMUM.name, FUSED), 1), Cuda()))
     for one in found:
-        assert one["batch"] * one["bytes_per_image"] < little_memory
-        assert one["too_large"] is None or one["too_large"] > one["batch"]
+        assert one["largest"] * one["bytes_per_image"] < little_memory
+        assert one["too_large"] is None or one["too_large"] > one["largest"]
     plain, fused = (one["bytes_per_image"] for one in found)
     assert plain > fused

@@ -1,4 +1,4 @@
-"""A member of each family of torchvision's classifiers; `python -m benchmarks.surgery sweep` checks all of them."""
+"""A member of each family of torchvision's classifiers; `python -m benchmarks surgery-sweep` checks all of them."""
 
 from __future__ import annotations
 

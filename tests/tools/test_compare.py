@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.bench_kernels import BENCH
 from benchmarks.harness import implementations as c
-from benchmarks.harness import machine
-from benchmarks.harness.interleave import Budget
-from benchmarks.kernels import suite
+from benchmarks.harness.activations import HOT, Visit, measure
+from benchmarks.harness.machine import Platform
+from benchmarks.harness.workloads import Case
+from tests.benchmarks.conftest import BUDGET, Processor
 from tools import compare
 from tools.compare import USAGE
 
@@ -22,8 +24,15 @@ def row(ms: float, spread: float = 0.1, **changes: Any) -> dict[str, Any]:
     return {**made, "ms": ms, "q1_ms": ms * (1 - spread), "q3_ms": ms * (1 + spread), **changes}
 
 
-def document(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"schema": 1, "device": {"name": "A", "cores": 2}, "rows": list(rows), **changes}
+def document(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {"suite": "kernels", "device": {"name": "A", "cores": 2}, "rows": list(rows)}
+
+
+def text(*rows: dict[str, Any], **changes: Any) -> str:
+    """A record."""
+    run = {"id": "run", "suite": "kernels", "device": {"name": "A", "cores": 2}, **changes}
+    lines = [{"run": run}, *({"run": "run", "key": {"case": one["case"]}, **one} for one in rows)]
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +60,7 @@ def test_noise_is_that_of_the_noisier_run() -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """Two files: one row much slower, one a little, one faster, one the same, one new, one gone."""
-    old = document(
+    old = text(
         row(10, implementation="clamp"),
         row(10),
         row(10, dtype="bfloat16"),
@@ -59,7 +68,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         {**row(10), "pass": "backward"},
         row(1, case="gone"),
     )
-    new = document(
+    new = text(
         row(14, implementation="clamp"),
         row(30),
         row(5, dtype="bfloat16"),
@@ -68,9 +77,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
         row(1, case="new"),
         row(1, case="newer"),
     )
-    paths = tmp_path / "old.json", tmp_path / "new.json"
+    paths = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
     for path, made in zip(paths, (old, new), strict=True):
-        path.write_text(json.dumps(made))
+        path.write_text(made)
     return paths
 
 
@@ -95,9 +104,10 @@ def test_exit_code(files: tuple[Path, Path]) -> None:
 
 def test_other_devices_are_refused_unless_forced(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     old, new = files
-    made = json.loads(new.read_text())
+    first, *others = new.read_text().splitlines()
+    run = json.loads(first)["run"]
     for other in ({"name": "B", "cores": 2}, {"name": "A", "cores": 4}, {"name": "A", "type": "cuda"}):
-        new.write_text(json.dumps({**made, "device": other}))
+        new.write_text("\n".join([json.dumps({"run": {**run, "device": other}}), *others]))
         assert compare.main([str(old), str(new), "--fail"]) == USAGE
         assert "device: got A, 2 cores and " in capsys.readouterr().err
         assert compare.main([str(old), str(new), "--fail", "--force"]) == 1
@@ -105,38 +115,37 @@ def test_other_devices_are_refused_unless_forced(files: tuple[Path, Path], capsy
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("given", "message"),
     [
-        ("{", "no valid JSON"),
-        ("[]", "got schema None; expected 1"),
-        (json.dumps({"schema": 1, "device": {"name": "A"}}), "no result file"),
-        (json.dumps(document({"case": "a", "ms": 1})), "rows without q1_ms, q3_ms"),
-        (json.dumps(document(row(1, case="other"))), "the files share none"),
-        (json.dumps(document(row(1), schema=2)), "got schema 2; expected 1"),
+        ("{", "no valid record"),
+        ("[]", "no valid record"),
+        (text({"case": "a", "ms": 1}), "rows without q1_ms, q3_ms"),
+        (text(row(1, case="other")), "the files share none"),
+        (text(row(1), suite="other"), "suite: got kernels and other"),
     ],
 )
 def test_files_that_cannot_be_compared(
-    files: tuple[Path, Path], text: str, message: str, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path], given: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = files
-    new.write_text(text)
+    new.write_text(given)
     assert compare.main([str(old), str(new)]) == USAGE
     assert message in capsys.readouterr().err
     assert compare.main([str(old), str(new.with_name("absent.json"))]) == USAGE
 
 
-def test_rows_of_the_suites_are_distinguished() -> None:
-    who = (c.OURS.name,)
-    cases = [suite.Case("a", "neuron", (4, 8), dtype, who) for dtype in (torch.float32, torch.float64)]
+def test_rows_of_a_case_are_distinguished(tmp_path: Path) -> None:
+    cases = [Case("a", "neuron", (4, 8), dtype, (c.OURS.name,)) for dtype in (torch.float32, torch.float64)]
     cases.append(replace(cases[0], threads=1))
-    budget = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
-    rows: list[Any] = []
+    record = BENCH.new_record(Platform())
     for case in cases:
-        rows += suite.run_case(replace(case, threads=case.threads or 2), budget)[0]
-    made = {**machine.new_document(2, quick=False), "rows": rows}
+        rows = measure(replace(case, threads=case.threads or 2), [Visit(HOT)], BUDGET, Processor())
+        record.add(case.label, rows, BENCH.key)
+    record.save(tmp_path / "some.jsonl")
+    made = compare.load(tmp_path / "some.jsonl")
     slower = copy.deepcopy(made)
     for one in slower["rows"]:
         one.update({key: one[key] * 2 for key in ("ms", "q1_ms", "q3_ms")})
     compared = compare.compare(made, slower)
-    assert list(compared["found_in"]) == ["both"] * len(rows)
+    assert list(compared["found_in"]) == ["both"] * len(record.rows)
     assert set(compared["ratio"]) == {2}

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.document import describe_gpu, folder_of
 from benchmarks.harness.entry import exit_with
-from benchmarks.running import NO_TIME
+from benchmarks.harness.machine import describe_gpu, folder_of
+from benchmarks.harness.records import NO_TIME
 from tools.gpu.record import FAILED, NOT_RUN, PASSED, Outcome, Record, line, write
 from tools.gpu.stages import LIMIT, STAGES, Context, Stage
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a benchmark of about a minute")
     parser.add_argument(
-        "--resume", action="store_true", help="benchmarks go on from their files in benchmarks/results/<gpu>"
+        "--resume", action="store_true", help="benchmarks resume from their records in benchmarks/results/<gpu>"
     )
     options = parser.parse_args(arguments)
     requested = options.stage.split(",")

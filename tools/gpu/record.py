@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.document import Gpu, versions
-from benchmarks.harness import machine
+from benchmarks.harness import files, machine
+from benchmarks.harness.machine import Gpu
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 Record = dict[str, Any]
@@ -41,13 +41,13 @@ def write(stage: str, found: Outcome, seconds: float, gpu: Gpu, folder: Path) ->
         "reason": found.reason,
         "seconds": round(seconds, 1),
         "date": machine.now(),
-        "versions": versions(),
+        "versions": machine.gpu_versions(),
         "device": gpu,
         "commit": machine.commit(),
         "details": found.details,
     }
     # The prefix keeps it apart from the stage's results, which may have the same name.
-    machine.save(record, folder / f"stage-{stage}.json")
+    files.save_document(record, folder / f"stage-{stage}.json")
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -13,8 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.document import Gpu
-from benchmarks.running import NO_TIME, OUT_OF_TIME
+from benchmarks.__main__ import bench_of
+from benchmarks.harness import records
+from benchmarks.harness.cli import OUT_OF_TIME
+from benchmarks.harness.machine import Gpu
+from benchmarks.harness.records import NO_TIME
 from tools.gpu import sanitizer
 from tools.gpu.execute import Finished, execute
 from tools.gpu.pytests import is_installed, run_pytest
@@ -83,23 +85,26 @@ def tests(*arguments: str, parallel: bool = False) -> Callable[[Context], Outcom
     return lambda context: run_pytest(arguments, limit=context.limit, log=context.log, parallel=parallel)
 
 
-def benchmark(module: str, file_name: str, *options: str) -> Callable[[Context], Outcome]:
-    """A suite that ends by itself in time: its limit is one for beginning cases."""
+def benchmark(name: str) -> Callable[[Context], Outcome]:
+    """A benchmark that ends by itself in time: its limit is one for beginning cases."""
 
     def run(context: Context) -> Outcome:
+        bench = bench_of(name)
         limit = max(context.limit - END, 1)
-        path = context.folder / file_name
-        command = [sys.executable, "-m", module, *options, "--out", str(context.folder), "--limit", f"{limit:g}"]
-        if context.resume is not None and (context.resume / file_name).exists():
-            command += ["--resume", str(context.resume / file_name)]
+        path = context.folder / bench.file_name
+        out = ["--device", "cuda", "--out", str(context.folder), "--limit", f"{limit:g}"]
+        command = [sys.executable, "-m", "benchmarks", name, *out]
+        if context.resume is not None and (context.resume / bench.file_name).exists():
+            command += ["--resume", str(context.resume)]
         if context.quick:
             command.append("--quick")
         before = _modified(path)
         done = execute(command, limit=context.limit, log=context.log)
         written = _modified(path) != before
-        found = json.loads(path.read_text()) if written else {"failures": [], "rows": []}
-        failures = found["failures"]
-        details = {"rows": len(found["rows"]), "not measured": failures, "missing": found.get("missing", [])}
+        record = records.load(path) if written else records.Record([])
+        failures = [{**failure["key"], "reason": failure["failure"]} for failure in record.failures]
+        missing = bench.missing(record) if written else []
+        details = {"rows": len(record.rows), "not measured": failures, "missing": missing}
         if done.timed_out:
             return outcome(f"stopped after {context.limit:.0f} s", details)
         if done.code == OUT_OF_TIME:
@@ -118,10 +123,10 @@ def _why_failed(done: Finished, written: bool, failures: list[dict[str, Any]]) -
     if done.code != 0 or not written:
         return done.ending
     for failure in failures:
-        ours = failure["implementation"] is None or failure["implementation"].startswith("dreluop")
+        implementation = failure.get("implementation")
+        ours = implementation is None or implementation.startswith("dreluop")
         if ours and failure["reason"] != NO_TIME:
-            dtype = f", {failure['dtype']}" if "dtype" in failure else ""
-            return f"{failure['case']}{dtype}: {failure['reason']}"
+            return f"{failure['case']}: {failure['reason']}"
     return None
 
 
@@ -130,7 +135,6 @@ def sanitize(context: Context) -> Outcome:
 
 
 GPU_TESTS = ("-m", "gpu and not large", *(f"--ignore={folder}" for folder in WITHOUT_GPU_TESTS))
-ON_CUDA = ("--device", "cuda")
 STAGES: dict[str, Stage] = {
     "build": Stage(build, needs=("setuptools", "pybind11", *PROGRAMS)),
     "smoke": Stage(tests("tests/gpu/test_smoke.py")),
@@ -138,11 +142,9 @@ STAGES: dict[str, Stage] = {
     "sanitize": Stage(sanitize),
     "graphs": Stage(tests("tests/gpu/test_graphs.py", "tests/gpu/test_streams.py")),
     "large": Stage(tests("-m", "large", "-k", "cuda", "tests/unit/test_large.py")),
-    "bench": Stage(benchmark("benchmarks.gpu.bench", "kernels.json")),
-    "scaling": Stage(benchmark("benchmarks.scaling", "scaling.json", *ON_CUDA), limit=60 + END),
+    "bench": Stage(benchmark("kernels")),
+    "scaling": Stage(benchmark("scaling"), limit=60 + END),
     # Its limit is what its cases take together.
-    "compiled": Stage(
-        benchmark("benchmarks.compiled", "compiled.json", *ON_CUDA), needs=("torchvision",), limit=165 + END
-    ),
-    "models": Stage(benchmark("benchmarks.models", "models.json", *ON_CUDA), needs=("torchvision",)),
+    "compiled": Stage(benchmark("compiled"), needs=("torchvision",), limit=165 + END),
+    "models": Stage(benchmark("models"), needs=("torchvision",)),
 }

@@ -45,11 +45,11 @@ def _build(output: Path) -> int:
 
 
 def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: Path | None) -> int:
-    from benchmarks.harness import machine  # noqa: PLC0415 (imports torch, which `build` need not)
+    from benchmarks.harness import files, machine  # noqa: PLC0415 (imports torch, which `build` need not)
     from tools.wheels import document, environments  # noqa: PLC0415
 
     found = document.new_document(sorted(wheels.glob("*.whl")))
-    path = output or machine.default_path(found["device"]).with_name(document.FILE_NAME)
+    path = output or machine.folder_of(found["device"]) / document.FILE_NAME
     if path.exists():
         found["rows"] = document.rows_of_the_same_wheels(path, found)
     failed = False
@@ -59,7 +59,7 @@ def _try(wheels: Path, pythons: Sequence[str], torches: Sequence[str], output: P
         outcome = row.failure or f"{row.passed} passed, {sum(row.skipped.values())} skipped"
         print(f"{Path(python).name}, torch {torch}: Python {row.python}, torch {row.torch}: {outcome}", flush=True)
         document.put(found["rows"], asdict(row))
-        machine.save(found, path)
+        files.save_document(found, path)
     print(f"written: {path}")
     return int(failed)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import machine
+from benchmarks.harness import files, machine
 from benchmarks.harness.table import MISSING, Table
 
 FILE_NAME = "wheels.json"
@@ -57,7 +57,7 @@ class Row:
 def new_document(wheels: list[Path]) -> dict[str, Any]:
     """A document without rows, of this machine and moment; ``commit`` is of the files that run the tests."""
     return {
-        "schema": machine.SCHEMA,
+        "schema": files.SCHEMA,
         "date": machine.now(),
         "device": machine.describe_device(torch.device("cpu")),
         "commit": machine.commit(),
@@ -86,7 +86,7 @@ def rows_of_the_same_wheels(path: Path, document: dict[str, Any]) -> list[dict[s
     Raises:
         ValueError: the file is no JSON, or not of this schema.
     """
-    before: Any = machine.load(path)
+    before: Any = files.load_document(path)
     same = {wheel["name"] for wheel in document["wheels"] if wheel in before["wheels"]}
     return [row for row in before["rows"] if row["wheel"] in same]
 

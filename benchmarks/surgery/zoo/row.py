@@ -1,25 +1,28 @@
-"""Operate one network and compare it with the original."""
+"""Operate one network and compare it with the original, in a process that gives back its memory and may crash."""
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from benchmarks.surgery.zoo.case import Case
 from benchmarks.surgery.zoo.counting import ReluCounter
+from benchmarks.surgery.zoo.networks import Case
 from dreluop.surgery import replace_activations, set_caps
 
 # A fused sum adds gradients in another order, so they are equal but for rounding: relative to the largest of the
 # parameter, and to the largest of all for those that are zero but for rounding (a bias before a batch norm).
 TOLERANCE, TOLERANCE_OF_ALL = 1e-4, 1e-6
+SECONDS = 900.0  # of a process
 
 
 @dataclass
@@ -172,3 +175,27 @@ def _all_close(gradients: Mapping[str, Tensor | None], expected: Mapping[str, Te
         if not float((got - wanted).abs().max()) <= allowed:
             return False
     return True
+
+
+def check_apart(case: Case) -> Row:
+    """``check`` in a fork of this process; if it crashes or takes longer than SECONDS, the row says so."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(theirs, case))
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(SECONDS):
+            row: Row = ours.recv()
+        else:
+            row = Row(case.name, error=f"took longer than {SECONDS:g} s")
+    except EOFError:
+        process.join()
+        row = Row(case.name, error=f"the process ended with exit code {process.exitcode}")
+    process.kill()
+    process.join()
+    return row
+
+
+def _send(connection: Connection, case: Case) -> None:
+    connection.send(check(case))

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.harness.palette import BLUE, GRAY, GREEN, ORANGE, PURPLE
+from benchmarks.harness.plot import BLUE, GRAY, GREEN, ORANGE, PURPLE
 from studies.drelu_paper.configuration import Study
 from studies.drelu_paper.records import Record
 from studies.drelu_paper.report.frame import GENERATED, frame, is_blind, older_note

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.harness.machine import SCHEMA
+from benchmarks.harness.files import SCHEMA
 from studies.drelu_paper.paper import printed
 from studies.drelu_paper.paper import tables as paper
 from studies.drelu_paper.statistics.comparison import Comparison, compare, compare_ranks

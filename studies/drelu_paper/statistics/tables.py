@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.machine import load
+from benchmarks.harness.files import load_document
 from benchmarks.harness.table import MISSING, Table, markdown
 from studies.drelu_paper.statistics.comparison import WILCOXON
 from studies.drelu_paper.statistics.document import ACCURACIES, FILE_NAME, MODELS
@@ -138,7 +138,7 @@ def report(document: Mapping[str, Any]) -> str:
 
 def _statistics(folder: Path) -> str:
     path = folder / "paper" / FILE_NAME
-    return report(load(path)) if path.exists() else NOTHING
+    return report(load_document(path)) if path.exists() else NOTHING
 
 
 REPORTS: dict[str, Callable[[Path], str]] = {"statistics": _statistics}

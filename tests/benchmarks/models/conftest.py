@@ -8,16 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import bench_models
+from benchmarks.bench_models import Case
 from benchmarks.harness import implementations as c
-from benchmarks.harness.interleave import Budget, threads
-from benchmarks.models import suite
+from benchmarks.harness.interleave import threads
 from benchmarks.models.implementations import FULL, HEAD, IMPLEMENTATIONS, OURS, RELU
 from benchmarks.models.networks import CLASSES, NETWORKS, Network, data
-from benchmarks.models.steps import EAGER, FP32, INFERENCE, TRAIN, Platform, Subject, cpu_place
+from benchmarks.models.steps import EAGER, FP32, INFERENCE, TRAIN, Subject
+from tests.benchmarks.conftest import BUDGET, Processor
 
-BUDGET = Budget(seconds=0, min_samples=3, max_samples=3, warmup=1, sample_seconds=0)
 ACTIVATIONS = 3
 TINY = "tiny"
+
+
+CASES = tuple(
+    Case(TINY, variant, FP32, EAGER, pass_, implementations, 1.0, batch=6, image=8)
+    for variant, pass_, implementations in (
+        (FULL, TRAIN, IMPLEMENTATIONS),
+        (FULL, INFERENCE, (RELU, OURS)),
+        (HEAD, TRAIN, (RELU, c.RELU_MINIMUM.name, OURS)),
+    )
+)
 
 
 class TinyNetwork(nn.Module):
@@ -47,13 +58,8 @@ class TinyNetwork(nn.Module):
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is known by name, and all that a CPU measures are three cases of it."""
     monkeypatch.setitem(NETWORKS, TINY, Network(TinyNetwork, image=8, batch=6, small_image=8, small_batch=6))
-    cases = (
-        (TINY, FULL, FP32, EAGER, TRAIN, IMPLEMENTATIONS, 1),
-        (TINY, FULL, FP32, EAGER, INFERENCE, (RELU, OURS), 1),
-        (TINY, HEAD, FP32, EAGER, TRAIN, (RELU, c.RELU_MINIMUM.name, OURS), 1),
-    )
-    monkeypatch.setattr(suite, "ON_A_CPU", cases)
-    monkeypatch.setattr(suite, "CPU_BUDGET", BUDGET)
+    monkeypatch.setattr(bench_models, "ON_A_CPU", CASES)
+    monkeypatch.setattr(bench_models, "BUDGETS", {"cpu": BUDGET})
 
 
 @pytest.fixture(autouse=True)
@@ -64,15 +70,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def platform() -> Platform:
-    return cpu_place()
-
-
-@pytest.fixture
-def cases() -> list[suite.Case]:
-    found = suite.cases(torch.device("cpu"))
-    assert all(isinstance(one, suite.Case) for one in found)
-    return found  # type: ignore[return-value]
+def platform() -> Processor:
+    return Processor()
 
 
 def subject(implementation: str, variant: str = FULL, **options: str) -> Subject:

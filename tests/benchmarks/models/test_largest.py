@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.harness.records import NO_TIME
 from benchmarks.models import largest
 from benchmarks.models.implementations import OURS, RELU
 from benchmarks.models.largest import GRAIN, TRIES, Search, find_all, search
-from benchmarks.models.steps import FP32, Platform
-from benchmarks.running import NO_TIME
+from benchmarks.models.steps import FP32
+from tests.benchmarks.conftest import Processor, measured
 from tests.benchmarks.models.conftest import TINY
 
 
@@ -36,24 +36,15 @@ def test_the_search_ends_near_the_limit(limit: int, error: float) -> None:
 @pytest.mark.parametrize("limit", [8, 9, 40, 555, 1000, 1003])
 @pytest.mark.parametrize("error", [0.8, 0.93, 1.0, 1.04, 1.2])
 def test_a_search_that_had_no_more_time_did_not_end(limit: int, error: float) -> None:
-    def row(tries: int) -> largest.Largest:
-        left = iter([True] * (tries - 1) + [False])
-        found = search(lambda batch: batch <= limit, limit * error, lambda: next(left))
-        assert found.tries == min(tries, whole.tries)
-        return made(found)
-
-    def made(found: largest.Found) -> largest.Largest:
-        of = {"network": TINY, "precision": FP32, "implementation": RELU, "image": 8, "bytes_per_image": 1.0}
-        return {**of, **vars(found)}  # type: ignore[typeddict-item]
-
     whole = search(lambda batch: batch <= limit, limit * error)
-    assert largest.ended(made(whole))
+    assert whole.ended
     for tries in range(1, whole.tries):
+        left = iter([True] * (tries - 1) + [False])
         try:
-            found = row(tries)
+            found = search(lambda batch: batch <= limit, limit * error, lambda: next(left))  # noqa: B023
         except RuntimeError:  # none fits yet, which is a failure
             continue
-        assert not largest.ended(found)
+        assert found.tries == tries and not found.ended
 
 
 def test_a_good_estimate_is_confirmed_from_both_sides() -> None:
@@ -75,39 +66,38 @@ def test_without_time_the_first_try_counts() -> None:
 PER_IMAGE, FIXED, MEMORY = 1000, 5_000_000, 5_200_000
 
 
-@pytest.fixture
-def counting(platform: Platform) -> tuple[Platform, list[int]]:
-    """A platform with memory for 200 images beside the network, whose allocator loses 10 % of it; the batches tried."""
-    tried: list[int] = []
+class Counting(Processor):
+    """Has memory for 200 images beside the network, whose allocator loses 10 % of it; keeps the batches tried."""
 
-    def growth(step: Callable[[], None]) -> int:
+    def __init__(self) -> None:
+        super().__init__(free_bytes=MEMORY)
+        self.tried: list[int] = []
+
+    def growth(self, step: Callable[[], None]) -> int:
         batch = step.__self__.images.shape[0]  # type: ignore[attr-defined]
-        tried.append(batch)
+        self.tried.append(batch)
         if batch > 180:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         step()
         # Beside network and data, which are counted apart.
         return FIXED + batch * (PER_IMAGE - 3 * 64 * 4 - 8)
 
-    return replace(platform, growth=growth, free_bytes=lambda: MEMORY, release=lambda: None), tried
+
+OF = Search(TINY, FP32, (RELU, OURS), 1)
 
 
-def test_find(counting: tuple[Platform, list[int]]) -> None:
-    platform, tried = counting
-    found, failures = find_all(Search(TINY, FP32, (RELU, OURS), 1), platform)
-    assert failures == []
+def test_find() -> None:
+    platform = Counting()
+    found = measured(find_all(OF, platform))
     assert [one["implementation"] for one in found] == [RELU, OURS]
     for one in found:
-        assert set(one) == set(largest.Largest.__annotations__)
-        assert one["bytes_per_image"] == PER_IMAGE
-        assert 160 <= one["batch"] <= 180 < (one["too_large"] or 0)
-        assert one["batch"] in tried and one["too_large"] in tried
-    assert tried[:2] == list(largest.SMALL)
+        assert one["bytes_per_image"] == PER_IMAGE and (one["network"], one["image"]) == (TINY, 8)
+        assert 160 <= one["largest"] <= 180 < (one["too_large"] or 0) and one["ended"]
+        assert one["largest"] in platform.tried and one["too_large"] in platform.tried
+    assert platform.tried[:2] == list(largest.SMALL)
 
 
-def test_other_errors_are_failures_of_their_implementation(
-    counting: tuple[Platform, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_errors_are_failures_of_their_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     real = largest.Subject
 
     def refused(network: str, variant: str, implementation: str, *rest: object, **more: str) -> largest.Subject:
@@ -116,23 +106,20 @@ def test_other_errors_are_failures_of_their_implementation(
         return real(network, variant, implementation, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(largest, "Subject", refused)
-    of = Search(TINY, FP32, (RELU, OURS), 1)
-    found, failures = find_all(of, counting[0])
-    assert [one["implementation"] for one in found] == [OURS]
-    assert failures == [{"case": of.label, "implementation": RELU, "reason": "RuntimeError: cuDNN says no"}]
+    found, failed = find_all(OF, Counting())
+    assert found["implementation"] == OURS
+    assert failed == {"implementation": RELU, "failure": "RuntimeError: cuDNN says no"}
 
 
-def test_memory_that_does_not_grow_is_a_failure(platform: Platform) -> None:
-    def growth(step: Callable[[], None]) -> int:
+def test_memory_that_does_not_grow_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def growth(self: Processor, step: Callable[[], None]) -> int:
         of = step.__self__  # type: ignore[attr-defined]
         return -of.images.nbytes - of.labels.nbytes
 
-    constant = replace(platform, growth=growth, release=lambda: None)
-    found, failures = find_all(Search(TINY, FP32, (RELU,), 1), constant)
-    assert found == [] and "nothing to estimate from" in failures[0]["reason"]
+    monkeypatch.setattr(Processor, "growth", growth)
+    (failed,) = find_all(Search(TINY, FP32, (RELU,), 1), Processor())
+    assert "nothing to estimate from" in failed["failure"]
 
 
-def test_no_time_for_any(counting: tuple[Platform, list[int]]) -> None:
-    found, failures = find_all(Search(TINY, FP32, (RELU, OURS), 1), counting[0], until=-1.0)
-    assert found == []
-    assert [one["reason"] for one in failures] == [NO_TIME, NO_TIME]
+def test_no_time_for_any() -> None:
+    assert [one["failure"] for one in find_all(OF, Counting(), until=-1.0)] == [NO_TIME, NO_TIME]

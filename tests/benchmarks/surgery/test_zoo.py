@@ -1,12 +1,10 @@
-"""python -m benchmarks.surgery zoo: what a row says of a small network, and what its counter counts."""
+"""The zoo: what a row says of a small network, and what its counter counts."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import dreluop
-from benchmarks.surgery import __main__ as command
-from benchmarks.surgery import zoo
-from benchmarks.surgery.zoo.apart import check_apart
-from benchmarks.surgery.zoo.case import Case
+from benchmarks.surgery.zoo import networks
 from benchmarks.surgery.zoo.counting import ReluCounter
-from benchmarks.surgery.zoo.row import Row, build, check
+from benchmarks.surgery.zoo.networks import Case
+from benchmarks.surgery.zoo.row import Row, build, check, check_apart
 
 GOOD = Row("net", 10, 3, 3, 2, 1, 1, 0, 1, 1, equal=True, gradients=True)
 
@@ -106,23 +102,9 @@ def test_an_error_and_a_crash_are_rows() -> None:
     assert check_apart(replace(CASE, build=lambda: os._exit(3))).failure == "the process ended with exit code 3"
 
 
-def test_the_command_writes_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(zoo, "cases", lambda: [CASE, replace(CASE, name="torch/other")])
-    path = tmp_path / "zoo.json"
-    assert command.main(["zoo", "--only", "torch/s*", "--output", str(path)]) == 0
-    document = json.loads(path.read_text())
-    assert [(row["name"], row["failure"]) for row in document["rows"]] == [("torch/small", "")]
-    assert document["complete"] is False
-    with pytest.raises(SystemExit):
-        command.main(["zoo", "--only", "nothing*", "--output", str(path)])
-    assert "matches none of 2 networks, such as 'torch/small'" in capsys.readouterr().err
-
-
 def test_the_names_of_the_zoo() -> None:
-    names = [case.name for case in zoo.cases()]
+    names = [case.name for case in networks.cases()]
     assert len(set(names)) == len(names)
-    assert {case.library for case in zoo.cases()} == {
+    assert {case.library for case in networks.cases()} == {
         "segmentation_models_pytorch", "timm", "torchvision", "transformers"
     }  # fmt: skip

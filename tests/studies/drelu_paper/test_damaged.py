@@ -245,7 +245,7 @@ def test_a_damaged_sibling_does_not_cost_the_attacks(damage: str, study: Study, 
     sibling.write_text(json.dumps(record))
     RECORD_DAMAGES[damage](sibling)
     path = records.save(record, tmp_path)
-    assert records.load(path) == record
+    assert records.load_document(path) == record
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("left where it is: ")
     assert str(sibling) in line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.document import Gpu
+from benchmarks.harness.machine import Gpu
 
 
 @pytest.fixture

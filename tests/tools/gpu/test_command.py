@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.document import Gpu, folder_of
+from benchmarks.harness.machine import Gpu, folder_of
 from tests.support.patience import PATIENCE
 from tests.tools.gpu.limits import limit_is_reached_when
 from tools.gpu import __main__ as command
@@ -179,7 +179,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-import tools.gpu.__main__, tests.gpu.exercise, benchmarks.gpu.bench, benchmarks.scaling.__main__
+import tools.gpu.__main__, tests.gpu.exercise, benchmarks.bench_kernels, benchmarks.bench_scaling
 """
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
 import sys
 from dataclasses import replace
@@ -12,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compiled.suite import CASES
-from benchmarks.gpu.document import Gpu
-from benchmarks.running import OUT_OF_TIME
+from benchmarks import __main__ as benchmarks
+from benchmarks.bench_compile import CASES
+from benchmarks.harness.cli import OUT_OF_TIME
+from benchmarks.harness.machine import Gpu
+from benchmarks.harness.records import Record
 from tests.gpu import exercise
 from tests.support.patience import PATIENCE
 from tests.tools.gpu.limits import limit_is_reached_when
@@ -291,12 +291,12 @@ def test_a_run_in_which_a_test_hangs_keeps_the_names_of_failures(
 
 
 Commands = list[tuple[list[str], dict[str, str]]]
-# The result file, what runs it, and its limit where the stage has 100 s.
+# The benchmark of a stage, and its limit where the stage has 100 s.
 BENCHMARKS = {
-    "bench": ("kernels.json", ["benchmarks.gpu.bench"], "85"),
-    "scaling": ("scaling.json", ["benchmarks.scaling", "--device", "cuda"], "60"),
-    "compiled": ("compiled.json", ["benchmarks.compiled", "--device", "cuda"], "85"),
-    "models": ("models.json", ["benchmarks.models", "--device", "cuda"], "85"),
+    "bench": ("kernels", "85"),
+    "scaling": ("scaling", "60"),
+    "compiled": ("compiled", "85"),
+    "models": ("models", "85"),
 }
 
 
@@ -345,14 +345,14 @@ def test_stages_of_tests_name_files_that_exist(tmp_path: Path, gpu: Gpu, command
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_that_fails(tmp_path: Path, gpu: Gpu, commands: Commands, name: str) -> None:
-    _, module, limit = BENCHMARKS[name]
+    benchmark, limit = BENCHMARKS[name]
     # What an earlier run left is not taken for this one's.
-    for file, *_ in BENCHMARKS.values():
-        (tmp_path / file).write_text('{"failures": [], "rows": [1]}')
+    (tmp_path / f"{benchmark}.jsonl").write_text("{}")
     outcome = stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
     assert (outcome.status, outcome.reason) == (FAILED, "exit code 1: nvcc is missing")
     assert outcome.details == {"rows": 0, "not measured": [], "missing": []}
-    assert commands[0][0][1:] == ["-m", *module, "--out", str(tmp_path), "--limit", limit, "--quick"]
+    out = ["--device", "cuda", "--out", str(tmp_path), "--limit", limit]
+    assert commands[0][0][1:] == ["-m", "benchmarks", benchmark, *out, "--quick"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -360,11 +360,9 @@ def test_benchmarks_know_the_options_that_they_get(
     tmp_path: Path, gpu: Gpu, commands: Commands, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     stages.STAGES[name](stages.Context(gpu, tmp_path, 100, quick=True))
-    _, _, module, *arguments = commands[0][0]
-    is_package = importlib.import_module(module).__spec__.submodule_search_locations is not None
-    program = importlib.import_module(f"{module}.__main__" if is_package else module)
+    _, _, _, *arguments = commands[0][0]
     with pytest.raises(SystemExit, match="0"):
-        program.main(["--help"])
+        benchmarks.main([arguments[0], "--help"])
     options = [argument for argument in arguments if argument.startswith("--")]
     known = capsys.readouterr().out
     assert [option for option in [*options, "--resume"] if option not in known] == []
@@ -372,7 +370,7 @@ def test_benchmarks_know_the_options_that_they_get(
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_go_on_from_the_files_of_the_gpu(tmp_path: Path, gpu: Gpu, commands: Commands, name: str) -> None:
-    file = BENCHMARKS[name][0]
+    file = f"{BENCHMARKS[name][0]}.jsonl"
     former = tmp_path / "results"
     context = stages.Context(gpu, tmp_path, 100, resume=former)
     stages.STAGES[name](context)
@@ -382,7 +380,7 @@ def test_benchmarks_go_on_from_the_files_of_the_gpu(tmp_path: Path, gpu: Gpu, co
     assert not any("--resume" in command for command, _ in commands)
     stages.STAGES[name](context)
     command = commands[-1][0]
-    assert command[command.index("--resume") + 1] == str(former / file)
+    assert command[command.index("--resume") + 1] == str(former)
     assert command[command.index("--out") + 1] == str(tmp_path)
 
 
@@ -424,8 +422,8 @@ def test_some_benchmarks_leave_time_for_others(
     [
         (0, False, [], PASSED, None),
         (0, False, [{"implementation": "clamp"}], PASSED, None),
-        (0, False, [{"implementation": "dreluop, Triton"}], FAILED, "a case, float32: why"),
-        (0, False, [{"implementation": None}], FAILED, "a case, float32: why"),
+        (0, False, [{"implementation": "dreluop, Triton"}], FAILED, "a case: why"),
+        (0, False, [{"implementation": None}], FAILED, "a case: why"),
         (OUT_OF_TIME, False, [], FAILED, "not all cases within 85 s"),
         (-9, True, [], FAILED, "stopped after 100 s"),
     ],
@@ -442,11 +440,13 @@ def test_a_benchmark_that_wrote_a_file(
     reason: str | None,
 ) -> None:
     def execute(*_: Any, **__: Any) -> Finished:
-        full = [{"case": "a case", "dtype": "float32", "reason": "why", **failure} for failure in failures]
-        (tmp_path / "kernels.json").write_text(json.dumps({"failures": full, "rows": [1, 2]}))
+        record = Record([{"id": "run", "device": gpu, "settings": {}}])
+        rows = [{"implementation": name} for name in ("x", "y")]
+        record.add("a case", [*rows, *({"failure": "why", **one} for one in failures)], ("implementation",))
+        record.save(tmp_path / "kernels.jsonl")
         return Finished(code, "", timed_out)
 
     monkeypatch.setattr(stages, "execute", execute)
     outcome = stages.STAGES["bench"](stages.Context(gpu, tmp_path, 100))
     assert (outcome.status, outcome.reason) == (status, reason)
-    assert outcome.details["rows"] == 2
+    assert outcome.details["rows"] == 2 and len(outcome.details["missing"]) > 50

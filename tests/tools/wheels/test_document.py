@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import report
-from benchmarks.harness import machine
+from benchmarks.harness import files
 from tools.wheels import document
 from tools.wheels.document import Row
 
@@ -62,7 +62,7 @@ def test_rows_of_another_wheel_are_not_kept(wheel: Path, tmp_path: Path) -> None
     path = tmp_path / "results" / document.FILE_NAME
     written = document.new_document([wheel])
     written["rows"] = [row("3.11.7", "2.10.0"), row("3.11.7", "2.11.0", wheel=None)]
-    machine.save(written, path)
+    files.save_document(written, path)
     assert document.rows_of_the_same_wheels(path, document.new_document([wheel])) == written["rows"][:1]
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("dreluop/more.py", "")
@@ -73,7 +73,7 @@ def test_tables(wheel: Path, tmp_path: Path) -> None:
     written = document.new_document([wheel])
     failed = row("3.12.1", "2.15.0", failure="2 tests failed\nmore", failed=["a", "b"], import_ms=None)
     written["rows"] = [row("3.11.7", "2.10.0"), failed]
-    machine.save(written, tmp_path / "results" / "machine" / document.FILE_NAME)
+    files.save_document(written, tmp_path / "results" / "machine" / document.FILE_NAME)
     assert document.environment_table(written).rows == [
         ("3.11.7", "2.10.0", "cp311", "passed", "3", "0", "3", "0", "40", "61 (1.2)"),
         ("3.12.1", "2.15.0", "cp311", "**failed**: 2 tests failed", "3", "2", "3", "0", "-", "-"),

@@ -1,11 +1,11 @@
-"""The kernel that `benchmarks.compiled.triton_op` traces, interpreted."""
+"""The kernel that `benchmarks.bench_triton_op` traces, interpreted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.compiled import traced
+from benchmarks import traced_forward as traced
 from dreluop.backends import reference
 from dreluop.backends.triton.launch import launch
 from tests.support import oracle

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import report
-from benchmarks.harness import machine as results
+from benchmarks.harness.machine import RESULTS
 from studies.drelu_paper import command
 from studies.drelu_paper.paper.tables import NUMBERS
 from studies.drelu_paper.statistics import document, tables
@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 
 from studies.drelu_paper.statistics import picture
 
-COMMITTED = results.RESULTS / "paper" / FILE_NAME
+COMMITTED = RESULTS / "paper" / FILE_NAME
 FRAME = pd.DataFrame(
     [(block, method, base + step) for block, base in enumerate((50, 60, 20)) for step, method in enumerate("abc")],
     columns=["block", "method", "accuracy"],
@@ -146,13 +146,13 @@ def test_the_report_shows_the_committed_file(tmp_path: Path) -> None:
     begin, end = "<!-- report:statistics:begin -->", "<!-- report:statistics:end -->"
     path = tmp_path / "page.md"
     path.write_text(f"{begin}\n{end}\n")
-    assert report.main([str(path), "--results", str(results.RESULTS)]) == 0
+    assert report.main([str(path), "--results", str(RESULTS)]) == 0
     text = path.read_text()
     assert "| critical difference (no alpha is stated; here 0.05) | 0.656 | 0.782 | - | **no** |" in text
     assert "| Table 2, cifar10 | mobilenet_v2 / fgsm | AT 46.50 (2), TRADES-1 46.23 (3) | 3, 4 | two methods" in text
-    assert report.main([str(path), "--results", str(results.RESULTS), "--check"]) == 0
+    assert report.main([str(path), "--results", str(RESULTS), "--check"]) == 0
     path.write_text(text.replace("0.656 | 0.782", "0.656 | 0.656"))
-    assert report.main([str(path), "--results", str(results.RESULTS), "--check"]) == 1
+    assert report.main([str(path), "--results", str(RESULTS), "--check"]) == 1
     assert report.main([str(path), "--results", str(tmp_path)]) == 0
     assert tables.NOTHING in path.read_text()
 

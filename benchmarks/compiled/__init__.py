@@ -1,1 +1,0 @@
-"""Training steps of compiled networks, in both forms of the activation: `python -m benchmarks.compiled --help`."""

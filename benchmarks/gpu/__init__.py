@@ -1,1 +1,0 @@
-"""The kernel benchmark on a GPU."""

@@ -1,1 +1,0 @@
-"""Speed of the activation alone: `python -m benchmarks.kernels`."""
