@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 PARENT = """
 import os, sys, time
 from functools import partial
-from studies.drelu_paper import command
+from studies.drelu_paper import engines
 from studies.drelu_paper.jobs import Job
 
 def work(path, job):
