@@ -76,7 +76,7 @@ def smoke(context: Context) -> Outcome:
 
 def tests(context: Context) -> Outcome:
     # What needs no GPU runs in every `make test`.
-    return run_pytest(["-m", "gpu and not large"], limit=context.limit, log=context.log, parallel=True)
+    return run_pytest(["--tier=normal", "-m", "gpu and not large"], limit=context.limit, log=context.log, parallel=True)
 
 
 def sanitize(context: Context) -> Outcome:
