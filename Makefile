@@ -53,7 +53,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.demo
 
 check: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test: test-python test-triton test-cpp
 
