@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.11
+# Which tests (tests/support/tiers.py), by how many workers, and every how many of those by Triton's interpreter.
+TIER ?= normal
+WORKERS ?= 2
 TRITON_SAMPLE ?= 16
 CONSTRAINTS := constraints/torch-$(TORCH).txt
 BIN := $(VENV)/bin
@@ -10,16 +13,21 @@ TORCH_PACKAGES := $(if $(filter 2.11,$(TORCH)),torch torchvision triton,torch)
 CPP_BUILD := build/cpp
 SANITIZED_BUILD := build/sanitized
 SANITIZED_PACKAGE := build/sanitized-package
-# Of the Python tests, those that reach every operator of the binding on many shapes, and start no other process.
+# The Python tests that reach every operator of the binding on many shapes, and start no other process.
 SANITIZED_TESTS := $(foreach name,forward backward mask jvp surrogate saturation penalty,tests/ops/test_$(name).py)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f -not -name '*.pyc')
 
-.PHONY: help install demo test test-python test-triton test-cpp test-sanitized bench gpu report lint format wheel clean
+PYTEST = $(BIN)/python -m pytest --tier=$(TIER) -n $(WORKERS) --dist worksteal
+
+.PHONY: help install demo check test test-full test-python test-triton test-cpp test-sanitized bench gpu report lint format
+.PHONY: wheel clean
 
 help:
 	@echo "make demo            install, train a capped network on real digits, attack it, time the kernels"
-	@echo "make test            all tests, Python, Triton in its interpreter, and C++"
+	@echo "make check           before a commit: lint, and the quick tests, which pytest alone runs"
+	@echo "make test            the tests that CI runs: Python, Triton in its interpreter, and C++"
+	@echo "make test-full       before a release, or after a change to kernels: every combination of parameters, in hours"
 	@echo "make test-triton     the operator tests by Triton's interpreter (TRITON_SAMPLE=1: all of them, an hour)"
 	@echo "make test-sanitized  the CPU kernels and their binding under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench           time the kernels, in at most 10 minutes; writes benchmarks/results/"
@@ -44,18 +52,26 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.digits
 
+check: lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
 test: test-python test-triton test-cpp
 
-test-python: $(VENV)/.installed
-	DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=compiled $(BIN)/python -m pytest -n 2 --dist worksteal
+test-full: TIER = full
+test-full: TRITON_SAMPLE = 1
+test-full: test
 
-# The operator tests again, by Triton's kernels in its interpreter: every TRITON_SAMPLE-th, as each takes a second there.
+test-python: $(VENV)/.installed
+	DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=compiled $(PYTEST)
+
+# Run every TRITON_SAMPLE-th operator test again with Triton's kernels: each takes a second in its interpreter.
 test-triton: $(VENV)/.installed
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(BIN)/python -m pytest -n 2 --dist worksteal \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(PYTEST) \
 		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/test_implementations.py
 
+# The CUDA kernels are compiled for the host here; `make install` compiles them with nvcc.
 test-cpp: $(VENV)/.installed
-	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) -DDRELUOP_WERROR=ON -DDRELUOP_CUDA_ARCHS=90 \
+	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(CPP_BUILD) -DDRELUOP_WERROR=ON -DDRELUOP_BUILD=cpu \
 		-DDRELUOP_PYTHON=ON -DDRELUOP_AUTOGRAD=python -DPython3_EXECUTABLE=$(abspath $(BIN))/python
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) --output-on-failure
@@ -70,7 +86,7 @@ test-sanitized: $(VENV)/.installed
 		--build-lib $(SANITIZED_PACKAGE) --build-temp $(SANITIZED_PACKAGE)/objects
 	cd $(SANITIZED_PACKAGE) && DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(abspath $(BIN))/python -m pytest -q $(SANITIZED_TESTS)
+		$(abspath $(BIN))/python -m pytest -q --tier=$(TIER) $(SANITIZED_TESTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks memory

@@ -104,6 +104,7 @@ def test_special_values() -> None:
     assert dcap.item() == 0
 
 
+@pytest.mark.slow
 def test_values_change_with_and_without_gradients_and_only_inside() -> None:
     model = nn.Sequential(nn.Linear(5, 4), dreluop.DReLU(4, init=0.2), dreluop.SReLU(0.1))
     x = torch.randn(7, 5)

@@ -19,6 +19,7 @@ from tests.support import oracle
 from tests.support.surrogates import MODES, STD, TAU, activation, entered, exact
 
 
+@pytest.mark.slow
 @MODES
 @pytest.mark.parametrize("cap_shape", [(), (3,), (3, 4)], ids=["layer", "channel", "neuron"])
 def test_the_gradient_can_be_differentiated(mode: str, cap_shape: tuple[int, ...]) -> None:
@@ -117,6 +118,7 @@ def test_batched_gradients(mode: str) -> None:
     torch.testing.assert_close(batched, torch.stack(one_by_one))
 
 
+@pytest.mark.slow
 @MODES
 def test_a_compiled_model_follows(mode: str) -> None:
     model = nn.Sequential(nn.Linear(5, 6), dreluop.DReLU(6, init=0.1), nn.Linear(6, 4), dreluop.SReLU(0.1))
@@ -137,6 +139,7 @@ def test_a_compiled_model_follows(mode: str) -> None:
         oracle.assert_same_bits(gradient(compiled), ordinary)
 
 
+@pytest.mark.slow
 def test_a_whole_graph_cannot_follow() -> None:
     whole = torch.compile(lambda x: activation(x) * 2, backend="aot_eager", fullgraph=True)
     assert exact(whole)

@@ -207,6 +207,7 @@ def test_tied_weights_stay_tied() -> None:
     assert {id(p) for p in view.parameters()} == {id(p) for p in model.parameters()}
 
 
+@pytest.mark.slow
 def test_traced_and_compiled_models() -> None:
     model = nn.Sequential(nn.Linear(3, 3), dreluop.DReLU(3, init=0.1), nn.Linear(3, 3), nn.ReLU())
     x = torch.randn(4, 3)
@@ -333,6 +334,7 @@ def test_fused_sites_of_the_surgery(make: Callable[[], nn.Module], training: boo
     assert all(p.grad is not None for p in view.parameters())
 
 
+@pytest.mark.slow
 def test_a_residual_network_of_torchvision() -> None:
     models = torchvision_or_skip().models
     original = models.resnet18(weights=None).eval()

@@ -31,6 +31,7 @@ def inputs(granularity: Granularity, device: torch.device | str = "cpu") -> tupl
     return x, cap, bias, residual
 
 
+@pytest.mark.slow
 @by_granularity
 @by_save
 @by_balancer
@@ -46,6 +47,7 @@ def test_derivatives(device: torch.device, granularity: Granularity, save: Any, 
     assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+@pytest.mark.slow
 @by_granularity
 @by_save
 def test_derivatives_in_place(device: torch.device, granularity: Granularity, save: Any) -> None:
@@ -58,6 +60,7 @@ def test_derivatives_in_place(device: torch.device, granularity: Granularity, sa
     assert gradgradcheck(function, inputs(granularity, device))
 
 
+@pytest.mark.slow
 @by_granularity
 @pytest.mark.parametrize("raw", ["capped_relu", "capped_relu_with_aux", "capped_relu_", "capped_relu_with_aux_"])
 def test_derivatives_of_the_raw_operators(granularity: Granularity, raw: str) -> None:
@@ -171,6 +174,7 @@ def test_nothing_but_output_or_mask_is_saved(save: Any) -> None:
         assert [t.numel() * t.element_size() for t in large] == [x.numel() // 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
 @by_save
 @by_balancer

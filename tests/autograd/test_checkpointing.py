@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dreluop
 from dreluop.surgery import replace_activations
-from tests.conftest import storages
+from tests.support.backends import storages
 from tests.support.optional import torchvision_or_skip
 
 pytestmark = pytest.mark.usefixtures("both_nodes")

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import dreluop
-from tests.conftest import storages
 from tests.support import oracle
+from tests.support.backends import storages
 from tests.support.cases import DTYPES, dtype_id
 from tests.support.devices import moved
 

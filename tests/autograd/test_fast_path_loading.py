@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -12,7 +11,10 @@ import torch
 
 import dreluop
 from dreluop.autograd import fast_path
-from tests.conftest import fast_path_or_skip
+from tests.support import fresh_python
+from tests.support.backends import fast_path_or_skip
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import torch, dreluop
@@ -23,13 +25,7 @@ print(__main__._autograd_line())
 
 
 def test_the_variable_may_ask_for_python() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"DRELUOP_AUTOGRAD": "python"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fresh_python.run(PROGRAM, environment={**os.environ, "DRELUOP_AUTOGRAD": "python"})
     why = "not loaded: DRELUOP_AUTOGRAD=python asks for Python"
     said = ["PlainActivationBackward", f"autograd     by Python; no compiled node: {why}"]
     assert done.stdout.splitlines() == said, done.stderr

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import dreluop
 from dreluop import adaptive
 from dreluop.autograd import fast_path
-from tests.conftest import fast_path_or_skip
+from tests.support.backends import fast_path_or_skip
 
 Region = Callable[[Tensor], Any]
 
@@ -65,6 +65,7 @@ IN_PLACE: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", IN_PLACE)
 def test_the_look_for_shared_memory_leaves_no_cycle_of_any_object(call: str) -> None:
     IN_PLACE[call]()

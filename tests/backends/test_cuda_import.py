@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 
 from dreluop._internal import env
-from tests.conftest import native_cuda_or_skip
-from tests.support.patience import PATIENCE
+from tests.support import fresh_python
+from tests.support.backends import native_cuda_or_skip
+
+pytestmark = pytest.mark.slow
 
 
 def run(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    done = fresh_python.run(program, environment={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from dreluop.backends import native
 from dreluop.backends.native import cuda
 from dreluop.ops.schemas import SCHEMAS
-from tests.conftest import native_or_skip
+from tests.support import fresh_python
+from tests.support.backends import native_or_skip
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def built_for_cuda() -> cuda.CudaKernels:
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = fresh_python.run(code)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

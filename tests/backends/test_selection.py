@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +18,8 @@ import dreluop
 from dreluop._internal import env
 from dreluop.backends import selection
 from dreluop.ops import schemas
-from tests.conftest import INTERPRETED, native_or_skip
+from tests.support import fresh_python
+from tests.support.backends import INTERPRETED, native_or_skip
 
 OTHERS = ("reference", *(("triton",) if INTERPRETED else ()))
 
@@ -240,6 +239,7 @@ def test_available_backends() -> None:
     assert dreluop.available_backends(torch.device("cuda", 0))[-1] == "reference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["native", "triton", "reference"])
 def test_the_environment_chooses_for_every_thread(asked: str) -> None:
     if asked == "native":
@@ -252,16 +252,12 @@ thread = threading.Thread(target=lambda: seen.append(selection._chosen.name))
 thread.start(); thread.join()
 print(selection._chosen.name, *seen)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, env.ENVIRONMENT_VARIABLE: asked},
-    )
+    done = fresh_python.run(program, environment={**os.environ, env.ENVIRONMENT_VARIABLE: asked})
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [asked, asked]
 
 
+@pytest.mark.slow
 def test_compiled_code_follows_the_choice() -> None:
     graphs: list[list[str]] = []
 
@@ -296,6 +292,7 @@ def test_a_choice_inside_compiled_code() -> None:
     assert selection.operators().backend is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHERS)
 def test_compiled_training_on_a_chosen_backend(backend: Any) -> None:
     called: list[str] = []
@@ -337,6 +334,7 @@ for key in ("CUDA", "XPU"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reason", "asked", "expected"),
     [
@@ -350,13 +348,9 @@ def test_the_default_rule_goes_on_where_native_does_not_serve(
     reason: str | None, asked: str, expected: list[str]
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != env.ENVIRONMENT_VARIABLE}
-    done = subprocess.run(
-        [sys.executable, "-c", DEFAULT_RULE.format(reason=reason)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment | ({env.ENVIRONMENT_VARIABLE: asked} if asked else {}),
-    )
+    environment |= {env.ENVIRONMENT_VARIABLE: asked} if asked else {}
+    done = fresh_python.run(DEFAULT_RULE.format(reason=reason), environment=environment)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == expected
 
 

@@ -11,8 +11,8 @@ import dreluop
 from benchmarks.harness import implementations as c
 from dreluop._internal.shapes import broadcast_shape
 from dreluop.backends import reference, selection
-from tests.conftest import INTERPRETED
 from tests.support import oracle
+from tests.support.backends import INTERPRETED
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,26 +38,43 @@ def configure(folder: Path, **options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of this run share, so that one of them builds for all."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    with open(folder / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Cpp:
     """A build by CMake of the CPU part and the C++ tests, of which tests make only what they need."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        configure(folder, DRELUOP_BUILD="cpu")
+    def __init__(self, shared: Path) -> None:
+        self.shared, self.folder = shared, shared / "cpp"
+        with one_at_a_time(shared):
+            if not (self.folder / "build.ninja").exists():
+                configure(self.folder, DRELUOP_BUILD="cpu")
 
     def make(self, target: str, file: str | None = None) -> Path:
         """Build a target; return its file, which by default has its name."""
         command = [find_tool("cmake"), "--build", self.folder, "--parallel", "2", "--target", target]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        with one_at_a_time(self.shared):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
         return self.folder / (file or target)
 
 
 @pytest.fixture(scope="session")
-def cpp(tmp_path_factory: pytest.TempPathFactory) -> Cpp:
+def cpp(shared: Path) -> Cpp:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    return Cpp(tmp_path_factory.mktemp("cpp"))
+    return Cpp(shared)
 
 
 def copy_sources(target: Path) -> Path:
@@ -69,15 +89,19 @@ def copy_sources(target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def built(shared: Path) -> tuple[Path, Path]:
     """A wheel, with the CPU kernels only, and the source archive that it was built from."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRELUOP_BUILD", "cpu")
-        patch.setenv("DRELUOP_AUTOGRAD", "compiled")
-        source = copy_sources(tmp_path_factory.mktemp("source") / "dreluop")
-        return build.build(source, tmp_path_factory.mktemp("dist"))
+    names = shared / "built.txt"
+    with one_at_a_time(shared), pytest.MonkeyPatch.context() as patch:
+        if not names.exists():
+            patch.setenv("DRELUOP_BUILD", "cpu")
+            patch.setenv("DRELUOP_AUTOGRAD", "compiled")
+            source = copy_sources(shared / "source" / "dreluop")
+            names.write_text("\n".join(map(str, build.build(source, shared / "dist"))))
+    wheel, archive = map(Path, names.read_text().splitlines())
+    return wheel, archive
 
 
 @pytest.fixture(scope="session")

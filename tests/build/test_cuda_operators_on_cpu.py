@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.build.conftest import Cpp
-
-ROOT = Path(__file__).parents[2]
+from tests.support.own_pytest import ROOT, passed_in_own_process
 
 
 @pytest.fixture(scope="module")
@@ -23,33 +22,24 @@ def library(cpp: Cpp) -> Path:
     return cpp.make("cuda_operators_on_cpu", "libcuda_operators_on_cpu.so")
 
 
-def run(library: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    # The shim is one thread: a second one of torch would only wait for it.
-    environment |= {"DRELUOP_BACKEND": "reference", "DRELUOP_TEST_OPERATORS": str(library), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+def environment(library: Path) -> dict[str, str]:
+    return {"DRELUOP_BACKEND": "reference", "DRELUOP_TEST_OPERATORS": str(library)}
 
 
-def test_operators_agree_with_the_oracle(library: Path) -> None:
+def test_operators_agree_with_the_oracle(library: Path, request: pytest.FixtureRequest) -> None:
     # opcheck and the instruction sets of the CPU are no business of these kernels.
     chosen = "native and not opcheck and not capability"
-    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k", chosen)
-    assert done.returncode == 0, done.stdout[-5000:]
-    passed = int(done.stdout.rsplit(" passed", 1)[0].split()[-1])
-    assert passed > 4000, done.stdout[-500:]
-    assert "skipped" not in done.stdout, done.stdout[-500:]
+    passed = passed_in_own_process(request.config, "tests/ops", "-k", chosen, **environment(library))
+    assert passed > {"full": 4000}.get(request.config.option.tier, 1800)
 
 
-def test_in_place_and_its_derivatives(library: Path) -> None:
-    done = run(library, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/autograd/test_inplace.py")
-    assert done.returncode == 0, done.stdout[-5000:]
+def test_in_place_and_its_derivatives(library: Path, request: pytest.FixtureRequest) -> None:
+    assert passed_in_own_process(request.config, "tests/autograd/test_inplace.py", **environment(library)) > 100
 
 
 FAILED_LAUNCHES = """
 import ctypes, os, torch
-import tests.conftest
+import tests.support.backends
 shim = ctypes.CDLL(os.environ["DRELUOP_TEST_OPERATORS"])
 ops = torch.ops.dreluop
 x, cap, bias = torch.randn(400, 300), torch.rand(300) + 0.5, torch.randn(300)
@@ -122,5 +112,7 @@ print("ok")
 
 
 def test_every_operator_is_one_launch_and_a_failed_one_raises(library: Path) -> None:
-    done = run(library, "-c", FAILED_LAUNCHES)
+    own = os.environ | environment(library) | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", FAILED_LAUNCHES]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "ok", done.stdout + done.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +21,7 @@ import dreluop
 from dreluop._internal import env
 from dreluop.backends import compile_policy, selection
 from dreluop.ops import inductor, schemas
-from tests.support import oracle
+from tests.support import fresh_python, oracle
 from tests.support.cases import Case, special_values
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -133,13 +131,7 @@ def test_unknown_form(wrong: Any) -> None:
 @pytest.mark.parametrize("asked", ["opaque", "later"])
 def test_the_environment_chooses(asked: str) -> None:
     program = "import dreluop; from dreluop.backends import selection; print(selection.chosen_form())"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, env.FORM_VARIABLE: asked},
-    )
+    done = fresh_python.run(program, environment={**os.environ, env.FORM_VARIABLE: asked})
     if asked == "opaque":
         assert done.stdout.split() == ["opaque"]
     else:

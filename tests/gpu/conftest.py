@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import native_cuda_or_skip
+from tests.support.backends import native_cuda_or_skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -51,6 +51,7 @@ def test_bound_on_constant_data(
     assert_constant_sum(grad_cap(backend, grad, y, cap, dim), grad.view(-1)[0], terms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 @pytest.mark.parametrize("save", ["output", "mask"])
 def test_bound_on_very_many_constants(backend, save: str, dtype: torch.dtype) -> None:
@@ -124,6 +125,7 @@ def test_two_runs_give_the_same_bits(backend, case: Case, dtype: torch.dtype) ->
         oracle.assert_same_bits(first, second)
 
 
+@pytest.mark.slow
 @by_dtype
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_any_number_of_threads_gives_the_same_bits(native_backend, threads, case: Case, dtype: torch.dtype) -> None:
@@ -135,6 +137,7 @@ def test_any_number_of_threads_gives_the_same_bits(native_backend, threads, case
             oracle.assert_same_bits(one, many)
 
 
+@pytest.mark.slow
 @by_dtype
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_values_with_two_threads(native_backend, threads, case: Case, dtype: torch.dtype) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from dreluop.backends.native import CPU_CAPABILITIES as CAPABILITIES
 from dreluop.backends.native import CPU_CAPABILITY_VARIABLE as ENVIRONMENT_VARIABLE
-from tests.conftest import native_or_skip, operators_of
-from tests.support import oracle
+from tests.support import fresh_python, oracle
+from tests.support.backends import native_or_skip, operators_of
 from tests.support.cases import CASES, DTYPES, all_bit_patterns, special_values
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -23,23 +22,14 @@ def test_capability(capability: str) -> None:
     best = pytest.importorskip("dreluop._C").cpu_capability()
     if ENVIRONMENT_VARIABLE not in os.environ and CAPABILITIES.index(capability) > CAPABILITIES.index(best):
         pytest.skip(f"this machine has no more than {best}")
-    result = subprocess.run(
-        [sys.executable, "-c", "from tests.ops import test_capability; test_capability.main()"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {ENVIRONMENT_VARIABLE: capability},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, ENVIRONMENT_VARIABLE: capability}
+    result = fresh_python.run("from tests.ops import test_capability; test_capability.main()", environment=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [capability]
 
 
 def test_unknown_capability_is_an_error_at_import() -> None:
-    environment = os.environ | {ENVIRONMENT_VARIABLE: "mmx"}
-    result = subprocess.run(
-        [sys.executable, "-c", "import dreluop"], env=environment, capture_output=True, text=True, check=False
-    )
+    result = fresh_python.run("import dreluop", environment={**os.environ, ENVIRONMENT_VARIABLE: "mmx"})
     assert result.returncode == 1
     assert 'DRELUOP_CPU_CAPABILITY: got "mmx"; expected one of default, avx2, avx512' in result.stderr
 
@@ -48,11 +38,10 @@ def test_unknown_capability_is_an_error_at_import() -> None:
 def test_the_overview_says_when_a_capability_is_not_there(capability: str) -> None:
     native_or_skip()
     pytest.importorskip("dreluop._C")
-    environment = os.environ | {ENVIRONMENT_VARIABLE: capability}
     code = "from dreluop import __main__ as m; print(*m._build_lines(), sep='\\n')"
-    printed = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout
+    done = fresh_python.run(code, environment={**os.environ, ENVIRONMENT_VARIABLE: capability})
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     served = f"CPU          {capability}, " in printed
     assert served != (f"{ENVIRONMENT_VARIABLE}={capability} asks for what this machine does not have" in printed)
 

@@ -103,6 +103,7 @@ class Exported(nn.Module):
         return self.layer(hidden.flatten(1)), penalty + dreluop.cap_penalty(self, 0.1) + counts.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_an_exported_program_needs_no_operator_of_ours(backend: Any, strict: bool) -> None:

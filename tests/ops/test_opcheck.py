@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dreluop.backends import native
 from dreluop.ops import schemas
-from tests.conftest import INTERPRETED, native_or_skip
 from tests.support import oracle
+from tests.support.backends import INTERPRETED, native_or_skip
 from tests.support.cases import FEW_CASES, Case, dtype_id
 
 MORE_CASES = (
@@ -133,6 +133,7 @@ def test_opcheck_of_a_chosen_backend(name: str, which: str, case: Case) -> None:
         torch.library.opcheck(operator(name, which), sample, test_utils=QUICK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [FEW_CASES[4], FEW_CASES[6]], ids=str)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_aot_dispatch(name: str, case: Case) -> None:

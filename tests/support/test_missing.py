@@ -11,6 +11,8 @@ import pytest
 
 from tests.support import missing
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 from tests.support import missing
 from tests.support.missing import pytest_make_collect_report, pytest_runtest_makereport

@@ -52,6 +52,7 @@ def test_projection_after_a_step(name: str) -> None:
     assert [cap.tolist() for cap in caps] == [[0.25, 0.25], [[1.0]]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ParameterList", "ParameterDict"])
 def test_compiled(name: str) -> None:
     class Model(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dreluop
 from dreluop.adaptive import surrogate_backward
-from tests.conftest import native_or_skip
+from tests.support.backends import native_or_skip
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

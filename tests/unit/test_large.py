@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import native_cuda_or_skip, native_or_skip
 from tests.support import oracle
+from tests.support.backends import native_cuda_or_skip, native_or_skip
+
+pytestmark = pytest.mark.slow
 
 GIGABYTE = 2**30
 NEEDED = 10 * GIGABYTE

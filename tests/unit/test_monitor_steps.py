@@ -128,6 +128,7 @@ def test_a_checkpoint_in_distributed_data_parallel() -> None:
     assert [(monitor.step, len(monitor.history)) for monitor in monitors] == [(3, 3)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["around", "inside", "part"])
 def test_compiled_after_the_monitor_was_made(where: str) -> None:
     torch._dynamo.reset()

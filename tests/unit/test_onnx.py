@@ -21,6 +21,8 @@ from dreluop.ops import schemas
 from dreluop.surgery import insert_head, replace_activations
 from tests.support.cases import dtype_id, special_values
 
+pytestmark = pytest.mark.slow
+
 TABLE = translations()
 
 

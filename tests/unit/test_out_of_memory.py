@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dreluop
 from dreluop.backends.selection import operators
-from tests.conftest import native_or_skip
+from tests.support.backends import native_or_skip
 
 pytestmark = pytest.mark.usefixtures("python_node")
 

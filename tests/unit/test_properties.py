@@ -78,6 +78,7 @@ def drawn(draw: st.DrawFn, may_overlap: bool = True) -> Drawn:
     )
 
 
+@pytest.mark.slow
 @given(drawn())
 def test_forward_backward_tangent(backend, d: Drawn) -> None:
     y, mask, _ = backend.capped_relu_with_aux(d.x, d.cap, d.dim, True, None)
@@ -94,6 +95,7 @@ def test_forward_backward_tangent(backend, d: Drawn) -> None:
         oracle.assert_same_bits(tangent, oracle.tangent(d.grad, d.cap, d.x, d.cap, d.dim))
 
 
+@pytest.mark.slow
 @given(drawn(may_overlap=False))
 def test_in_place(backend, d: Drawn) -> None:
     expected = oracle.forward(d.x, d.cap, d.dim)
@@ -106,6 +108,7 @@ def test_in_place(backend, d: Drawn) -> None:
     oracle.assert_same_bits(got, mask)
 
 
+@pytest.mark.slow
 @given(drawn())
 def test_saturation(backend, d: Drawn) -> None:
     assume(d.x.ndim > 0)
@@ -206,6 +209,7 @@ def test_theorem_1(name: str, data: st.DataObject) -> None:
         assert srelu < relu or (not smaller and p.clean == p.perturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIX_CASES)
 @given(st.data())
 def test_corollary_1(name: str, data: st.DataObject) -> None:

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 import dreluop
 from dreluop.backends import selection
 from dreluop.backends.selection import BackendName
-from tests.conftest import native_or_skip
 from tests.support import oracle
+from tests.support.backends import native_or_skip
 from tests.support.cases import DTYPES
 from tests.support.patience import PATIENCE
 

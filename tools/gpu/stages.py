@@ -134,7 +134,7 @@ def sanitize(context: Context) -> Outcome:
     return sanitizer.run(limit=context.limit, log=context.log)
 
 
-GPU_TESTS = ("-m", "gpu and not large", *(f"--ignore={folder}" for folder in WITHOUT_GPU_TESTS))
+GPU_TESTS = ("--tier=normal", "-m", "gpu and not large", *(f"--ignore={folder}" for folder in WITHOUT_GPU_TESTS))
 STAGES: dict[str, Stage] = {
     "build": Stage(build, needs=("setuptools", "pybind11", *PROGRAMS)),
     "smoke": Stage(tests("tests/gpu/test_smoke.py")),

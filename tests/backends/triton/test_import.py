@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,16 +10,16 @@ import torch
 from dreluop.backends import triton as backend
 from dreluop.backends.reference import __dict__ as reference
 from dreluop.ops.schemas import SCHEMAS
+from tests.support import fresh_python
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
 needs_triton = pytest.mark.skipif(backend._import_error() is not None, reason=str(backend._import_error()))
 
 
 def run(code: str, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=False
-    )
+    done = fresh_python.run(code, environment=kept | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

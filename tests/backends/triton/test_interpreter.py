@@ -5,25 +5,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from dreluop.backends.triton import _import_error
+from tests.support.own_pytest import passed_in_own_process
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
 
 
-def test_kernels_in_the_interpreter() -> None:
+def test_kernels_in_the_interpreter(request: pytest.FixtureRequest) -> None:
     if _import_error() is not None:
         pytest.skip(str(_import_error()))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/backends/triton/interpreted"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-8000:]
-    assert int(done.stdout.rsplit(" passed", 1)[0].split()[-1]) > 90, done.stdout[-500:]
-    assert "skipped" not in done.stdout, done.stdout[-500:]
+    passed = passed_in_own_process(request.config, "tests/backends/triton/interpreted", TRITON_INTERPRET="1")
+    assert passed > {"full": 90}.get(request.config.option.tier, 60)

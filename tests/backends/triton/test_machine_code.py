@@ -22,6 +22,8 @@ from tests.build.machine_code import (
     wide_accesses,
 )
 
+pytestmark = pytest.mark.slow
+
 if unavailable_reason("cpu") is None:
     pytest.skip("in the interpreter, nothing is compiled: run without TRITON_INTERPRET", allow_module_level=True)
 if not has_tools():
