@@ -25,7 +25,7 @@ from benchmarks.harness.entry import exit_with
 from benchmarks.harness.interleave import Budget, Timed, interleave, sample, summarize
 
 ROOT = Path(__file__).parent.parent
-FILE_NAME = "road.json"
+FILE_NAME = "road.jsonl"
 SHAPES = ((4, 8), (64, 512))
 IMAGES = (32, 64, 28, 28)
 SMALL, LARGE = Budget(seconds=0.3, max_samples=40), Budget(seconds=1.0, max_samples=9)
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.road", description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="the other checkout, with its compiled libraries")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results/<device>")
+    parser.add_argument("--out", type=Path, help="folder for the record; default: benchmarks/results/<device>")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
@@ -172,24 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    from benchmarks.kernels import results  # noqa: PLC0415 (imports dreluop, which ``measure`` must choose first)
+    from benchmarks.harness import machine, records  # noqa: PLC0415 (imports dreluop, which ``measure`` chooses first)
 
     old = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=options.against, text=True).strip()
-    device = results.describe_device(torch.device("cpu"))
-    document = {
-        "schema": results.SCHEMA,
-        "complete": True,
-        "date": results.now(),
-        "device": device,
-        "threads": 1,
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "against": old,
-        "rounds": options.rounds,
-        "rows": rows,
-    }
-    path = (options.out or results.default_path(device).parent) / FILE_NAME
-    results.save(document, path)
+    device = machine.describe_device(torch.device("cpu"))
+    record = records.new_record("road", device, machine.versions(), threads=1, against=old, rounds=options.rounds)
+    for row in rows:
+        record.add(row.pop("case"), [row], ())
+    path = (options.out or machine.folder_of(device)) / FILE_NAME
+    record.save(path)
     print(f"written: {path}")
 
 
