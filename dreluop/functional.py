@@ -109,7 +109,7 @@ def capped_relu(
         return result
     if fast and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
         return y
-    return route.run_unchecked(x, cap, dim, inplace, save, balancer, bias, residual)
+    return route.check_and_run(x, cap, dim, inplace, save, balancer, bias, residual)
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:

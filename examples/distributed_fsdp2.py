@@ -27,7 +27,7 @@ from dreluop.surgery import calibrate_caps
 BATCH_SIZE = 64
 STEPS = 20
 BALANCER = 0.01
-# Relative to the largest magnitude. A penalty that is counted once too often is off by far more than 1e-3.
+# Relative to the largest value. Rounding stays below it; a penalty that is counted twice does not.
 TOLERANCE = 1e-9
 
 

@@ -1,7 +1,7 @@
 """Train a small network with a D-ReLU layer: `python examples/quickstart.py`.
 
-Learnable caps need three things: a learning rate of their own, the penalty in the loss, and a lower bound after each
-step.
+Learnable caps need three things: a learning rate of their own, the penalty in the loss, and a projection after each
+step that keeps them above 0.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def saved_for_backward(ctx: Any) -> tuple[Tensor, ...]:
     return saved
 
 
-def derivatives_by_plain_torch() -> bool:
+def in_transform_or_forward_mode() -> bool:
     """Whether forward-mode tangents or functorch may ask for derivatives that only plain torch operators have."""
     return torch_private.forward_level() >= 0 or torch_private.transforms_active()
 
@@ -100,7 +100,7 @@ def _batched_at(t: Tensor) -> set[int]:
 
 def derivative_may_be_asked(*tensors: Tensor | None) -> bool:
     """Whether calling an operator on these tensors must go through an autograd.Function."""
-    return (torch.is_grad_enabled() and torch_private.any_requires_grad(*tensors)) or derivatives_by_plain_torch()
+    return (torch.is_grad_enabled() and torch_private.any_requires_grad(*tensors)) or in_transform_or_forward_mode()
 
 
 def backward_on_backend_of_forward(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dreluop._internal import checks, torch_private
-from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch
+from dreluop.autograd.base import BelowAutograd, in_transform_or_forward_mode
 from dreluop.autograd.function import EXACT, KernelActivation, activated
 from dreluop.backends.selection import operators_for
 from dreluop.ops.call import Call
@@ -18,7 +18,7 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     operators = operators_for(x)
     if inplace:
         checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)
-    if derivatives_by_plain_torch():
+    if in_transform_or_forward_mode():
         y, _, penalty = KernelActivation.run(call)
     elif torch.is_grad_enabled() and torch_private.any_requires_grad(x, cap, bias, residual):
         y, _, penalty = activated(call, EXACT, forward_mode=False)

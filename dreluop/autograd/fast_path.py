@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dreluop._internal import checks, torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop._internal.interrupts import left_for_certain
-from dreluop.autograd.base import BelowAutograd, derivatives_by_plain_torch, save_for_backward, saved_for_backward
+from dreluop.autograd.base import BelowAutograd, in_transform_or_forward_mode, save_for_backward, saved_for_backward
 from dreluop.autograd.derivatives import gradients_by
 from dreluop.backends.selection import operators, operators_for
 from dreluop.ops.call import BackwardCall, Call
@@ -49,7 +49,7 @@ def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor
         or type(dim) is not int
         or x.device != cap.device
         or type(inplace) is not bool
-        or derivatives_by_plain_torch()
+        or in_transform_or_forward_mode()
         or torch_private.is_tracing()
     ):
         return None

@@ -13,8 +13,8 @@ from dreluop.autograd import vmap
 from dreluop.autograd.base import (
     BelowAutograd,
     Function,
-    derivatives_by_plain_torch,
     functionalizing,
+    in_transform_or_forward_mode,
     jvp_on_backend_of_forward,
     save_for_backward,
     saved_for_backward,
@@ -71,7 +71,7 @@ class KernelActivation(Function):
     @classmethod
     def run(cls, call: Call, rule: Rule = EXACT) -> Activated:
         """The results of a call, as autograd is to see it."""
-        if derivatives_by_plain_torch():
+        if in_transform_or_forward_mode():
             return activated_in_transforms(call, rule)
         return activated(call, rule, forward_mode=rule is EXACT)
 
@@ -90,7 +90,7 @@ class KernelActivation(Function):
         """y, or y and the penalty. The tensors of the call come once more, as autograd finds them only here."""
         operators = operators_for(x)
         if call.inplace:
-            # Functionalization hides a write without grad mode from autograd, as one under no_grad. `apply` ends this.
+            # With grad mode off, functionalization would hide this write from autograd. `apply` restores the mode.
             torch_private.set_grad_enabled(True)
             ctx.mark_dirty(x)
         with BelowAutograd():
@@ -126,7 +126,7 @@ class KernelActivation(Function):
     @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Any:
         x_tangent, cap_tangent, *others = tangents[4:]
-        # They are added first, but for a level of forward mode in what torch.compile traced, which `run` cannot see.
+        # `run` adds bias and residual first, except under forward mode inside compiled code, which it cannot detect.
         if any(t is not None for t in others):
             raise RuntimeError("capped_relu: no tangents of bias and residual here; add them to x before")
         y, cap = ctx.saved_for_forward
@@ -214,8 +214,7 @@ def _remember(
     ctx.set_materialize_grads(False)
     needs = ctx.needs_input_grad
     if rule.width is not None:
-        # The width first: a checkpoint that computes the ordinary activation anew under a surrogate, or the other way
-        # round, then finds a tensor of another shape, and says so.
+        # The width first: if a checkpoint recomputes under another rule, the saved shapes differ and torch reports it.
         save_for_backward(ctx, rule.width, call.x, cap)
     elif True in needs:
         # Under torch.vmap y is in the place of the mask.

@@ -1,4 +1,4 @@
-"""Which of the four runs a call: a surrogate, the parts of a DTensor, a graph that is traced, or eager mode."""
+"""Chooses how a call runs: by a surrogate, on a DTensor's parts, in a compiled graph, a jit trace or eager mode."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     return traced.run(call) if compiling else eager.run(call)
 
 
-def run_unchecked(*arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
-    """The same of what ``Call.checked`` is given."""
+def check_and_run(*arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """Check the arguments, which are those of ``Call.checked``, and run the call."""
     if torch.compiler.is_compiling():
         # Dynamo cannot leave its graph within a try, and would never look at this function again.
         return run(Call.checked(*arguments))

@@ -29,7 +29,7 @@
 csrc/include/dreluop/semantics.h holds the scalar rule.
 
 ``saved`` is y (any strides) or the packed mask (uint8, one dimension). ``order`` lists the dimensions of y from the
-outermost to the innermost in the mask (``reference.mask_order``); it is read only with a mask. A result that is not
+outermost to the innermost in the mask (``composite.mask_order``); it is read only with a mask. A result that is not
 asked for (``need_x``, ``need_cap``, ``mask``, ``balancer``) is a tensor with zero elements.
 
 Every operator has an overload without a name, served by the default rule of ``dreluop.backends.selection``, and one for

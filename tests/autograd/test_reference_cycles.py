@@ -69,12 +69,13 @@ IN_PLACE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("call", IN_PLACE)
 def test_the_look_for_shared_memory_leaves_no_cycle_of_any_object(call: str) -> None:
     IN_PLACE[call]()
-    gc.collect()
+    while gc.collect() > 0:  # What other tests left may take several passes.
+        pass
     gc.disable()
     try:
         for _ in range(100):
             IN_PLACE[call]()
-        # Another test may have left some.
+        # Another thread may have left some.
         assert gc.collect() < 100
     finally:
         gc.enable()

@@ -30,5 +30,5 @@ def test_enough_paths_are_found() -> None:
 def test_the_map_has_every_folder() -> None:
     found = [path for top in FOLDERS for path in (ROOT / top).iterdir() if any(path.glob("*.*"))]
     names = [f"{path.relative_to(ROOT)}/" for path in found if path.name != "__pycache__"]
-    assert len(names) > 20
+    assert len(names) >= 20
     assert not [name for name in names if not any(entry.startswith(name) for entry in MAP)]

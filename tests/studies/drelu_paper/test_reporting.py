@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib import pyplot as plt
 
+from benchmarks.harness.files import load_document
 from benchmarks.harness.machine import RESULTS
 from studies.drelu_paper import command, configuration, records
 from studies.drelu_paper.report import pages, pictures
@@ -119,7 +120,7 @@ def test_statistics_do_not_rank_a_masked_network_first(tmp_path: Path, capsys: p
     assert command.main(["stats", "digits", "--missing", "drop", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Inputs with zero gradient, of which the paper's attacks say nothing: D-ReLU 100 9" in printed
-    document = records.load(tmp_path / "statistics.json")
+    document = load_document(tmp_path / "statistics.json")
     (comparison,) = document["comparisons"]
     assert comparison["basis"] == "adaptive worst, a block per network and seed"
     ranked = [method["name"] for method in comparison["methods"]]
