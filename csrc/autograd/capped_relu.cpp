@@ -52,8 +52,8 @@ const auto& backward_operator() {
 
 constexpr const char* kNodeName = "CappedReLUBackward";
 
-// dreluop.autograd.fast_path.plain_backward, with the operators of the default rule; and dreluop._internal.errors.raise_as_of_torch.
-// Never freed: nodes outlive the module.
+// dreluop.autograd.fast_path.plain_backward, with the operators of the default rule; and
+// dreluop._internal.errors.raise_as_of_torch. Never freed: nodes outlive the module.
 PyObject* backward_in_python = nullptr;
 PyObject* raise_as_of_torch = nullptr;
 

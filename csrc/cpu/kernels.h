@@ -25,7 +25,7 @@ void saturation(const Problem& problem, const Saturation& pass);
 // balancer * sum of squares over all tensors.
 void penalty(const std::vector<CapTensor>& caps, double balancer, Scalar result);
 
-// gradients[i] = 2 * balancer * grad * caps[i]; a gradient has its cap's sizes and dtype.
+// gradients[i] = 2 * balancer * grad * caps[i]; a gradient is contiguous and has its cap's sizes and dtype.
 void penalty_backward(const std::vector<CapTensor>& caps, const std::vector<CapTensor>& gradients, double balancer,
                       Scalar grad);
 

@@ -12,10 +12,12 @@ void penalty_backward(const std::vector<CapTensor>& caps, const std::vector<CapT
                       Scalar grad) {
   const double scale = 2 * balancer * load(grad);
   for (size_t k = 0; k < caps.size(); ++k) {
-    std::vector<double> values(caps[k].numel());
-    for_each_value(caps[k].dtype, TensorView(caps[k]), caps[k].numel(), [&](int64_t i, double m) { values[i] = m; });
-    write_values(gradients[k].dtype, TensorView(gradients[k]), caps[k].numel(),
-                 [&](int64_t i) { return scale * values[i]; });
+    with_dtype_traits(caps[k].dtype, [&](auto traits) {
+      using Traits = decltype(traits);
+      auto* to = static_cast<typename Traits::Storage*>(gradients[k].data);
+      for_each_value(caps[k].dtype, TensorView(caps[k]), caps[k].numel(),
+                     [&](int64_t i, double m) { to[i] = Traits::round(scale * m); });
+    });
   }
 }
 

@@ -84,15 +84,6 @@ def residual_for(x: Tensor, residual: Any) -> Tensor:
     return result
 
 
-def bias_and_residual_for(
-    x: Tensor, cap: Tensor, dim: int, bias: Any, residual: Any
-) -> tuple[Tensor | None, Tensor | None]:
-    return (
-        None if bias is None else bias_for(x, cap, bias, dim),
-        None if residual is None else residual_for(x, residual),
-    )
-
-
 def save_mode(save: Any) -> str:
     if save not in SAVE_MODES:
         raise ValueError(f'save: got {save!r}; expected "output" or "mask"')

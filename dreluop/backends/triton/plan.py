@@ -99,14 +99,11 @@ def checked_programs(programs: int) -> int:
 
 
 # How an elementwise pass finds the caps of a vector.
-ONE, SPAN, ALIGNED, RING, EACH = range(5)
-CAP_MODES = {
-    ONE: "a single cap",
-    SPAN: "a vector lies in one run of `inner` elements, or over the border of two",
-    ALIGNED: "one cap per element, vecs never wrap around, and the caps lie side by side",
-    RING: "one cap per element, and a vector wraps around at most once",
-    EACH: "any other",
-}
+ONE = 0  # a single cap
+SPAN = 1  # a vector is in one run of `inner` elements, or crosses the border of two
+ALIGNED = 2  # one cap per element, vectors never wrap around, and the caps are contiguous
+RING = 3  # one cap per element, and a vector wraps around at most once
+EACH = 4  # any other
 
 
 def cap_mode(vec: int, layout: Layout, *, side_by_side: bool) -> int:
