@@ -29,15 +29,15 @@ from dreluop.ops.handles import DEFAULT, Operators
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
-# Called with x, cap, dim and inplace: y, or None for what is not the usual call. None where it does not serve.
+# Called with x, cap, dim and inplace: y, or None for any call but a common eager one. None where it is not available.
 capped_relu: Callable[[Tensor, Tensor | float, int, bool], Tensor | None] | None = None
-# Why it does not serve; None if it does.
+# Why it is not available; None if it is.
 reason: str | None
 _TENSORS = frozenset({Tensor, nn.Parameter})
 
 
 def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor | None:
-    """y, or None for what is not the usual call.
+    """y, or None for any call but a common eager one.
 
     Small tensors feel every microsecond, so the operator is asked at once. It refuses whatever the checks would, which
     then have the words for it.
@@ -126,7 +126,7 @@ def _load() -> str | None:
 
 
 def _load_module() -> str | None:
-    global capped_relu  # noqa: PLW0603 (what the usual call looks at)
+    global capped_relu  # noqa: PLW0603 (what each call reads)
     if importlib.util.find_spec("dreluop._autograd") is None:
         return "dreluop._autograd is not built"
     try:
