@@ -101,7 +101,7 @@ gpu:
 		$(if $(QUICK),--quick) $(if $(RESUME),--resume)
 
 report: $(VENV)/.installed
-	$(BIN)/python -m benchmarks report
+	$(BIN)/python -m tools.report
 
 CPP_FILES := $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 
@@ -112,7 +112,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/typos
-	$(BIN)/python -m benchmarks report --check
+	$(BIN)/python -m tools.report --check
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks NAME` takes them, `python -m benchmarks report` writes them into documents."""
+"""Measurements: `python -m benchmarks NAME` takes them, `python -m tools.report` writes them into documents."""

@@ -33,13 +33,9 @@ def bench_of(name: str) -> Bench:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name == "report":
-        from benchmarks import report  # noqa: PLC0415 (needs pandas)
-
-        return report.main(rest)
     if name not in MODULES:
         out = sys.stdout if name in ("-h", "--help") else sys.stderr
-        print(f"usage: python -m benchmarks NAME [--help]; NAME is one of {', '.join([*MODULES, 'report'])}", file=out)
+        print(f"usage: python -m benchmarks NAME [--help]; NAME is one of {', '.join(MODULES)}", file=out)
         return 0 if out is sys.stdout else 2
     return run(bench_of(name), rest)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import bench_triton_op as triton_op
-from benchmarks import report
 from benchmarks.harness import cli, machine
 from benchmarks.harness.cli import Run, main
 from benchmarks.harness.machine import Gpu, Platform
@@ -24,6 +23,7 @@ from dreluop.backends.triton import plan, tuning, unavailable_reason
 from tests.backends.triton.recorded import Launch, record
 from tests.benchmarks.conftest import BUDGET, Processor
 from tests.build.machine_code import MISSING_TOOLS, has_tools, wide_accesses
+from tools import report
 
 pytest.importorskip("triton", reason="needs triton, not installed", exc_type=ImportError)
 if unavailable_reason("cpu") is None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
 from benchmarks.harness import files
+from tools import report
 from tools.wheels import document
 from tools.wheels.document import Row
 

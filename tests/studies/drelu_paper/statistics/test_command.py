@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import report
 from benchmarks.harness.machine import RESULTS
 from studies.drelu_paper import command
 from studies.drelu_paper.paper.tables import NUMBERS
 from studies.drelu_paper.statistics import document, tables
 from studies.drelu_paper.statistics.comparison import ANOVA, FRIEDMAN, IMAN_DAVENPORT
 from studies.drelu_paper.statistics.document import ACCURACIES, FILE_NAME, MODELS, PRINTED_RANKS, REPAIRED_RANKS
+from tools import report
 
 pytest.importorskip("matplotlib")
 from matplotlib import image, pyplot

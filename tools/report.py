@@ -1,6 +1,6 @@
 """Write the measured tables into the documents, and draw the pictures, from the records only.
 
-`python -m benchmarks report`; with `--check`, it draws nothing and fails where a table is not what the records give.
+`python -m tools.report`; with `--check`, it draws nothing and fails where a table is not what the records give.
 
 A document marks where each report goes, and the text between the marks is replaced:
 
@@ -39,7 +39,7 @@ from tools.wheels import document as wheels_document
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "pictures"
 NOTHING = "Nothing has been measured yet."
-RUN = "run python -m benchmarks report"
+RUN = "run python -m tools.report"
 # Of each picture of speed and memory, by name: the record that it shows and its title; ``pictures`` draws them.
 PICTURES = {
     "roofline": ("kernels", "Share of the floor's bandwidth"),
@@ -196,7 +196,7 @@ def updated(text: str, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.splitlines()[0])
     parser.add_argument(
         "documents",
         type=Path,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
 from benchmarks.bench_kernels import BENCH
 from benchmarks.harness.activations import HOT, Visit, measure
 from benchmarks.harness.cli import Bench
 from benchmarks.harness.machine import Platform
 from benchmarks.harness.records import Record, load
 from tests.benchmarks.conftest import BUDGET, CASES, EAGER, Processor
+from tools import report
 
 BEGIN, END = "<!-- report:kernels:begin -->", "<!-- report:kernels:end -->"
 
