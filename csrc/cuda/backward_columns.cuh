@@ -166,10 +166,14 @@ struct BackwardColumns : Routing<Traits> {
   }
 };
 
+// How many of its blocks a multiprocessor holds. Two sums in double of eight columns need the registers of all.
 template <class Traits>
-__global__ void __launch_bounds__(kColumnThreads, Traits::kAccess == Access::kVector && Traits::kSums == 1
-                                                      ? kColumnBlocksPerProcessor
-                                                      : 2)
+constexpr int kColumnBlocks = Traits::kAccess == Access::kGeneral ? (Traits::kVec == 8 ? 1 : 2)
+                              : Traits::kSums == 1                ? kColumnBlocksPerProcessor
+                                                                  : 2;
+
+template <class Traits>
+__global__ void __launch_bounds__(kColumnThreads, kColumnBlocks<Traits>)
     backward_columns_kernel(const __grid_constant__ typename Traits::Parameters p) {
   BackwardColumns<Traits>{{p}}.run();
 }

@@ -46,6 +46,8 @@ HOT = {
     "forward_general_kernel<Native<double>, 1, 2, true>": (256, 3),
     "backward_rows_kernel<Native<double>, 1, 2, false>": (256, 2),
     "backward_columns_kernel<Native<double>, 1, 2, false>": (256, 2),
+    # Two sums of doubles for each of eight columns.
+    **{f"backward_columns_kernel<{f}, 1, 2, false>": (256, 1) for f in FORMATS[1:]},
     **{f"{name}_kernel<{f}, 1, 2>": (256, 4) for name in WITHOUT_SUMS for f in (*FORMATS, "Native<double>")},
 }
 
@@ -98,10 +100,9 @@ def test_reads_and_writes_are_wide(kernels, arch, name):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", HOT)
-def test_nothing_is_kept_in_local_memory(kernels, arch, name):
-    local = local_accesses(kernels[arch][name].code)
-    assert not local, f"{name} on {arch} keeps values in local memory: {local}"
+def test_nothing_is_kept_in_local_memory(kernels, arch):
+    local = {name: found for name, kernel in kernels[arch].items() if (found := local_accesses(kernel.code))}
+    assert not local, f"on {arch} keep values in local memory: {local}"
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
