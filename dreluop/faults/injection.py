@@ -1,0 +1,261 @@
+"""``bit_flips``: a network whose memory has faults, for the time of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dreluop._internal import checks
+from dreluop.faults import bits as flipping
+from dreluop.faults.reached import ActivationCalls
+from dreluop.modules import DReLU, SReLU
+
+Where = Literal["weights", "caps", "activations", "inputs_of_activations"]
+PLACES = ("weights", "caps", "activations", "inputs_of_activations")
+STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8)
+
+
+@dataclass
+class Injection:
+    """What ``bit_flips`` did.
+
+    Attributes:
+        flips: bits that were flipped so far.
+        exposed: bits that might have been.
+    """
+
+    flips: int = 0
+    exposed: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rate: float | None
+    count: int | None
+    bits: Sequence[int] | None
+    generator: torch.Generator
+
+    def bits_of(self, words: Tensor) -> Sequence[int]:
+        width = flipping.width_of(words.dtype)
+        if self.bits is None:
+            return range(width)
+        if max(self.bits) >= width:
+            raise ValueError(f"bits: got {max(self.bits)}; expected numbers below {width}, the bits of an element")
+        return self.bits
+
+    def draw(self, total: int) -> Tensor:
+        """The numbers of the bits that flip, out of so many."""
+        count = self.count
+        if count is None:
+            assert self.rate is not None
+            count = flipping.binomial(total, self.rate, self.generator)
+        elif count > total:
+            raise ValueError(f"flips: got {count}; expected at most {total}, the bits that there are")
+        return flipping.distinct(total, count, self.generator)
+
+
+@contextmanager
+def bit_flips(
+    model: nn.Module,
+    rate: float | None = None,
+    *,
+    flips: int | None = None,
+    where: Where = "weights",
+    dtype: torch.dtype | None = None,
+    bits: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[Injection]:
+    """Flip bits in a model's memory inside the block; afterwards it is as it was, bit for bit, also after an exception.
+
+    Each bit flips on its own with probability ``rate``, the bit error rate, or exactly ``flips`` of them do, each set
+    as likely as any other. Time and memory follow the number of flips, not that of the bits; with ``dtype`` the tensors
+    are copied.
+
+    Args:
+        model: on any devices. In the block its tensors hold the faults: do not train or save it there.
+        rate: in [0, 1]. Give this or ``flips``.
+        flips: with weights and caps in the whole model; with activations in each of them that a forward pass reaches.
+        where: ``"weights"``: all parameters but caps, each once, drawn when the block is entered. ``"caps"``: those of
+            ``DReLU`` and ``SReLU``. ``"inputs_of_activations"``: the values before ReLU, GELU, a capped activation and
+            the like (``reached.NAMES``), as modules, functions or methods, drawn anew in each forward pass of the
+            model. ``"activations"``: the values after them, as they lie in memory between layers.
+        dtype: the type in which weights or caps are stored, float64, float32, float16, bfloat16 or int8; None: the
+            type they have. With another, all are rounded to it in the block. int8 has a scale for each index of
+            dimension 0, the largest magnitude / 127, and is for tensors of two dimensions and more; scales and other
+            tensors are not hit.
+        bits: those of an element that may flip, 0 the least significant; None: all.
+        generator: on the CPU, whatever the model's device, so that a seed gives the same faults everywhere; None:
+            torch's default one.
+
+    Yields:
+        An ``Injection``.
+
+    Raises:
+        TypeError: an argument, or a parameter of the model, is of another type.
+        ValueError: rate is not in [0, 1], rate and flips are both given or both not, or flips are more than the bits;
+            where, dtype or bits are not as above; the model has no such tensors or one without values, or reaches no
+            such activation when it is called.
+    """
+    _check(model, rate, flips, where, dtype, generator)
+    plan = _Plan(
+        None if rate is None else checks.number("rate", rate),
+        None if flips is None else checks.integer("flips", flips),
+        _checked_bits(bits),
+        generator if generator is not None else torch.default_generator,
+    )
+    injection = Injection()
+    with ExitStack() as undo:
+        if where in ("weights", "caps"):
+            _hit_tensors(_weights(model) if where == "weights" else _caps(model), plan, dtype, injection, undo)
+        else:
+            _hit_activations(model, where, plan, injection, undo)
+        yield injection
+
+
+def _hit_tensors(
+    tensors: dict[str, Tensor], plan: _Plan, dtype: torch.dtype | None, injection: Injection, undo: ExitStack
+) -> None:
+    stored = {name: _Stored(t, dtype) for name, t in tensors.items() if dtype != torch.int8 or t.ndim >= 2}
+    if not stored:
+        raise ValueError("dtype: got torch.int8; expected a tensor of two dimensions or more among those that are hit")
+    bits = [plan.bits_of(one.words) for one in stored.values()]
+    ends = torch.tensor([one.words.numel() * len(b) for one, b in zip(stored.values(), bits, strict=True)]).cumsum(0)
+    injection.exposed = int(ends[-1])
+    numbers = plan.draw(injection.exposed)
+    injection.flips = len(numbers)
+    splits = torch.searchsorted(numbers, ends)
+    begin = 0
+    for one, own, end, split in zip(stored.values(), bits, ends.tolist(), splits.tolist(), strict=True):
+        first = end - one.words.numel() * len(own)
+        undo.callback(one.restore)
+        one.flip(numbers[begin:split] - first, own)
+        begin = split
+
+
+class _Stored:
+    """A tensor in the dtype in which it is stored."""
+
+    def __init__(self, tensor: Tensor, dtype: torch.dtype | None) -> None:
+        self.tensor = tensor.detach()
+        self.scale: Tensor | None = None
+        self.before: Callable[[], Any] = lambda: None
+        self.is_copy = dtype is not None and dtype != tensor.dtype
+        if not self.is_copy:
+            held = self.tensor
+        elif dtype == torch.int8:
+            peaks = self.tensor.flatten(1).abs().amax(1).view(-1, *[1] * (tensor.ndim - 1))
+            self.scale = torch.where(peaks > 0, peaks, 127) / 127
+            held = (self.tensor / self.scale).round().clamp(-127, 127).to(torch.int8)
+        else:
+            held = self.tensor.to(dtype)
+        self.held = held
+        self.words = flipping.as_words(held)
+
+    @torch.no_grad()
+    def flip(self, numbers: Tensor, bits: Sequence[int]) -> None:
+        if self.is_copy:
+            clean = self.tensor.clone()
+            self.before = lambda: self.tensor.copy_(clean)
+        if len(numbers):
+            where, words = flipping.flip(self.words, numbers, bits)
+            if not self.is_copy:
+                self.before = lambda: self.words.__setitem__(where, words)
+        if self.is_copy:
+            held = self.held.to(self.tensor.dtype)
+            self.tensor.copy_(held if self.scale is None else held * self.scale)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.before()
+
+
+def _hit_activations(model: nn.Module, where: Where, plan: _Plan, injection: Injection, undo: ExitStack) -> None:
+    def hit(t: Tensor) -> None:
+        with torch.no_grad():
+            words = flipping.as_words(t)
+            bits = plan.bits_of(words)
+            total = words.numel() * len(bits)
+            numbers = plan.draw(total)
+            injection.exposed += total
+            injection.flips += len(numbers)
+            if len(numbers):
+                flipping.flip(words, numbers, bits)
+
+    def on_input(x: Tensor, written_over: bool) -> Tensor:
+        x = x if written_over else x.clone()
+        hit(x)
+        return x
+
+    calls = ActivationCalls(on_input, None) if where == "inputs_of_activations" else ActivationCalls(None, hit)
+    undo.callback(model.register_forward_pre_hook(calls.before).remove)
+    undo.callback(model.register_forward_hook(calls.after, always_call=True).remove)
+    undo.enter_context(calls)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    caps = {id(cap) for cap in _caps_of(model).values()}
+    found = {name: p for name, p in model.named_parameters() if id(p) not in caps}
+    if not found:
+        raise ValueError(f"model: a {type(model).__name__} has no parameters but caps; expected at least one")
+    return {name: _checked_tensor(name, t) for name, t in found.items()}
+
+
+def _caps(model: nn.Module) -> dict[str, Tensor]:
+    found = {id(cap): (name, cap) for name, cap in _caps_of(model).items()}
+    if not found:
+        raise ValueError(f"model: a {type(model).__name__} has no DReLU or SReLU; expected at least one")
+    return {name: _checked_tensor(name, cap) for name, cap in found.values()}
+
+
+def _caps_of(model: nn.Module) -> dict[str, Tensor]:
+    capped = ((name, m) for name, m in model.named_modules() if isinstance(m, DReLU | SReLU))
+    return {f"{name}.cap" if name else "cap": m.cap for name, m in capped}
+
+
+def _checked_tensor(name: str, t: Tensor) -> Tensor:
+    if type(t) not in (Tensor, nn.Parameter):
+        raise TypeError(f"{name}: got a {type(t).__name__}; expected a plain tensor or nn.Parameter")
+    if t.layout is not torch.strided or t.dtype.is_complex or t.dtype == torch.bool:
+        raise TypeError(f"{name}: got dtype {t.dtype}, layout {t.layout}; expected strided real numbers")
+    if place := checks.place_without_values(t):
+        raise ValueError(f"{name}: got a tensor {place}; expected one with values")
+    return t
+
+
+def _check(
+    model: Any, rate: float | None, flips: int | None, where: Any, dtype: Any, generator: torch.Generator | None
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    if where not in PLACES:
+        raise ValueError(f"where: got {where!r}; expected one of {', '.join(PLACES)}")
+    if (rate is None) == (flips is None):
+        raise ValueError("rate, flips: got both or neither; expected one of them")
+    if rate is not None and not 0 <= checks.number("rate", rate) <= 1:
+        raise ValueError(f"rate: got {rate}; expected a probability, in [0, 1]")
+    if flips is not None and checks.integer("flips", flips) < 0:
+        raise ValueError(f"flips: got {flips}; expected at least 0")
+    if dtype is not None and dtype not in STORED:
+        raise ValueError(f"dtype: got {dtype}; expected one of {', '.join(map(str, STORED))}")
+    if where not in ("weights", "caps"):
+        if dtype is not None:
+            raise ValueError(f'dtype: got {dtype}; expected None with where="{where}", whose values have a type')
+        if any(hasattr(m, "_orig_mod") for m in model.modules()):
+            raise ValueError("model: got one of torch.compile, which hides its activations; expected its _orig_mod")
+    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
+        got = f"one on {generator.device}" if isinstance(generator, torch.Generator) else type(generator).__name__
+        raise TypeError(f"generator: got {got}; expected a torch.Generator on the CPU")
+
+
+def _checked_bits(bits: Sequence[int] | None) -> list[int] | None:
+    if bits is None:
+        return None
+    found = [checks.integer("bits", bit) for bit in bits]
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise ValueError(f"bits: got {found}; expected at least one, different, not negative")
+    return found
