@@ -170,4 +170,4 @@ def demo_rows(threads: int = THREADS, selected: Sequence[Case] | None = None, bu
     for row in rows:
         if "failure" in row:
             raise RuntimeError(f"{row['implementation']}: {row['failure']}")
-    return [row for row in rows if row["implementation"] not in (c.CLONE, c.COPY)]
+    return [row for row in rows if row["implementation"] not in c.FLOORS]

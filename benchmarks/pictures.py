@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from benchmarks.bench_depth import CHAINS, IN_PLACE, RELU
-from benchmarks.bench_kernels import TARGETS
+from benchmarks.bench_kernels import TARGETS, frame_of
 from benchmarks.bench_scaling import CAPS, SIZE, line, overhead_ends, styles
 from benchmarks.harness import implementations as c
 from benchmarks.harness import machine
@@ -24,7 +24,7 @@ from benchmarks.harness.table import matching, size_name
 if TYPE_CHECKING:
     import pandas as pd
 
-FLOORS = {c.COPY: "black", c.CLONE: "#56B4E9"}
+FLOORS = {c.COPY: "black", c.COPY_BY_KERNEL: "dimgray", c.CLONE: "#56B4E9"}
 LINES = {**FLOORS, **COLORS}
 MAIN_DTYPE = "bfloat16"
 OF_DTYPE = {"bfloat16": BLUE, "float32": ORANGE}
@@ -36,7 +36,7 @@ def roofline(record: Record, path: Path) -> None:
     on_gpu = machine.is_gpu(record.run["device"])
     frame = _shares(record, on_gpu)
     inputs = list(frame["case"].unique())
-    floor = "copy" if on_gpu else "clone"
+    floor = "pins" if on_gpu else "clone"
     figure, sides = plt.subplots(
         1, 2, figsize=(13, 1.2 + 0.55 * max(len(inputs), 3)), sharey=True, layout="constrained"
     )
@@ -48,10 +48,10 @@ def roofline(record: Record, path: Path) -> None:
             axes.barh(places, found, BAR, color=COLORS[name], label=name)
         axes.axvline(1, color="black", linewidth=1, label=floor)
         for target in TARGETS["cuda"] if on_gpu else ():
-            if target.value == "fraction_of_copy" and target.where["pass"] == pass_:
-                label = f"target {target.limit:.0%}"
+            if target.value == "fraction_of_pins" and target.where["pass"] == pass_:
+                label = f"target {target.limit:.0%} ({target.subject[1].split(' without')[0]})"
                 axes.axvline(target.limit, color="black", linewidth=1, linestyle="--", label=label)
-        axes.set(title=pass_, xlabel=f"share of a {floor}'s bandwidth")
+        axes.set(title=pass_, xlabel=f"share of the {floor}' bandwidth" if on_gpu else "share of a clone's bandwidth")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="lower right", fontsize=8)
     sides[0].set_yticks(range(len(inputs)), inputs, fontsize=8)
@@ -63,11 +63,10 @@ def roofline(record: Record, path: Path) -> None:
 
 def _shares(record: Record, on_gpu: bool) -> pd.DataFrame:
     """On a processor the floor of both passes is a clone, which reads and writes x once."""
-    frame = record.frame()
+    frame = frame_of(record)
     frame = frame[frame["x_bytes"] >= LARGE]
     if on_gpu:
-        frame = frame[frame["bias_and_residual"] == ""]
-        return frame.assign(share=frame["fraction_of_copy"])
+        return frame[frame["bias_and_residual"] == ""].assign(share=lambda rows: rows["fraction_of_pins"])
     frame = frame[(frame["threads"] == record.run["settings"]["threads"]) & (frame["floor"] == c.CLONE)]
     return frame.assign(share=frame["min_bytes"] / frame["ms"] / (2 * frame["x_bytes"] / frame["floor_ms"]))
 

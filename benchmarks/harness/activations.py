@@ -13,10 +13,10 @@ forward+backward          the two, one after the other              5s          
 s is the size of an element. A residual adds s forward; with the packed mask, forward writes s/4 and backward reads
 that in place of y; caps and bias are negligible. The bytes are the fewest that any implementation can move, and GB/s is
 those bytes over the time: an implementation that moves more shows fewer GB/s. ``fraction_of_copy`` is that bandwidth
-over the one of ``copy_`` to a tensor that exists, in the same mode and run. Forward and backward are laps of the same
-calls, and every call builds its own graph. In all passes but in-place the result is a fresh tensor: on a processor its
-page faults are part of the time, the clone's too (``interleave`` says more). Before each in-place call x is restored,
-untimed, so that the data stay random.
+over the one of the fastest copy to a tensor that exists, in the same mode and run. Forward and backward are laps of the
+same calls, and every call builds its own graph. In all passes but in-place the result is a fresh tensor: on a processor
+its page faults are part of the time, the clone's too (``interleave`` says more). Before each in-place call x is
+restored, untimed, so that the data stay random.
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ from benchmarks.harness.attempts import failure
 from benchmarks.harness.interleave import Budget, Samples, Timed, fresh_memory, interleave, threads
 from benchmarks.harness.machine import Call, Launches, Platform
 from benchmarks.harness.memory import Saved
-from benchmarks.harness.workloads import Case, Clones, Copies, Repeated, Work, make_bias_and_residual, make_data
+from benchmarks.harness.workloads import (
+    Case,
+    Clones,
+    Copies,
+    KernelCopies,
+    Repeated,
+    Work,
+    make_bias_and_residual,
+    make_data,
+)
 
 FORWARD, IN_PLACE, BACKWARD, BOTH = "forward", "in-place", "backward", "forward+backward"
 # Which steps of a training call belong to a pass.
@@ -77,7 +86,7 @@ class Facts:
 
 def min_bytes(case: Case, pass_: str, implementation: str) -> int:
     """The fewest bytes that a call moves."""
-    if implementation in (c.COPY, c.CLONE):
+    if implementation in c.FLOORS:
         return 2 * case.x_bytes * (2 if pass_ == BOTH else 1)
     mask = -(-torch.Size(case.shape).numel() // 4) if implementation == c.OURS_MASK.name else 0
     residual = case.x_bytes if "residual" in case.bias_and_residual else 0
@@ -116,6 +125,8 @@ def _training_rows(case: Case, visit: Visit, budget: Budget, platform: Platform)
     if platform.kind == "cpu":
         # There a fresh tensor costs page faults, a clone's too.
         floors[c.CLONE] = Clones(data, visit.calls)
+    else:
+        floors[c.COPY_BY_KERNEL] = KernelCopies(data, visit.calls)
     timed = [_timed(name, floor, case, visit, platform) for name, floor in floors.items()]
     facts: dict[str, Facts] = {}
     works: dict[str, Repeated] = {}
@@ -195,7 +206,8 @@ def _rows(case: Case, pass_: str, visit: Visit, samples: Mapping[str, Samples], 
     calls = visit.calls
     ms = {name: found.seconds().median * 1e3 / calls for name, found in samples.items()}
     floor = c.CLONE if c.CLONE in ms else c.COPY
-    copy_gb_per_s = min_bytes(case, pass_, c.COPY) / ms[c.COPY] * 1e-6
+    copies = [ms[name] for name in c.COPIES if name in ms]
+    copy_gb_per_s = min_bytes(case, pass_, c.COPY) / min(copies) * 1e-6
     rows: Rows = []
     for name, found in samples.items():
         moved = min_bytes(case, pass_, name)

@@ -256,3 +256,7 @@ def versions() -> dict[str, str]:
 # The floors: what any implementation must at least do, a read of x and a write of y, without arithmetic.
 CLONE = "clone"
 COPY = "copy_"
+# The same by an elementwise kernel: copy_ is the driver's copy, which is not always the faster.
+COPY_BY_KERNEL = "copy by a kernel"
+COPIES = (COPY, COPY_BY_KERNEL)
+FLOORS = (CLONE, *COPIES)

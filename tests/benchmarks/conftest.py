@@ -23,7 +23,7 @@ CASES = [
 ]
 GPU: Gpu = {
     "type": "cuda",
-    "name": "Some GPU 80GB",
+    "name": "Some H100 80GB HBM3",
     "capability": "9.0",
     "multiprocessors": 132,
     "memory_bytes": 80 * 2**30,

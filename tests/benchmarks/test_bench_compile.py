@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import dreluop
-from benchmarks import bench_compile, report
+from benchmarks import bench_compile
 from benchmarks.bench_compile import BENCH, BY_RULE, CLAMP, DENSE, FORMS, IMPLEMENTATIONS, QUICK, RELU, Case
 from benchmarks.harness.cli import Run, main
 from benchmarks.harness.machine import Gpu, Platform
@@ -22,6 +22,7 @@ from benchmarks.models.steps import AMP
 from tests.benchmarks.conftest import Processor, measured
 from tests.benchmarks.models.conftest import TinyNetwork
 from tests.support.optional import torchvision_or_skip
+from tools import report
 
 ACTIVATIONS = {"resnet18": 17, "dense": 3}
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_kernels, kernel_cases, report
+from benchmarks import bench_kernels, kernel_cases
 from benchmarks.bench_kernels import BENCH, KERNELS, TARGETS
 from benchmarks.harness import implementations as c
+from benchmarks.harness import machine
 from benchmarks.harness.activations import BACKWARD, BOTH, COLD, FORWARD, HOT, IN_PLACE, LARGE
 from benchmarks.harness.cli import Run
 from benchmarks.harness.machine import Gpu, Platform
@@ -21,6 +22,7 @@ from benchmarks.harness.records import Record
 from benchmarks.harness.table import MISSING
 from benchmarks.kernel_cases import cases
 from tests.benchmarks.conftest import BUDGET, CASES, EAGER, Accelerator, Processor, measured
+from tools import report
 
 SMALL = kernel_cases.SMALL
 
@@ -180,8 +182,8 @@ def test_the_targets_of_the_plan() -> None:
     shown = {(target.where["pass"], target.value, target.where["implementation"]): [] for target in TARGETS["cuda"]}
     for target in TARGETS["cuda"]:
         shown[target.where["pass"], target.value, target.where["implementation"]].append(target.limit)
-    assert shown[FORWARD, "fraction_of_copy", c.OURS.name] == [0.95]
-    assert shown[BACKWARD, "fraction_of_copy", c.OURS.name] == [0.92]
+    assert shown[FORWARD, "fraction_of_pins", c.OURS.name] == [0.90, 0.86]
+    assert shown[BACKWARD, "fraction_of_pins", c.OURS.name] == [0.88, 0.82]
     assert shown[BACKWARD, KERNELS, c.OURS.name] == [1, 1]
     assert shown[BOTH, f"{c.RELU_MINIMUM.name} / ours", c.OURS.name] == [4, 2]
     assert shown[BOTH, f"{c.COMPILED.name} / ours", c.OURS.name] == [1.15]
@@ -191,20 +193,32 @@ def test_the_targets_of_the_plan() -> None:
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
-    ("changes", "outcome"),
+    ("changes", "small", "large"),
     [
-        ({"fraction_of_copy": 0.94}, "**missed** in 1 of 1"),
-        ({"fraction_of_copy": 0.95}, "yes, 1 of 1"),
-        ({"bias_and_residual": "bias"}, "not measured"),
-        ({"dtype": "float64"}, "not measured"),
-        ({"x_bytes": 9}, "not measured"),
+        # Of the 3352 GB/s of the GPU's pins.
+        ({"gb_per_s": 2882.0}, "**missed** in 1 of 1", "not measured"),
+        ({"gb_per_s": 2883.0}, "yes, 1 of 1", "not measured"),
+        ({"gb_per_s": 3016.0, "x_bytes": 2**30}, "not measured", "**missed** in 1 of 1"),
+        ({"gb_per_s": 3017.0, "x_bytes": 2**30}, "not measured", "yes, 1 of 1"),
+        ({"bias_and_residual": "bias"}, "not measured", "not measured"),
+        ({"dtype": "float64"}, "not measured", "not measured"),
+        ({"x_bytes": 9}, "not measured", "not measured"),
     ],
     ids=str,
 )
-def test_the_share_of_a_gpu(changes: dict[str, Any], outcome: str) -> None:
+def test_the_share_of_a_gpu(changes: dict[str, Any], small: str, large: str) -> None:
     found = outcomes(record(ours(FORWARD, 1.0, **changes)))
-    name = "forward: bandwidth of a copy; >= 64 MB without bias and residual, fp32, bf16, fp16"
-    assert found[name] == outcome
+    name = "forward: of the pins; {} without bias and residual, fp32, bf16, fp16"
+    assert (found[name.format("64 MB")], found[name.format("1 GB")]) == (small, large)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_of_unknown_pins_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PINS", {})
+    made = record(ours(FORWARD, 1.0))
+    assert outcomes(made)["forward: of the pins; 64 MB without bias and residual, fp32, bf16, fp16"] == "not measured"
+    table = bench_kernels.case_table(made)
+    assert dict(zip(table.header, table.rows[0], strict=True))["forward"] == MISSING
 
 
 @pytest.mark.usefixtures("gpu")
@@ -232,12 +246,13 @@ def test_the_table_of_cases_shows_times_ratios_and_gaps() -> None:
 @pytest.mark.usefixtures("gpu")
 def test_the_table_of_a_gpu_has_the_other_kernels_beside_ours() -> None:
     variants = ((c.OURS_MASK.name, 0.8), (c.OURS_TRITON.name, 0.9))
-    rows = [ours(pass_, 1.0) for pass_ in (FORWARD, BACKWARD, BOTH)]
+    rows = [ours(pass_, 1.0, gb_per_s=1676.0, copy_gb_per_s=3352.0) for pass_ in (FORWARD, BACKWARD, BOTH)]
     rows += [
-        {**one, "implementation": name, "ms": 2.0, "fraction_of_copy": f} for one in rows[:3] for name, f in variants
+        {**one, "implementation": name, "ms": 2.0, "gb_per_s": 3352 * f} for one in rows[:3] for name, f in variants
     ]
     table = bench_kernels.case_table(record(*rows))
     (found,) = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
+    assert found["copy"] == "100%"
     assert found["forward"] == "50%" and found["backward, mask"] == "80%" and found["forward, Triton"] == "90%"
     assert found[f"{c.OURS_TRITON.name} / ours"] == "2.00" and found["clamp / ours"] == MISSING
 
@@ -280,7 +295,7 @@ def test_the_report_separates_gpus_from_processors(tmp_path: Path, gpu: Gpu) -> 
     assert "Nothing has been measured yet." in processors
     assert gpu["name"] in gpus and "| images | 32x64x92x92 | fp32 |" in gpus
     targets = report.REPORTS["gpu-targets"](tmp_path)
-    assert gpu["name"] in targets and "| backward: bandwidth of a copy |" in targets and "| images |" not in targets
+    assert gpu["name"] in targets and "| backward: of the pins |" in targets and "| images |" not in targets
 
 
 def test_a_gpu_gets_its_picture_at_once(tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_scaling, report
+from benchmarks import bench_scaling
 from benchmarks.bench_scaling import BENCH, CAPS, SIZE, Point, line, overhead_ends, styles
 from benchmarks.harness import implementations as c
 from benchmarks.harness.activations import COLD, EAGER_MODE, FORWARD, HOT
@@ -16,6 +16,7 @@ from benchmarks.harness.cli import Run
 from benchmarks.harness.machine import Platform
 from benchmarks.harness.records import Record
 from tests.benchmarks.conftest import BUDGET, GPU, Accelerator, Processor, measured
+from tools import report
 
 CACHE = 50 * 2**20
 WHO = (c.RELU_MINIMUM.name, c.OURS.name)
@@ -121,7 +122,7 @@ def test_how_a_mode_goes_round_its_buffers(
 def test_rows(platform: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_scaling, "BUDGETS", {"cpu": BUDGET, "cuda": BUDGET})
     rows = measured(bench_scaling.run(replace(POINT, threads=1), Run(platform)))
-    floors = {c.COPY} if platform.captures else {c.COPY, c.CLONE}
+    floors = {*c.COPIES} if platform.captures else {c.COPY, c.CLONE}
     assert {(row["mode"], row["implementation"]) for row in rows} == {
         (mode, who) for mode in (HOT, COLD) for who in (*floors, *WHO)
     }

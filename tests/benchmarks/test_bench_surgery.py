@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_surgery, report
+from benchmarks import bench_surgery
 from benchmarks.harness.cli import main
 from benchmarks.harness.machine import Platform
 from benchmarks.harness.records import Record, load
@@ -16,6 +16,7 @@ from benchmarks.surgery import monitor, sweep
 from benchmarks.surgery.zoo import networks
 from tests.benchmarks.surgery.test_zoo import CASE
 from tests.support.optional import torchvision_or_skip
+from tools import report
 
 ROW = sweep.Row("net", 10, 5, 4, 5, 5, 1, 0.1, True, 5)
 

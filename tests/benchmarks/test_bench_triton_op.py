@@ -149,7 +149,7 @@ def on_the_cpu(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fails_is_named_and_the_others_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(BENCH, ["--threads", "1", "--out", str(tmp_path)]) == 0
     record = load(tmp_path / "triton-op.jsonl")
-    assert record.run["device"]["name"] == "Some GPU 80GB" and record.missing(SOME) == []
+    assert record.run["device"]["name"] == "Some H100 80GB HBM3" and record.missing(SOME) == []
     failed = [(one["key"]["case"], one["key"]["implementation"]) for one in record.failures]
     assert failed == [(case.label, name) for case in SOME for name in ("opaque, Triton", triton_op.TRACED)]
     kinds = [one["failure"].split(":")[0] for one in record.failures]
@@ -166,7 +166,7 @@ def test_what_fails_is_named_and_the_others_are_measured(tmp_path: Path, capsys:
     cell = f"{first['ms'] * 1e3:.1f} / {first['device_ms'] * 1e3:.1f}"
     assert table.rows[0][:7] == ("12 KB", "fp32", "alone", "-", "-", "-", cell)
     printed = capsys.readouterr().out
-    assert "Some GPU 80GB, driver 580.1; " in printed and "8 implementations not measured" in printed
+    assert "Some H100 80GB HBM3, driver 580.1; " in printed and "8 implementations not measured" in printed
 
 
 @pytest.mark.usefixtures("on_the_cpu")

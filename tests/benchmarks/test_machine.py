@@ -49,7 +49,7 @@ def test_a_gpu_is_named_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_is_one_folder_per_device() -> None:
     processor = {"name": "Xeon(R) CPU @ 2.20GHz", "cores": 4, "transparent_hugepages": None}
     assert machine.folder_of(processor) == machine.RESULTS / "xeon-r-cpu-2-20ghz-4-cores"
-    assert machine.folder_of(GPU) == machine.RESULTS / "some-gpu-80gb"
+    assert machine.folder_of(GPU) == machine.RESULTS / "some-h100-80gb-hbm3"
 
 
 def test_native(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_depth, bench_kernels, bench_scaling, report
+from benchmarks import bench_depth, bench_kernels, bench_scaling
 from benchmarks.bench_scaling import CAPS, SIZE, Point
 from benchmarks.harness import implementations as c
 from benchmarks.harness.activations import BACKWARD, FORWARD, HOT, LARGE, Visit, measure
@@ -18,6 +18,7 @@ from benchmarks.harness.records import Record
 from benchmarks.harness.workloads import Case
 from studies.drelu_paper.statistics.document import of_paper
 from tests.benchmarks.conftest import BUDGET, EAGER, GPU, Processor
+from tools import report
 
 pytest.importorskip("matplotlib")
 from matplotlib import image, pyplot

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import bench_models, report
+from benchmarks import bench_models
 from benchmarks.bench_models import BENCH, Case
 from benchmarks.harness import implementations as c
 from benchmarks.harness.attempts import attempt, failure
@@ -30,6 +30,7 @@ from benchmarks.models.networks import CLASSES, NETWORKS, Network
 from benchmarks.models.steps import AMP, COMPILED, EAGER, FP32, INFERENCE, PASSES, PRECISIONS, TRAIN
 from tests.benchmarks.conftest import BUDGET, Processor, measured
 from tests.benchmarks.models.conftest import ACTIVATIONS, CASES, TINY, subject
+from tools import report
 
 
 def test_the_cases_of_a_gpu() -> None:
