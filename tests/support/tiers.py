@@ -4,7 +4,7 @@
 quick          every value of each parameter, in folders that start no compiler and no other program
 compatibility  every value of each parameter; all of ``WITH_TORCH``: for another torch than that of the build
 normal         every pair of values of two parameters: what CI runs
-full           every combination of parameters
+full           every combination of parameters, and what is marked ``full``: values that reach no branch of their own
 =============  ==================================================================================================
 """
 
@@ -27,6 +27,7 @@ QUICK_FOLDERS = ("adaptive", "autograd", "backends", "ops", "support", "unit")
 # Files that follow the internals of torch most closely.
 WITH_TORCH = ("compile", "autograd/test_functorch.py", "autograd/test_transforms_of_operators.py")
 MARKED_FOLDERS = ("benchmarks", "build", "compile", "distributed", "surgery", "triton")
+LEFT_OUT = {"quick": ("slow", "full"), "compatibility": ("full",), "normal": ("full",), "full": ()}
 # Of so few tests of one function, none is left out.
 FEW = {"quick": 4, "compatibility": 4, "normal": 12, "full": 0}
 SAMPLE = "DRELUOP_TEST_SAMPLE"
@@ -58,17 +59,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for folder in {*item.path.parts[len(TESTS.parts) : -1]} & {*MARKED_FOLDERS}:
             item.add_marker(folder)
-    left_out = {*_slow(items, config.option.tier), *_thinned(items, config.option.tier)}
-    left_out |= _not_sampled([item for item in items if item not in left_out])
+    left_out: set[pytest.Item] = set()
+    for rule in (_marked, _thinned, _not_sampled):
+        left_out |= rule([item for item in items if item not in left_out], config.option.tier)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
 
 
-def _slow(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
-    if tier != "quick":
-        return set()
-    return {item for item in items if item.get_closest_marker("slow") or _compiles(item)}
+def _marked(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
+    """Tests with a mark that keeps them for a later tier; those that compile have the mark slow in effect."""
+    left_out = {item for item in items if any(item.get_closest_marker(mark) for mark in LEFT_OUT[tier])}
+    return left_out | {item for item in items if tier == "quick" and _compiles(item)}
 
 
 def _compiles(item: pytest.Item) -> bool:
@@ -107,8 +109,15 @@ def _shown_by(values: Mapping[str, object], strength: int) -> frozenset[Hashable
     return shown_by(factors | case.traits(), strength) | {number}
 
 
-def _not_sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """With DRELUOP_TEST_SAMPLE=n, run only every n-th Triton test: each takes about a second in the interpreter."""
+def _not_sampled(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
+    """With DRELUOP_TEST_SAMPLE=n, all but every n-th Triton test of each function, the first among them.
+
+    Each takes about a second in the interpreter.
+    """
     step = int(os.environ.get(SAMPLE, "1"))
-    by_triton = [item for item in items if "triton" in item.nodeid.partition("[")[2]]
-    return {item for index, item in enumerate(by_triton) if index % step}
+    by_function = defaultdict(list)
+    for item in items:
+        function, _, parameters = item.nodeid.partition("[")
+        if "triton" in parameters:
+            by_function[function].append(item)
+    return {item for tests in by_function.values() for index, item in enumerate(tests) if index % step}
