@@ -75,18 +75,19 @@ test-cpp: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(CPP_BUILD)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) --parallel $(WORKERS) --output-on-failure
 
-# The quick tier reaches every branch (tests/build/test_case_branches.py), and the reference has no code to check.
+# The other C++ tests touch no memory of tensors; those of the CUDA kernels have the sanitizers in `make test-cpp`; the
+# reference has no code to check.
 test-sanitized: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" cmake -G Ninja -S . -B $(SANITIZED_BUILD) \
 		-DDRELUOP_SANITIZE=ON -DDRELUOP_BUILD=cpu -DDRELUOP_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 		-DDRELUOP_PYTHON=ON -DDRELUOP_AUTOGRAD=python -DPython3_EXECUTABLE=$(abspath $(BIN))/python
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD)
-	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --parallel $(WORKERS) --output-on-failure
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED_BUILD) --target dreluop_ops test_kernels test_formats
+	$(BIN)/ctest --test-dir $(SANITIZED_BUILD) --parallel $(WORKERS) --output-on-failure --tests-regex "^(kernels|formats)"
 	rm -rf $(SANITIZED_PACKAGE) && mkdir -p $(SANITIZED_PACKAGE) && cp -r dreluop tests pyproject.toml $(SANITIZED_PACKAGE)
-	cp $(SANITIZED_BUILD)/dreluop/*.so $(SANITIZED_PACKAGE)/dreluop
+	cp $(SANITIZED_BUILD)/dreluop/_ops.abi3.so $(SANITIZED_PACKAGE)/dreluop
 	cd $(SANITIZED_PACKAGE) && DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=python ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(abspath $(BIN))/python -m pytest -q --tier=quick -n $(WORKERS) -k "not reference" $(SANITIZED_TESTS)
+		$(abspath $(BIN))/python -m pytest -q --tier=$(TIER) -n $(WORKERS) -k "not reference" $(SANITIZED_TESTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks memory

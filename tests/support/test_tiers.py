@@ -60,4 +60,4 @@ def test_the_quick_tier_imports_only_its_folders() -> None:
 
 
 def test_what_is_named_is_there() -> None:
-    assert all((tiers.TESTS / name).exists() for name in (*tiers.QUICK_FOLDERS, *tiers.WITH_TORCH))
+    assert all((tiers.TESTS / name).exists() for name in tiers.QUICK_FOLDERS)

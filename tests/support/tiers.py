@@ -2,7 +2,7 @@
 
 =============  ==================================================================================================
 quick          every value of each parameter, in folders that start no compiler and no other program
-compatibility  every value of each parameter; all of ``WITH_TORCH``: for another torch than that of the build
+compatibility  every value of each parameter, in every folder: for another torch than that of the build
 normal         every pair of values of two parameters: what CI runs
 full           every combination of parameters, and what is marked ``full``: values that reach no branch of their own
 =============  ==================================================================================================
@@ -24,8 +24,6 @@ TESTS = Path(__file__).parents[1]
 # How many parameters of a test are seen with all of each other's values; None: all of them.
 STRENGTH = {"quick": 1, "compatibility": 1, "normal": 2, "full": None}
 QUICK_FOLDERS = ("adaptive", "autograd", "backends", "ops", "support", "unit")
-# Files that follow the internals of torch most closely.
-WITH_TORCH = ("compile", "autograd/test_functorch.py", "autograd/test_transforms_of_operators.py")
 MARKED_FOLDERS = ("benchmarks", "build", "compile", "distributed", "surgery", "triton")
 LEFT_OUT = {"quick": ("slow", "full"), "compatibility": ("full",), "normal": ("full",), "full": ()}
 # Of so few tests of one function, none is left out.
@@ -81,8 +79,7 @@ def _thinned(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
     """All but few tests of each function that has many; each backend is tested for itself."""
     by_function = defaultdict(list)
     for item in items:
-        whole = tier == "compatibility" and item.nodeid.split("::")[0].removeprefix("tests/").startswith(WITH_TORCH)
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not whole:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             by_function[item.nodeid.partition("[")[0], item.callspec.params.get("backend")].append(item)
     left_out = set()
     for tests in by_function.values():
