@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.11
-# Which tests (tests/support/tiers.py), by how many workers, and every how many of those by Triton's interpreter.
+# Which tests (tests/support/tiers.py), by how many workers, and every how many of a function by Triton's interpreter.
 TIER ?= normal
 WORKERS ?= 2
 TRITON_SAMPLE ?= 16
@@ -63,7 +63,7 @@ test-full: test
 test-python: $(VENV)/.installed
 	DRELUOP_REQUIRE_NATIVE=1 DRELUOP_AUTOGRAD=compiled $(PYTEST)
 
-# Run every TRITON_SAMPLE-th operator test again with Triton's kernels: each takes a second in its interpreter.
+# Run every TRITON_SAMPLE-th test of each function again with Triton's kernels: many take seconds in its interpreter.
 test-triton: $(VENV)/.installed
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 DRELUOP_TEST_SAMPLE=$(TRITON_SAMPLE) $(PYTEST) \
 		-k triton tests/ops tests/backends/test_selection.py tests/benchmarks/test_implementations.py
