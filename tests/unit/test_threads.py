@@ -162,6 +162,7 @@ print("ok")
 """
 
 
+@pytest.mark.slow
 def test_first_import_and_first_calls_from_several_threads() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=False, timeout=PATIENCE
