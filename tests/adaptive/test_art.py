@@ -24,6 +24,8 @@ with warnings.catch_warnings():
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
+pytestmark = pytest.mark.slow
+
 # Between the easy and the hopeless, so that a weaker attack shows.
 EPS = 0.05
 POINTS = 0.02

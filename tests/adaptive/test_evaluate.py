@@ -43,6 +43,7 @@ def evaluated(
     return found, outcomes.right
 
 
+@pytest.mark.slow
 @needs_packages
 def test_worst_is_per_input_over_every_attack(evaluated: tuple[Evaluation, dict[str, Tensor]]):
     found, right = evaluated
@@ -58,6 +59,7 @@ def test_worst_is_per_input_over_every_attack(evaluated: tuple[Evaluation, dict[
     assert found.left_out == {}
 
 
+@pytest.mark.slow
 @needs_packages
 def test_worst_at_a_bound(evaluated: tuple[Evaluation, dict[str, Tensor]]):
     found, right = evaluated
@@ -104,6 +106,7 @@ def few_evaluated(masked: DenseNetwork, some: Split, images: Digits) -> Evaluati
     return few_evaluated_by(masked, some, images)
 
 
+@pytest.mark.slow
 @needs_packages
 @pytest.mark.parametrize(
     "form", ["SReLU", "capped_relu, tensor", "capped_relu, a new tensor each time", "capped_relu, number"]
@@ -124,6 +127,7 @@ def test_every_capped_activation_is_attacked_through_its_cap(
     assert (found.caps is None) is (form != "SReLU")
 
 
+@pytest.mark.slow
 @needs_packages
 def test_a_cap_that_no_surrogate_reaches_is_no_number(
     few_evaluated: Evaluation, masked: DenseNetwork, some: Split, images: Digits

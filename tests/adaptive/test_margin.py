@@ -23,6 +23,7 @@ from studies.drelu_paper.models import DenseNetwork
 EPS, NEAR, STEPS = 0.1, 1.5, 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", NEAR)])
 def test_it_finds_what_the_caps_hide(masked: DenseNetwork, some: Split, images: Digits, norm, eps: float):
     std = measure_std(masked, images.validation.x)
@@ -39,6 +40,7 @@ def test_it_finds_what_the_caps_hide(masked: DenseNetwork, some: Split, images: 
     assert torch.equal(adversarial[right], some.x[right])
 
 
+@pytest.mark.slow
 def test_without_caps_it_is_as_strong_as_the_others(relu: DenseNetwork, some: Split):
     found = accuracy(relu, margin(relu, *some, 0.03, STEPS), some.y)
     assert found <= accuracy(relu, pgd(relu, *some, 0.03, STEPS), some.y)

@@ -68,6 +68,7 @@ def expected(of_two_scales: nn.Sequential) -> Evaluation:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [parametrized, pruned])
 @pytest.mark.parametrize("places", [(4,), (2, 4)], ids=["the second", "both"])
 def test_caps_made_anew_keep_the_width_of_their_layer(
@@ -127,6 +128,7 @@ class WithoutGradient(nn.Module):
             return self.model(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["step", "no_grad", "a parameter out of sight"])
 def test_a_model_without_any_gradient_is_blind(form: str, of_two_scales: nn.Sequential):
     torch.manual_seed(0)

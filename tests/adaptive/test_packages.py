@@ -112,6 +112,7 @@ def test_steps_must_be_positive(relu: DenseNetwork, some: Split):
         carlini_wagner(relu, *some, searches=0)
 
 
+@pytest.mark.slow
 def test_auto_attack_is_at_least_as_strong_as_its_first_part(relu: DenseNetwork, some: Split):
     few = Split(some.x[:4], some.y[:4])
     first = accuracy(relu, apgd_ce(relu, *few, 0.03), few.y)

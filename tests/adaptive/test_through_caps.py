@@ -28,6 +28,7 @@ def exact(masked: DenseNetwork, some: Split) -> float:
     return accuracy(masked, apgd_ce(masked, *some, EPS, STEPS), some.y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["straight_through", "soft", "soft, std given", "uncapped", "transferred"])
 def test_far_stronger_than_the_exact_gradient(
     name: str, exact: float, masked: DenseNetwork, relu: DenseNetwork, some: Split, images: Digits

@@ -159,6 +159,13 @@ def test_calls_with_bias_and_residual_are_those_of_a_cap_that_is_never_met(
         assert (got is one) is inplace
 
 
+def test_a_site_of_the_surgery_takes_a_bias_beside_its_residual() -> None:
+    module = ResidualDReLU(3, init=1e4)
+    x, residual, bias = torch.randn(5, 3, 4), torch.randn(5, 3, 4), torch.randn(3)
+    expected = module(x, residual, bias=bias)
+    assert torch.equal(remove_caps(module)(x, residual, bias=bias), expected)
+
+
 def test_hooks_of_replaced_modules_are_taken_over() -> None:
     model = nn.Sequential(nn.Linear(3, 3), dreluop.DReLU(3))
     seen: list[Tensor] = []

@@ -69,7 +69,14 @@ def test_the_broken_pipe_of_a_worker_is_an_error() -> None:
     assert "BrokenPipeError: of a worker" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [("table", "digits"), ("stats", "digits"), ("stats", "--paper-table", "6")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("stats", "--paper-table", "6"),
+        pytest.param(("table", "digits"), marks=pytest.mark.full),
+        pytest.param(("stats", "digits"), marks=pytest.mark.full),
+    ],
+)
 def test_the_experiments_end_quietly_too(arguments: tuple[str, ...]) -> None:
     command = f"import sys\nfrom studies.drelu_paper.command import main as of\ndef main(): return of({arguments!r})"
     done = ended(command, read=False)

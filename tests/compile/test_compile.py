@@ -100,7 +100,11 @@ def test_every_granularity_is_traced(case: Case, save: str) -> None:
     assert_same(*(forward_and_backward(f, case, torch.bfloat16, cap_dtype=torch.float32) for f in (compiled, function)))
 
 
-@pytest.mark.parametrize("name", ["output", "mask_balancer", "inplace", "everything"])
+# Those of the full tier differ from them in what aot_eager traces too.
+@pytest.mark.parametrize(
+    "name",
+    ["output", "everything", *(pytest.param(name, marks=pytest.mark.full) for name in ("mask_balancer", "inplace"))],
+)
 @pytest.mark.usefixtures("form")
 def test_inductor(device: torch.device, name: str) -> None:
     function = FUNCTIONS[name]
@@ -110,7 +114,7 @@ def test_inductor(device: torch.device, name: str) -> None:
 
 
 @pytest.mark.usefixtures("form")
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.full)])
 def test_inductor_model(mode: str) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3),

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 import dreluop
 from dreluop import DReLU, LazyDReLU, SReLU
+from tests.support import fresh_python
 
 # As text, so that it can do without dreluop.
 IN_ANOTHER_PROCESS = """
@@ -103,8 +104,7 @@ def saved(
 
 
 def loaded_in_another_process(folder: Path, imports: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", IN_ANOTHER_PROCESS, str(folder), imports]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = fresh_python.run(IN_ANOTHER_PROCESS, str(folder), imports)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import cudagraph_trees
 
 import dreluop
+from tests.support.devices import DEVICES
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -131,6 +132,11 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+# On a CPU, where there are no CUDA graphs, this is another compilation of the same.
+MARKS = {"cpu": pytest.mark.full, "cuda": pytest.mark.gpu}
+
+
+@pytest.mark.parametrize("device", [pytest.param(name, marks=MARKS[name]) for name in DEVICES], indirect=True)
 @pytest.mark.usefixtures("form")
 def test_reduced_overhead(device: torch.device, replays: list[int]) -> None:
     model = everything_on(device)

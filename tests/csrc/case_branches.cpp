@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dreluop/cuda_backward_plan.h"
 #include "dreluop/cuda_plan.h"
 #include "dreluop/plan.h"
 

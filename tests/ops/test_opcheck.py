@@ -134,7 +134,7 @@ def test_opcheck_of_a_chosen_backend(name: str, which: str, case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [FEW_CASES[4], FEW_CASES[6]], ids=str)
+@pytest.mark.parametrize("case", [FEW_CASES[6], pytest.param(FEW_CASES[4], marks=pytest.mark.full)], ids=str)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck_aot_dispatch(name: str, case: Case) -> None:
     x, cap = case.inputs(torch.float32)

@@ -187,7 +187,7 @@ _CHANNEL = (
     Case((3, 4099), (4099,), every_dtype=True, why="several tiles of columns; the last vector of a row is cut off"),
     Case((13,), (13,), dim=0, why="channels without a batch"),
     Case((13,), (13,), dim=-1, why="channels without a batch, counted from the end"),
-    Case((11, 13), (11,), dim=0, why="channels outermost, in runs too short for the CPU's"),
+    Case((11, 13), (11,), dim=0, every_dtype=True, why="channels outermost, in runs too short for the CPU's"),
     Case((3, 5, 11), (11,), dim=-1, why="channels innermost, counted from the end"),
     Case((2, 3, 5, 7), (3,), dim=-3, why="channels between others, counted from the end; shortest runs of the CPU"),
     Case((2, 3, 5, 7), (5,), dim=2, why="channels in another dimension than 1"),

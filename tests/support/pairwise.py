@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 
@@ -17,18 +18,28 @@ def shown_by(combination: Mapping[str, Hashable], strength: int) -> frozenset[tu
 
 
 def cover(shown: Sequence[frozenset[Hashable]]) -> list[int]:
-    """Indices of few sets with the union of all, in order: always the next set with most that is new."""
+    """Indices of few sets with the union of all, in order: always the next set with most that is new.
+
+    Of equals it is the one that shows what was chosen least, so that the values of a parameter are seen equally often.
+    """
     left = set().union(*shown)
-    most_first = [(-len(one), index) for index, one in enumerate(shown)]
-    heapq.heapify(most_first)
+    times: Counter[Hashable] = Counter()
+
+    def rank(index: int) -> tuple[int, int, int]:
+        return -len(shown[index] & left), sum(times[one] for one in shown[index]), index
+
+    best_first = [rank(index) for index in range(len(shown))]
+    heapq.heapify(best_first)
     chosen = []
     while left:
-        _, index = heapq.heappop(most_first)
-        new = len(shown[index] & left)
-        # What is new in a set only shrinks: the set is chosen if no other had more before.
-        if new and most_first and -new > most_first[0][0]:
-            heapq.heappush(most_first, (-new, index))
-        elif new:
-            chosen.append(index)
-            left -= shown[index]
+        known = heapq.heappop(best_first)
+        now = rank(known[-1])
+        # Ranks only fall: what still has the one that it was entered with is before all others.
+        if now > known:
+            heapq.heappush(best_first, now)
+            continue
+        index = now[-1]
+        chosen.append(index)
+        left -= shown[index]
+        times.update(shown[index])
     return sorted(chosen)

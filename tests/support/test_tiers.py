@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations, product
 from types import SimpleNamespace
 
@@ -35,6 +36,9 @@ def test_every_tier_keeps_every_case_and_every_dtype() -> None:
     pairs = {(c["case"].layout, c["dtype"]) for c in kept["normal"]}
     assert pairs == {(c["case"].layout, c["dtype"]) for c in grid}
     assert len(kept["quick"]) < len(kept["normal"]) < len(kept["full"]) == len(grid)
+    for one in kept.values():
+        times = Counter(combination["dtype"] for combination in one)
+        assert max(times.values()) - min(times.values()) <= 2
 
 
 @pytest.mark.parametrize(
@@ -56,4 +60,4 @@ def test_the_quick_tier_imports_only_its_folders() -> None:
 
 
 def test_what_is_named_is_there() -> None:
-    assert all((tiers.TESTS / name).exists() for name in (*tiers.QUICK_FOLDERS, *tiers.WITH_TORCH))
+    assert all((tiers.TESTS / name).exists() for name in tiers.QUICK_FOLDERS)

@@ -2,9 +2,9 @@
 
 =============  ==================================================================================================
 quick          every value of each parameter, in folders that start no compiler and no other program
-compatibility  every value of each parameter; all of ``WITH_TORCH``: for another torch than that of the build
+compatibility  every value of each parameter, in every folder: for another torch than that of the build
 normal         every pair of values of two parameters: what CI runs
-full           every combination of parameters
+full           every combination of parameters, and what is marked ``full``: values that reach no branch of their own
 =============  ==================================================================================================
 """
 
@@ -24,9 +24,8 @@ TESTS = Path(__file__).parents[1]
 # How many parameters of a test are seen with all of each other's values; None: all of them.
 STRENGTH = {"quick": 1, "compatibility": 1, "normal": 2, "full": None}
 QUICK_FOLDERS = ("adaptive", "autograd", "backends", "ops", "support", "unit")
-# Files that follow the internals of torch most closely.
-WITH_TORCH = ("compile", "autograd/test_functorch.py", "autograd/test_transforms_of_operators.py")
 MARKED_FOLDERS = ("benchmarks", "build", "compile", "distributed", "surgery", "triton")
+LEFT_OUT = {"quick": ("slow", "full"), "compatibility": ("full",), "normal": ("full",), "full": ()}
 # Of so few tests of one function, none is left out.
 FEW = {"quick": 4, "compatibility": 4, "normal": 12, "full": 0}
 SAMPLE = "DRELUOP_TEST_SAMPLE"
@@ -58,17 +57,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         for folder in {*item.path.parts[len(TESTS.parts) : -1]} & {*MARKED_FOLDERS}:
             item.add_marker(folder)
-    left_out = {*_slow(items, config.option.tier), *_thinned(items, config.option.tier)}
-    left_out |= _not_sampled([item for item in items if item not in left_out])
+    left_out: set[pytest.Item] = set()
+    for rule in (_marked, _thinned, _not_sampled):
+        left_out |= rule([item for item in items if item not in left_out], config.option.tier)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
 
 
-def _slow(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
-    if tier != "quick":
-        return set()
-    return {item for item in items if item.get_closest_marker("slow") or _compiles(item)}
+def _marked(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
+    """Tests with a mark that keeps them for a later tier; those that compile have the mark slow in effect."""
+    left_out = {item for item in items if any(item.get_closest_marker(mark) for mark in LEFT_OUT[tier])}
+    return left_out | {item for item in items if tier == "quick" and _compiles(item)}
 
 
 def _compiles(item: pytest.Item) -> bool:
@@ -79,8 +79,7 @@ def _thinned(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
     """All but few tests of each function that has many; each backend is tested for itself."""
     by_function = defaultdict(list)
     for item in items:
-        whole = tier == "compatibility" and item.nodeid.split("::")[0].removeprefix("tests/").startswith(WITH_TORCH)
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not whole:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             by_function[item.nodeid.partition("[")[0], item.callspec.params.get("backend")].append(item)
     left_out = set()
     for tests in by_function.values():
@@ -107,8 +106,19 @@ def _shown_by(values: Mapping[str, object], strength: int) -> frozenset[Hashable
     return shown_by(factors | case.traits(), strength) | {number}
 
 
-def _not_sampled(items: list[pytest.Item]) -> set[pytest.Item]:
-    """With DRELUOP_TEST_SAMPLE=n, run only every n-th Triton test: each takes about a second in the interpreter."""
+def _not_sampled(items: list[pytest.Item], tier: str) -> set[pytest.Item]:
+    """With DRELUOP_TEST_SAMPLE=n, all but every n-th Triton test of each function, and but one of each.
+
+    Many take seconds in the interpreter.
+    """
     step = int(os.environ.get(SAMPLE, "1"))
-    by_triton = [item for item in items if "triton" in item.nodeid.partition("[")[2]]
-    return {item for index, item in enumerate(by_triton) if index % step}
+    left_out = set()
+    by_function = defaultdict(list)
+    for item in items:
+        function, _, parameters = item.nodeid.partition("[")
+        if "triton" in parameters:
+            by_function[function].append(item)
+    for tests in by_function.values():
+        # From the middle, as the first cases are those without an element.
+        left_out |= {*tests} - {*tests[min(step, len(tests)) // 2 :: step]}
+    return left_out

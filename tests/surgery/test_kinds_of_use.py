@@ -256,3 +256,11 @@ def test_an_infinite_bound_is_none() -> None:
     (site,) = replace_activations(model, init=3.0).replaced
     assert site.bound is None
     assert model[1].cap.tolist() == [3.0] * 4
+
+
+@pytest.mark.parametrize("low", [-1.0, -0.5, 0.5])
+def test_another_lower_bound_is_another_function(low: float) -> None:
+    bounded = nn.Hardtanh(low, 1.0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), bounded)
+    assert len(replace_activations(model).replaced) == 1
+    assert model[3] is bounded

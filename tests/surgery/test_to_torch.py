@@ -59,6 +59,7 @@ def test_every_kind_of_cap_rounds_and_ties_alike(dtype: torch.dtype, cap_dtype: 
     layers = [
         SReLU(caps), SReLU(caps, inplace=True), SReLU(0.1), SReLU(torch.tensor(-1.0)), SReLU(caps[:3], dim=-1),
         SReLU(torch.rand(5, 3).to(cap_dtype)), DReLU(init=0.7, dtype=cap_dtype), SReLU(torch.tensor([torch.inf])),
+        SReLU(caps[:4], dim=0),
     ]  # fmt: skip
     for layer in layers:
         plain = to_torch(nn.Sequential(layer))

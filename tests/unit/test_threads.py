@@ -162,6 +162,7 @@ print("ok")
 """
 
 
+@pytest.mark.slow
 def test_first_import_and_first_calls_from_several_threads() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FIRST_CALLS], capture_output=True, text=True, check=False, timeout=PATIENCE
@@ -183,6 +184,7 @@ def first(batch: list[Results]) -> Results:
     return batch[0]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_of_a_data_loader(

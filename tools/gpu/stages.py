@@ -141,7 +141,7 @@ STAGES: dict[str, Stage] = {
     "tests": Stage(tests(*GPU_TESTS, parallel=True)),
     "sanitize": Stage(sanitize),
     "graphs": Stage(tests("tests/gpu/test_graphs.py", "tests/gpu/test_streams.py")),
-    "large": Stage(tests("-m", "large", "-k", "cuda", "tests/unit/test_large.py")),
+    "large": Stage(tests("--tier=full", "-m", "large", "-k", "cuda", "tests/unit/test_large.py")),
     "bench": Stage(benchmark("kernels")),
     "scaling": Stage(benchmark("scaling"), limit=60 + END),
     # Its limit is what its cases take together.

@@ -91,10 +91,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # fp16 differs from bf16 in how it is upcast.
 CASES = [(name, dtype) for name in HOT for dtype in DTYPES.values()]
 CASES += [(name, torch.float16) for name in ("forward of images", "backward of images", "backward of rows")]
+# One architecture for each, and every one for some of each dtype: a compilation takes a second.
+COMPILED = [
+    pytest.param(name, dtype, arch, marks=[] if (number + turn) % len(ARCHITECTURES) == 0 else pytest.mark.full)
+    for number, (name, dtype) in enumerate(CASES)
+    for turn, arch in enumerate(ARCHITECTURES)
+]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda value: str(value).removeprefix("torch."))
+@pytest.mark.parametrize(("name", "dtype", "arch"), COMPILED, ids=lambda value: str(value).removeprefix("torch."))
 def test_hot_launch(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, arch: str) -> None:
     call, programs = HOT[name]
     launches = record(monkeypatch, lambda operators: call(operators, dtype))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from dreluop.adaptive.attacks import accuracy, pgd
-from studies.drelu_paper.data import Digits
+from studies.drelu_paper.data import Digits, Split
 from studies.drelu_paper.models import dense_drelu, dense_relu
 from studies.drelu_paper.training import History, TrainingConfig, objectives, train
 from studies.drelu_paper.training.objectives import training_loss
@@ -75,7 +77,9 @@ def test_the_penalty_is_part_of_every_method(few: Digits):
 
 
 @pytest.mark.parametrize("options", [{"amp": "bfloat16"}, {"amp": "float16"}, {"compile": True}], ids=str)
-def test_amp_and_compile_train_as_well(options: dict[str, object], few: Digits):
+def test_amp_and_compile_train_as_well(options: dict[str, object], few: Digits, monkeypatch: pytest.MonkeyPatch):
+    # What inductor makes of such a network is for tests/compile.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain, other = dense_drelu(0, init=2.0), dense_drelu(0, init=2.0)
     expected = run(plain, few, epochs=3, balancer=1e-2).records[-1]
     found = run(other, few, epochs=3, balancer=1e-2, **options).records[-1]
@@ -139,52 +143,24 @@ def test_shares_of_a_batch_make_its_mean():
 
 SCRIPT = """
 import sys, torch
+from dataclasses import replace
 from pathlib import Path
-from studies.drelu_paper.data import Digits, Split, load_digits
+from torch import nn
+from dreluop import DReLU
+from studies.drelu_paper import jobs
+from studies.drelu_paper.data import Split, load_digits
+from studies.drelu_paper.jobs import Folders, Job, do
 from studies.drelu_paper.models import dense_drelu
-from studies.drelu_paper.training import TrainingConfig, train
+from studies.drelu_paper.training import TrainingConfig, loop, train
 from studies.drelu_paper.training.parallel import of_torchrun
 torch.set_num_threads(1)
 parts = [Split(s.x[:n], s.y[:n]) for s, n in zip(load_digits(), (319, 100, 200))]
 model, processes = dense_drelu(0, init=2.0), of_torchrun()
 history = train(model, parts[0], parts[1], TrainingConfig(epochs=2, balancer=0.1), processes=processes,
                 progress=False)
-if processes.rank == 0:
-    torch.save((model.state_dict(), history.column("train_loss"), history.column("validation_loss")), sys.argv[1])
-processes.wait()
-"""
+alike = model.state_dict(), history.column("train_loss"), history.column("validation_loss")
 
-
-def test_two_processes_train_like_one(tmp_path: Path):
-    # 319 digits: the last batch of 31 does not divide. The penalty counts once, and so does every digit.
-    script, file = tmp_path / "script.py", tmp_path / "state.pt"
-    script.write_text(SCRIPT)
-    found = []
-    for world in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-        environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, script, file], check=True, env=environment, capture_output=True, timeout=PATIENCE)
-        found.append(torch.load(file))
-    (one, *losses), (two, *other) = found
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
-    for left, right in zip(losses, other, strict=True):
-        torch.testing.assert_close(torch.tensor(right[1:]), torch.tensor(left[1:]), rtol=1e-4, atol=1e-5)
-
-
-UNLIKE = """
-import sys, torch
-from pathlib import Path
-from dataclasses import replace
-from torch import nn
-from studies.drelu_paper.data import Split
-from studies.drelu_paper import jobs
-from studies.drelu_paper.jobs import Job, Folders, do
-from studies.drelu_paper.training import TrainingConfig, loop, train
-from studies.drelu_paper.training.parallel import of_torchrun
-from dreluop import DReLU
-torch.set_num_threads(1)
-processes, record_of = of_torchrun(), loop.record_of
+record_of = loop.record_of
 
 def unlike(model, batches, balancer, train_loss):
     # As by rounding, or by running statistics of its own: only the first process still improves.
@@ -211,19 +187,39 @@ except ValueError:
 losses = {name: history.column("validation_loss")[1:] for name, history in found.items()}
 assert processes.of_first(losses) == losses
 if processes.rank == 0:
-    torch.save(losses, sys.argv[1])
+    torch.save({"alike": alike, "unlike": losses}, sys.argv[1])
 processes.wait()
 """
 
 
-def test_processes_end_together(tmp_path: Path):
-    script, file = tmp_path / "script.py", tmp_path / "losses.pt"
-    script.write_text(UNLIKE)
+@pytest.fixture(scope="module")
+def by_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes of torchrun found, which take seconds to start."""
+    folder = tmp_path_factory.mktemp("processes")
+    script, file = folder / "script.py", folder / "found.pt"
+    script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, file]
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert ended.returncode == 0, ended.stderr
-    assert {name: len(losses) for name, losses in torch.load(file).items()} == {"natural": 3, "at": 3, "trades": 3}
+    return torch.load(file)
+
+
+def test_two_processes_train_like_one(by_two_processes: dict[str, Any], digits: Digits):
+    # 319 digits: the last batch of 31 does not divide. The penalty counts once, and so does every digit.
+    parts = [Split(s.x[:n], s.y[:n]) for s, n in zip(digits, (319, 100, 200), strict=True)]
+    model = dense_drelu(0, init=2.0)
+    history = train(model, parts[0], parts[1], TrainingConfig(epochs=2, balancer=0.1), progress=False)
+    two, *other = by_two_processes["alike"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-4)
+    for left, right in zip((history.column("train_loss"), history.column("validation_loss")), other, strict=True):
+        torch.testing.assert_close(torch.tensor(right[1:]), torch.tensor(left[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_processes_end_together(by_two_processes: dict[str, Any]):
+    ended = {name: len(losses) for name, losses in by_two_processes["unlike"].items()}
+    assert ended == {"natural": 3, "at": 3, "trades": 3}
 
 
 def test_torchrun_is_needed_for_several_processes(monkeypatch: pytest.MonkeyPatch):

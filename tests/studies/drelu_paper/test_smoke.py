@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from studies.drelu_paper import command, configuration, records
+from studies.drelu_paper.data import digits
+from studies.drelu_paper.trained_models import dataset_of
 from tests.support.optional import torchvision_or_skip
 
 
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Validation, of all digits after every epoch, would take most of the time."""
+    monkeypatch.setattr(digits, "SPLIT_SIZES", (320, 50, 100))
+    dataset_of.cache_clear()
+    yield
+    dataset_of.cache_clear()
+
+
+@pytest.mark.usefixtures("few_digits")
 def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torchvision_or_skip()
     where = ["--results", str(tmp_path / "records")]
