@@ -70,10 +70,8 @@ NodePointer node_for(const Arguments& a) {
 
 void save(CappedReLUNode* node, const Arguments& a, const Results& results) {
   try {
-    if (a.mask)
-      node->saved = SavedVariable(results.mask, false);
-    else
-      node->saved = SavedVariable(results.y, true, a.inplace && results.y.is_view());
+    // Of a view too, y comes back as this node's result.
+    node->saved = a.mask ? SavedVariable(results.mask, false) : SavedVariable(results.y, true);
     node->cap = SavedVariable(a.cap, false);
     // For its shape and dtype.
     if (a.bias.has_value() && a.bias->requires_grad()) node->bias = SavedVariable(*a.bias, false);
@@ -87,6 +85,8 @@ void save(CappedReLUNode* node, const Arguments& a, const Results& results) {
 // As Function::apply does.
 void record(const Arguments& a, Results* results) {
   const NodePointer owner = node_for(a);
+  // After the edges: a view that is asked for its history at a new version makes itself one.
+  if (a.inplace) a.x.unsafeGetTensorImpl()->bump_version();
   auto* const node = static_cast<CappedReLUNode*>(owner.get());
   node->numbers.is_mask = a.mask;
   if (a.mask) node->numbers.order = mask_order(results->y, a.cap, a.dim);
@@ -113,8 +113,10 @@ std::optional<Results> capped_relu(const Arguments& a) {
   asked.mask = a.mask && in_graph;
   auto results = forward_unless_refused(asked);
   if (!results.has_value()) return std::nullopt;
-  if (a.inplace) a.x.unsafeGetTensorImpl()->bump_version();
-  if (in_graph) record(asked, &*results);
+  if (in_graph)
+    record(asked, &*results);
+  else if (a.inplace)
+    a.x.unsafeGetTensorImpl()->bump_version();
   return results;
 }
 
