@@ -156,8 +156,8 @@ PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
     Py_RETURN_NONE;
   const Tensor &x = THPVariable_Unpack(given[kX]), &cap = THPVariable_Unpack(given[kCap]);
   int overflow = 0;
-  Arguments a{x, cap, PyLong_AsLongLongAndOverflow(given[kDim], &overflow), false, {}, {}, {},
-              given[kInplace] == Py_True};
+  Arguments a{
+      x, cap, PyLong_AsLongLongAndOverflow(given[kDim], &overflow), false, {}, {}, {}, given[kInplace] == Py_True};
   const at::Device device = x.device();
   if (overflow != 0 || cap.device() != device || !read_save(given[kSave], &a.mask) ||
       !read(given[kBalancer], &a.balancer) || !read(given[kBias], device, &a.bias) ||

@@ -102,7 +102,8 @@ inline const Dispatched& dispatched() {
 
 // Nothing but the kernels of the CPU has to do with it.
 inline bool plain_on_cpu(const Tensor& t) {
-  constexpr c10::DispatchKeySet above = c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
+  constexpr c10::DispatchKeySet above =
+      c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::autocast_dispatch_keyset;
   return (t.key_set() - above) == c10::DispatchKeySet(c10::DispatchKey::CPU);
 }
 
@@ -123,8 +124,7 @@ inline Results by_dispatcher(const Arguments& a) {
   Tensor y = a.x, mask, penalty;
   if (a.mask || a.balancer.has_value()) {
     if (a.inplace)
-      std::tie(mask, penalty) =
-          call.with_aux_in_place.call(y, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual);
+      std::tie(mask, penalty) = call.with_aux_in_place.call(y, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual);
     else
       std::tie(y, mask, penalty) = call.with_aux.call(a.x, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual);
   } else if (a.inplace) {

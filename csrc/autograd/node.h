@@ -70,8 +70,9 @@ inline variable_list to_edges(const variable_list& grads, variable_list saved, c
   const Tensor grad_penalty = numbers.balancer.has_value() ? grads[1] : Tensor();
   Gradients found;
   if (grads[0].defined() || (grad_penalty.defined() && needs.cap)) {
-    BackwardArguments arguments{grads[0],        saved[0],  saved[1],         numbers.dim,  numbers.order,
-                                needs.x || needs.residual, needs.cap, numbers.balancer, std::nullopt, std::nullopt};
+    BackwardArguments arguments{
+        grads[0],  saved[0],         saved[1],     numbers.dim, numbers.order, needs.x || needs.residual,
+        needs.cap, numbers.balancer, std::nullopt, std::nullopt};
     if (grad_penalty.defined()) arguments.grad_penalty = grad_penalty;
     if (needs.bias) arguments.bias = saved[2];
     found = gradients(arguments);
@@ -82,6 +83,14 @@ inline variable_list to_edges(const variable_list& grads, variable_list saved, c
     if (numbers.has_residual) results.push_back(needs.residual ? found.x : Tensor());
   }
   return results;
+}
+
+template <class SomeNode, class Pointer = NodePointer>
+Pointer pointer_to(SomeNode* node) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return node->shared_from_this();
+  else
+    return Pointer::unsafe_reclaim_from_nonowning(node);
 }
 
 class CappedReLUNode : public torch::autograd::Node {
@@ -114,12 +123,13 @@ class CappedReLUNode : public torch::autograd::Node {
     args.collect(numbers.has_residual);
   }
 
-  variable_list apply_with_saved(const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& swap) override;
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables& swap) override;
 
   // y or the mask, the cap, and the bias if it wants a gradient.
   variable_list unpacked() {
     TORCH_CHECK(!released_, torch::autograd::ERR_BACKWARD_TWICE);
-    variable_list tensors{saved.unpack(pointer()), cap.unpack()};
+    variable_list tensors{saved.unpack(pointer_to(this)), cap.unpack()};
     if (Tensor t = bias.unpack(); t.defined()) tensors.push_back(std::move(t));
     return tensors;
   }
@@ -129,14 +139,6 @@ class CappedReLUNode : public torch::autograd::Node {
 
  private:
   bool released_ = false;
-
-  template <class Pointer = NodePointer>
-  Pointer pointer() {
-    if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
-      return shared_from_this();
-    else
-      return Pointer::unsafe_reclaim_from_nonowning(this);
-  }
 
   Needs needs() const {
     const size_t residual = numbers.has_bias ? 3 : 2;
@@ -149,7 +151,7 @@ class CappedReLUNode : public torch::autograd::Node {
 template <class Pointer = NodePointer>
 Pointer new_node(CappedReLUNode* node = new CappedReLUNode()) {
   if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
-    return Pointer(node, [](auto* unused) { torch::autograd::deleteNode(unused); });
+    return Pointer(node, [](auto* unused) { deleteNode(unused); });
   else
     return Pointer::unsafe_steal_from_new(node);
 }
@@ -196,7 +198,8 @@ inline variable_list CappedReLUNode::apply_with_saved(const variable_list& grads
   // Bound anew each time: the schema depends on what is saved.
   const std::string function = compiler->bind_function(swap.get_py_compiler(), kNodeName, apply_functional, schema,
                                                        /*is_custom_function*/ true, /*is_traceable*/ true);
-  auto results = compiler->call_function(swap.get_py_compiler(), "apply_functional", function, grads, args.vec(), metadata);
+  auto results =
+      compiler->call_function(swap.get_py_compiler(), "apply_functional", function, grads, args.vec(), metadata);
   swap.after(saved);
   swap.after(cap);
   swap.after(bias);
