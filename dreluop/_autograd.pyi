@@ -25,4 +25,4 @@ def set_python(
     """What backward asks where it is not the usual one (the fields of a ``BackwardCall``), and where it failed."""
 
 def set_cpu_kernels(address: int, /) -> bool:
-    """The table of kernels that plain CPU tensors get without the dispatcher, 0 for none. Whether it is of this build."""
+    """The table of kernels for plain CPU tensors, 0 for none. Whether it is of the same build."""

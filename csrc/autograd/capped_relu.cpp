@@ -125,12 +125,15 @@ struct Unlocked {
   ~Unlocked() { PyEval_RestoreThread(state); }
 };
 
+// Whether it has sizes and strides to be looked at.
+bool strided(const Tensor& t) { return t.layout() == at::kStrided && !t.is_nested(); }
+
 // False where it is neither None nor a plain tensor on the device.
 bool read(PyObject* object, const at::Device& device, Optional* to) {
   if (object == Py_None) return true;
   if (!THPVariable_CheckExact(object)) return false;
   *to = THPVariable_Unpack(object);
-  return (*to)->device() == device;
+  return strided(**to) && (*to)->device() == device;
 }
 
 bool read(PyObject* object, std::optional<double>* to) {
@@ -159,7 +162,7 @@ PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
   Arguments a{
       x, cap, PyLong_AsLongLongAndOverflow(given[kDim], &overflow), false, {}, {}, {}, given[kInplace] == Py_True};
   const at::Device device = x.device();
-  if (overflow != 0 || cap.device() != device || !read_save(given[kSave], &a.mask) ||
+  if (overflow != 0 || !strided(x) || !strided(cap) || cap.device() != device || !read_save(given[kSave], &a.mask) ||
       !read(given[kBalancer], &a.balancer) || !read(given[kBias], device, &a.bias) ||
       !read(given[kResidual], device, &a.residual))
     Py_RETURN_NONE;

@@ -170,7 +170,7 @@ class CappedReLUTangentFunction(Function):
 def exact_gradients(
     chosen: Operators, grad: Tensor | None, *rest: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dcap, dbias) by these operators from the fields of a ``BackwardCall``, in which no gradient need be there."""
+    """(dx, dcap, dbias) by these operators from the fields of a ``BackwardCall``; any gradient may be absent."""
     if grad is not None:
         return gradients_by(chosen, BackwardCall(grad, *rest))
     _, cap, _, _, _, need_cap, balancer, grad_penalty, *_ = rest
