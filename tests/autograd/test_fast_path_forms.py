@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dreluop
 from dreluop.autograd import fast_path
+from dreluop.backends import native
 from tests.support import oracle
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -135,6 +136,18 @@ def forward_and_backward(at: Site) -> list[Any]:
     return [*results, *gradients(at, results)]
 
 
+@pytest.fixture(params=["kernels", "operators"])
+def called(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the node calls: the kernels, as on plain CPU tensors, or the operators by the dispatcher, as elsewhere."""
+    from dreluop import _autograd  # noqa: PLC0415 (not there everywhere)
+
+    if request.param == "operators":
+        _autograd.set_cpu_kernels(0)
+    yield
+    assert _autograd.set_cpu_kernels(native.cpu_kernels()) == native.is_loaded()
+
+
+@pytest.mark.usefixtures("called")
 @by_form
 @by_write
 @by_inputs
