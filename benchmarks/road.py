@@ -41,24 +41,34 @@ def small_cases(shape: tuple[int, int]) -> list[Timed]:
 
     x, cap = torch.randn(shape, requires_grad=True), torch.full((shape[1],), 0.5, requires_grad=True)
     bias, residual = torch.randn(shape[1], requires_grad=True), torch.randn(shape, requires_grad=True)
-    prelu, grad = nn.PReLU(shape[1]), torch.ones(shape)
+    prelu, drelu = nn.PReLU(shape[1]), dreluop.DReLU(shape[1], init=0.5)
+    grad, one = torch.ones(shape), torch.ones(())
     packed: Any = "code" if "code" in str(dreluop.functional.SaveMode) else "mask"
     ours = dreluop.capped_relu
 
+    def backward(result: Any) -> None:
+        with_penalty = isinstance(result, tuple)
+        torch.autograd.backward(result, (grad, one) if with_penalty else grad)
+
     def timed(name: str, function: Function, within: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Timed:
         entered = ExitStack()
-        steps = (lambda _: function(x, cap), lambda y: y.backward(grad), lambda _: entered.close())
+        steps = (lambda _: function(x, cap), backward, lambda _: entered.close())
         return Timed(f"{name} {shape[0]} x {shape[1]}", steps, lambda: entered.enter_context(within()))
 
     found = [
         timed("relu", lambda x, cap: torch.relu(x)),
         timed("prelu", lambda x, cap: prelu(x)),
+        timed("DReLU", lambda x, cap: drelu(x)),
         timed("fast path", ours),
         timed("fast path in Python", ours, without_fast_path),
         timed("bias", lambda x, cap: ours(x, cap, bias=bias)),
         timed("residual", lambda x, cap: ours(x, cap, residual=residual)),
-        timed("balancer", lambda x, cap: torch.add(*ours(x, cap, balancer=0.1))),
+        timed("bias and residual", lambda x, cap: ours(x, cap, bias=bias, residual=residual)),
+        timed("balancer", lambda x, cap: ours(x, cap, balancer=0.1)),
         timed("mask", lambda x, cap: ours(x, cap, save=packed)),
+        timed("in place", lambda x, cap: ours(x * 1, cap, inplace=True)),
+        timed("view in place", lambda x, cap: ours((x * 1)[:], cap, inplace=True)),
+        timed("x * 1", lambda x, cap: x * 1),
         timed("straight through", ours, adaptive.surrogate_backward),
         timed("soft", ours, lambda: adaptive.surrogate_backward("soft", std=1.0)),
     ]

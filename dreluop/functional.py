@@ -13,7 +13,7 @@ from dreluop._internal import checks, dtensor
 from dreluop._internal.caps_given import check_caps, check_devices, tensors_of
 from dreluop._internal.overrides import has_override
 from dreluop.autograd import fast_path, route, surrogate
-from dreluop.backends.selection import nothing_chosen, operators_for
+from dreluop.backends.selection import by_default_rule, operators_for
 
 SaveMode = Literal["output", "mask"]
 
@@ -91,15 +91,13 @@ def capped_relu(
             balancer is negative or not finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
-    plain = save == "output" and balancer is None and bias is None and residual is None
-    fast = plain and not torch.compiler.is_compiling() and not surrogate.active
-    if fast and (by_node := fast_path.capped_relu) is not None and nothing_chosen():
-        try:
-            if (y := by_node(x, cap, dim, inplace)) is not None:
-                return y
-        except (RuntimeError, TypeError, ValueError) as error:
-            fast_path.raise_in_our_words(error, x, cap, dim)
-            raise
+    eager = not torch.compiler.is_compiling() and not surrogate.active
+    if eager and (by_node := fast_path.capped_relu) is not None and by_default_rule(x):
+        by_fast_path: Tensor | tuple[Tensor, Tensor] | None = by_node(
+            x, cap, dim, inplace, save, balancer, bias, residual
+        )
+        if by_fast_path is not None:
+            return by_fast_path
     if has_override((x, cap, bias, residual)):
         given = [one for one in (x, cap, bias, residual) if one is not None]
         result: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
@@ -107,7 +105,8 @@ def capped_relu(
             bias=bias, residual=residual,
         )  # fmt: skip
         return result
-    if fast and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
+    plain = save == "output" and balancer is None and bias is None and residual is None
+    if eager and plain and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
         return y
     return route.check_and_run(x, cap, dim, inplace, save, balancer, bias, residual)
 

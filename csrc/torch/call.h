@@ -24,11 +24,7 @@ inline Tensor empty_as(const Tensor& t) {
   const DimVector sizes = sizes_of(t), strides = strides_of(t);
   if (t.numel() > 0 && strides == dense_strides(sizes, memory_order(strides)))
     return empty_strided(sizes, strides, t.scalar_type(), t);
-  try {
-    return torch::stable::empty_like(t);
-  } catch (const std::runtime_error&) {
-    fail_to_allocate(sizes, t.scalar_type(), device_type_of(t));
-  }
+  return empty_by_torch(t);
 }
 
 // A gradient or tangent of x: with the strides of the saved output, or dense in the order of the mask.
@@ -104,7 +100,7 @@ class Call : public Geometry {
     const DimVector strides = dense_strides(shape, cap_order(shape.size()));
     if (strides == strides_of(t)) return t;
     Tensor copy = empty_strided(shape, strides, t.scalar_type(), t);
-    torch::stable::copy_(copy, t);
+    copy_values(copy, t);
     copies_.push_back(copy);
     return copy;
   }

@@ -1,8 +1,6 @@
 // The operators that dreluop/ops/schemas.py declares, written once: a Device allocates outputs and runs passes.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
 #include "torch/call.h"
@@ -14,44 +12,69 @@ struct Operators {
   using Optional = std::optional<Tensor>;
   using CallOnDevice = Call<Device>;
 
+  // y is x for the in-place forms. What is not asked for is not made.
+  struct Results {
+    Tensor y;
+    Optional mask, penalty;
+  };
+
+  static Results activate(const Tensor& x, const Tensor& cap, int64_t dim, bool mask, std::optional<double> balancer,
+                          const Optional& bias, const Optional& residual, bool inplace) {
+    dtype_of(x, "x");
+    if (inplace) check_writable(x);
+    Results results{inplace ? x : Device::fresh(empty_as(x)), {}, {}};
+    const Tensor& y = results.y;
+    CallOnDevice call(x, "x", cap, dim, memory_order(strides_of(y)), bias);
+    if (residual.has_value()) check_residual(*residual, x);
+    Forward pass;
+    pass.y = call.output(y);
+    pass.x = call.operand(x);
+    pass.cap = call.readable_cap(cap, "cap");
+    if (residual.has_value()) pass.residual = call.operand(*residual);
+    if (bias.has_value()) pass.bias = call.readable_per_channel(*bias, "bias");
+    if (mask) {
+      results.mask = empty_contiguous({mask_size(call.numel())}, ScalarType::Byte, x);
+      pass.mask = static_cast<uint8_t*>(results.mask->mutable_data_ptr());
+    }
+    if (balancer.has_value()) {
+      results.penalty = empty_contiguous({}, penalty_dtype(cap), x);
+      pass.penalty = scalar(*results.penalty, "penalty");
+      pass.balancer = *balancer;
+    }
+    call.run(pass);
+    return results;
+  }
+
   static Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim, const Optional& bias,
                             const Optional& residual) {
-    CallOnDevice call(x, "x", cap, dim, memory_order(strides_of(x)), bias);
-    if (residual.has_value()) check_residual(*residual, x);
-    const Tensor y = Device::fresh(empty_as(x));
-    call.run(forward_pass(call, x, y, cap, bias, residual));
-    return y;
+    return activate(x, cap, dim, false, std::nullopt, bias, residual, false).y;
   }
 
   static void capped_relu_(const Tensor& x, const Tensor& cap, int64_t dim, const Optional& bias,
                            const Optional& residual) {
-    CallOnDevice call(x, "x", cap, dim, memory_order(strides_of(x)), bias);
-    if (residual.has_value()) check_residual(*residual, x);
-    check_writable(x);
-    call.run(forward_pass(call, x, x, cap, bias, residual));
+    activate(x, cap, dim, false, std::nullopt, bias, residual, true);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> capped_relu_with_aux(const Tensor& x, const Tensor& cap, int64_t dim,
                                                                  bool mask, std::optional<double> balancer,
                                                                  const Optional& bias, const Optional& residual) {
-    dtype_of(x, "x");
-    const Tensor y = Device::fresh(empty_as(x));
-    const auto [packed, penalty] = with_aux(x, y, cap, dim, mask, balancer, bias, residual);
-    return {y, packed, penalty};
+    const Results results = activate(x, cap, dim, mask, balancer, bias, residual, false);
+    return std::tuple_cat(std::make_tuple(results.y), aux(results, cap));
   }
 
   static std::tuple<Tensor, Tensor> capped_relu_with_aux_(const Tensor& x, const Tensor& cap, int64_t dim, bool mask,
                                                           std::optional<double> balancer, const Optional& bias,
                                                           const Optional& residual) {
-    check_writable(x);
-    return with_aux(x, x, cap, dim, mask, balancer, bias, residual);
+    return aux(activate(x, cap, dim, mask, balancer, bias, residual, true), cap);
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> capped_relu_backward(const Tensor& grad, const Tensor& saved,
-                                                                 const Tensor& cap, int64_t dim,
-                                                                 const std::vector<int64_t>& order, bool need_x,
-                                                                 bool need_cap, std::optional<double> balancer,
-                                                                 const Optional& grad_penalty, const Optional& bias) {
+  struct Gradients {
+    Optional dx, dcap, dbias;
+  };
+
+  static Gradients gradients(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
+                             const DimVector& order, bool need_x, bool need_cap, std::optional<double> balancer,
+                             const Optional& grad_penalty, const Optional& bias) {
     const SavedInfo info(grad, "grad", saved, order);
     CallOnDevice call(grad, "grad", cap, dim, info.order, bias);
     Backward pass;
@@ -63,14 +86,32 @@ struct Operators {
       pass.grad_penalty = scalar(*grad_penalty, "grad_penalty");
       pass.balancer = *balancer;
     }
-    const Tensor dx = need_x ? Device::fresh(empty_as_saved(info, grad, saved)) : nothing(grad.scalar_type(), grad);
-    const Tensor dcap = need_cap ? contiguous_like(cap) : nothing(cap.scalar_type(), cap);
-    const Tensor dbias = bias.has_value() ? contiguous_like(*bias) : nothing(grad.scalar_type(), grad);
-    if (need_x) pass.dx = call.output(dx);
-    if (need_cap) pass.dcap = call.cap(dcap, "dcap");
-    if (bias.has_value()) pass.dbias = call.per_channel(dbias, "dbias");
+    Gradients results;
+    if (need_x) {
+      results.dx = Device::fresh(empty_as_saved(info, grad, saved));
+      pass.dx = call.output(*results.dx);
+    }
+    if (need_cap) {
+      results.dcap = contiguous_like(cap);
+      pass.dcap = call.cap(*results.dcap, "dcap");
+    }
+    if (bias.has_value()) {
+      results.dbias = contiguous_like(*bias);
+      pass.dbias = call.per_channel(*results.dbias, "dbias");
+    }
     call.run(pass);
-    return {dx, dcap, dbias};
+    return results;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> capped_relu_backward(const Tensor& grad, const Tensor& saved,
+                                                                 const Tensor& cap, int64_t dim,
+                                                                 const std::vector<int64_t>& order, bool need_x,
+                                                                 bool need_cap, std::optional<double> balancer,
+                                                                 const Optional& grad_penalty, const Optional& bias) {
+    const auto [dx, dcap, dbias] =
+        gradients(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias);
+    return {or_nothing(dx, grad.scalar_type(), grad), or_nothing(dcap, cap.scalar_type(), cap),
+            or_nothing(dbias, grad.scalar_type(), grad)};
   }
 
   static Tensor capped_relu_jvp(const Tensor& u, const Optional& v, const Tensor& saved, const Tensor& cap, int64_t dim,
@@ -143,50 +184,15 @@ struct Operators {
     return gradients;
   }
 
-  template <class Library>
-  static void implement(Library& library) {
-    library.impl("capped_relu", TORCH_BOX(&Operators::capped_relu));
-    library.impl("capped_relu_", TORCH_BOX(&Operators::capped_relu_));
-    library.impl("capped_relu_with_aux", TORCH_BOX(&Operators::capped_relu_with_aux));
-    library.impl("capped_relu_with_aux_", TORCH_BOX(&Operators::capped_relu_with_aux_));
-    library.impl("capped_relu_backward", TORCH_BOX(&Operators::capped_relu_backward));
-    library.impl("capped_relu_jvp", TORCH_BOX(&Operators::capped_relu_jvp));
-    library.impl("capped_relu_surrogate_backward", TORCH_BOX(&Operators::capped_relu_surrogate_backward));
-    library.impl("cap_saturation", TORCH_BOX(&Operators::cap_saturation));
-    library.impl("cap_penalty", TORCH_BOX(&Operators::cap_penalty));
-    library.impl("cap_penalty_backward", TORCH_BOX(&Operators::cap_penalty_backward));
-  }
-
  private:
-  // y is x for the in-place forms.
-  static Forward forward_pass(CallOnDevice& call, const Tensor& x, const Tensor& y, const Tensor& cap,
-                              const Optional& bias, const Optional& residual) {
-    Forward pass;
-    pass.y = call.output(y);
-    pass.x = call.operand(x);
-    pass.cap = call.readable_cap(cap, "cap");
-    if (residual.has_value()) pass.residual = call.operand(*residual);
-    if (bias.has_value()) pass.bias = call.readable_per_channel(*bias, "bias");
-    return pass;
+  // As the operators return it.
+  static Tensor or_nothing(const Optional& t, ScalarType dtype, const Tensor& like) {
+    return t.has_value() ? *t : nothing(dtype, like);
   }
 
-  static std::tuple<Tensor, Tensor> with_aux(const Tensor& x, const Tensor& y, const Tensor& cap, int64_t dim,
-                                             bool mask, std::optional<double> balancer, const Optional& bias,
-                                             const Optional& residual) {
-    CallOnDevice call(x, "x", cap, dim, memory_order(strides_of(y)), bias);
-    if (residual.has_value()) check_residual(*residual, x);
-    const Tensor packed =
-        mask ? empty_contiguous({mask_size(call.numel())}, ScalarType::Byte, x) : nothing(ScalarType::Byte, x);
-    const Tensor penalty =
-        balancer.has_value() ? empty_contiguous({}, penalty_dtype(cap), x) : nothing(penalty_dtype(cap), x);
-    Forward pass = forward_pass(call, x, y, cap, bias, residual);
-    if (mask) pass.mask = static_cast<uint8_t*>(packed.mutable_data_ptr());
-    if (balancer.has_value()) {
-      pass.penalty = scalar(penalty, "penalty");
-      pass.balancer = *balancer;
-    }
-    call.run(pass);
-    return {packed, penalty};
+  static std::tuple<Tensor, Tensor> aux(const Results& results, const Tensor& cap) {
+    return {or_nothing(results.mask, ScalarType::Byte, results.y),
+            or_nothing(results.penalty, penalty_dtype(cap), results.y)};
   }
 };
 

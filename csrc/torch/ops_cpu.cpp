@@ -1,7 +1,7 @@
 // The operators on the CPU.
-#include "cpu/kernels.h"
+#include "cpu/kernel_table.h"
 #include "torch/huge_pages.h"
-#include "torch/operators.h"
+#include "torch/implement.h"
 
 namespace dreluop {
 namespace {
@@ -48,4 +48,11 @@ struct Cpu {
 }  // namespace
 }  // namespace dreluop
 
-STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) { dreluop::Operators<dreluop::Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) { dreluop::implement<dreluop::Cpu>(m); }
+
+// For the fast path.
+extern "C" __attribute__((visibility("default"))) const void* dreluop_cpu_kernels() {
+  using namespace dreluop;
+  static const cpu::KernelTable table{.parallel_for = parallel_for, .forward = cpu::forward, .backward = cpu::backward};
+  return &table;
+}

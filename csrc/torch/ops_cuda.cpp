@@ -1,7 +1,7 @@
 // The operators on CUDA devices.
 #include "cuda/kernels.h"
 #include "torch/cuda_device.h"
-#include "torch/operators.h"
+#include "torch/implement.h"
 
 namespace dreluop {
 namespace {
@@ -65,6 +65,6 @@ extern "C" __attribute__((visibility("default"))) void dreluop_register_cuda() {
   // Never freed: what is registered ends with it.
   static auto* const library =
       new StableLibrary(StableLibrary::Kind::IMPL, "dreluop", dreluop::kDeviceKey, __FILE__, __LINE__);
-  static const bool registered = (dreluop::Operators<dreluop::Cuda>::implement(*library), true);
+  static const bool registered = (dreluop::implement<dreluop::Cuda>(*library), true);
   (void)registered;
 }

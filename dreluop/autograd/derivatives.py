@@ -167,6 +167,19 @@ class CappedReLUTangentFunction(Function):
         return fold.restore_x(out)
 
 
+def exact_gradients(
+    chosen: Operators, grad: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dcap, dbias) by these operators from the fields of a ``BackwardCall``; any gradient may be absent."""
+    if grad is not None:
+        return gradients_by(chosen, BackwardCall(grad, *rest))
+    _, cap, _, _, _, need_cap, balancer, grad_penalty, *_ = rest
+    if grad_penalty is None or not need_cap:
+        return None, None, None
+    with using(chosen):
+        return None, penalty_gradient(grad_penalty, (cap,), balancer)[0], None
+
+
 def gradients_by(chosen: Operators, call: BackwardCall) -> tuple[Tensor, Tensor, Tensor]:
     """``gradients`` by these operators. Small tensors feel every microsecond, so the operator is asked at once."""
     if chosen.plain_derivatives or derivative_may_be_asked(call.grad, call.cap):

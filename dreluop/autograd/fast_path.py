@@ -6,7 +6,6 @@ torch, or where `_autograd` is not built, Python gives the same results some mic
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import threading
@@ -21,7 +20,8 @@ from dreluop._internal import checks, torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop._internal.interrupts import left_for_certain
 from dreluop.autograd.base import BelowAutograd, in_transform_or_forward_mode, save_for_backward, saved_for_backward
-from dreluop.autograd.derivatives import gradients_by
+from dreluop.autograd.derivatives import exact_gradients, gradients_by
+from dreluop.backends import native
 from dreluop.backends.selection import operators, operators_for
 from dreluop.ops.call import BackwardCall, Call
 from dreluop.ops.handles import DEFAULT, Operators
@@ -29,8 +29,9 @@ from dreluop.ops.handles import DEFAULT, Operators
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
-# Called with x, cap, dim and inplace: y, or None for any call but a common eager one. None where it is not available.
-capped_relu: Callable[[Tensor, Tensor | float, int, bool], Tensor | None] | None = None
+# Called with x, cap, dim, inplace, save, balancer, bias and residual: what `dreluop.capped_relu` returns, or None for
+# any call but a common eager one. None where it is not available.
+capped_relu: Callable[..., Any] | None = None
 # Why it is not available; None if it is.
 reason: str | None
 _TENSORS = frozenset({Tensor, nn.Parameter})
@@ -108,7 +109,15 @@ def plain_backward(
     return dx if need_x else None, dcap if need_cap else None
 
 
-backward_in_python = functools.partial(plain_backward, DEFAULT)
+def backward_in_python(*call: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Backward where the C++ node asks for it: called with the fields of a ``BackwardCall``."""
+    try:
+        return exact_gradients(DEFAULT, *call)
+    except RuntimeError as error:
+        raise_as_of_torch(error)
+        raise
+
+
 # Past torch's own apply, which binds default arguments for 50 us.
 _apply = super(torch.autograd.Function, PlainActivation).apply
 
@@ -137,6 +146,7 @@ def _load_module() -> str | None:
     except ImportError as error:
         return str(error)
     _autograd.set_python(backward_in_python, raise_as_of_torch)
+    _autograd.set_cpu_kernels(native.cpu_kernels())
     capped_relu = _autograd.capped_relu
     return None
 

@@ -20,8 +20,8 @@ from dreluop.autograd.base import (
     saved_for_backward,
     write_over,
 )
-from dreluop.autograd.derivatives import gradients, gradients_by, surrogate_gradient, tangent
-from dreluop.autograd.penalty import penalty_gradient, penalty_of, penalty_tangent
+from dreluop.autograd.derivatives import exact_gradients, gradients, surrogate_gradient, tangent
+from dreluop.autograd.penalty import penalty_of, penalty_tangent
 from dreluop.backends.selection import operators, operators_for, using
 from dreluop.ops import decompose, inductor
 from dreluop.ops.call import BackwardCall, Call
@@ -280,15 +280,10 @@ def _exact(
     *others: Tensor | None,
 ) -> Gradients:
     saved, cap, *bias = saved_tensors
-    balancer = ctx.balancer
-    grad_penalty = others[-1] if balancer is not None else None
-    if grad is not None:
-        call = BackwardCall(grad, saved, cap, ctx.dim, ctx.order, needs[0], needs[1], balancer, grad_penalty, *bias)
-        return gradients_by(ctx.operators, call)
-    if grad_penalty is None or not needs[1]:
-        return None, None, None
-    with using(ctx.operators):
-        return None, penalty_gradient(grad_penalty, (cap,), balancer)[0], None
+    grad_penalty = others[-1] if ctx.balancer is not None else None
+    return exact_gradients(
+        ctx.operators, grad, saved, cap, ctx.dim, ctx.order, needs[0], needs[1], ctx.balancer, grad_penalty, *bias
+    )
 
 
 def _by_surrogate(

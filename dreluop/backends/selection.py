@@ -201,6 +201,14 @@ def nothing_chosen() -> bool:
     return _chosen.name is None
 
 
+def by_default_rule(x: Any) -> bool:
+    """Whether the operators of the default rule serve x: nothing is chosen, or native where that is the same."""
+    name = _chosen.name
+    if name is None:
+        return True
+    return name == "native" and isinstance(x, Tensor) and unavailable_reason(name, x.device.type) is None
+
+
 def operators_of(backend: str) -> Operators:
     """The operators of a backend, for tensors that it can serve."""
     return _OPERATORS[backend]

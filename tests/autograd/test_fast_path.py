@@ -80,6 +80,14 @@ def in_mode(
     return call
 
 
+def refused(function: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], None]:
+    def call(x: Tensor, cap: Tensor) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            function(x, cap)
+
+    return call
+
+
 def batch_of_caps(x: Tensor, cap: Tensor) -> None:
     torch.vmap(dreluop.capped_relu, (0, None))(x.view(4, 1, 3), cap)
 
@@ -88,6 +96,15 @@ USUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "plain": dreluop.capped_relu,
     "module": lambda x, _: dreluop.DReLU(3)(x),
     "inplace": lambda x, cap: dreluop.capped_relu(x * 1, cap, inplace=True),
+    "inplace_view": lambda x, cap: dreluop.capped_relu((x * 1)[:2], cap, inplace=True),
+    "inplace_view_no_grad": in_mode(torch.no_grad, lambda x, cap: dreluop.capped_relu(x[:2], cap, inplace=True)),
+    "mask": lambda x, cap: dreluop.capped_relu(x, cap, save="mask"),
+    "balancer": lambda x, cap: dreluop.capped_relu(x, cap, balancer=0.5),
+    "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
+    "residual": lambda x, cap: dreluop.capped_relu(x, cap, residual=x),
+    "fused_module": lambda x, cap: dreluop.DReLU(3, save="mask")(x, x, bias=cap),
+    "native": in_mode(lambda: dreluop.use_backend("native")),
+    "compile_mode": in_mode(lambda: dreluop.compile_mode("opaque")),
     "inplace_data": lambda x, cap: dreluop.capped_relu(x.detach().clone(), cap, inplace=True),
     "inplace_no_grad": in_mode(torch.no_grad, lambda x, cap: dreluop.capped_relu(x, cap, inplace=True)),
     "parameter_x": lambda x, cap: dreluop.capped_relu(nn.Parameter(x.detach()), cap),
@@ -98,11 +115,13 @@ USUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "anomaly": in_mode(torch.autograd.detect_anomaly),
 }
 UNUSUAL: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "inplace_view": lambda x, cap: dreluop.capped_relu((x * 1)[:2], cap, inplace=True),
-    "mask": lambda x, cap: dreluop.capped_relu(x, cap, save="mask"),
-    "balancer": lambda x, cap: dreluop.capped_relu(x, cap, balancer=0.5),
-    "bias": lambda x, cap: dreluop.capped_relu(x, cap, bias=cap),
-    "residual": lambda x, cap: dreluop.capped_relu(x, cap, residual=x),
+    "balancer_inplace_view": lambda x, cap: dreluop.capped_relu((x * 1)[:2], cap, inplace=True, balancer=0.5),
+    "balancer_of_int": lambda x, cap: dreluop.capped_relu(x, cap, balancer=1),
+    "unwritable_leaf": refused(lambda x, cap: dreluop.capped_relu(x, cap, inplace=True)),
+    "unwritable_view": refused(lambda x, cap: dreluop.capped_relu((x * 1).chunk(2)[0], cap, inplace=True)),
+    "residual_in_x": refused(lambda x, cap: dreluop.capped_relu(y := x * 1, cap, inplace=True, residual=y)),
+    "bias_of_another_shape": refused(lambda x, cap: dreluop.capped_relu(x, cap, bias=cap[:2])),
+    "residual_of_another_dtype": refused(lambda x, cap: dreluop.capped_relu(x, cap, residual=x.double())),
     "number": lambda x, _: dreluop.capped_relu(x, 1.0),
     "subclass": lambda x, cap: dreluop.capped_relu(x.as_subclass(Subclass), cap),
     "backend": in_mode(lambda: dreluop.use_backend("reference")),
@@ -192,7 +211,7 @@ def test_only_what_is_asked_for_is_computed(asked_python: list[Any], wanted: str
     (got,) = torch.autograd.grad(y.sum(), {"x": x, "cap": cap}[wanted], retain_graph=True)
     assert torch.equal(got, whole[wanted])
     torch.autograd.grad(y.sum(), {"x": x, "cap": cap}[wanted], create_graph=True)
-    assert [arguments[-2:] for arguments in asked_python] == [(wanted == "x", wanted == "cap")]
+    assert [arguments[5:7] for arguments in asked_python] == [(wanted == "x", wanted == "cap")]
 
 
 @both

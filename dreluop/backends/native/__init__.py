@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -53,6 +54,16 @@ cuda_kernels = CudaKernels(LIBRARY, asked_by_name=requested() == "native") if lo
 def cuda_reason() -> str | None:
     """Why CUDA tensors are not served by the compiled kernels; None if they are. Initializes CUDA."""
     return (load_error or "not loaded") if cuda_kernels is None else cuda_kernels.reason()
+
+
+def cpu_kernels() -> int:
+    """The address of the table of kernels (csrc/cpu/kernel_table.h); 0 where the operators do not serve."""
+    if load_error is not None:
+        return 0
+    kernels = ctypes.CDLL(str(LIBRARY)).dreluop_cpu_kernels
+    kernels.restype = ctypes.c_void_p
+    address: int = kernels()
+    return address
 
 
 def is_loaded() -> bool:
