@@ -1,5 +1,6 @@
 // The operators on the CPU.
 #include "cpu/kernels.h"
+#include "torch/batch_norm.h"
 #include "torch/huge_pages.h"
 #include "torch/operators.h"
 
@@ -35,6 +36,8 @@ struct Cpu {
   void run(const Problem& problem, const Jvp& pass) const { cpu::jvp(problem, pass); }
   void run(const Problem& problem, const Surrogate& pass) const { cpu::surrogate(problem, pass); }
   void run(const Problem& problem, const Saturation& pass) const { cpu::saturation(problem, pass); }
+  void run(const Problem& problem, const BatchNorm& pass) const { cpu::batch_norm(problem, pass); }
+  void run(const Problem& problem, const BatchNormBackward& pass) const { cpu::batch_norm_backward(problem, pass); }
 
   void penalty(const std::vector<CapTensor>& caps, double balancer, Scalar result) const {
     cpu::penalty(caps, balancer, result);
@@ -48,4 +51,7 @@ struct Cpu {
 }  // namespace
 }  // namespace dreluop
 
-STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) { dreluop::Operators<dreluop::Cpu>::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) {
+  dreluop::Operators<dreluop::Cpu>::implement(m);
+  dreluop::BatchNormOperators<dreluop::Cpu>::implement(m);
+}
