@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dreluop
 from dreluop import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, adaptive
-from dreluop.caps import freeze_caps, set_caps
+from dreluop.caps.inspection import freeze_caps, set_caps
 
 KINDS = {
     1: (BatchNormDReLU1d, nn.BatchNorm1d),
