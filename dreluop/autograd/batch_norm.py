@@ -138,13 +138,16 @@ def composite(call: NormCall) -> Tensor:
 
 def _batch_norm(call: NormCall, x: Tensor) -> Tensor:
     """By torch, which takes no parameters of half types for a wide x."""
-    running = call.running_mean, call.running_var
     if x.dtype == call.x.dtype:
-        return F.batch_norm(x, *running, call.weight, call.bias, call.training, call.momentum, call.eps)
-    wide = [None if t is None else t.to(x.dtype) for t in (*running, call.weight, call.bias)]
-    t = F.batch_norm(x, *wide, call.training, call.momentum, call.eps)
-    for given, updated in zip(running, wide[:2], strict=True):
-        if call.training and given is not None and updated is not given:
+        wide = call
+    else:
+        names = ("running_mean", "running_var", "weight", "bias")
+        wide = call._replace(**{name: t.to(x.dtype) for name in names if (t := getattr(call, name)) is not None})
+    t = F.batch_norm(
+        x, wide.running_mean, wide.running_var, wide.weight, wide.bias, call.training, call.momentum, call.eps
+    )
+    for given, updated in ((call.running_mean, wide.running_mean), (call.running_var, wide.running_var)):
+        if call.training and given is not None and updated is not None and updated is not given:
             given.copy_(updated)
     return t
 

@@ -45,7 +45,7 @@ def capped_layers(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (*kinds, *also))}
+    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, (*kinds, *also))}
     if not layers:
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"model: got a {type(model).__name__} without any {names}; expected at least one")

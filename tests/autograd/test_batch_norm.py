@@ -85,6 +85,16 @@ def test_second_derivatives(by_operator: bool, training: bool) -> None:
     assert torch.autograd.gradgradcheck(function, tuple(given.values()), fast_mode=True)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_that_can_be_differentiated_are_the_same(by_operator: bool, training: bool) -> None:
+    given, want = leaves(), leaves()
+    grad = torch.randn(SHAPE, dtype=torch.float64)
+    found = torch.autograd.grad(ours(given, running(), training), list(given.values()), grad, create_graph=True)
+    exact = torch.autograd.grad(expected(want, running(), training), list(want.values()), grad)
+    for name, a, b in zip(given, found, exact, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
 def test_transforms_and_forward_mode() -> None:
     given = leaves(residual=False)
     x, v = given["x"].detach(), torch.randn(SHAPE, dtype=torch.float64)
