@@ -12,7 +12,7 @@ class BatchNormPass {
   BatchNormPass(const Problem& problem, const BatchNorm& pass)
       : problem_(problem),
         pass_(pass),
-        plan_(plan_for(problem.numel(), problem.layout)),
+        plan_(plan_of_batch_norm(problem.numel(), problem.layout)),
         x_(problem, pass.x),
         y_(problem, pass.y),
         residual_(problem, pass.residual),
@@ -136,7 +136,7 @@ class BatchNormBackwardPass {
   BatchNormBackwardPass(const Problem& problem, const BatchNormBackward& pass)
       : problem_(problem),
         pass_(pass),
-        plan_(plan_for(problem.numel(), problem.layout)),
+        plan_(plan_of_batch_norm(problem.numel(), problem.layout)),
         grad_(problem, pass.grad),
         x_(problem, pass.x),
         dx_(problem, pass.dx),

@@ -9,6 +9,18 @@
 
 namespace dreluop::cpu {
 
+// Tiles below each other, at most: partial sums of columns are memory that no call finds ready.
+constexpr int64_t kMostTilesDown = 128;
+
+inline Plan plan_of_batch_norm(int64_t numel, const CapLayout& layout) {
+  Plan plan = plan_for(numel, layout);
+  if (plan.variant == Variant::kColumns) {
+    plan.tile_rows = std::max(plan.tile_rows, ceil_div(plan.rows, kMostTilesDown));
+    plan.tiles_down = ceil_div(plan.rows, plan.tile_rows);
+  }
+  return plan;
+}
+
 // A value per channel, and in columns one per column of a row, with what the loops may read beyond.
 template <class T>
 class PerChannel {
@@ -133,12 +145,12 @@ class ChannelSums {
 // From so many channels on, each thread takes whole ones.
 constexpr int64_t kManyChannels = 32;
 
-// Calls first(tile) for all tiles of a channel, then finish(channel), then second(tile): for runs of many channels one
+// Calls first(tile) for all tiles of a channel, then settle(channel), then second(tile): for runs of many channels one
 // channel after another, whose elements are then still in a cache; else all tiles twice, with between() in the middle.
 // The second pass goes backward, from what was read last.
-template <class First, class Between, class Finish, class Second>
+template <class First, class Between, class Settle, class Second>
 void in_two_passes(const Problem& problem, const Plan& plan, const First& first, const Between& between,
-                   const Finish& finish, const Second& second) {
+                   const Settle& settle, const Second& second) {
   const int64_t caps = problem.layout.caps, across = plan.tiles_across;
   if (plan.variant == Variant::kRuns && caps >= kManyChannels) {
     const int64_t channel = std::max<int64_t>(1, plan.numel / caps);
@@ -146,7 +158,7 @@ void in_two_passes(const Problem& problem, const Plan& plan, const First& first,
       for (int64_t c = begin; c < end; ++c) {
         for (int64_t run = c; run < plan.rows; run += caps)
           for (int64_t i = 0; i < across; ++i) first(run * across + i);
-        finish(c);
+        settle(c);
         for (int64_t run = plan.rows - caps + c; run >= 0; run -= caps)
           for (int64_t i = across; i-- > 0;) second(run * across + i);
       }
@@ -155,7 +167,7 @@ void in_two_passes(const Problem& problem, const Plan& plan, const First& first,
   }
   parallel_over_tiles(problem, plan, first);
   between();
-  for (int64_t c = 0; c < caps; ++c) finish(c);
+  for (int64_t c = 0; c < caps; ++c) settle(c);
   const int64_t grain = std::max<int64_t>(1, kTask / (plan.tile_rows * plan.tile_columns));
   problem.parallel_for(plan.tiles(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = end; tile-- > begin;) second(tile);
