@@ -4,12 +4,16 @@ from dreluop import _register  # noqa: F401  # isort: skip
 from dreluop import adaptive, distributed, ops
 from dreluop.autograd.function import CappedReLUFunction
 from dreluop.backends.selection import available_backends, compile_mode, use_backend
+from dreluop.batch_norm import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, capped_batch_norm
 from dreluop.caps.optim import param_groups, project_caps, project_caps_after_step
 from dreluop.functional import Saturation, cap_penalty, capped_relu, saturation
 from dreluop.modules import DReLU, LazyDReLU, SReLU
 from dreluop.version import __version__
 
 __all__ = [
+    "BatchNormDReLU1d",
+    "BatchNormDReLU2d",
+    "BatchNormDReLU3d",
     "CappedReLUFunction",
     "DReLU",
     "LazyDReLU",
@@ -19,6 +23,7 @@ __all__ = [
     "adaptive",
     "available_backends",
     "cap_penalty",
+    "capped_batch_norm",
     "capped_relu",
     "compile_mode",
     "ops",

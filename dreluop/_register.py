@@ -5,9 +5,10 @@ Importing ``ops.schemas`` defines them, and importing ``backends.native`` loads 
 
 from dreluop.autograd import dispatcher, functionalize, negative
 from dreluop.backends import reference, selection
-from dreluop.ops import fakes, inductor
+from dreluop.ops import batch_norm, fakes, inductor
 
 reference.register()
+batch_norm.register()
 selection.register()
 dispatcher.register()
 fakes.register()

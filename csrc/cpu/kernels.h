@@ -21,6 +21,9 @@ void backward(const Problem& problem, const Backward& pass);
 void jvp(const Problem& problem, const Jvp& pass);
 void surrogate(const Problem& problem, const Surrogate& pass);
 void saturation(const Problem& problem, const Saturation& pass);
+// With a cap per channel or one in all (shared_cap); the layout is per channel.
+void batch_norm(const Problem& problem, const BatchNorm& pass);
+void batch_norm_backward(const Problem& problem, const BatchNormBackward& pass);
 
 // balancer * sum of squares over all tensors.
 void penalty(const std::vector<CapTensor>& caps, double balancer, Scalar result);

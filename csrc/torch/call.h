@@ -111,7 +111,7 @@ class Call : public Geometry {
     return arrays_[array_count_++].data();
   }
 
-  static constexpr int kMostArrays = 8;
+  static constexpr int kMostArrays = 12;
   const Device device_;
   typename Device::Problem problem_;
   DimVector traversed_, cap_sizes_;

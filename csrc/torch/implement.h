@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "torch/batch_norm.h"
 #include "torch/operators.h"
 
 namespace dreluop {
@@ -19,6 +20,12 @@ void implement(Library& library) {
   library.impl("cap_saturation", TORCH_BOX(&Operators<Device>::cap_saturation));
   library.impl("cap_penalty", TORCH_BOX(&Operators<Device>::cap_penalty));
   library.impl("cap_penalty_backward", TORCH_BOX(&Operators<Device>::cap_penalty_backward));
+}
+
+template <class Device, class Library>
+void implement_batch_norm(Library& library) {
+  library.impl("capped_batch_norm", TORCH_BOX(&BatchNormOperators<Device>::capped_batch_norm));
+  library.impl("capped_batch_norm_backward", TORCH_BOX(&BatchNormOperators<Device>::capped_batch_norm_backward));
 }
 
 }  // namespace dreluop

@@ -35,6 +35,8 @@ struct Cpu {
   void run(const Problem& problem, const Jvp& pass) const { cpu::jvp(problem, pass); }
   void run(const Problem& problem, const Surrogate& pass) const { cpu::surrogate(problem, pass); }
   void run(const Problem& problem, const Saturation& pass) const { cpu::saturation(problem, pass); }
+  void run(const Problem& problem, const BatchNorm& pass) const { cpu::batch_norm(problem, pass); }
+  void run(const Problem& problem, const BatchNormBackward& pass) const { cpu::batch_norm_backward(problem, pass); }
 
   void penalty(const std::vector<CapTensor>& caps, double balancer, Scalar result) const {
     cpu::penalty(caps, balancer, result);
@@ -48,7 +50,10 @@ struct Cpu {
 }  // namespace
 }  // namespace dreluop
 
-STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) { dreluop::implement<dreluop::Cpu>(m); }
+STABLE_TORCH_LIBRARY_IMPL(dreluop, CPU, m) {
+  dreluop::implement<dreluop::Cpu>(m);
+  dreluop::implement_batch_norm<dreluop::Cpu>(m);
+}
 
 // For the fast path.
 extern "C" __attribute__((visibility("default"))) const void* dreluop_cpu_kernels() {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
+from dreluop._internal.cap_state import LearnedCap
 from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
 
@@ -89,7 +90,8 @@ def remove_caps(model: Model) -> Model:
         The view, in the mode of the model; calls with ``residual`` and ``bias`` work as before.
 
     Raises:
-        TypeError: model is no module, or holds a subclass of ``DReLU`` or ``SReLU`` with a forward of its own.
+        TypeError: model is no module, or holds a subclass of ``DReLU`` or ``SReLU`` with a forward of its own, or a
+            batch norm with caps.
         ValueError: model has no DReLU or SReLU, or a parameter that has no shape yet (a lazy module).
     """
     if not isinstance(model, nn.Module):
@@ -106,6 +108,10 @@ def remove_caps(model: Model) -> Model:
         elif isinstance(found, DReLU | SReLU):
             stand_ins[id(found)] = _stand_in_for(found)
             capped.append(found)
+        elif isinstance(found, LearnedCap):
+            raise TypeError(
+                f"model: got a {type(found).__name__}, whose caps are inside its batch norm; use a DReLU apart"
+            )
     if not capped:
         raise ValueError(f"model: got a {type(model).__name__} without any DReLU or SReLU; expected at least one")
     shared |= stand_ins

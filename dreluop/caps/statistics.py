@@ -34,8 +34,10 @@ def is_compiled(model: nn.Module) -> bool:
     return any(isinstance(m, made) or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
 
-def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU)) -> dict[str, Any]:
-    """The capped layers by name.
+def capped_layers(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU), also: tuple[type, ...] = ()
+) -> dict[str, Any]:
+    """The capped layers by name, of these kinds and those of ``also``, which messages do not name.
 
     Raises:
         TypeError: model is no module.
@@ -43,7 +45,7 @@ def capped_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU,
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, (*kinds, *also))}
     if not layers:
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"model: got a {type(model).__name__} without any {names}; expected at least one")

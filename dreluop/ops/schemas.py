@@ -26,6 +26,15 @@
 ``cap_penalty_backward``
     Its gradients, 2 * balancer * grad * cap.
 
+``capped_batch_norm``
+    Batch norm over all dimensions but 1, then the activation: y = max(0, min(t, cap)) with
+    t = ((x - mean) * (weight / sqrt(var + eps)) + bias) + residual, each step in fp32 (fp64), rounded once. Without
+    ``mean`` and ``var`` those of the batch (biased), which are returned. ``packed`` has the regions of y, in x's memory
+    order.
+``capped_batch_norm_backward``
+    Its gradients, from x and the mean and variance that were used, which count as constants unless ``training``; the
+    region is found again from x, or read from the mask, which a residual needs.
+
 csrc/include/dreluop/semantics.h holds the scalar rule.
 
 ``saved`` is y (any strides) or the packed mask (uint8, one dimension). ``order`` lists the dimensions of y from the
@@ -64,6 +73,16 @@ SCHEMAS: dict[str, str] = {
     "cap_penalty_backward": "(Tensor grad, Tensor[] caps, float balancer) -> Tensor[]",
 }
 
+# Of the compiled kernels of a CPU alone, and of the reference: only the default overload, and no derivatives.
+# ``autograd.batch_norm`` calls them where nothing but plain autograd watches, and differentiable torch everywhere else.
+BATCH_NORM: dict[str, str] = {
+    "capped_batch_norm": "(Tensor x, Tensor cap, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var,"
+    " Tensor? residual, float eps, bool mask) -> (Tensor y, Tensor batch_mean, Tensor batch_var, Tensor packed)",
+    "capped_batch_norm_backward": "(Tensor grad, Tensor x, Tensor cap, Tensor? weight, Tensor? bias, Tensor mean,"
+    " Tensor var, Tensor? mask, float eps, bool training, bool need_x, bool need_weight, bool need_bias, bool need_cap,"
+    " bool need_residual) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dcap, Tensor dresidual)",
+}
+
 FORWARDS = ("capped_relu", "capped_relu_", "capped_relu_with_aux", "capped_relu_with_aux_")
 IN_PLACE = ("capped_relu_", "capped_relu_with_aux_")
 
@@ -92,3 +111,5 @@ library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _signature in SCHEMAS.items():
     for _which in overloads_of(_name):
         library.define(overload(_name, _which) + _signature, tags=TAGS)
+for _name, _signature in BATCH_NORM.items():
+    library.define(_name + _signature, tags=TAGS)

@@ -97,6 +97,27 @@ struct Saturation {
   int64_t sample_inner = 1;
 };
 
+// t = ((x - mean) * scale + bias) + residual with scale = weight / sqrt(var + eps) per channel, each step in fp32 (fp64
+// for fp64) and rounded once to x's dtype; y = max(0, min(t, cap)). Where `trains`, mean and var (biased) are computed
+// from x and written, else read. Weight and bias may be absent: 1 and 0.
+struct BatchNorm {
+  Operand x, y, residual;
+  PerCap weight, bias, cap, mean, var;
+  double eps = 0;
+  bool trains = true;
+  uint8_t* mask = nullptr;
+};
+
+// Its gradients, each left out where its data is null; t is computed again, by the same steps, where there is no mask.
+// The gradient of the residual is that of t.
+struct BatchNormBackward {
+  Operand grad, x, dx, dresidual;
+  PerCap weight, bias, cap, mean, var, dweight, dbias, dcap;
+  double eps = 0;
+  bool trains = true;
+  const uint8_t* mask = nullptr;
+};
+
 // A tensor of caps by itself, in any order. CUDA: at most four dimensions may remain once merged.
 struct CapTensor {
   void* data = nullptr;

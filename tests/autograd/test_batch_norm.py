@@ -1,0 +1,185 @@
+"""``dreluop.capped_batch_norm``: against torch's batch norm and ``capped_relu``, with its derivatives and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+import dreluop
+from dreluop import adaptive, capped_batch_norm
+from dreluop.autograd import batch_norm
+from dreluop.backends import native
+
+SHAPE = (4, 6, 5, 7)
+NAMES = ("x", "weight", "bias", "cap", "residual")
+
+
+def leaves(dtype: torch.dtype = torch.float64, residual: bool = True) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes: dict[str, tuple[int, ...]] = {"x": SHAPE, "weight": (6,), "bias": (6,), "cap": (6,)}
+    if residual:
+        shapes["residual"] = SHAPE
+    made = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    made["cap"] = made["cap"].abs() + 0.3
+    return {name: t.to(dtype).requires_grad_() for name, t in made.items()}
+
+
+def running(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return torch.linspace(-1, 1, 6, dtype=dtype), torch.linspace(0.5, 2, 6, dtype=dtype)
+
+
+def ours(given: dict[str, Tensor], statistics: tuple[Any, Any] = (None, None), training: bool = True) -> Tensor:
+    return capped_batch_norm(
+        given["x"], *statistics, given["weight"], given["bias"], given["cap"],
+        training=training, momentum=0.3, residual=given.get("residual"),
+    )  # fmt: skip
+
+
+def expected(given: dict[str, Tensor], statistics: tuple[Any, Any] = (None, None), training: bool = True) -> Tensor:
+    t = F.batch_norm(given["x"], *statistics, given["weight"], given["bias"], training, 0.3)
+    if "residual" in given:
+        t = t + given["residual"]
+    return torch.relu(torch.minimum(t, given["cap"].view(-1, 1, 1)))
+
+
+@pytest.fixture(params=[True, False], ids=["operator", "composite"])
+def by_operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    served: bool = request.param
+    if served and not native.is_loaded():
+        pytest.skip("the compiled kernels are not built")
+    if not served:
+        monkeypatch.setattr(batch_norm, "_is_served", lambda call: False)
+    return served
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_values_gradients_and_running_statistics(by_operator: bool, training: bool, residual: bool) -> None:
+    given, want = leaves(residual=residual), leaves(residual=residual)
+    statistics, wanted_statistics = running(), running()
+    y, wanted = ours(given, statistics, training), expected(want, wanted_statistics, training)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(statistics, wanted_statistics)
+    grad = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(SHAPE)
+    y.backward(grad)
+    wanted.backward(grad)
+    for name in given:
+        torch.testing.assert_close(given[name].grad, want[name].grad, msg=name)
+    assert by_operator == (type(y.grad_fn).__name__ == "CappedBatchNormBackward")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_second_derivatives(by_operator: bool, training: bool) -> None:
+    given = {
+        name: t.detach()[:3, :, :2, :2].clone().requires_grad_() if t.ndim > 1 else t for name, t in leaves().items()
+    }
+
+    def function(*tensors: Tensor) -> Tensor:
+        return ours(dict(zip(given, tensors, strict=True)), running(), training)
+
+    assert torch.autograd.gradcheck(function, tuple(given.values()), fast_mode=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, tuple(given.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_that_can_be_differentiated_are_the_same(by_operator: bool, training: bool) -> None:
+    given, want = leaves(), leaves()
+    grad = torch.randn(SHAPE, dtype=torch.float64)
+    found = torch.autograd.grad(ours(given, running(), training), list(given.values()), grad, create_graph=True)
+    exact = torch.autograd.grad(expected(want, running(), training), list(want.values()), grad)
+    for name, a, b in zip(given, found, exact, strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+
+
+def test_transforms_and_forward_mode() -> None:
+    given = leaves(residual=False)
+    x, v = given["x"].detach(), torch.randn(SHAPE, dtype=torch.float64)
+    fixed = {name: t.detach() for name, t in given.items()}
+    for function in (ours, expected):
+        _, tangent = torch.func.jvp(lambda x, f=function: f(fixed | {"x": x}), (x,), (v,))
+        gradient = torch.func.grad(lambda x, f=function: f(fixed | {"x": x}).square().sum())(x)
+        batched = torch.vmap(lambda x, f=function: f(fixed | {"x": x}, running(), False))(x.unsqueeze(0))
+        if function is ours:
+            found = tangent, gradient, batched
+        else:
+            torch.testing.assert_close(found, (tangent, gradient, batched))
+
+
+@pytest.mark.skipif(not native.is_loaded(), reason="the compiled kernels are not built")
+def test_memory_saved_is_x_and_numbers_per_channel() -> None:
+    for residual in (False, True):
+        given, sizes = leaves(torch.float32, residual), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=sizes: s.append(t.numel() * t.itemsize) or t, lambda t: t
+        ):
+            ours(given)
+        x = given["x"]
+        assert sum(sizes) == x.numel() * x.itemsize + 5 * 6 * 4 + (x.numel() // 4 if residual else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_round_once(by_operator: bool, dtype: torch.dtype) -> None:
+    given = {name: t.detach().to(dtype) for name, t in leaves(torch.float32).items()}
+    wide = {name: t.float() for name, t in given.items()}
+    statistics, wanted_statistics = running(dtype), running(torch.float32)
+    y, wanted = ours(given, statistics), expected(wide, wanted_statistics).to(dtype)
+    # Sums in another order may lie at the border between two numbers.
+    assert (y != wanted).float().mean() < 0.01
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(statistics, tuple(t.to(dtype) for t in wanted_statistics))
+
+
+def test_surrogates_and_the_choice_of_a_backend_are_followed() -> None:
+    given = leaves(residual=False)
+    with adaptive.surrogate_backward():
+        y = ours(given)
+    assert type(y.grad_fn).__name__ != "CappedBatchNormBackward"
+    with dreluop.use_backend("reference"):
+        y = ours(given)
+    assert type(y.grad_fn).__name__ != "CappedBatchNormBackward"
+
+
+X, P = torch.ones(2, 3, 4), torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "error", "message"),
+    [
+        ((1, None, None, None, None, P), {"training": True}, TypeError, "x: got int"),
+        ((torch.ones(3), None, None, None, None, P), {"training": True}, ValueError, "x: got shape"),
+        ((X, None, None, None, None, torch.ones(2)), {"training": True}, ValueError, "cap: got shape"),
+        ((X, None, None, None, None, "6"), {"training": True}, TypeError, "cap: got str"),
+        ((X, P, None, None, None, P), {"training": True}, ValueError, "running_mean, running_var: got one"),
+        ((X, None, None, None, None, P), {}, ValueError, "training: got False without"),
+        ((X, P, P, torch.ones(2), None, P), {}, ValueError, "weight: got shape"),
+        ((X, P, P, None, P.to("meta"), P), {}, ValueError, "bias: got a tensor on meta"),
+        ((X, P, P, None, None, P), {"residual": P}, ValueError, "residual: got shape"),
+        ((X, P, P, None, None, P), {"training": 1}, TypeError, "training: got int"),
+        ((X, P, P, None, None, P), {"momentum": None}, TypeError, "momentum: got NoneType"),
+        ((torch.ones(1, 3), P, P, None, None, P), {"training": True}, ValueError, "x: got shape .*one value"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        capped_batch_norm(*arguments, **keywords)
+
+
+def test_neuron_caps_empty_tensors_and_numbers_go_through_torch() -> None:
+    x = torch.randn(4, 3, 5)
+    cap = torch.rand(3, 5)
+    torch.testing.assert_close(
+        capped_batch_norm(x, None, None, None, None, cap, training=True),
+        torch.relu(torch.minimum(F.batch_norm(x, None, None, training=True), cap)),
+    )
+    assert capped_batch_norm(torch.ones(0, 3), P, P, None, None, 1.0).shape == (0, 3)
+    torch.testing.assert_close(
+        capped_batch_norm(x, None, None, None, None, 0.5, training=True),
+        F.batch_norm(x, None, None, training=True).clamp(0, 0.5),
+    )
