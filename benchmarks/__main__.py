@@ -24,6 +24,9 @@ MODULES = {
     "surgery-monitor": "benchmarks.bench_surgery",
 }
 
+# Those that start processes have a command line of their own.
+COMMANDS = {"road": "benchmarks.bench_road", "batch-norm": "benchmarks.bench_batch_norm"}
+
 
 def bench_of(name: str) -> Bench:
     """The benchmark of this name."""
@@ -33,9 +36,11 @@ def bench_of(name: str) -> Bench:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in COMMANDS:
+        return int(importlib.import_module(COMMANDS[name]).main(rest))
     if name not in MODULES:
         out = sys.stdout if name in ("-h", "--help") else sys.stderr
-        print(f"usage: python -m benchmarks NAME [--help]; NAME is one of {', '.join(MODULES)}", file=out)
+        print(f"usage: python -m benchmarks NAME [--help]; NAME is one of {', '.join([*MODULES, *COMMANDS])}", file=out)
         return 0 if out is sys.stdout else 2
     return run(bench_of(name), rest)
 

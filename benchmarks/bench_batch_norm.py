@@ -1,4 +1,4 @@
-"""Batch norm with a capped activation by one operator, against the two apart: `python -m benchmarks.bench_batch_norm`.
+"""Batch norm with a capped activation by one operator, against the two apart: `python -m benchmarks batch-norm`.
 
 Forward and backward in training, fp32, on images of 64 MB and more. Three kinds of memory: "as it is", where a large
 tensor is fresh and torch's own have small pages; "large pages", where all tensors have large ones; "kept", where memory
@@ -25,8 +25,11 @@ from torch import Tensor
 
 import dreluop
 from benchmarks.harness import machine, records
+from benchmarks.harness.activations import BOTH, PASSES
 from benchmarks.harness.entry import exit_with
 from benchmarks.harness.interleave import Budget, Timed, fresh_memory, interleave, sample, threads
+from benchmarks.harness.records import Record
+from benchmarks.harness.table import MISSING, Table, software
 
 FILE_NAME = "batch-norm.jsonl"
 SHAPES = ((32, 64, 112, 112), (64, 256, 36, 36))
@@ -44,7 +47,6 @@ MEMORY: dict[str, tuple[dict[str, str], int]] = {
     "kept": (KEPT, 2),
     "kept, processor time": (KEPT, 0),
 }
-STEPS = {"forward": slice(0, 1), "backward": slice(1, 2), "forward+backward": slice(0, 2)}
 
 
 def implementations(shape: tuple[int, ...], memory_format: torch.memory_format, fresh: bool) -> list[Timed]:
@@ -63,10 +65,10 @@ def implementations(shape: tuple[int, ...], memory_format: torch.memory_format, 
         return Timed(name, (lambda _: function(), lambda y: torch.autograd.grad(y, inputs, grad)), prepare)
 
     return [
-        timed("batch_norm + relu_", lambda: norm().relu_(), leaves[:3]),
-        timed("batch_norm + capped_relu", lambda: dreluop.capped_relu(norm(), cap), leaves),
+        timed(WITH_RELU, lambda: norm().relu_(), leaves[:3]),
+        timed(APART, lambda: dreluop.capped_relu(norm(), cap), leaves),
         timed(
-            "capped_batch_norm",
+            OURS,
             lambda: dreluop.capped_batch_norm(x, None, None, weight, bias, cap, training=True),
             leaves,
         ),
@@ -87,12 +89,12 @@ def measure(memory: str, budget: Budget) -> Iterator[dict[str, Any]]:
                     sample(implementation, 1)
                 found = interleave(timed, budget, sampler=sampler)
                 for implementation, samples in found.items():
-                    for step, which in STEPS.items():
+                    for step, which in PASSES.items():
                         row = {"implementation": implementation, "pass": step, "memory": memory, "format": name}
                         ratios = {
                             f"of {other}": samples.steps(which).seconds().median
                             / found[other].steps(which).seconds().median
-                            for other in ("batch_norm + relu_", "batch_norm + capped_relu")
+                            for other in (WITH_RELU, APART)
                         }
                         faults = samples.steps(which).page_faults()
                         yield {
@@ -104,8 +106,34 @@ def measure(memory: str, budget: Budget) -> Iterator[dict[str, Any]]:
                         }
 
 
+OURS, APART, WITH_RELU = "capped_batch_norm", "batch_norm + capped_relu", "batch_norm + relu_"
+SHOWN = {
+    "as it is": "as it is: fresh, torch's own tensors in small pages",
+    "large pages": "fresh, all in large pages (`THP_MEM_ALLOC_ENABLE=1`)",
+    "kept": "kept, no page ever fresh",
+    "kept, processor time": "kept, one thread by its processor time",
+}
+
+
+def table(record: Record) -> Table:
+    """Forward and backward of the operator over those of the two apart, and over batch norm and relu_."""
+    rows = [row for row in record.rows if row["key"]["implementation"] == OURS and row["key"]["pass"] == BOTH]
+
+    def cell(memory: str, name: str) -> str:
+        own = [row for row in rows if (row["key"]["memory"], row["key"]["format"]) == (memory, name)]
+        ratios = ([row[f"of {other}"] for row in own] for other in (APART, WITH_RELU))
+        return " / ".join(f"{min(found):.2f} to {max(found):.2f}" for found in ratios) if own else MISSING
+
+    cells = [(shown, *(cell(memory, name) for name in FORMATS)) for memory, shown in SHOWN.items()]
+    return Table("Forward and backward, over the two apart / over batch norm and relu_", ("memory", *FORMATS), cells)
+
+
+def headline(record: Record) -> str:
+    return f"{record.run['device']['name']}, 2 cores; {software(record)}; {record.when()}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_batch_norm", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks batch-norm", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each implementation, format and shape")
     parser.add_argument("--out", type=Path, help="folder for the record; default: benchmarks/results/<device>")
     parser.add_argument("--memory", choices=MEMORY, help=argparse.SUPPRESS)
@@ -122,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
         for line in done.stdout.splitlines():
             row = json.loads(line)
-            if row["pass"] == "forward+backward":
+            if row["pass"] == BOTH:
                 ratios = ", ".join(f"{value:.2f} {name}" for name, value in row.items() if name.startswith("of "))
                 print(f"{row['case']:45} {row['implementation']:25} {row['ms']:8.1f} ms  {ratios}", flush=True)
             record.add(row.pop("case"), [row], ("implementation", "pass", "memory", "format"))

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    bench_batch_norm,
     bench_compile,
     bench_kernels,
     bench_models,
     bench_profile,
+    bench_road,
     bench_scaling,
     bench_surgery,
     bench_triton_op,
@@ -77,6 +79,19 @@ def _report(
         if not found:
             return NOTHING
         return "\n\n".join([*map(page, found), *([legend] if legend else [])])
+
+    return report
+
+
+def _road(tables: Callable[[Record], Table]) -> Report:
+    """A table of how calls come to their kernels."""
+    return _of_file(bench_road.FILE_NAME, bench_road.headline, tables)
+
+
+def _of_file(file_name: str, headline: Callable[[Record], str], table: Callable[[Record], Table]) -> Report:
+    def report(folder: Path) -> str:
+        found = _records(folder, file_name)
+        return "\n\n".join(f"{headline(one)}.\n\n{markdown(table(one))}" for one in found) or NOTHING
 
     return report
 
@@ -166,6 +181,9 @@ REPORTS: dict[str, Report] = {
     "models": _report(bench_models.BENCH, bench_models.tables, bench_models.LEGEND, titles=True),
     "compiled": _report(bench_compile.BENCH, bench_compile.tables, titles=True),
     "traced": _report(bench_triton_op.BENCH, bench_triton_op.tables, titles=True),
+    "road": _road(bench_road.call_table),
+    "derivatives": _road(bench_road.derivative_table),
+    "batch-norm": _of_file(bench_batch_norm.FILE_NAME, bench_batch_norm.headline, bench_batch_norm.table),
     "pictures": pictures,
     **statistics_tables.REPORTS,
     "surgery": surgery,

@@ -1,36 +1,30 @@
-"""The road of a call, old against new: `python -m benchmarks.road --against CHECKOUT`.
+"""What ``bench_road`` times in one process, of the dreluop of a checkout: `python -m benchmarks.road_cases CHECKOUT`.
 
-Each round runs the other checkout (built in place) and this one, each in its own process on one thread of the CPU. A
-process times its cases interleaved; a row has the median and the quartiles of the processes' medians. Times are the
-thread's processor time, so that other work on the machine counts for less.
+Nothing here may import dreluop before ``measure`` has chosen it.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.entry import exit_with
-from benchmarks.harness.interleave import Budget, Timed, interleave, sample, summarize
+from benchmarks.harness.interleave import Budget, Timed, interleave, sample
 
-ROOT = Path(__file__).parent.parent
-FILE_NAME = "road.jsonl"
 SHAPES = ((4, 8), (64, 512))
 IMAGES = (32, 64, 28, 28)
 SMALL, LARGE = Budget(seconds=0.3, max_samples=40), Budget(seconds=1.0, max_samples=9)
 by_processor_time = functools.partial(sample, clock=time.thread_time_ns)
 LAPS = {"forward": slice(0, 1), "forward+backward": slice(0, 2)}
+COMPOSITE = ", composite"
 Function = Callable[[Tensor, Tensor], Any]
 
 
@@ -118,7 +112,7 @@ def derivative_cases() -> list[Timed]:
 
     implementations: dict[str, Function] = {"": dreluop.capped_relu}
     if decompose := sys.modules.get("dreluop.ops.decompose"):
-        implementations[", composite"] = decompose.capped_relu
+        implementations[COMPOSITE] = decompose.capped_relu
 
     def timed(name: str, run: Callable[[Function], Any], function: Function) -> Timed:
         return Timed(name, (lambda _: run(function),))
@@ -143,57 +137,10 @@ def measure(checkout: str) -> dict[str, float]:
     return found
 
 
-def compare(against: Path, rounds: int) -> list[dict[str, Any]]:
-    """The rows: microseconds of both, and new over old."""
-    runs: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
-    for _ in range(rounds):
-        for which, checkout in (("old", against), ("new", ROOT)):
-            command = [sys.executable, "-m", "benchmarks.road", "--measure", str(checkout.resolve())]
-            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-            runs[which].append(json.loads(done.stdout.splitlines()[-1]))
-    rows = []
-    for case in runs["new"][0]:
-        row: dict[str, Any] = {"case": case}
-        for which, found in runs.items():
-            if case in found[0]:
-                times = summarize([run[case] for run in found])
-                row[f"{which}_us"] = [round(one, 2) for one in (times.q1, times.median, times.q3)]
-        if "old_us" in row:
-            row["ratio"] = round(row["new_us"][1] / row["old_us"][1], 3)
-        rows.append(row)
-    return rows
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.road", description=__doc__.splitlines()[0])
-    parser.add_argument("--against", type=Path, help="the other checkout, with its compiled libraries")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="folder for the record; default: benchmarks/results/<device>")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.measure:
-        print(json.dumps(measure(options.measure)))
-        return 0
-    if options.against is None:
-        parser.error("--against: got nothing; expected a checkout to compare with")
-    rows = compare(options.against, options.rounds)
-    for row in rows:
-        print(f"{row['case']:45} {row.get('old_us', '-')!s:30} {row['new_us']!s:30} {row.get('ratio', '')}")
-    save(rows, options)
+    (checkout,) = sys.argv[1:] if arguments is None else arguments
+    print(json.dumps(measure(checkout)))
     return 0
-
-
-def save(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    from benchmarks.harness import machine, records  # noqa: PLC0415 (imports dreluop, which ``measure`` chooses first)
-
-    old = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=options.against, text=True).strip()
-    device = machine.describe_device(torch.device("cpu"))
-    record = records.new_record("road", device, machine.versions(), threads=1, against=old, rounds=options.rounds)
-    for row in rows:
-        record.add(row.pop("case"), [row], ())
-    path = (options.out or machine.folder_of(device)) / FILE_NAME
-    record.save(path)
-    print(f"written: {path}")
 
 
 if __name__ == "__main__":
