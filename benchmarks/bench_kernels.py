@@ -36,12 +36,12 @@ BY = ["case", "pass"]  # with whom ours is compared: the same input and pass
 
 
 def frame_of(record: Record) -> pd.DataFrame:
-    """The rows, with a column ``<implementation> / ours`` for every implementation, and on a GPU shares of its pins."""
+    """The rows, with a column ``<implementation> / ours`` for every implementation; of a GPU shares of its peak."""
     frame = record.frame()
     device = record.run["device"]
     if machine.is_gpu(device):
-        pins = machine.pin_bandwidth(device) or float("nan")
-        frame = frame.assign(fraction_of_pins=frame["gb_per_s"] / pins, copy_of_pins=frame["copy_gb_per_s"] / pins)
+        peak = machine.peak_bandwidth(device) or float("nan")
+        frame = frame.assign(fraction_of_peak=frame["gb_per_s"] / peak, copy_of_peak=frame["copy_gb_per_s"] / peak)
     return frame.assign(**{f"{name} / ours": against(frame, name, BY) for name in frame["implementation"].unique()})
 
 
@@ -83,15 +83,15 @@ KERNELS = "kernels"
 HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
 
 
-def _of_pins(pass_: str, limit: float, size: str, select: Callable[[pd.DataFrame], pd.Series]) -> Target:
+def _of_peak(pass_: str, limit: float, size: str, select: Callable[[pd.DataFrame], pd.Series]) -> Target:
     dtypes = ", ".join(DTYPES[dtype] for dtype in HALF_AND_SINGLE)
     return Target(
-        (f"{pass_}: of the pins", f"{size} without bias and residual, {dtypes}", f">= {limit:.0%}"),
+        (f"{pass_}: of the peak bandwidth", f"{size} without bias and residual, {dtypes}", f">= {limit:.0%}"),
         {"implementation": c.OURS.name, "pass": pass_, "dtype": HALF_AND_SINGLE},
-        "fraction_of_pins",
+        "fraction_of_peak",
         limit,
         select=select,
-        form="{measured:.1%}, copy {copy_of_pins:.1%} ({input}, {dtype})",
+        form="{measured:.1%}, copy {copy_of_peak:.1%} ({input}, {dtype})",
     )
 
 
@@ -131,10 +131,10 @@ TARGETS = {
     ),
     # On an H100 or H200.
     "cuda": (
-        _of_pins(FORWARD, 0.90, "1 GB", _is_1_gb),
-        _of_pins(BACKWARD, 0.88, "1 GB", _is_1_gb),
-        _of_pins(FORWARD, 0.86, "64 MB", _is_64_mb),
-        _of_pins(BACKWARD, 0.82, "64 MB", _is_64_mb),
+        _of_peak(FORWARD, 0.90, "1 GB", _is_1_gb),
+        _of_peak(BACKWARD, 0.88, "1 GB", _is_1_gb),
+        _of_peak(FORWARD, 0.86, "64 MB", _is_64_mb),
+        _of_peak(BACKWARD, 0.82, "64 MB", _is_64_mb),
         _gpu(BACKWARD, KERNELS, 1),
         _gpu(BOTH, c.RELU_MINIMUM.name, 4),
         _gpu(BOTH, c.CLAMP.name, 4),
@@ -186,11 +186,11 @@ COLUMNS = {
         *INPUT,
         *(Column(f"{pass_}, ms", "ms", "{:.3g}", OURS_IN[pass_]) for pass_ in (FORWARD, BACKWARD)),
         *(
-            Column(f"{pass_}{variant}", "fraction_of_pins", "{:.0%}", {"implementation": name, "pass": pass_})
+            Column(f"{pass_}{variant}", "fraction_of_peak", "{:.0%}", {"implementation": name, "pass": pass_})
             for name, variant in VARIANTS.items()
             for pass_ in (FORWARD, BACKWARD)
         ),
-        Column("copy", "copy_of_pins", "{:.0%}", OURS_IN[FORWARD]),
+        Column("copy", "copy_of_peak", "{:.0%}", OURS_IN[FORWARD]),
         *_over((*COMPARED, c.OURS_TRITON.name)),
     ),
 }
@@ -267,7 +267,7 @@ LEGENDS = {
     "Ratios to ours: the other's forward + backward over ours, larger is better.",
     "cuda": "Times are medians of CUDA-graph replays between events, implementations interleaved, random data, buffers "
     "rotated so that L2 is cold; no Python and no launches are in them. Per cent: the fewest bytes that the pass must "
-    "move over its time, of what the pins of the GPU's memory carry (H100 3.35, H200 4.8 TB/s); copy: the fastest copy "
+    "move over its time, of the peak bandwidth of the GPU's memory (H100 3.35, H200 4.8 TB/s); copy: the fastest copy "
     "of x in the same run. Ratios: the other's forward + backward over ours, larger is better.",
 }
 

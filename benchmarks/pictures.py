@@ -36,7 +36,7 @@ def roofline(record: Record, path: Path) -> None:
     on_gpu = machine.is_gpu(record.run["device"])
     frame = _shares(record, on_gpu)
     inputs = list(frame["case"].unique())
-    floor = "pins" if on_gpu else "clone"
+    floor = "peak" if on_gpu else "clone"
     figure, sides = plt.subplots(
         1, 2, figsize=(13, 1.2 + 0.55 * max(len(inputs), 3)), sharey=True, layout="constrained"
     )
@@ -48,10 +48,10 @@ def roofline(record: Record, path: Path) -> None:
             axes.barh(places, found, BAR, color=COLORS[name], label=name)
         axes.axvline(1, color="black", linewidth=1, label=floor)
         for target in TARGETS["cuda"] if on_gpu else ():
-            if target.value == "fraction_of_pins" and target.where["pass"] == pass_:
+            if target.value == "fraction_of_peak" and target.where["pass"] == pass_:
                 label = f"target {target.limit:.0%} ({target.subject[1].split(' without')[0]})"
                 axes.axvline(target.limit, color="black", linewidth=1, linestyle="--", label=label)
-        axes.set(title=pass_, xlabel=f"share of the {floor}' bandwidth" if on_gpu else "share of a clone's bandwidth")
+        axes.set(title=pass_, xlabel="share of the peak bandwidth" if on_gpu else "share of a clone's bandwidth")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.legend(loc="lower right", fontsize=8)
     sides[0].set_yticks(range(len(inputs)), inputs, fontsize=8)
@@ -66,7 +66,7 @@ def _shares(record: Record, on_gpu: bool) -> pd.DataFrame:
     frame = frame_of(record)
     frame = frame[frame["x_bytes"] >= LARGE]
     if on_gpu:
-        return frame[frame["bias_and_residual"] == ""].assign(share=lambda rows: rows["fraction_of_pins"])
+        return frame[frame["bias_and_residual"] == ""].assign(share=lambda rows: rows["fraction_of_peak"])
     frame = frame[(frame["threads"] == record.run["settings"]["threads"]) & (frame["floor"] == c.CLONE)]
     return frame.assign(share=frame["min_bytes"] / frame["ms"] / (2 * frame["x_bytes"] / frame["floor_ms"]))
 

@@ -1,5 +1,8 @@
 """Fused capped activations for PyTorch: D-ReLU (a learnable cap) and S-ReLU (a fixed one)."""
 
+import importlib
+from typing import Any
+
 from dreluop import _register  # noqa: F401  # isort: skip
 from dreluop import adaptive, distributed, ops
 from dreluop.autograd.function import CappedReLUFunction
@@ -33,5 +36,15 @@ __all__ = [
     "saturation",
     "use_backend",
 ]
+
+# Imported when they are first asked for: each takes time, and what few need.
+_LATER = frozenset({"diagnostics", "faults", "onnx", "surgery"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"dreluop.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 distributed.install()

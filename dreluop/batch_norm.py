@@ -31,9 +31,9 @@ def capped_batch_norm(
 ) -> Tensor:
     """``capped_relu(batch_norm(x) + residual, cap)``, on a CPU by one operator for training and inference.
 
-    Saved for backward: x and the statistics, but neither the normalized x nor y; with a residual two bits per element.
-    Everywhere else, and for derivatives of derivatives, transforms and compilers, torch's batch norm and
-    ``capped_relu``: then the last bits differ. Source: Ioffe & Szegedy, arXiv 1502.03167, and ``capped_relu``.
+    Saves x and the statistics for backward, but neither the normalized x nor y; with a residual two bits per element.
+    Other devices, transforms, compilers, second derivatives and neuron caps use torch's batch norm and ``capped_relu``,
+    whose last bits differ. Source: Ioffe & Szegedy, arXiv 1502.03167, and ``capped_relu``.
 
     Args:
         x: activations of shape ``(N, C, ...)``, any strides; float32, float64, float16 or bfloat16.
@@ -49,8 +49,8 @@ def capped_batch_norm(
         y with x's shape and dtype and the strides of ``torch.empty_like(x)``.
 
     Raises:
-        TypeError: a tensor is none or of no float dtype, residual has not x's dtype, training is no bool, momentum or
-            eps no number.
+        TypeError: an argument is not a tensor or not of a float dtype, residual has not x's dtype, training is no bool,
+            momentum or eps no number.
         ValueError: a shape or device does not fit x; x has one value per channel in training; one of the running
             statistics is given without the other, or neither outside training.
     """
@@ -67,6 +67,10 @@ def capped_batch_norm(
 
 class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
     """Batch norm and then ``DReLU``: batch norm's state and a parameter ``cap``.
+
+    Called as ``module(x, residual=None)``. It is a batch norm of torch: what fuses or replaces those by their class,
+    such as ``torch.nn.utils.fusion``, drops the activation. ``calibrate_caps``, ``cap_summary``, ``SaturationMonitor``,
+    ``to_torch`` and ``remove_caps`` do not know it.
 
     Args:
         num_features: channels, dimension 1 of x.
@@ -93,13 +97,14 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        caps = num_features if num_parameters is None else num_parameters
+        num_features = checks.positive_int("num_features", num_features)
+        caps = num_features if num_parameters is None else checks.positive_int("num_parameters", num_parameters)
         if caps not in (1, num_features):
-            raise ValueError(f"num_parameters: got {num_parameters}; expected 1 or {num_features}, one per channel")
+            raise ValueError(f"num_parameters: got {caps}; expected 1, or num_features, {num_features}")
+        checks.float_dtype("dtype", dtype)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.init = checks.initial_cap(init)
-        checks.float_dtype("dtype", dtype)
-        self.cap = nn.Parameter(torch.empty(checks.shape("num_features", caps), device=device, dtype=dtype))
+        self.cap = nn.Parameter(torch.empty(caps, device=device, dtype=dtype))
         self.reset_cap()
 
     def reset_parameters(self) -> None:
@@ -145,7 +150,7 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
         return f"{super().extra_repr()}, init={self.init:g}{caps}"
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        # What SyncBatchNorm.convert_sync_batchnorm makes of a batch norm would have no activation, and calls this.
+        # convert_sync_batchnorm would replace this module and drop its activation. It asks for the children first.
         if sys._getframe(1).f_code is nn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__:  # type: ignore[attr-defined]
             raise TypeError(
                 f"convert_sync_batchnorm: got a {type(self).__name__}, which has no synchronized form; use "

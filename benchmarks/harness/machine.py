@@ -29,8 +29,8 @@ DTYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "
 USUAL_CACHE = 32 * 2**20  # bytes, where the system does not tell
 MEMORY = Path("/proc/meminfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-# GB/s between a GPU and its memory, by what its name holds: the clock of the memory times its width.
-PINS = {"H100 80GB HBM3": 3352.0, "H200": 4800.0}
+# GB/s between a GPU and its memory at most, by what its name holds: the clock of the memory times its width.
+PEAKS = {"H100 80GB HBM3": 3352.0, "H200": 4800.0}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -213,9 +213,9 @@ def is_gpu(device: Mapping[str, Any]) -> bool:
     return "capability" in device
 
 
-def pin_bandwidth(device: Mapping[str, Any]) -> float | None:
-    """GB/s that the pins of a GPU's memory carry; None for one that is not in ``PINS``."""
-    return next((bandwidth for name, bandwidth in PINS.items() if name in device["name"]), None)
+def peak_bandwidth(device: Mapping[str, Any]) -> float | None:
+    """The most GB/s between a GPU and its memory; None for one that is not in ``PEAKS``."""
+    return next((bandwidth for name, bandwidth in PEAKS.items() if name in device["name"]), None)
 
 
 def slug(name: str) -> str:

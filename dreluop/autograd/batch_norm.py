@@ -28,7 +28,7 @@ _TENSORS = frozenset({Tensor, nn.Parameter})
 
 
 class NormCall(NamedTuple):
-    """The arguments of ``dreluop.capped_batch_norm``, checked; ``training``: whether x has the statistics."""
+    """The arguments of ``dreluop.capped_batch_norm``, checked; ``training``: whether the statistics are those of x."""
 
     x: Tensor
     cap: Tensor

@@ -100,7 +100,7 @@ class PlainActivation(torch.autograd.Function):
 def plain_backward(
     chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Backward by these operators: of ``PlainActivation``, and where the C++ node asks for it."""
+    """Backward of ``PlainActivation``, by these operators."""
     try:
         dx, dcap, _ = gradients_by(chosen, BackwardCall(grad, y, cap, dim, (), need_x, need_cap))
     except RuntimeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,22 +34,29 @@ def run_over(model: nn.Module, loader: Iterable[Any], forward: Forward | None, p
         raise ValueError(
             "model: got a DataParallel on several devices, whose copies cannot be measured together; give its .module"
         )
-    before = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     count = 0
+    with evaluated(model):
+        for batch in with_bar(check_loader(loader), progress, unit="batch", leave=False):
+            if forward is not None:
+                forward(model, batch)
+            else:
+                model(_input_of(batch).to(device))
+            count += 1
+    return count
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, without gradients; afterwards every module's mode is as it was."""
+    before = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
-            for batch in _with_bar(check_loader(loader), progress):
-                if forward is not None:
-                    forward(model, batch)
-                else:
-                    model(_input_of(batch).to(device))
-                count += 1
+            yield
     finally:
         for module, was in before.items():
             module.training = was
-    return count
 
 
 def check_loader(loader: Any) -> Iterable[Any]:
@@ -70,14 +78,19 @@ def _input_of(batch: Any) -> Tensor:
     return first
 
 
-def _with_bar(loader: Iterable[Any], progress: bool | None) -> Iterator[Any]:
+def with_bar(items: Iterable[Any], progress: bool | None, **options: Any) -> Iterator[Any]:
+    """The items with tqdm's bar, which has these options. None: if tqdm is installed.
+
+    Raises:
+        ImportError: progress is True and tqdm is not installed.
+    """
     wanted = progress if progress is not None else importlib.util.find_spec("tqdm") is not None
     if not wanted:
-        return iter(loader)
+        return iter(items)
     try:
         tqdm = importlib.import_module("tqdm.auto").tqdm
     except ImportError as error:
         raise ImportError(
             "progress: True needs tqdm (pip install tqdm); progress=None shows a bar if it is there"
         ) from error
-    return iter(tqdm(loader, unit="batch", leave=False))
+    return iter(tqdm(items, **options))

@@ -43,20 +43,20 @@ def as_words(t: Tensor) -> Tensor:
     return t.view(_WORDS[t.element_size()])
 
 
-def flip(words: Tensor, numbers: Tensor, bits: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
+def flip(words: Tensor, positions: Tensor, bits: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
     """Flip bits in place.
 
     Args:
         words: integers, any shape and strides.
-        numbers: which bits, different int64 numbers on the CPU: bit ``bits[n % len(bits)]`` of element
-            ``n // len(bits)``, counted in row-major order.
+        positions: of the bits, different int64 numbers on the CPU: position n is bit ``bits[n % len(bits)]`` of
+            element ``n // len(bits)``, counted in row-major order.
         bits: those of an element that may flip, 0 the least significant.
 
     Returns:
         Where words were changed, an index per dimension, and what they were.
     """
-    elements, place = (numbers // len(bits)).unique(return_inverse=True)
-    single = torch.bitwise_left_shift(torch.ones((), dtype=torch.int64), torch.tensor(bits)[numbers % len(bits)])
+    elements, place = (positions // len(bits)).unique(return_inverse=True)
+    single = torch.bitwise_left_shift(torch.ones((), dtype=torch.int64), torch.tensor(bits)[positions % len(bits)])
     # Different bits of one element: their sum is their union.
     masks = torch.zeros_like(elements).scatter_add_(0, place, single).to(words.dtype).to(words.device)
     where = torch.unravel_index(elements.to(words.device), words.shape) if words.ndim else ()

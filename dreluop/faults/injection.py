@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dreluop._internal import checks
+from dreluop._internal.cap_state import LearnedCap
 from dreluop.faults import bits as flipping
 from dreluop.faults.reached import ActivationCalls
-from dreluop.modules import DReLU, SReLU
+from dreluop.modules import SReLU
 
 Where = Literal["weights", "caps", "activations", "inputs_of_activations"]
-PLACES = ("weights", "caps", "activations", "inputs_of_activations")
+PLACES = get_args(Where)
 STORED = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
@@ -49,7 +50,7 @@ class _Plan:
         return self.bits
 
     def draw(self, total: int) -> Tensor:
-        """The numbers of the bits that flip, out of so many."""
+        """The positions of the bits that flip, out of so many."""
         count = self.count
         if count is None:
             assert self.rate is not None
@@ -81,9 +82,9 @@ def bit_flips(
         rate: in [0, 1]. Give this or ``flips``.
         flips: with weights and caps in the whole model; with activations in each of them that a forward pass reaches.
         where: ``"weights"``: all parameters but caps, each once, drawn when the block is entered. ``"caps"``: those of
-            ``DReLU`` and ``SReLU``. ``"inputs_of_activations"``: the values before ReLU, GELU, a capped activation and
-            the like (``reached.NAMES``), as modules, functions or methods, drawn anew in each forward pass of the
-            model. ``"activations"``: the values after them, as they lie in memory between layers.
+            ``DReLU``, ``SReLU`` and batch norms with caps. ``"inputs_of_activations"``: the values before ReLU, GELU, a
+            capped activation and the like (``reached.NAMES``), as modules, functions or methods, drawn anew in each
+            forward pass of the model. ``"activations"``: the values after them, as they lie in memory between layers.
         dtype: the type in which weights or caps are stored, float64, float32, float16, bfloat16 or int8; None: the
             type they have. With another, all are rounded to it in the block. int8 has a scale for each index of
             dimension 0, the largest magnitude / 127, and is for tensors of two dimensions and more; scales and other
@@ -120,21 +121,25 @@ def bit_flips(
 def _hit_tensors(
     tensors: dict[str, Tensor], plan: _Plan, dtype: torch.dtype | None, injection: Injection, undo: ExitStack
 ) -> None:
-    stored = {name: _Stored(t, dtype) for name, t in tensors.items() if dtype != torch.int8 or t.ndim >= 2}
+    stored = [_Stored(t, dtype) for t in tensors.values() if dtype != torch.int8 or t.ndim >= 2]
     if not stored:
         raise ValueError("dtype: got torch.int8; expected a tensor of two dimensions or more among those that are hit")
-    bits = [plan.bits_of(one.words) for one in stored.values()]
-    ends = torch.tensor([one.words.numel() * len(b) for one, b in zip(stored.values(), bits, strict=True)]).cumsum(0)
-    injection.exposed = int(ends[-1])
-    numbers = plan.draw(injection.exposed)
-    injection.flips = len(numbers)
-    splits = torch.searchsorted(numbers, ends)
-    begin = 0
-    for one, own, end, split in zip(stored.values(), bits, ends.tolist(), splits.tolist(), strict=True):
-        first = end - one.words.numel() * len(own)
+    bits = [plan.bits_of(one.words) for one in stored]
+    counts = [one.words.numel() * len(own) for one, own in zip(stored, bits, strict=True)]
+    injection.exposed = sum(counts)
+    positions = plan.draw(injection.exposed)
+    injection.flips = len(positions)
+    for one, own, of_tensor in zip(stored, bits, _by_tensor(positions, counts), strict=True):
         undo.callback(one.restore)
-        one.flip(numbers[begin:split] - first, own)
-        begin = split
+        one.flip(of_tensor, own)
+
+
+def _by_tensor(positions: Tensor, counts: Sequence[int]) -> Iterator[Tensor]:
+    """Positions in tensors of so many bits, one behind the other, as positions in each."""
+    ends = torch.tensor(counts).cumsum(0)
+    splits = torch.searchsorted(positions, ends).tolist()
+    for begin, split, end, count in zip((0, *splits), splits, ends.tolist(), counts, strict=False):
+        yield positions[begin:split] - (end - count)
 
 
 class _Stored:
@@ -143,7 +148,7 @@ class _Stored:
     def __init__(self, tensor: Tensor, dtype: torch.dtype | None) -> None:
         self.tensor = tensor.detach()
         self.scale: Tensor | None = None
-        self.before: Callable[[], Any] = lambda: None
+        self.undo: Callable[[], Any] = lambda: None
         self.is_copy = dtype is not None and dtype != tensor.dtype
         if not self.is_copy:
             held = self.tensor
@@ -157,21 +162,19 @@ class _Stored:
         self.words = flipping.as_words(held)
 
     @torch.no_grad()
-    def flip(self, numbers: Tensor, bits: Sequence[int]) -> None:
-        if self.is_copy:
-            clean = self.tensor.clone()
-            self.before = lambda: self.tensor.copy_(clean)
-        if len(numbers):
-            where, words = flipping.flip(self.words, numbers, bits)
-            if not self.is_copy:
-                self.before = lambda: self.words.__setitem__(where, words)
-        if self.is_copy:
-            held = self.held.to(self.tensor.dtype)
-            self.tensor.copy_(held if self.scale is None else held * self.scale)
+    def flip(self, positions: Tensor, bits: Sequence[int]) -> None:
+        where, words = flipping.flip(self.words, positions, bits)
+        if not self.is_copy:
+            self.undo = lambda: self.words.__setitem__(where, words)
+            return
+        clean = self.tensor.clone()
+        self.undo = lambda: self.tensor.copy_(clean)
+        held = self.held.to(self.tensor.dtype)
+        self.tensor.copy_(held if self.scale is None else held * self.scale)
 
     @torch.no_grad()
     def restore(self) -> None:
-        self.before()
+        self.undo()
 
 
 def _hit_activations(model: nn.Module, where: Where, plan: _Plan, injection: Injection, undo: ExitStack) -> None:
@@ -180,11 +183,10 @@ def _hit_activations(model: nn.Module, where: Where, plan: _Plan, injection: Inj
             words = flipping.as_words(t)
             bits = plan.bits_of(words)
             total = words.numel() * len(bits)
-            numbers = plan.draw(total)
+            positions = plan.draw(total)
             injection.exposed += total
-            injection.flips += len(numbers)
-            if len(numbers):
-                flipping.flip(words, numbers, bits)
+            injection.flips += len(positions)
+            flipping.flip(words, positions, bits)
 
     def on_input(x: Tensor, written_over: bool) -> Tensor:
         x = x if written_over else x.clone()
@@ -192,8 +194,8 @@ def _hit_activations(model: nn.Module, where: Where, plan: _Plan, injection: Inj
         return x
 
     calls = ActivationCalls(on_input, None) if where == "inputs_of_activations" else ActivationCalls(None, hit)
-    undo.callback(model.register_forward_pre_hook(calls.before).remove)
-    undo.callback(model.register_forward_hook(calls.after, always_call=True).remove)
+    undo.callback(model.register_forward_pre_hook(calls.start_pass).remove)
+    undo.callback(model.register_forward_hook(calls.end_pass, always_call=True).remove)
     undo.enter_context(calls)
 
 
@@ -213,7 +215,7 @@ def _caps(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _caps_of(model: nn.Module) -> dict[str, Tensor]:
-    capped = ((name, m) for name, m in model.named_modules() if isinstance(m, DReLU | SReLU))
+    capped = ((name, m) for name, m in model.named_modules() if isinstance(m, LearnedCap | SReLU))
     return {f"{name}.cap" if name else "cap": m.cap for name, m in capped}
 
 
@@ -244,7 +246,7 @@ def _check(
         raise ValueError(f"dtype: got {dtype}; expected one of {', '.join(map(str, STORED))}")
     if where not in ("weights", "caps"):
         if dtype is not None:
-            raise ValueError(f'dtype: got {dtype}; expected None with where="{where}", whose values have a type')
+            raise ValueError(f'dtype: got {dtype}; expected None with where="{where}", whose values keep their dtype')
         if any(hasattr(m, "_orig_mod") for m in model.modules()):
             raise ValueError("model: got one of torch.compile, which hides its activations; expected its _orig_mod")
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):

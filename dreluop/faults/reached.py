@@ -22,12 +22,12 @@ HIDING = ("_transformer_encoder_layer_fwd",)
 class ActivationCalls(TorchDispatchMode):
     """While it is active and a model runs, calls ``on_input`` or ``on_output`` for each activation.
 
-    ``on_input(x)`` gives what the activation gets in place of x; it may change x if that is written over anyway.
+    ``on_input(x, in_place)`` returns what the activation gets; if ``in_place``, it may change x itself.
     ``on_output(y)`` changes y, which is fresh or written over.
 
     Attributes:
         calls: activations that were reached.
-        running: whether calls count; set by ``watched``.
+        running: whether calls count; set by the hooks ``start_pass`` and ``end_pass``.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ActivationCalls(TorchDispatchMode):
         super().__init__()
         self.on_input, self.on_output = on_input, on_output
         self.calls, self.running = 0, False
+        self._calls_before = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -56,10 +57,10 @@ class ActivationCalls(TorchDispatchMode):
             self.on_output(args[0] if func._schema.is_mutable else first)
         return result
 
-    def before(self, model: nn.Module, args: Any) -> None:
+    def start_pass(self, model: nn.Module, args: Any) -> None:
         self.running, self._calls_before = True, self.calls
 
-    def after(self, model: nn.Module, args: Any, output: Any) -> None:
+    def end_pass(self, model: nn.Module, args: Any, output: Any) -> None:
         self.running = False
         if output is not None and self.calls == self._calls_before:
             raise ValueError(

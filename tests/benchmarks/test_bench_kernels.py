@@ -182,8 +182,8 @@ def test_the_targets_of_the_plan() -> None:
     shown = {(target.where["pass"], target.value, target.where["implementation"]): [] for target in TARGETS["cuda"]}
     for target in TARGETS["cuda"]:
         shown[target.where["pass"], target.value, target.where["implementation"]].append(target.limit)
-    assert shown[FORWARD, "fraction_of_pins", c.OURS.name] == [0.90, 0.86]
-    assert shown[BACKWARD, "fraction_of_pins", c.OURS.name] == [0.88, 0.82]
+    assert shown[FORWARD, "fraction_of_peak", c.OURS.name] == [0.90, 0.86]
+    assert shown[BACKWARD, "fraction_of_peak", c.OURS.name] == [0.88, 0.82]
     assert shown[BACKWARD, KERNELS, c.OURS.name] == [1, 1]
     assert shown[BOTH, f"{c.RELU_MINIMUM.name} / ours", c.OURS.name] == [4, 2]
     assert shown[BOTH, f"{c.COMPILED.name} / ours", c.OURS.name] == [1.15]
@@ -195,7 +195,7 @@ def test_the_targets_of_the_plan() -> None:
 @pytest.mark.parametrize(
     ("changes", "small", "large"),
     [
-        # Of the 3352 GB/s of the GPU's pins.
+        # Of the GPU's peak of 3352 GB/s.
         ({"gb_per_s": 2882.0}, "**missed** in 1 of 1", "not measured"),
         ({"gb_per_s": 2883.0}, "yes, 1 of 1", "not measured"),
         ({"gb_per_s": 3016.0, "x_bytes": 2**30}, "not measured", "**missed** in 1 of 1"),
@@ -208,15 +208,16 @@ def test_the_targets_of_the_plan() -> None:
 )
 def test_the_share_of_a_gpu(changes: dict[str, Any], small: str, large: str) -> None:
     found = outcomes(record(ours(FORWARD, 1.0, **changes)))
-    name = "forward: of the pins; {} without bias and residual, fp32, bf16, fp16"
+    name = "forward: of the peak bandwidth; {} without bias and residual, fp32, bf16, fp16"
     assert (found[name.format("64 MB")], found[name.format("1 GB")]) == (small, large)
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu_of_unknown_pins_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "PINS", {})
+def test_a_gpu_of_unknown_peak_has_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PEAKS", {})
     made = record(ours(FORWARD, 1.0))
-    assert outcomes(made)["forward: of the pins; 64 MB without bias and residual, fp32, bf16, fp16"] == "not measured"
+    name = "forward: of the peak bandwidth; 64 MB without bias and residual, fp32, bf16, fp16"
+    assert outcomes(made)[name] == "not measured"
     table = bench_kernels.case_table(made)
     assert dict(zip(table.header, table.rows[0], strict=True))["forward"] == MISSING
 
@@ -295,7 +296,7 @@ def test_the_report_separates_gpus_from_processors(tmp_path: Path, gpu: Gpu) -> 
     assert "Nothing has been measured yet." in processors
     assert gpu["name"] in gpus and "| images | 32x64x92x92 | fp32 |" in gpus
     targets = report.REPORTS["gpu-targets"](tmp_path)
-    assert gpu["name"] in targets and "| backward: of the pins |" in targets and "| images |" not in targets
+    assert gpu["name"] in targets and "| backward: of the peak bandwidth |" in targets and "| images |" not in targets
 
 
 def test_a_gpu_gets_its_picture_at_once(tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

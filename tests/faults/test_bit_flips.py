@@ -96,6 +96,15 @@ def test_exactly_so_many_bits_of_the_caps_alone(model):
     assert {name for name, _, _ in found} <= {"capped.cap", "fixed.cap"}
 
 
+def test_caps_in_a_batch_norm_are_caps_too():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), dreluop.BatchNormDReLU2d(4))
+    with bit_flips(model, 1.0, where="caps") as injection:
+        pass
+    assert injection.exposed == 32 * 4
+    with bit_flips(model, 1.0):
+        assert torch.equal(model[1].cap, torch.full((4,), 100.0))
+
+
 def test_flips_at_a_rate_are_binomial(model):
     counts = []
     for seed in range(50):

@@ -121,12 +121,39 @@ def test_a_file_of_something_else_is_refused(model, tmp_path, change, key):
         fault_curve(model, lambda model: 0.5, [1e-3], 1, path=path, progress=False)
 
 
+def test_a_wrong_argument_leaves_no_file(model, tmp_path):
+    path = tmp_path / "curve.jsonl"
+    with pytest.raises(ValueError, match="where: got 'weihgts'"):
+        fault_curve(model, logits, [1e-3], 1, where="weihgts", path=path, progress=False)
+    assert not path.exists()
+
+
+def test_a_clean_score_of_nan_can_be_resumed(model, tmp_path):
+    path = tmp_path / "curve.jsonl"
+    for _ in range(2):
+        frame = fault_curve(model, lambda model: math.nan, [1e-3], 2, path=path, progress=False)
+        assert math.isnan(frame.attrs["clean"])
+
+
+def test_other_labels_are_another_curve(model, tmp_path):
+    path = tmp_path / "curve.jsonl"
+    truth = labels(model)
+    fault_curve(model, logits, [1e-3], 1, labels=truth, path=path, progress=False)
+    with pytest.raises(ValueError, match=r"is of (clean|labels)"):
+        fault_curve(model, logits, [1e-3], 1, labels=(truth + 1) % 3, path=path, progress=False)
+
+
+def test_without_faults_nothing_changes_whatever_the_dtype(model):
+    frame = fault_curve(model, logits, [0.0], 1, dtype=torch.int8, bits=[7], progress=False)
+    assert (frame["changed"].iloc[0], frame["mean"].iloc[0]) == (0, 1)
+
+
 def test_a_number_as_score(model):
     seen = []
 
-    def weights_changed(model: nn.Module) -> float:
+    def weights_changed(model: nn.Module) -> Tensor:
         seen.append(float(model[0].weight.sum()))
-        return float(len(set(seen)))
+        return torch.tensor(float(len(set(seen))))
 
     frame = fault_curve(model, weights_changed, [1e-2], 3, progress=False)
     assert frame.attrs["clean"] == 1
@@ -142,12 +169,21 @@ def test_places_and_dtypes_are_those_of_bit_flips(model):
 
 
 WRONG = {
+    "rate": ({"rates": 0.1}, TypeError, "rates: got float; expected several numbers"),
+    "model": ({"model": "m"}, TypeError, "model: got str; expected a torch.nn.Module"),
+    "list": ({"labels": [1, 2]}, TypeError, "labels: got list; expected a torch.Tensor"),
+    "dtype": (
+        {"labels": torch.zeros(3)},
+        ValueError,
+        r"labels: got torch.float32 of shape \(3,\); expected torch.int64",
+    ),
+    "class": ({"labels": torch.full((40,), -1)}, ValueError, "labels: got -1; expected numbers of classes, >= 0"),
     "rates": ({"rates": [2.0]}, ValueError, r"rates: got \[2.0\]; expected at least one, in \[0, 1\]"),
     "none": ({"rates": []}, ValueError, r"rates: got \[\]; expected at least one"),
     "twice": ({"rates": [0.1, 0.1]}, ValueError, "expected different ones"),
     "trials": ({"trials": 0}, ValueError, "trials: got 0"),
     "labels": (
-        {"labels": torch.zeros(3)},
+        {"labels": torch.zeros(3).long()},
         ValueError,
         r"evaluate: gave shape \(40, 3\); expected logits of shape \(3, c",
     ),
@@ -159,9 +195,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(model, name):
     given, error, message = WRONG[name]
-    arguments = {"evaluate": logits, "rates": [0.1], "trials": 1, "progress": False} | given
+    arguments = {"model": model, "evaluate": logits, "rates": [0.1], "trials": 1, "progress": False} | given
     with pytest.raises(error, match=message):
-        fault_curve(model, **arguments)
+        fault_curve(**arguments)
 
 
 def test_the_picture_has_each_curve_with_its_mean_and_percentile(model):
@@ -174,6 +210,8 @@ def test_the_picture_has_each_curve_with_its_mean_and_percentile(model):
     assert axes.get_title() == "a title"
     with pytest.raises(ValueError, match="curves: got none"):
         plot({})
+    with pytest.raises(TypeError, match="curves: got DataFrame; expected a mapping"):
+        plot(frame)
 
 
 def test_the_model_is_restored_when_evaluate_fails(model):

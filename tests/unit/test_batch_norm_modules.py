@@ -113,8 +113,14 @@ def test_refusals() -> None:
         BatchNormDReLU2d(4)(batch(1))
     with pytest.raises(ValueError, match="one value per channel"):
         BatchNormDReLU2d(4)(torch.ones(1, 4, 1, 1))
-    with pytest.raises(ValueError, match="num_parameters: got 3"):
+    with pytest.raises(ValueError, match="num_parameters: got 3; expected 1, or num_features, 4"):
         BatchNormDReLU2d(4, num_parameters=3)
+    with pytest.raises(TypeError, match="num_parameters: got bool"):
+        BatchNormDReLU2d(4, num_parameters=True)
+    with pytest.raises(TypeError, match="num_features: got float"):
+        BatchNormDReLU2d(8.0)
+    with pytest.raises(TypeError, match=r"dtype: got dtype torch\.int32"):
+        BatchNormDReLU2d(4, dtype=torch.int32)
     with pytest.raises(ValueError, match="init: got 0"):
         BatchNormDReLU2d(4, init=0)
 

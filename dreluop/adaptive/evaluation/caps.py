@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dreluop._internal.cap_state import LearnedCap
 from dreluop.adaptive.attacks.checks import frozen
 from dreluop.caps.inspection import cap_summary
 from dreluop.caps.statistics import capped_layers, watched
@@ -35,7 +36,7 @@ class CapFacts:
 
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
-    """None for a model without capped modules."""
+    """None for a model without ``DReLU`` and ``SReLU``."""
     if not has_capped_modules(model):
         return None
     named = capped_layers(model)
@@ -62,4 +63,10 @@ def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
 
 
 def has_capped_modules(model: nn.Module) -> bool:
+    """Whether there is a module that ``remove_caps`` can replace."""
     return any(isinstance(module, DReLU | SReLU) for module in model.modules())
+
+
+def has_caps_in_batch_norms(model: nn.Module) -> bool:
+    """Whether there is a module whose caps it cannot remove."""
+    return any(isinstance(module, LearnedCap) and not isinstance(module, DReLU) for module in model.modules())
