@@ -51,8 +51,8 @@ def capped_batch_norm(
     Raises:
         TypeError: an argument is not a tensor or not of a float dtype, residual has not x's dtype, training is no bool,
             momentum or eps no number.
-        ValueError: a shape or device does not fit x; x has one value per channel in training; one of the running
-            statistics is given without the other, or neither outside training.
+        ValueError: a shape or device does not fit x; eps is not finite and > 0; x has one value per channel in
+            training; one of the running statistics is given without the other, or neither outside training.
     """
     tensors = (x, running_mean, running_var, weight, bias, cap, residual)
     if has_override(tensors):
@@ -70,7 +70,7 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
 
     Called as ``module(x, residual=None)``. It is a batch norm of torch: what fuses or replaces those by their class,
     such as ``torch.nn.utils.fusion``, drops the activation. ``calibrate_caps``, ``cap_summary``, ``SaturationMonitor``,
-    ``to_torch`` and ``remove_caps`` do not know it.
+    ``to_torch`` and ``remove_caps`` refuse it.
 
     Args:
         num_features: channels, dimension 1 of x.

@@ -37,14 +37,23 @@ class BatchNormPass {
   }
 
  private:
-  // Sums are of what is left of x without the first element of its channel: without digits lost where the mean is far
-  // from 0, and where x is constant exactly.
+  // Sums are of x minus an origin near the mean: no digits are lost where the mean is large, and none at all where x is
+  // constant. The median of three elements is no outlier, which would cost the digits of all others.
   void set_origins() {
-    for (int64_t c = 0; c < problem_.layout.caps; ++c) {
-      T buffer[1];
-      const double first = Traits::upcast(*x_.read(c * problem_.layout.inner, 1, buffer));
-      origin_.set(c, std::isfinite(first) ? static_cast<Real>(first) : Real(0));
+    const CapLayout& layout = problem_.layout;
+    const int64_t n = layout.outer * layout.inner;
+    for (int64_t c = 0; c < layout.caps; ++c) {
+      const double a = element(c, 0), b = element(c, n / 2), d = element(c, n - 1);
+      const double median = std::max(std::min(a, b), std::min(std::max(a, b), d));
+      origin_.set(c, std::isfinite(median) ? static_cast<Real>(median) : Real(0));
     }
+  }
+
+  double element(int64_t c, int64_t of_channel) const {
+    const CapLayout& layout = problem_.layout;
+    T buffer[1];
+    const int64_t i = (of_channel / layout.inner * layout.caps + c) * layout.inner + of_channel % layout.inner;
+    return Traits::upcast(*x_.read(i, 1, buffer));
   }
 
   void add_moments(int64_t tile) {
@@ -227,8 +236,8 @@ class BatchNormBackwardPass {
     dbias_[c] = inside;
     dweight_[c] = projected * inverse;
     dcap_[c] = normalization_.can_cap(c) ? sums_.total(c, 2) : 0;
-    slope_.set(c, pass_.trains ? static_cast<Real>(-scale * inverse * inverse * projected / n) : Real(0));
-    offset_.set(c, pass_.trains ? static_cast<Real>(-scale * inside / n) : Real(0));
+    slope_.set(c, static_cast<Real>(-scale * inverse * inverse * projected / n));
+    offset_.set(c, static_cast<Real>(-scale * inside / n));
   }
 
   void write_gradients(int64_t tile) const {
@@ -238,8 +247,8 @@ class BatchNormBackwardPass {
       const Read from = read(s, &buffers);
       T* dx = dx_.present() ? dx_.target(s.i, s.n, dx_buffer) : nullptr;
       T* dresidual = dresidual_.present() ? dresidual_.target(s.i, s.n, dresidual_buffer) : nullptr;
-      loops_.gradient(from.grad, from.x, from.regions, normalization_.at(s), {slope_.at(s), offset_.at(s)}, dx,
-                      dresidual, s.n);
+      const Slope<Real> slope = pass_.trains ? Slope<Real>{slope_.at(s), offset_.at(s)} : Slope<Real>{};
+      loops_.gradient(from.grad, from.x, from.regions, normalization_.at(s), slope, dx, dresidual, s.n);
       if (dx != nullptr) dx_.write(s.i, s.n, dx, dx_buffer);
       if (dresidual != nullptr) dresidual_.write(s.i, s.n, dresidual, dresidual_buffer);
     });

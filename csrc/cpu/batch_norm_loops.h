@@ -15,7 +15,8 @@ struct Normal {
   Values<Real> cap;
 };
 
-// dx = u * scale + ((x - mean) * slope + offset) with u the gradient where inside.
+// dx = u * scale + ((x - mean) * slope + offset) with u the gradient where inside; without slopes u * scale alone,
+// which keeps an infinite x out of it.
 template <class Real>
 struct Slope {
   Values<Real> slope, offset;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -72,12 +73,19 @@ class NormCall(NamedTuple):
             checks.residual_for(x, residual)
         return cls(
             x, cap, parameters["weight"], parameters["bias"], parameters["running_mean"], parameters["running_var"],
-            residual, training, momentum, checks.number("eps", eps),
+            residual, training, momentum, _checked_eps(eps),
         )  # fmt: skip
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(t for t in self if isinstance(t, Tensor))
+
+
+def _checked_eps(eps: float) -> float:
+    number = checks.number("eps", eps)
+    if not 0 < number < math.inf:
+        raise ValueError(f"eps: got {eps}; expected a finite number > 0")
+    return number
 
 
 def _check_per_channel(name: str, t: Tensor, x: Tensor) -> None:
@@ -125,20 +133,27 @@ def _is_served(call: NormCall) -> bool:
 def composite(call: NormCall) -> Tensor:
     """By torch's batch norm and ``capped_relu``: with every derivative, on any device, fused by a compiler."""
     x, residual = call.x, call.residual
-    if residual is None:
+    if residual is None and _torch_takes(call):
         t = _batch_norm(call, x)
     else:
         # Half types are rounded once, after the sum.
         wide = accumulation_dtype(x)
-        t = (_batch_norm(call, x.to(wide)) + residual.to(wide)).to(x.dtype)
+        t = _batch_norm(call, x.to(wide))
+        t = (t if residual is None else t + residual.to(wide)).to(x.dtype)
     y = route.check_and_run(t, call.cap, DIM, False, "output", None, None, None)
     assert isinstance(y, Tensor)
     return y
 
 
+def _torch_takes(call: NormCall) -> bool:
+    """Whether the parameters are of x's dtype, or all of float32 beside a half type."""
+    found = {t.dtype for t in (call.weight, call.bias, call.running_mean, call.running_var) if t is not None}
+    return found <= {call.x.dtype} or (found == {torch.float32} and call.x.dtype.itemsize == 2)
+
+
 def _batch_norm(call: NormCall, x: Tensor) -> Tensor:
-    """By torch, which takes no parameters of half types for a wide x."""
-    if x.dtype == call.x.dtype:
+    """By torch, with parameters of x's dtype where it takes no others."""
+    if x.dtype == call.x.dtype and _torch_takes(call):
         wide = call
     else:
         names = ("running_mean", "running_var", "weight", "bias")
@@ -167,6 +182,9 @@ class CappedBatchNorm(Function):
     ) -> Tensor:
         """The tensors of the call come once more, as autograd finds them only here."""
         y, mean, var, packed = _forward(call, packs=residual is not None)
+        if not call.training:
+            # A step of training may write over the running statistics before backward comes.
+            mean, var = mean.clone(), var.clone()
         ctx.training, ctx.eps = call.training, call.eps
         ctx.has = (weight is not None, bias is not None, residual is not None)
         save_for_backward(ctx, *(t for t in (x, cap, mean, var, weight, bias, packed) if t is not None))
@@ -216,7 +234,8 @@ def _update(call: NormCall, mean: Tensor, var: Tensor) -> None:
         return
     count = call.x.numel() // call.x.shape[DIM]
     for running, value, factor in ((call.running_mean, mean, 1.0), (call.running_var, var, count / (count - 1))):
-        running.mul_(1 - call.momentum).add_(value.to(running.dtype), alpha=call.momentum * factor)
+        # Rounded once, and without a batch's variance in half types, which may overflow them.
+        running.copy_((running.to(value.dtype) * (1 - call.momentum)).add_(value, alpha=call.momentum * factor))
 
 
 def _differentiable_gradients(

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from dreluop._internal import checks, torch_private
+from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
 from dreluop.autograd.base import in_backward
@@ -40,11 +41,18 @@ def capped_layers(
     """The capped layers by name, of these kinds and those of ``also``, which messages do not name.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is no module, or has a batch norm with caps that is not among these kinds.
         ValueError: there is none, or one is a LazyDReLU without a shape yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    for name, module in model.named_modules():
+        if isinstance(module, LearnedCap) and not isinstance(module, (*kinds, *also)):
+            kind = type(module).__name__
+            raise TypeError(
+                f"model: {name!r} is a {kind}, whose caps are inside its batch norm and not reached by this function; "
+                "use a batch norm of torch and a DReLU"
+            )
     layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, (*kinds, *also))}
     if not layers:
         names = " or ".join(kind.__name__ for kind in kinds)

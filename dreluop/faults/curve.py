@@ -90,12 +90,13 @@ def fault_curve(
     import pandas as pd  # noqa: PLC0415 (optional)
 
     rates, trials = _checked(model, rates, trials, labels)
+    seed = checks.integer("seed", seed)
     with evaluated(model):
         with bit_flips(model, 0.0, where=where, dtype=dtype, bits=bits):
             clean = _Outcome.of(evaluate(model), labels)
         settings = {
-            "where": where, "dtype": str(dtype), "bits": None if bits is None else list(bits), "seed": seed,
-            "clean": clean.score, "model": _fingerprint(model.state_dict()),
+            "where": where, "dtype": str(dtype), "bits": None if bits is None else [int(bit) for bit in bits],
+            "seed": seed, "clean": clean.score, "model": _fingerprint(model.state_dict()),
             "labels": None if labels is None else _fingerprint({"labels": labels}),
         }  # fmt: skip
         kept = _Kept(Path(path) if path is not None else None, settings)
@@ -158,6 +159,9 @@ class _Outcome:
         wrong = given.isnan().any(1)
         # NaN is the largest number for argmax: whatever class that names, it is none.
         predicted = torch.where(wrong, -1, predicted)
+        if clean is not None and (clean.predicted is None or clean.predicted.shape != predicted.shape):
+            before = "a number" if clean.predicted is None else f"{len(clean.predicted)} predictions"
+            raise ValueError(f"evaluate: gave {len(predicted)} predictions, and {before} before; expected the same")
         right = labels if labels is not None else predicted if clean is None else clean.predicted
         assert right is not None
         return cls(_share(predicted == right.to(predicted.device)), predicted, _share(wrong))
@@ -176,7 +180,7 @@ class _Kept:
         self.found: dict[tuple[float, int], Trial] = {}
         if path is None:
             return
-        if not path.exists():
+        if not path.exists() or path.stat().st_size == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(settings) + "\n")
             return

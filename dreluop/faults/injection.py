@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dreluop._internal import checks
+from dreluop._internal import cap_state, checks
 from dreluop._internal.cap_state import LearnedCap
 from dreluop.faults import bits as flipping
 from dreluop.faults.reached import ActivationCalls
@@ -204,29 +205,55 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     found = {name: p for name, p in model.named_parameters() if id(p) not in caps}
     if not found:
         raise ValueError(f"model: a {type(model).__name__} has no parameters but caps; expected at least one")
-    return {name: _checked_tensor(name, t) for name, t in found.items()}
+    return _each_once(found)
 
 
 def _caps(model: nn.Module) -> dict[str, Tensor]:
-    found = {id(cap): (name, cap) for name, cap in _caps_of(model).items()}
+    found = _caps_of(model)
     if not found:
         raise ValueError(f"model: a {type(model).__name__} has no DReLU or SReLU; expected at least one")
-    return {name: _checked_tensor(name, cap) for name, cap in found.values()}
+    return _each_once(found)
+
+
+def _each_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that have elements, each memory once.
+
+    Raises:
+        TypeError, ValueError: one cannot be hit, or shares a part of its memory.
+    """
+    found: dict[Any, str] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, t in tensors.items():
+        _check_tensor(name, t)
+        memory = (t.device, t.data_ptr(), t.dtype, tuple(t.shape), t.stride())
+        if t.numel() == 0 or memory in found:
+            continue
+        found[memory] = name
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        if last + 1 < t.numel():
+            raise ValueError(f"{name}: got strides {t.stride()} for shape {tuple(t.shape)}; expected memory of its own")
+        spans.append((t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size(), name))
+    spans.sort()
+    for (_, end, name), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            raise ValueError(f"{other}: shares memory with {name}; expected memory of its own, or all of another's")
+    return {name: tensors[name] for name in found.values()}
 
 
 def _caps_of(model: nn.Module) -> dict[str, Tensor]:
+    """What the caps are made of: a parametrized one has originals."""
     capped = ((name, m) for name, m in model.named_modules() if isinstance(m, LearnedCap | SReLU))
-    return {f"{name}.cap" if name else "cap": m.cap for name, m in capped}
+    parts = [(f"{name}.cap" if name else "cap", cap_state.held(m)) for name, m in capped]
+    return {name if i == 0 else f"{name}, part {i}": t for name, held in parts for i, t in enumerate(held)}
 
 
-def _checked_tensor(name: str, t: Tensor) -> Tensor:
+def _check_tensor(name: str, t: Tensor) -> None:
     if type(t) not in (Tensor, nn.Parameter):
         raise TypeError(f"{name}: got a {type(t).__name__}; expected a plain tensor or nn.Parameter")
     if t.layout is not torch.strided or t.dtype.is_complex or t.dtype == torch.bool:
         raise TypeError(f"{name}: got dtype {t.dtype}, layout {t.layout}; expected strided real numbers")
     if place := checks.place_without_values(t):
         raise ValueError(f"{name}: got a tensor {place}; expected one with values")
-    return t
 
 
 def _check(
@@ -257,6 +284,8 @@ def _check(
 def _checked_bits(bits: Sequence[int] | None) -> list[int] | None:
     if bits is None:
         return None
+    if not isinstance(bits, Iterable):
+        raise TypeError(f"bits: got {type(bits).__name__}; expected several ints")
     found = [checks.integer("bits", bit) for bit in bits]
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise ValueError(f"bits: got {found}; expected at least one, different, not negative")

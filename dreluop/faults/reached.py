@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMES = (
     "relu", "hardtanh", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardsigmoid",
-    "sigmoid", "tanh", "softplus", "threshold", "rrelu", "_prelu_kernel", "log_sigmoid_forward",
+    "sigmoid", "tanh", "softplus", "threshold", "rrelu_with_noise", "_prelu_kernel", "log_sigmoid_forward",
 )  # fmt: skip
 OURS = ("capped_relu", "capped_relu_with_aux")
 # Called with a lower bound of 0 it is a ReLU.
@@ -27,7 +27,6 @@ class ActivationCalls(TorchDispatchMode):
 
     Attributes:
         calls: activations that were reached.
-        running: whether calls count; set by the hooks ``start_pass`` and ``end_pass``.
     """
 
     def __init__(
@@ -37,32 +36,35 @@ class ActivationCalls(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.on_input, self.on_output = on_input, on_output
-        self.calls, self.running = 0, False
-        self._calls_before = 0
+        self.calls = self._depth = self._calls_before = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.running or not _is_activation(func, args, kwargs):
+        if self._depth == 0 or not _is_activation(func, args, kwargs):
             return func(*args, **kwargs)
         self.calls += 1
+        # Not of those that write to `out`.
+        alias = func._schema.arguments[0].alias_info
+        in_place = alias is not None and alias.is_write
         if self.on_input is not None:
-            in_place = func._schema.is_mutable
             args = (self.on_input(args[0], in_place), *args[1:])
         result = func(*args, **kwargs)
         if self.on_output is not None:
             # The operators of this library that work in place do not return x.
             first = result[0] if isinstance(result, (tuple, list)) else result
-            self.on_output(args[0] if func._schema.is_mutable else first)
+            self.on_output(args[0] if in_place else first)
         return result
 
     def start_pass(self, model: nn.Module, args: Any) -> None:
-        self.running, self._calls_before = True, self.calls
+        if self._depth == 0:
+            self._calls_before = self.calls
+        self._depth += 1
 
     def end_pass(self, model: nn.Module, args: Any, output: Any) -> None:
-        self.running = False
-        if output is not None and self.calls == self._calls_before:
+        self._depth -= 1
+        if output is not None and self._depth == 0 and self.calls == self._calls_before:
             raise ValueError(
                 f"model: a {type(model).__name__} called no activation that is known ({', '.join(NAMES)}, capped_relu)"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -183,3 +184,67 @@ def test_neuron_caps_empty_tensors_and_numbers_go_through_torch() -> None:
         capped_batch_norm(x, None, None, None, None, 0.5, training=True),
         F.batch_norm(x, None, None, training=True).clamp(0, 0.5),
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_infinite_inputs_of_inference_have_the_gradient_of_their_region(
+    value: float, residual: bool, layout: torch.memory_format
+) -> None:
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+        x[1, 2, 3, 4] = value
+        x = x.to(memory_format=layout).requires_grad_()
+        more = torch.ones_like(x).requires_grad_() if residual else None
+        with dreluop.use_backend(backend):
+            y = capped_batch_norm(x, torch.zeros(3), torch.ones(3), None, None, torch.tensor(2.0), residual=more)
+        y.nan_to_num().sum().backward()
+        return (x.grad, more.grad) if more is not None else (x.grad,)
+
+    for got, expected in zip(gradients("native"), gradients("reference"), strict=True):
+        assert got is not None
+        # Through the sum no gradient reaches NaN.
+        torch.testing.assert_close(got, expected, equal_nan=True)
+        assert bool(got.isfinite().all())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_an_outlier_anywhere_costs_no_digits(place: int, layout: torch.memory_format) -> None:
+    x = torch.rand(64, 2, 32, 32, generator=torch.Generator().manual_seed(0)).lt(0.5).float() * 0.1
+    x[0 if place >= 0 else -1].flatten(1)[:, place] = 100.3
+    x = x.to(memory_format=layout)
+    y = capped_batch_norm(x, None, None, None, None, torch.tensor(10.0), training=True)
+    wide = x.double()
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0, keepdim=True)
+    exact = ((wide - mean) / (var + 1e-5).sqrt()).clamp(0, 10)
+    torch.testing.assert_close(y.double(), exact, rtol=2e-6, atol=2e-6)
+
+
+MIXED = [
+    (torch.float64, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float64),
+    (torch.bfloat16, torch.float16), (torch.bfloat16, torch.float64), (torch.bfloat16, torch.float32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("of_x", "of_parameters"), MIXED)
+def test_every_road_takes_the_same_dtypes(of_x: torch.dtype, of_parameters: torch.dtype, training: bool) -> None:
+    def run(backend: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(6, 4, 5, generator=generator).to(of_x)
+        weight, bias, mean, var = (torch.rand(4, generator=generator).add(0.5).to(of_parameters) for _ in range(4))
+        with dreluop.use_backend(backend):
+            y = capped_batch_norm(x, mean, var, weight, bias.float(), torch.tensor(1.0), training=training)
+        return y, mean, var
+
+    for got, expected in zip(run("native"), run("reference"), strict=True):
+        tolerance = max(torch.finfo(dtype).eps for dtype in (of_x, of_parameters, torch.float32)) * 4
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf])
+def test_eps_is_checked(eps: float) -> None:
+    with pytest.raises(ValueError, match=r"eps: got .*; expected a finite number > 0"):
+        capped_batch_norm(torch.ones(3, 2), None, None, None, None, 1.0, training=True, eps=eps)

@@ -6,10 +6,12 @@ import contextlib
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 import dreluop
 from dreluop.faults import Injection, bit_flips
@@ -217,6 +219,75 @@ def test_every_set_of_numbers_is_as_likely():
 
 
 X_ONE = torch.zeros(1, 4)
+
+
+def test_what_writes_to_out_leaves_x_and_hits_y():
+    class Out(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(x, out=torch.empty_like(x))
+
+    x = torch.rand(4, 4)
+    before, model = x.clone(), Out()
+    with bit_flips(model, 1.0, where="activations", bits=[31]):
+        assert bool((model(x) < 0).all())
+    with bit_flips(model, 1.0, where="inputs_of_activations", bits=[31]):
+        assert torch.equal(model(x), torch.sigmoid(-before))
+    assert torch.equal(x, before)
+
+
+def test_memory_that_parameters_share():
+    model = nn.Module()
+    model.a = nn.Parameter(torch.ones(8))
+    model.b = nn.Parameter(model.a.data)
+    with bit_flips(model, 1.0, bits=[31]) as injection:
+        assert bool((model.a == -1).all())
+    assert injection.exposed == 8
+    model.b = nn.Parameter(model.a.data[2:])
+    with pytest.raises(ValueError, match="b: shares memory with a"), bit_flips(model, 1.0):
+        pass
+    model.b = nn.Parameter(torch.ones(1).expand(8))
+    strides = r"b: got strides \(0,\) for shape \(8,\); expected memory of its own"
+    with pytest.raises(ValueError, match=strides), bit_flips(model, 1.0):
+        pass
+
+
+def test_a_parametrized_cap_is_hit_in_its_original():
+    model = dreluop.DReLU(4, init=1.0)
+    parametrize.register_parametrization(model, "cap", nn.Softplus(), unsafe=True)
+    before = model.cap.clone()
+    with bit_flips(model, 1.0, where="caps", bits=[31]) as injection:
+        assert not torch.equal(model.cap, before)
+    assert injection.exposed == 4
+    assert torch.equal(model.cap, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_rrelu_is_reached(training):
+    model = nn.Sequential(nn.RReLU(), nn.ReLU()).train(training)
+    with bit_flips(model, flips=1, where="activations") as injection:
+        model(torch.rand(3))
+    assert injection.flips == 2
+
+
+def test_a_model_that_calls_itself_is_hit_to_its_end():
+    class Twice(nn.Module):
+        def forward(self, x: Tensor, again: bool = True) -> Tensor:
+            return F.relu(self(x, False)) if again else F.relu(x)
+
+    model = Twice()
+    with bit_flips(model, flips=1, where="activations") as injection:
+        model(torch.rand(3))
+    assert injection.flips == 2
+
+
+def test_empty_parameters_and_numpy_integers():
+    model = nn.Linear(3, 0)
+    with pytest.raises(ValueError, match="expected a tensor of two dim"), bit_flips(model, 0.5, dtype=torch.int8):
+        pass
+    with bit_flips(nn.Linear(3, 2), flips=1, bits=[np.int64(3)]) as injection:
+        assert injection.exposed == 8
+
+
 WRONG = {
     "model": (lambda m: bit_flips("m", 0.1), TypeError, "model: got str; expected a torch.nn.Module"),
     "neither": (bit_flips, ValueError, "rate, flips: got both or neither; expected one of them"),
@@ -233,6 +304,7 @@ WRONG = {
     ),
     "bits": (lambda m: bit_flips(m, 0.1, bits=[32]), ValueError, "bits: got 32; expected numbers below 32"),
     "bits_twice": (lambda m: bit_flips(m, 0.1, bits=[1, 1]), ValueError, r"bits: got \[1, 1\]; expected at least one"),
+    "one_bit": (lambda m: bit_flips(m, 0.1, bits=3), TypeError, "bits: got int; expected several ints"),
     "no_bits": (lambda m: bit_flips(m, 0.1, bits=[]), ValueError, r"bits: got \[\]; expected at least one"),
     "generator": (lambda m: bit_flips(m, 0.1, generator=3), TypeError, "generator: got int; expected a torch.Gen"),
     "no_caps": (lambda m: bit_flips(nn.Linear(2, 2), 0.1, where="caps"), ValueError, "has no DReLU or SReLU"),

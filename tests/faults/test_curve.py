@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,20 @@ def test_without_faults_nothing_changes_whatever_the_dtype(model):
     assert (frame["changed"].iloc[0], frame["mean"].iloc[0]) == (0, 1)
 
 
+def test_numpy_integers_and_an_empty_file(model, tmp_path):
+    path = tmp_path / "curve.jsonl"
+    path.touch()
+    seed, bits = np.int64(3), [np.int64(3)]
+    frame = fault_curve(model, logits, [1e-2], 2, seed=seed, bits=bits, path=path, progress=False)
+    assert frame.equals(fault_curve(model, logits, [1e-2], 2, seed=3, bits=[3], path=path, progress=False))
+
+
+def test_other_inputs_from_call_to_call_are_refused(model):
+    sizes = iter((40, 39))
+    with pytest.raises(ValueError, match="evaluate: gave 39 predictions, and 40 predictions before"):
+        fault_curve(model, lambda model: model(X[: next(sizes)]), [1e-2], 1, progress=False)
+
+
 def test_a_number_as_score(model):
     seen = []
 
@@ -181,6 +196,7 @@ WRONG = {
     "rates": ({"rates": [2.0]}, ValueError, r"rates: got \[2.0\]; expected at least one, in \[0, 1\]"),
     "none": ({"rates": []}, ValueError, r"rates: got \[\]; expected at least one"),
     "twice": ({"rates": [0.1, 0.1]}, ValueError, "expected different ones"),
+    "seed": ({"seed": 1.5}, TypeError, "seed: got float"),
     "trials": ({"trials": 0}, ValueError, "trials: got 0"),
     "labels": (
         {"labels": torch.zeros(3).long()},

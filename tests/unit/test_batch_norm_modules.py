@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import dreluop
-from dreluop import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, adaptive
+from dreluop import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, adaptive, surgery
 from dreluop.caps.inspection import freeze_caps, set_caps
+from dreluop.diagnostics import SaturationMonitor
 
 KINDS = {
     1: (BatchNormDReLU1d, nn.BatchNorm1d),
@@ -123,6 +124,39 @@ def test_refusals() -> None:
         BatchNormDReLU2d(4, dtype=torch.int32)
     with pytest.raises(ValueError, match="init: got 0"):
         BatchNormDReLU2d(4, init=0)
+
+
+@pytest.mark.parametrize("others", [[], [dreluop.DReLU(4)]])
+def test_tools_that_do_not_reach_its_caps_refuse(others: list[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), BatchNormDReLU2d(4), *others)
+    for tool in (
+        lambda: surgery.calibrate_caps(model, [batch(2)]),
+        lambda: surgery.cap_summary(model, [batch(2)]),
+        lambda: surgery.to_torch(model),
+        lambda: SaturationMonitor(model),
+        lambda: adaptive.remove_caps(model),
+    ):
+        with pytest.raises(TypeError, match="BatchNormDReLU2d, whose caps are inside its batch norm"):
+            tool()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_running_statistics_of_half_types_are_rounded_once(dtype: torch.dtype) -> None:
+    ours, apart = BatchNormDReLU2d(1).to(dtype), nn.BatchNorm2d(1).to(dtype)
+    # A variance of 90,000 is beyond float16.
+    x = (torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 300).to(dtype)
+    ours(x), apart(x)
+    torch.testing.assert_close(ours.running_var, apart.running_var)
+    torch.testing.assert_close(ours.running_mean, apart.running_mean)
+
+
+def test_backward_of_inference_after_a_training_step() -> None:
+    module = BatchNormDReLU1d(4).eval()
+    x = torch.randn(5, 4, requires_grad=True)
+    y = module(x)
+    expected = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    module.train()(torch.randn(5, 4))
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected[0])
 
 
 def test_compiled_and_exported() -> None:

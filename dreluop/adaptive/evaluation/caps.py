@@ -36,8 +36,8 @@ class CapFacts:
 
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
-    """None for a model without ``DReLU`` and ``SReLU``."""
-    if not has_capped_modules(model):
+    """None for a model without ``DReLU`` and ``SReLU``, or with caps in batch norms too."""
+    if not has_capped_modules(model) or has_caps_in_batch_norms(model):
         return None
     named = capped_layers(model)
     caps = list({id(layer.cap): layer.cap for layer in named.values()}.values())
