@@ -137,7 +137,7 @@ def forward_and_backward(at: Site) -> list[Any]:
 
 
 @pytest.fixture(params=["kernels", "operators"])
-def called(request: pytest.FixtureRequest) -> Iterator[None]:
+def called(request: pytest.FixtureRequest, compiled: None) -> Iterator[None]:
     """What the node calls: the kernels, as on plain CPU tensors, or the operators by the dispatcher, as elsewhere."""
     from dreluop import _autograd  # noqa: PLC0415 (not there everywhere)
 

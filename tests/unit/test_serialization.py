@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dreluop import DReLU, LazyDReLU, SReLU
+from dreluop import BatchNormDReLU2d, DReLU, LazyDReLU, SReLU
 from dreluop.surgery import HeadedLinear, insert_head, insert_stem, replace_activations
 from tests.surgery.models import ResidualBlock
 
@@ -40,8 +40,8 @@ ROWS = dict(re.findall(r"^\| `(.*?)` \| (`.*) \|$", GUIDE.read_text().partition(
 
 
 def test_the_table_has_every_module() -> None:
-    assert len(ROWS) == 7
-    for name in ("SReLU", "DReLU", "insert_head", "insert_stem"):
+    assert len(ROWS) == 8
+    for name in ("SReLU", "DReLU", "BatchNormDReLU2d", "insert_head", "insert_stem"):
         assert any(row.startswith(f"{name}(") for row in ROWS)
 
 
@@ -49,7 +49,8 @@ def test_the_table_has_every_module() -> None:
 def test_keys_and_shapes_of_a_state_dict(row: str) -> None:
     dense = nn.Sequential(nn.Flatten(), nn.Linear(128, 10))
     convolution = nn.Sequential(nn.Conv2d(3, 8, 3))
-    names = {"DReLU": DReLU, "SReLU": SReLU, "insert_head": insert_head, "insert_stem": insert_stem, "torch": torch}
+    modules = {"DReLU": DReLU, "SReLU": SReLU, "BatchNormDReLU2d": BatchNormDReLU2d}
+    names = {**modules, "insert_head": insert_head, "insert_stem": insert_stem, "torch": torch}
     made = eval(row, {"dense": dense, "convolution": convolution, **names})
     state = {key: tuple(tensor.shape) for key, tensor in made.state_dict().items()}
     assert state == {key: eval(shape) for key, shape in re.findall(r"`(.*?)` (\(.*?\))", ROWS[row])}
