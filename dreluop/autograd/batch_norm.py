@@ -21,7 +21,7 @@ from dreluop.autograd.base import (
     saved_for_backward,
 )
 from dreluop.backends import native
-from dreluop.backends.selection import nothing_chosen
+from dreluop.backends.selection import by_default_rule
 from dreluop.ops.batch_norm import DIM, Normalization, gradients, regions, statistics
 from dreluop.ops.composite import accumulation_dtype
 
@@ -119,7 +119,7 @@ def _is_served(call: NormCall) -> bool:
     return (
         call.x.device.type == "cpu"
         and native.is_loaded()
-        and nothing_chosen()
+        and by_default_rule(call.x)
         and not surrogate.active
         and call.cap.ndim <= 1
         and call.x.numel() > 0
