@@ -37,7 +37,7 @@ __all__ = [
     "use_backend",
 ]
 
-# Imported when they are first asked for: each takes time, and what few need.
+# Imported when they are first asked for, as they take time and few need them.
 _LATER = frozenset({"diagnostics", "faults", "onnx", "surgery"})
 
 

@@ -92,7 +92,8 @@ def fault_curve(
     rates, trials = _checked(model, rates, trials, labels)
     seed = checks.integer("seed", seed)
     with evaluated(model):
-        with bit_flips(model, 0.0, where=where, dtype=dtype, bits=bits):
+        # With a generator of its own, so that torch's default one stays as it is.
+        with bit_flips(model, 0.0, where=where, dtype=dtype, bits=bits, generator=torch.Generator()):
             clean = _Outcome.of(evaluate(model), labels)
         settings = {
             "where": where, "dtype": str(dtype), "bits": None if bits is None else [int(bit) for bit in bits],

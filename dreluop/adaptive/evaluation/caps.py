@@ -37,7 +37,7 @@ class CapFacts:
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
     """None for a model without ``DReLU`` and ``SReLU``, or with caps in batch norms too."""
-    if not has_capped_modules(model) or has_caps_in_batch_norms(model):
+    if not has_removable_caps(model):
         return None
     named = capped_layers(model)
     caps = list({id(layer.cap): layer.cap for layer in named.values()}.values())
@@ -62,11 +62,12 @@ def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
     )
 
 
-def has_capped_modules(model: nn.Module) -> bool:
-    """Whether there is a module that ``remove_caps`` can replace."""
-    return any(isinstance(module, DReLU | SReLU) for module in model.modules())
+def has_removable_caps(model: nn.Module) -> bool:
+    """Whether there are capped modules, all of which ``remove_caps`` can replace."""
+    capped = any(isinstance(module, DReLU | SReLU) for module in model.modules())
+    return capped and not has_caps_in_batch_norms(model)
 
 
 def has_caps_in_batch_norms(model: nn.Module) -> bool:
-    """Whether there is a module whose caps it cannot remove."""
+    """Whether there is a module that ``remove_caps`` refuses."""
     return any(isinstance(module, LearnedCap) and not isinstance(module, DReLU) for module in model.modules())

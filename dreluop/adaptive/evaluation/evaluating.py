@@ -48,7 +48,7 @@ class Evaluation:
         blind: share of the inputs on which the adaptive attacks have an exactly zero gradient too. Above ``BLIND``,
             ``worst`` is a loose upper bound only: something in the model hides its gradient, and no surrogate
             reaches it.
-        caps: None for a model without ``DReLU`` and ``SReLU``.
+        caps: None for a model without ``DReLU`` and ``SReLU``, or with caps in batch norms too.
         cw: accuracy under CW-L2 within each of the L2 bounds, by the bound; cw_median: of what it found.
         l2_worst: accuracy within the smallest of the bounds under CW-L2 and the adaptive attack in L2; None without.
         bounds: for each radius of the sweep ``apgd_ce`` and ``worst``, over it and the adaptive attacks.
