@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import handle_torch_function
 
 from dreluop._internal import cap_state, checks
 from dreluop._internal.overrides import has_override
 from dreluop.autograd import batch_norm
 from dreluop.functional import cap_penalty
+from dreluop.ops.batch_norm import DIM
 
 
 def capped_batch_norm(
@@ -69,8 +70,8 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
     """Batch norm and then ``DReLU``: batch norm's state and a parameter ``cap``.
 
     Called as ``module(x, residual=None)``. It is a batch norm of torch: what fuses or replaces those by their class,
-    such as ``torch.nn.utils.fusion``, drops the activation. ``calibrate_caps``, ``cap_summary``, ``SaturationMonitor``,
-    ``to_torch`` and ``remove_caps`` refuse it.
+    such as ``torch.nn.utils.fusion``, drops the activation. ``torch.fx`` takes a call of it for one node, as one of
+    torch's.
 
     Args:
         num_features: channels, dimension 1 of x.
@@ -83,6 +84,7 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
     """
 
     cap: nn.Parameter
+    dim = DIM
 
     def __init__(
         self,
@@ -97,7 +99,9 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        num_features = checks.positive_int("num_features", num_features)
+        num_features = checks.integer("num_features", num_features)
+        if num_features < 0:
+            raise ValueError(f"num_features: got {num_features}; expected at least 0")
         caps = num_features if num_parameters is None else checks.positive_int("num_parameters", num_parameters)
         if caps not in (1, num_features):
             raise ValueError(f"num_parameters: got {caps}; expected 1, or num_features, {num_features}")
@@ -119,6 +123,8 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
         nn.init.constant_(self.cap, checks.initial_cap(self.init, self.cap.dtype))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if isinstance(x, fx.Proxy):
+            return self._as_node(x, residual)
         self._check_input_dim(x)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -126,7 +132,6 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
             if self.momentum is None:
                 # A cumulative average.
                 momentum = 1.0 / float(self.num_batches_tracked)
-        by_batch = self.training or (self.running_mean is None and self.running_var is None)
         tracks = not self.training or self.track_running_stats
         return capped_batch_norm(
             x,
@@ -135,11 +140,35 @@ class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
             self.weight,
             self.bias,
             self.cap,
-            training=by_batch,
+            training=self._normalizes_by_batch(),
             momentum=momentum,
             eps=self.eps,
             residual=residual,
         )
+
+    def _normalizes_by_batch(self) -> bool:
+        return self.training or (self.running_mean is None and self.running_var is None)
+
+    @torch.no_grad()
+    def pre_activation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """What a call with the same arguments caps; the running statistics stay as they are.
+
+        The residual may be of another shape or dtype, as in a sum.
+        """
+        by_batch = self._normalizes_by_batch()
+        statistics = {} if by_batch else {"running_mean": self.running_mean, "running_var": self.running_var}
+        parameters = {"running_mean": None, "running_var": None, "weight": self.weight, "bias": self.bias, **statistics}
+        added = residual if residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype) else None
+        total = batch_norm.before_cap(
+            batch_norm.NormCall.checked(x, self.cap, parameters, added, by_batch, 0.0, self.eps)
+        )
+        return total if added is residual else total + residual
+
+    def _as_node(self, x: fx.Proxy, residual: Any) -> Any:
+        # Traced, it would have the mode that it is in now.
+        tracer: Any = x.tracer
+        args = (x,) if residual is None else (x, residual)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""

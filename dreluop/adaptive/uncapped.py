@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
-from dreluop._internal.cap_state import LearnedCap
-from dreluop.modules import DReLU, SReLU
+from dreluop.batch_norm import _BatchNormDReLU
+from dreluop.caps.statistics import CappedLayer
+from dreluop.modules import SReLU
 from dreluop.ops.composite import fused_sum
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,22 +56,40 @@ class UncappedResidualReLU(UncappedReLU):
         return super().forward(x, residual, bias=bias)
 
 
-def _stand_in_for(module: DReLU | SReLU) -> UncappedReLU:
+class UncappedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """In the place of a batch norm with caps: batch norm, a residual and a ReLU."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = super().forward(input)
+        return torch.relu(y if residual is None else y + residual)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Takes any input, as the model's own module checks the same one."""
+
+
+def _stand_in_for(module: CappedLayer) -> nn.Module:
     """
     Raises:
         TypeError: the module has a forward that no stand-in knows.
     """
-    from dreluop.surgery.sites import ResidualDReLU  # noqa: PLC0415 (imports torch.fx)
+    from dreluop.surgery.sites import BatchNormOfSum, ResidualDReLU  # noqa: PLC0415 (takes time)
 
-    if type(module).forward is SReLU.forward:
+    forward = type(module).forward
+    if isinstance(module, _BatchNormDReLU) and forward in (_BatchNormDReLU.forward, BatchNormOfSum.forward):
+        if set(getattr(module, "parametrizations", ())) <= {"cap"}:
+            return UncappedBatchNorm(0)
+        raise TypeError(f"model: a {type(module).__name__} has parametrizations of more than its cap")
+    if forward is SReLU.forward:
         return UncappedReLU(module.dim, module.inplace)
-    if isinstance(module, ResidualDReLU) and type(module).forward is ResidualDReLU.forward:
+    if isinstance(module, ResidualDReLU) and forward is ResidualDReLU.forward:
         return UncappedResidualReLU(module.dim, module.inplace, module.sum_inplace)
     raise TypeError(f"model: a {type(module).__name__} has a forward of its own, which no ReLU can replace")
 
 
 def remove_caps(model: Model) -> Model:
     """The model with plain ReLUs in place of its ``DReLU`` and ``SReLU`` modules, for surrogate attacks.
+
+    A batch norm with caps becomes batch norm and ReLU.
 
     A view: every other parameter is the model's own, so it follows the model's training. Modules are new ones, so that
     modes and hooks set on it leave the model alone, and so are buffers (copied now), so that a batch norm of the view
@@ -90,28 +109,24 @@ def remove_caps(model: Model) -> Model:
         The view, in the mode of the model; calls with ``residual`` and ``bias`` work as before.
 
     Raises:
-        TypeError: model is no module, or holds a subclass of ``DReLU`` or ``SReLU`` with a forward of its own, or a
-            batch norm with caps.
+        TypeError: model is no module, or holds a subclass of a capped module with a forward of its own, or a batch
+            norm with caps of which more than the cap is parametrized.
         ValueError: model has no DReLU or SReLU, or a parameter that has no shape yet (a lazy module).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
     shared: dict[int, Any] = {}
-    capped: list[DReLU | SReLU] = []
-    stand_ins: dict[int, UncappedReLU] = {}
+    capped: list[CappedLayer] = []
+    stand_ins: dict[int, nn.Module] = {}
     for found in _held_by(model):
         if isinstance(found, UninitializedParameter):
             raise ValueError("model: a parameter of a lazy module has no shape yet; run the model once before")
         if isinstance(found, nn.Parameter) or (isinstance(found, Tensor) and not found.is_leaf):
             # Tensors inside a graph (of torch.nn.utils.weight_norm) are computed anew, and cannot be copied.
             shared[id(found)] = found
-        elif isinstance(found, DReLU | SReLU):
+        elif isinstance(found, CappedLayer):
             stand_ins[id(found)] = _stand_in_for(found)
             capped.append(found)
-        elif isinstance(found, LearnedCap):
-            raise TypeError(
-                f"model: got a {type(found).__name__}, whose caps are inside its batch norm; use a DReLU apart"
-            )
     if not capped:
         raise ValueError(f"model: got a {type(model).__name__} without any DReLU or SReLU; expected at least one")
     shared |= stand_ins
@@ -124,6 +139,9 @@ def remove_caps(model: Model) -> Model:
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
     mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap")
     state = {name: value for name, value in vars(module).items() if name not in mine}
+    if isinstance(module, _BatchNormDReLU):
+        kept = {name: parameter for name, parameter in module._parameters.items() if name != "cap"}
+        state |= {"_parameters": kept, "_buffers": module._buffers}
     hooks = module._forward_pre_hooks
     state["_forward_pre_hooks"] = type(hooks)((key, hook) for key, hook in hooks.items() if not _computes_cap(hook))
     return state

@@ -132,17 +132,20 @@ def _is_served(call: NormCall) -> bool:
 
 def composite(call: NormCall) -> Tensor:
     """By torch's batch norm and ``capped_relu``: with every derivative, on any device, fused by a compiler."""
-    x, residual = call.x, call.residual
-    if residual is None and _torch_takes(call):
-        t = _batch_norm(call, x)
-    else:
-        # Half types are rounded once, after the sum.
-        wide = accumulation_dtype(x)
-        t = _batch_norm(call, x.to(wide))
-        t = (t if residual is None else t + residual.to(wide)).to(x.dtype)
-    y = route.check_and_run(t, call.cap, DIM, False, "output", None, None, None)
+    y = route.check_and_run(before_cap(call), call.cap, DIM, False, "output", None, None, None)
     assert isinstance(y, Tensor)
     return y
+
+
+def before_cap(call: NormCall) -> Tensor:
+    """What the call caps, by torch's batch norm; the running statistics are written over."""
+    x, residual = call.x, call.residual
+    if residual is None and _torch_takes(call):
+        return _batch_norm(call, x)
+    # Half types are rounded once, after the sum.
+    wide = accumulation_dtype(x)
+    t = _batch_norm(call, x.to(wide))
+    return (t if residual is None else t + residual.to(wide)).to(x.dtype)
 
 
 def _torch_takes(call: NormCall) -> bool:

@@ -113,7 +113,7 @@ def calibrate_caps(
     checks.at_least_zero("max_bytes", max_bytes)
     if unreached not in ("raise", "keep"):
         raise ValueError(f'unreached: got {unreached!r}; expected "raise" or "keep"')
-    layers: dict[str, DReLU] = capped_layers(model, (DReLU,))
+    layers: dict[str, DReLU] = capped_layers(model, learned=True)
     cap_state.settle(model)
     for name, layer in layers.items():
         if dtensor.is_distributed(layer.cap):

@@ -36,7 +36,7 @@ def set_caps(model: nn.Module, value: Value | Mapping[str, Value], *, select: st
             ``right_inverse`` is missing or gives another value, in FullyShardedDataParallel, or on the meta device.
             Nothing is set then.
     """
-    layers: dict[str, DReLU] = capped_layers(model, (DReLU,), also=(cap_state.LearnedCap,))
+    layers: dict[str, DReLU] = capped_layers(model, learned=True)
     if isinstance(value, Mapping):
         for name in value:
             if name not in layers:
@@ -69,7 +69,7 @@ def freeze_caps(model: nn.Module, frozen: bool = True, *, select: str | Iterable
             hook or is in FullyShardedDataParallel. Nothing is changed then.
     """
     frozen = checks.flag("frozen", frozen)
-    layers: dict[str, DReLU] = capped_layers(model, (DReLU,), also=(cap_state.LearnedCap,))
+    layers: dict[str, DReLU] = capped_layers(model, learned=True)
     names = _selected(layers, select)
     cap_state.settle(model)
     cap_state.set_trainable({name: layers[name] for name in names}, not frozen)

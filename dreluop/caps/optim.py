@@ -49,7 +49,7 @@ def param_groups(
         ValueError: model has no DReLU, a LazyDReLU has no shape yet, a cap is no parameter of the model (but made of
             one: parametrized, or flattened by FSDP), or a number is negative or not finite.
     """
-    layers: dict[str, DReLU] = capped_layers(model, (DReLU,), also=(cap_state.LearnedCap,))
+    layers: dict[str, DReLU] = capped_layers(model, learned=True)
     rate = _rate("lr", lr)
     cap_rate = _rate("cap_lr", cap_lr) if cap_lr is not None else _another(rate)
     cap_decay = 0.0 if balancer is None else 2 * checks.penalty_weight(balancer)
@@ -216,6 +216,6 @@ def _another(rate: float | Tensor) -> float | Tensor:
 
 
 def _name_of_made(caps: Any) -> str:
-    layers = capped_layers(caps, (DReLU,), also=(cap_state.LearnedCap,)) if isinstance(caps, nn.Module) else {}
+    layers = capped_layers(caps, learned=True) if isinstance(caps, nn.Module) else {}
     made = [name for name, layer in layers.items() if not isinstance(layer._parameters.get("cap"), nn.Parameter)]
     return f" but made of one, the cap of {made[0]!r}" if made else ""

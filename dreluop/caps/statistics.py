@@ -20,11 +20,12 @@ from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
 from dreluop.autograd.base import in_backward
+from dreluop.batch_norm import _BatchNormDReLU
 from dreluop.functional import saturation
 from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
 
-CappedLayer = DReLU | SReLU
+CappedLayer = DReLU | SReLU | _BatchNormDReLU
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -35,27 +36,24 @@ def is_compiled(model: nn.Module) -> bool:
     return any(isinstance(m, made) or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules())
 
 
-def capped_layers(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...] = (DReLU, SReLU), also: tuple[type, ...] = ()
-) -> dict[str, Any]:
-    """The capped layers by name, of these kinds and those of ``also``, which messages do not name.
+def is_capped(module: object) -> bool:
+    """Whether it is a DReLU, an SReLU or a batch norm with caps."""
+    return isinstance(module, LearnedCap | SReLU)
+
+
+def capped_layers(model: nn.Module, learned: bool = False) -> dict[str, Any]:
+    """The capped layers by name; with ``learned``, those whose cap is.
 
     Raises:
-        TypeError: model is no module, or has a batch norm with caps that is not among these kinds.
+        TypeError: model is no module.
         ValueError: there is none, or one is a LazyDReLU without a shape yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    for name, module in model.named_modules():
-        if isinstance(module, LearnedCap) and not isinstance(module, (*kinds, *also)):
-            kind = type(module).__name__
-            raise TypeError(
-                f"model: {name!r} is a {kind}, whose caps are inside its batch norm and not reached by this function; "
-                "use a batch norm of torch and a DReLU"
-            )
-    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, (*kinds, *also))}
+    kinds = (LearnedCap,) if learned else (LearnedCap, SReLU)
+    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if not layers:
-        names = " or ".join(kind.__name__ for kind in kinds)
+        names = "DReLU" if learned else "DReLU or SReLU"
         raise ValueError(f"model: got a {type(model).__name__} without any {names}; expected at least one")
     for name, layer in layers.items():
         if isinstance(layer.cap, UninitializedParameter):
@@ -106,8 +104,10 @@ def outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
-    """What a call of a capped layer caps: its x plus bias and residual where it has them. Detached."""
+    """What a call of a capped layer caps: its x, normalized or plus a bias, plus a residual. Detached."""
     given = {**dict(zip(("x", "residual"), args, strict=False)), **kwargs}
+    if isinstance(layer, _BatchNormDReLU):
+        return layer.pre_activation(given["x"], given.get("residual"))
     x, residual, bias = given["x"].detach(), given.get("residual"), given.get("bias")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         x, residual = x + residual.detach(), None

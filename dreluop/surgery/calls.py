@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dreluop.surgery import kinds
+from dreluop.surgery import kinds, sites
 from dreluop.surgery.classes import origin_of, with_function
 from dreluop.surgery.copies import parts
 from dreluop.surgery.kinds import Activation
@@ -106,12 +106,14 @@ class Found:
         self.unread: dict[str, str] = {}
         slots = {id(module): list(_slots(module)) for module in self.modules}
         self._homes: dict[int, Slot] = {}
+        # The slots whose activations a batch norm with caps computes.
+        self._in_norms: set[SlotKey | None] = set()
         for slot in (call.slot for found in slots.values() for call in found):
             self._homes.setdefault(id(held(slot)), slot)  # type: ignore[arg-type]
         for module in self.modules:
             self._read(module)
             self.calls += slots[id(module)]
-        coded = {call.slot_key for call in self.calls if call.node}
+        coded = {call.slot_key for call in self.calls if call.node} | self._in_norms
         self.calls = [call for call in self.calls if call.node or call.slot_key not in coded]
 
     def _read(self, module: nn.Module) -> None:
@@ -154,6 +156,9 @@ class Found:
             if _mentions_activation(function):
                 self.unread[self.paths[id(code.module)]] = f"{cls.__name__}.{name}: {error}"
             return None
+        for node in read.calls:
+            slot = scope.slot(node.args[1]) if scope.resolve(node.func) is sites.call_norm else None
+            self._in_norms |= {(id(slot[0]), slot[1])} if slot is not None else set()
         code.methods[read] = name if depth == 0 else f"_{cls.__name__.lstrip('_')}_{name}"
         self.calls += found
         order = type(code.module).__mro__.index
@@ -195,6 +200,11 @@ def _slots(module: nn.Module) -> Iterator[Call]:
 def held(slot: Slot | None) -> Any:
     """The activation in a slot; None for a call of a function, which has no slot."""
     return getattr(*slot, None) if slot is not None else None
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether a module has hooks that get its inputs or outputs."""
+    return isinstance(module, nn.Module) and any(getattr(module, name) for name in HOOKS)
 
 
 def _cannot_be_read(module: nn.Module) -> str:

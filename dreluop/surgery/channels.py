@@ -56,18 +56,20 @@ _LISTS = (nn.Sequential, nn.ModuleList, list, tuple)
 _Value = Producer | None
 
 
-def producers(found: Found) -> dict[Call, Producer]:
-    """The layer before each call, where the code shows it."""
+def producers(found: Found) -> tuple[dict[Call, Producer], set[int]]:
+    """The layer before each call, where the code shows it; and the ids of the modules that code is seen to call."""
     reader = _Reader(found)
     # The model first; then what its forward does not visibly call, with unknown inputs.
     for module in found.modules:
         if id(module) not in reader.read:
             reader.module(module, [])
+            if module is not found.modules[0]:
+                reader.called.discard(id(module))
     for code in found.code.values():
         for one in code.methods:
             if (id(code.module), one) not in reader.read:
                 reader.method(one, code.module, [], {})
-    return {call: one for call, one in reader.producers.items() if one is not None}
+    return {call: one for call, one in reader.producers.items() if one is not None}, reader.called
 
 
 class _Reader:
@@ -77,6 +79,7 @@ class _Reader:
         self._reading: set[tuple[int, Method]] = set()
         # The modules, and the methods on modules, that were read.
         self.read: set[Any] = set()
+        self.called: set[int] = set()
         self.producers: dict[Call, _Value] = {}
 
     def note(self, call: Call | None, value: _Value) -> None:
@@ -86,6 +89,7 @@ class _Reader:
     def module(self, module: nn.Module, args: list[_Value]) -> _Value:
         """The layer behind the output of a module; records the calls inside it."""
         self.read.add(id(module))
+        self.called.add(id(module))
         made = made_by(module)
         if made is not None:
             return made

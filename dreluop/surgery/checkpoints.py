@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from dreluop._internal import cap_state, checks
-from dreluop.caps.statistics import capped_layers
-from dreluop.modules import DReLU, SReLU
+from dreluop.caps.statistics import capped_layers, is_capped
 from dreluop.surgery.copies import copied
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
 from dreluop.surgery.replacing import check_model
@@ -97,7 +96,7 @@ def _check_can_be_loaded(model: nn.Module) -> None:
 
 def _cap_keys(model: nn.Module) -> set[str]:
     modules = model.named_modules(remove_duplicate=False)
-    capped = [(_join(name, ""), module) for name, module in modules if isinstance(module, DReLU | SReLU)]
+    capped = [(_join(name, ""), module) for name, module in modules if is_capped(module)]
     return {key for prefix, module in capped for key in (f"{prefix}cap", *cap_state.keys_of(prefix, module))}
 
 

@@ -18,8 +18,11 @@ from dreluop.surgery.methods import NoSourceError, function_of
 
 # What changed source may name besides the author's own names.
 NAMES = {
-    one.__name__: one for one in (sites.call_site, sites.call_site_of_sum, sites.type_before, sites.is_instance_before)
-}
+    one.__name__: one
+    for one in (
+        sites.call_site, sites.call_site_of_sum, sites.call_norm, sites.type_before, sites.is_instance_before,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

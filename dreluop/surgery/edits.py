@@ -14,9 +14,10 @@ from dreluop.surgery.planning import Plan
 from dreluop.surgery.resolving import Scope
 
 
-def key_of(one: Plan) -> tuple[int, str, bool, bool, bool]:
+def key_of(one: Plan) -> tuple[int, str, bool, bool, bool, int]:
     """What the new source of a method depends on."""
-    return id(one.call.node), one.place.attribute, one.place.is_first, one.total is not None, one.call.is_certain
+    norm = id(one.norm.call) if one.norm is not None else 0
+    return id(one.call.node), one.place.attribute, one.place.is_first, one.total is not None, one.call.is_certain, norm
 
 
 def questions(method: Method, scope: Scope) -> list[int]:
@@ -71,9 +72,15 @@ class _Editor:
     def __init__(self, method: Method, plans: list[Plan], supers: Mapping[int, str], asked: Iterable[int]) -> None:
         self._receiver = method.receiver
         self._copies: dict[int, ast.AST] = {}
-        changing = (one for one in plans if not one.place.is_first or one.total or not _takes_one(one.call.node))
-        self.calls = {id(one.call.node): one for one in changing}
-        self._removed = {id(one.total.statement) for one in plans if one.total is not None and one.total.statement}
+        self.calls = {
+            id(one.call.node): one
+            for one in plans
+            if not one.place.is_first or one.total or one.norm or not _takes_one(one.call.node)
+        }
+        without = (part.statement for one in plans for part in (one.total, one.norm) if part is not None)
+        self._removed = {id(statement) for statement in without if statement is not None}
+        # A batch norm with caps runs where the activation was called.
+        self._later = {id(one.norm.call): one.norm.call.args[0] for one in plans if one.norm and one.norm.call}
         inside = set(map(id, method.calls))
         self.supers = {key: name for key, name in supers.items() if key in inside}
         self.questions = set(asked)
@@ -87,7 +94,9 @@ class _Editor:
             self._copies[id(node)] = ast.copy_location(self._copied(node), node)
         return self._copies[id(node)]
 
-    def _copied(self, node: ast.AST) -> ast.AST:
+    def _copied(self, node: ast.AST) -> Any:
+        if id(node) in self._later:
+            return self.new(self._later[id(node)])
         made = type(node)(**{name: self.new(value) for name, value in ast.iter_fields(node)})
         if isinstance(made, ast.Call):
             if id(node) in self.calls:
@@ -102,6 +111,10 @@ class _Editor:
         return ast.Attribute(ast.Name(self._receiver, ast.Load()), name, ast.Load())
 
     def _directed(self, node: ast.Call, one: Plan) -> ast.Call:
+        if one.norm is not None and one.norm.call is not None:
+            called = ast.Constant(one.call.activation.bound) if one.call.is_certain else node.func
+            operands = [self.new(part) for part in (one.norm.x, one.norm.residual) if part is not None]
+            return ast.Call(_name(sites.call_norm), [self.new(one.norm.call.func), called, *operands], [])
         site = node.func if one.place.is_first else self._own(one.place.attribute)
         if one.total is not None:
             # What is set in the D-ReLU's place later may take one input only.

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from dreluop._internal import checks
-from dreluop.caps.statistics import CappedLayer, capped_layers
+from dreluop.batch_norm import _BatchNormDReLU
+from dreluop.caps.statistics import capped_layers
 from dreluop.modules import DReLU, SReLU
-from dreluop.surgery import exact
+from dreluop.surgery import exact, split
 from dreluop.surgery.copies import copied, substituted
 from dreluop.surgery.graphs import path_of_class
 from dreluop.surgery.inserting import HeadedLinear, StemmedConv2d
@@ -20,12 +21,16 @@ PLAIN_NAME = "CappedReLU"
 
 
 def to_torch(model: nn.Module) -> nn.Module:
-    """A copy of the model with torch's own modules in place of every DReLU and SReLU, for deployment without dreluop.
+    """A copy of the model with torch's own modules in place of all capped ones, for deployment without dreluop.
 
     A fixed layer cap > 0 (SReLU, or a frozen DReLU) becomes ``nn.Hardtanh(0, cap)``, any other
     ``relu(minimum(x, cap))``, whose cap stays a parameter (a buffer, for SReLU) of the same name; a parametrized cap
     becomes one that holds its value. Modules that surgery rewrote become a ``torch.fx.GraphModule`` of their forward
     with the same children. Outputs are equal (``torch.equal``); the gradient at ties is torch's.
+
+    A batch norm that ``replace_activations`` gave caps becomes torch's again, and the activation goes where it was: the
+    names are those of ``fuse=True``. Any other one becomes a module with a ``norm`` and an ``activation``. Both compute
+    the same but for rounding.
 
     Args:
         model: left as it is; in eval mode if a rewritten forward differs between the modes, as the copy then has the
@@ -49,15 +54,21 @@ def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
     # Before its children change, as a rewritten forward asks whether they are D-ReLUs.
     traced = vars(type(value)).get("rewritten") is not None or isinstance(value, HeadedLinear | StemmedConv2d)
     graph = _graph(value, names.get(id(value), "")) if traced else None
+    apart = list(split.in_sequential(value) if graph is None else split.in_graph(value, graph))
+    done |= {id(norm): split.without_caps(norm) for norm, _, _ in apart}
     substituted(vars(value), lambda part: _plain(part, done, names))
-    if isinstance(value, DReLU | SReLU):
+    value._modules.update((slot, _capped(activation)) for _, slot, activation in apart)
+    if isinstance(value, _BatchNormDReLU):
+        whole = split.in_one_module(split.without_caps(value), _capped(split.activation_of(value)))
+        done[id(value)] = _with_state_of(value, whole)
+    elif isinstance(value, DReLU | SReLU):
         done[id(value)] = _capped(value)
     elif graph is not None:
         done[id(value)] = _as_graph_module(value, graph)
     return done[id(value)]
 
 
-def _capped(layer: CappedLayer) -> nn.Module:
+def _capped(layer: DReLU | SReLU) -> nn.Module:
     cap = layer.cap.detach()
     fixed = not layer.cap.requires_grad and cap.numel() == 1 and checks.has_values(cap) and cap.item() > 0
     root = nn.Module()

@@ -13,9 +13,10 @@ from torch import nn
 
 from dreluop._internal import checks
 from dreluop.modules import Granularity
-from dreluop.surgery import calls, sums
+from dreluop.surgery import calls, norms, sums
 from dreluop.surgery.calls import Call, Found
 from dreluop.surgery.channels import Producer
+from dreluop.surgery.norms import Norm
 from dreluop.surgery.report import Site, noted
 from dreluop.surgery.running import Observed, Seen
 from dreluop.surgery.sums import Sum
@@ -39,6 +40,7 @@ class Plan:
 
     Attributes:
         total: the residual sum that is fused.
+        norm: the batch norm that computes the activation, and the sum.
         shares: another call of the same slot, whose D-ReLU it calls.
         shape: of the caps.
         dim: of the channels.
@@ -50,6 +52,7 @@ class Plan:
     producer: Producer | None
     selected: bool = True
     total: Sum | None = None
+    norm: Norm | None = None
     shares: Plan | None = None
     shape: tuple[int, ...] = (1,)
     dim: int = 1
@@ -140,7 +143,7 @@ def _free_name(call: Call, taken: set[Any]) -> str:
 
 def _fuse(one: Plan) -> None:
     result = sums.before(one.call)
-    if isinstance(result, Sum) and has_hooks(calls.held(one.call.slot)):
+    if isinstance(result, Sum) and calls.has_hooks(calls.held(one.call.slot)):
         result = "the activation has hooks, which get the sum"
     if isinstance(result, str):
         one.note(f"not fused: {result}")
@@ -148,9 +151,23 @@ def _fuse(one: Plan) -> None:
         one.total = result
 
 
-def has_hooks(module: Any) -> bool:
-    """Whether a module has hooks that get its inputs or outputs."""
-    return isinstance(module, nn.Module) and any(getattr(module, name) for name in calls.HOOKS)
+def fuse_norms(plans: list[Plan], found: Found, whole: set[int]) -> None:
+    """Decide which sites become one with the batch norm before them, after ``settle``; notes why others do not."""
+    uses = norms.Uses(found)
+    shared = {id(one.shares) for one in plans}
+    for one in plans:
+        result = norms.before(one.call, one.total, uses, whole) if one.has_own else None
+        if isinstance(result, Norm):
+            if id(one) in shared:
+                result = "another call has its D-ReLU too"
+            elif one.dim != 1 or one.shape not in ((1,), (result.module.num_features,)):
+                result = "its caps are not one for all or one per channel of the batch norm"
+        elif result is None and one.has_own and one.producer and norms.is_batch_norm(one.producer.module):
+            result = norms.NOT_BEFORE
+        if isinstance(result, Norm):
+            one.norm = result
+        elif result is not None:
+            one.note(f"kept apart: {result}")
 
 
 def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Observed) -> None:
@@ -165,7 +182,7 @@ def settle(plans: list[Plan], granularity: Granularity, dim: Dim, observed: Obse
     for one in plans:
         if not one.has_own:
             continue
-        if not one.place.is_first and has_hooks(calls.held(one.call.slot)):
+        if not one.place.is_first and calls.has_hooks(calls.held(one.call.slot)):
             one.note("the activation's hooks run here too; their handles take them off the first call only")
         name, inputs = one.site.name, observed.seen(one.site.name)
         one.site = noted(one.site, observed)
@@ -241,5 +258,6 @@ def described(one: Plan) -> Site:
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:
     """A tensor with the device and dtype for the caps: from the layer before, else the owner, else the model."""
     modules = (one.producer.module if one.producer is not None else one.call.owner, one.call.owner, model)
+    modules = modules if one.norm is None else (one.norm.module, *modules)
     tensors = (tensor for module in modules for tensor in module.parameters() if tensor.is_floating_point())
     return next(tensors, torch.empty(0))

@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from dreluop.surgery.planning import Dim, Plan
 from dreluop.surgery.report import Action, Report, Site, remaining
 from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
-from dreluop.surgery.sites import WAS, PendingSite, ResidualDReLU, type_before
+from dreluop.surgery.sites import ACTIVATION, WAS, WITH_CAPS, InBatchNorm, PendingSite, ResidualDReLU, type_before
 
 Select = Callable[[Site], bool] | str | Iterable[str]
 # The changed methods, by what their source depends on.
@@ -36,7 +36,7 @@ def replace_activations(
     granularity: Granularity = "channel",
     init: float = 100.0,
     select: Select | None = None,
-    fuse: bool = True,
+    fuse: bool | Literal["batch_norm"] = True,
     dim: Dim = None,
     example_input: Any = None,
 ) -> Report:
@@ -57,7 +57,10 @@ def replace_activations(
             (``"layer4.*"``), each of which must match; default all. All but some is a function:
             ``lambda site: not site.name.startswith("layer1.")``.
         fuse: compute ``relu(x + y)`` in one pass where nothing else uses the sum. The values in float32 and float64
-            stay the same.
+            stay the same. ``"batch_norm"``: also ``relu(batch_norm(x))`` and ``relu(batch_norm(x) + y)``, where nothing
+            else uses what the batch norm makes: it stays where it is, with its keys, and becomes a
+            ``BatchNormDReLU1d``, ``2d`` or ``3d``, whose values are equal but for rounding. ``Site.reason`` says why
+            others are kept apart.
         dim: the dimension of the channels, or a function of a ``Site`` that gives it (or None). It overrides the
             dimension that the layer before a site shows.
         example_input: the input of the model: a tensor, a tuple of arguments or a dictionary of keywords. A copy of
@@ -79,7 +82,8 @@ def replace_activations(
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
     found = Found(model)
-    plans = planning.plan(found, channels.producers(found), chosen, fuse)
+    producers, called = channels.producers(found)
+    plans = planning.plan(found, producers, chosen, bool(fuse))
     for pattern in patterns if plans else ():
         if not any(fnmatch.fnmatchcase(one.site.name, pattern) for one in plans):
             raise ValueError(
@@ -96,6 +100,8 @@ def replace_activations(
                 raise ValueError(f"example_input: the model cannot run on it in eval mode: {observed.failed['eval']}")
             undo.restore()
         planning.settle(plans, granularity, dim, observed)
+        if fuse == "batch_norm":
+            planning.fuse_norms(plans, found, called)
         _install(undo, found, plans, functools.partial(_d_relu, model, init), made)
     except BaseException:
         undo.restore()
@@ -108,10 +114,12 @@ def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan]
     """Insert the modules of the selected plans, and change the methods that must call them."""
     replaced: dict[int, nn.Module] = {}
     for one in plans:
-        if one.has_own:
+        if one.norm is not None:
+            _become(one, make(one), found.paths)
+        elif one.has_own:
             _insert(one, make(one), replaced)
     # A call that is left must not reach the D-ReLU of another one.
-    taken = {one.call.slot_key for one in plans if one.has_own and one.place.is_first}
+    taken = {one.call.slot_key for one in plans if one.has_own and one.place.is_first and one.norm is None}
     changed = [one for one in plans if one.selected or one.call.slot_key in taken]
     for one in changed:
         if not one.selected:
@@ -139,6 +147,22 @@ def _insert(one: Plan, new: nn.Module, replaced: dict[int, nn.Module]) -> None:
         vars(holder)[attribute] = new
 
 
+def _become(one: Plan, activation: nn.Module, paths: dict[int, str]) -> None:
+    """Give a batch norm the caps of an activation."""
+    norm, (holder, attribute, *_) = one.norm, one.place
+    assert norm is not None and isinstance(activation, DReLU)
+    module: Any = norm.module
+    if norm.call is None:
+        setattr(holder, attribute, InBatchNorm().train(holder.training))
+    else:
+        setattr(module, ACTIVATION, attribute)
+    # Another dictionary, as what undoes this restores the one that there was.
+    vars(module)["_parameters"] = {**module._parameters, "cap": activation.cap}
+    module.init = activation.init
+    module.__class__ = WITH_CAPS[type(module)][norm.residual is not None]
+    one.site = replace(one.site, name=paths[id(module)], action="batch_norm")
+
+
 def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
     changed: dict[str, Any] = {}
     supers: dict[int, str] = {}
@@ -161,11 +185,14 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
         object.__setattr__(code.module, "__class__", class_of(Rewritten(before.base, tuple(methods.values()))))
 
 
-def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool]:
+def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool | str]:
     check_model(model)
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
-    init, fuse = checks.initial_cap(init), checks.flag("fuse", fuse)
+    init = checks.initial_cap(init)
+    if isinstance(fuse, str) and fuse != "batch_norm":
+        raise ValueError(f'fuse: got {fuse!r}; expected True, False or "batch_norm"')
+    fuse = fuse if isinstance(fuse, str) else checks.flag("fuse", fuse)
     if dim is not None and not callable(dim):
         checks.integer("dim", dim)
     if kinds.of_module(model) is not None:

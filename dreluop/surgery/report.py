@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.text_table import text_table
-from dreluop.modules import DReLU
 from dreluop.surgery import running
 from dreluop.surgery.running import Modes, Observed
 
-Action = Literal["replaced", "fused", "left"]
+Action = Literal["replaced", "fused", "batch_norm", "left"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Site:
             no run reached it.
         shape: of its input in the run; None without one.
         cap_shape: of its caps; None where it was left.
-        action: ``"fused"``: replaced together with the residual sum before it.
-        reason: why it was left, or replaced but not as asked (a sum not fused, caps shared); else empty.
+        action: ``"fused"``: replaced together with the residual sum before it. ``"batch_norm"``: the batch norm before
+            it, whose name this site has, got the caps, and adds the residual.
+        reason: why it was left, or replaced but not as asked (a sum not fused, a batch norm kept apart, caps shared);
+            else empty.
         line: ``file.py:12``, the call; empty for a module that no readable code calls by name.
         module: dotted name of the owner.
     """
@@ -87,11 +89,15 @@ class Report:
 
     @property
     def replaced(self) -> tuple[Site, ...]:
-        return self._done("replaced", "fused")
+        return self._done("replaced", "fused", "batch_norm")
 
     @property
     def fused(self) -> tuple[Site, ...]:
         return self._done("fused")
+
+    @property
+    def in_batch_norms(self) -> tuple[Site, ...]:
+        return self._done("batch_norm")
 
     @property
     def left(self) -> tuple[Site, ...]:
@@ -120,7 +126,7 @@ class Report:
         """
         modules = dict(model.named_modules(remove_duplicate=False))
         for site in self.replaced:
-            if not isinstance(modules.get(site.name), DReLU):
+            if not isinstance(modules.get(site.name), LearnedCap):
                 raise ValueError(f"model: got one without a DReLU {site.name!r}; expected the one of this report")
         observed = running.observe(model, [site.name for site in self.replaced], (args, kwargs))
         if not observed.ran:
@@ -154,6 +160,7 @@ class Report:
         parts += [f"not run in {mode} mode: {reason}" for mode, reason in self.not_run.items()]
         parts.append(
             f"{len(self.replaced)} of {len(self.sites)} sites replaced, {len(self.fused)} of them fused with a sum"
+            + (f", {len(self.in_batch_norms)} with a batch norm" if self.in_batch_norms else "")
         )
         if self.verified:
             parts.append(

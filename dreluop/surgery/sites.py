@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from dreluop.batch_norm import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, _BatchNormDReLU
 from dreluop.functional import capped_relu
 from dreluop.modules import DReLU
 from dreluop.surgery import kinds
@@ -37,6 +39,41 @@ def _alike(x: Any, residual: Any) -> bool:
     # A sum may be one with a number that an argument holds.
     tensors = isinstance(x, Tensor) and isinstance(residual, Tensor)
     return tensors and residual.shape == x.shape and residual.dtype == x.dtype
+
+
+class BatchNormOfSum(_BatchNormDReLU):
+    """A batch norm with caps whose residual may be what a sum takes; the sum is made first then."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None or isinstance(x, fx.Proxy) or _alike(x, residual):
+            return super().forward(x, residual)
+        return capped_relu(_BatchNorm.forward(self, x) + residual, self.cap)
+
+
+class ResidualBatchNormDReLU1d(BatchNormOfSum, BatchNormDReLU1d):
+    __doc__ = BatchNormOfSum.__doc__
+
+
+class ResidualBatchNormDReLU2d(BatchNormOfSum, BatchNormDReLU2d):
+    __doc__ = BatchNormOfSum.__doc__
+
+
+class ResidualBatchNormDReLU3d(BatchNormOfSum, BatchNormDReLU3d):
+    __doc__ = BatchNormOfSum.__doc__
+
+
+# What a batch norm becomes by itself, and with a sum.
+WITH_CAPS: dict[type, tuple[type[nn.Module], type[nn.Module]]] = {
+    nn.BatchNorm1d: (BatchNormDReLU1d, ResidualBatchNormDReLU1d),
+    nn.BatchNorm2d: (BatchNormDReLU2d, ResidualBatchNormDReLU2d),
+    nn.BatchNorm3d: (BatchNormDReLU3d, ResidualBatchNormDReLU3d),
+}
+# The attribute in which such a batch norm keeps the name that the activation has without it, if code called that.
+ACTIVATION = "_dreluop_activation"
+
+
+class InBatchNorm(nn.Identity):
+    """In the place of an activation in a Sequential that the batch norm before it computes."""
 
 
 class PendingSite(nn.Module):
@@ -78,3 +115,17 @@ def call_site_of_sum(site: Any, called: Any, x: Any, residual: Any) -> Any:
     if is_relu(called) and isinstance(site, ResidualDReLU | PendingSite):
         return site(x, residual)
     return call_site(site, called, x + residual)
+
+
+def call_norm(norm: Any, called: Any, x: Any, residual: Any = None) -> Any:
+    """A batch norm with caps in place of ``called(norm(x) + residual)``; else, what the user has set there.
+
+    Args:
+        called: the activation; where the code names a function, its bound.
+    """
+    is_bound = called is None or isinstance(called, float)
+    if isinstance(norm, _BatchNormDReLU) and (is_bound or is_relu(called)):
+        return norm(x) if residual is None else norm(x, residual)
+    y = _BatchNorm.forward(norm, x) if isinstance(norm, _BatchNormDReLU) else norm(x)
+    y = y if residual is None else y + residual
+    return y.clamp(0, called) if is_bound else called(y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,27 +51,27 @@ def before(call: Call) -> Sum | str | None:
 
 def _sum_by_name(call: Call, scope: Scope, name: str) -> Sum | str | None:
     """``name = x + y`` or ``name += y`` in a statement before the one with the call."""
-    block, index = _block_of(call)
-    made = next((i for i in reversed(range(index)) if _count(block[i], name)), None)
+    block, index = block_of(call)
+    made = next((i for i in reversed(range(index)) if count(block[i], name)), None)
     if made is None:
         return None
     statement = block[made]
-    if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and _is_name(statement.target, name):
+    if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Add) and is_name(statement.target, name):
         total = Sum(ast.Name(name, ast.Load()), statement.value, True, statement)
-    elif _assigns(statement, name) and (sides := scope.operands(statement.value)):  # type: ignore[attr-defined]
+    elif assigns(statement, name) and (sides := scope.operands(statement.value)):  # type: ignore[attr-defined]
         total = Sum(*sides, False, statement)
     else:
         return None
-    if made != index - 1 or _runs_before(call, block[index]):
+    if made != index - 1 or runs_before(call, block[index]):
         return "other operations run between the sum and the activation"
-    if not _is_last_use(call, block[index], name):
+    if not is_last_use(call, block[index], name):
         return "the sum has another user"
-    if total.inplace and (_count(total.residual, name) or not _is_fresh(scope, block[:made], name)):
+    if total.inplace and (count(total.residual, name) or not is_fresh(scope, block[:made], name)):
         return "the sum is written over a tensor that may be seen elsewhere"
     return total
 
 
-def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
+def block_of(call: Call) -> tuple[list[ast.stmt], int]:
     """The statements around the call's, and its index among them; none if the call runs only in some cases."""
     assert call.method is not None
     node: ast.AST = call.node  # type: ignore[assignment]
@@ -84,28 +85,28 @@ def _block_of(call: Call) -> tuple[list[ast.stmt], int]:
     return [], 0
 
 
-def _is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
+def is_last_use(call: Call, statement: ast.stmt, name: str) -> bool:
     """Whether only the call reads the sum: its statement reads it once, and rebinds the name or is the last use."""
     assert call.method is not None
-    rebound = _assigns(statement, name)
+    rebound = assigns(statement, name)
     tree = call.method.tree
-    if _count(statement, name) != 1 + rebound or name in call.method.function.__code__.co_cellvars:
+    if count(statement, name) != 1 + rebound or name in call.method.function.__code__.co_cellvars:
         return False
     # Two statements may stand on one line.
     end = _end(statement)
-    later = any(_is_name(node, name) and _start(node) >= end for node in ast.walk(tree))
+    later = any(is_name(node, name) and _start(node) >= end for node in ast.walk(tree))
     above: ast.AST | None = statement
     in_loop = read_finally = False
     while above is not None:
         in_loop |= isinstance(above, ast.For | ast.While)
-        read_finally |= any(_count(part, name) for part in getattr(above, "finalbody", ()))
+        read_finally |= any(count(part, name) for part in getattr(above, "finalbody", ()))
         above = call.method.parents.get(id(above))
-    if _count(tree, "locals"):
+    if count(tree, "locals"):
         return False
     return rebound or (isinstance(statement, ast.Return) and not read_finally) or not (in_loop or later)
 
 
-def _runs_before(call: Call, statement: ast.stmt) -> bool:
+def runs_before(call: Call, statement: ast.stmt) -> bool:
     """Whether the statement computes something before the call that may change an operand, or draw random numbers."""
     start = _start(call.node)  # type: ignore[arg-type]
     parts = (part for part in ast.walk(statement) if isinstance(part, ast.Call | ast.NamedExpr | ast.Await | ast.Yield))
@@ -120,27 +121,28 @@ def _end(node: ast.AST) -> tuple[int, int]:
     return node.end_lineno, node.end_col_offset  # type: ignore[attr-defined]
 
 
-def _is_fresh(scope: Scope, before_sum: list[ast.stmt], name: str) -> bool:
-    last = next((one for one in reversed(before_sum) if _count(one, name)), None)
-    if last is None or not _assigns(last, name) or not isinstance(last.value, ast.Call):  # type: ignore[attr-defined]
+def is_fresh(scope: Scope, before_sum: list[ast.stmt], name: str) -> bool:
+    last = next((one for one in reversed(before_sum) if count(one, name)), None)
+    if last is None or not assigns(last, name) or not isinstance(last.value, ast.Call):  # type: ignore[attr-defined]
         return False
-    called = scope.resolve(last.value.func)  # type: ignore[attr-defined]
-    return isinstance(called, nn.Module) and _makes_fresh_memory(called)
+    return makes_fresh_memory(scope.resolve(last.value.func))  # type: ignore[attr-defined]
 
 
-def _makes_fresh_memory(module: nn.Module) -> bool:
+def makes_fresh_memory(module: Any) -> bool:
+    if not isinstance(module, nn.Module):
+        return False
     if kinds.forward_of(module) is nn.Sequential.forward:
-        return len(module) > 0 and _makes_fresh_memory(module[-1])  # type: ignore[arg-type, index]
+        return len(module) > 0 and makes_fresh_memory(module[-1])  # type: ignore[index]
     return isinstance(module, _FRESH)
 
 
-def _assigns(node: ast.stmt, name: str) -> bool:
-    return isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_name(node.targets[0], name)
+def assigns(node: ast.stmt, name: str) -> bool:
+    return isinstance(node, ast.Assign) and len(node.targets) == 1 and is_name(node.targets[0], name)
 
 
-def _is_name(node: ast.AST, name: str) -> bool:
+def is_name(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
-def _count(node: ast.AST, name: str) -> int:
-    return sum(_is_name(part, name) for part in ast.walk(node))
+def count(node: ast.AST, name: str) -> int:
+    return sum(is_name(part, name) for part in ast.walk(node))

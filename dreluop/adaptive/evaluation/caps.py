@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dreluop._internal.cap_state import LearnedCap
 from dreluop.adaptive.attacks.checks import frozen
 from dreluop.caps.inspection import cap_summary
-from dreluop.caps.statistics import capped_layers, watched
+from dreluop.caps.statistics import capped_layers, is_capped, watched
 from dreluop.functional import saturation
-from dreluop.modules import DReLU, SReLU
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class CapFacts:
 
 
 def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
-    """None for a model without ``DReLU`` and ``SReLU``, or with caps in batch norms too."""
-    if not has_removable_caps(model):
+    """None for a model without capped modules."""
+    if not has_caps(model):
         return None
     named = capped_layers(model)
     caps = list({id(layer.cap): layer.cap for layer in named.values()}.values())
@@ -62,12 +60,6 @@ def cap_facts(model: nn.Module, x: Tensor, batch_size: int) -> CapFacts | None:
     )
 
 
-def has_removable_caps(model: nn.Module) -> bool:
-    """Whether there are capped modules, all of which ``remove_caps`` can replace."""
-    capped = any(isinstance(module, DReLU | SReLU) for module in model.modules())
-    return capped and not has_caps_in_batch_norms(model)
-
-
-def has_caps_in_batch_norms(model: nn.Module) -> bool:
-    """Whether there is a module that ``remove_caps`` refuses."""
-    return any(isinstance(module, LearnedCap) and not isinstance(module, DReLU) for module in model.modules())
+def has_caps(model: nn.Module) -> bool:
+    """Whether there are capped modules."""
+    return any(map(is_capped, model.modules()))

@@ -14,7 +14,7 @@ from dreluop.adaptive.attacks.checks import frozen
 from dreluop.adaptive.attacks.gradient import fgsm, pgd
 from dreluop.adaptive.attacks.margins import Std, margin, margin_gradient
 from dreluop.adaptive.evaluation.budget import AttackBudget
-from dreluop.adaptive.evaluation.caps import has_removable_caps
+from dreluop.adaptive.evaluation.caps import has_caps
 from dreluop.adaptive.evaluation.positions import ByPosition, std_in_order
 from dreluop.adaptive.surrogates import measure_std, reached_caps, smooth_forward
 
@@ -107,7 +107,7 @@ def adaptive_attacks(
         )
         attacks["soft"] = lambda x, y, eps, seed: _through().worst_of_soft(model, x, y, eps, steps, seed, std)
     attacks["margin"] = lambda x, y, eps, seed: margin(model, x, y, eps, steps, seed, std=std)
-    if has_removable_caps(model):
+    if has_caps(model):
         attacks["uncapped"] = lambda x, y, eps, seed: _through().uncapped(model, x, y, eps, steps, seed)
     if baseline is not None:
         attacks["transfer"] = lambda x, y, eps, seed: _through().transferred(baseline, model, x, y, eps, steps, seed)

@@ -15,7 +15,7 @@ from dreluop.adaptive.attacks.checks import check_arguments, frozen, zero_gradie
 from dreluop.adaptive.attacks.margins import Std, margin
 from dreluop.adaptive.evaluation.attackable import attackable
 from dreluop.adaptive.evaluation.budget import AttackBudget
-from dreluop.adaptive.evaluation.caps import CapFacts, cap_facts, has_caps_in_batch_norms
+from dreluop.adaptive.evaluation.caps import CapFacts, cap_facts
 from dreluop.adaptive.evaluation.columns import (
     CW,
     NAMES,
@@ -48,7 +48,7 @@ class Evaluation:
         blind: share of the inputs on which the adaptive attacks have an exactly zero gradient too. Above ``BLIND``,
             ``worst`` is a loose upper bound only: something in the model hides its gradient, and no surrogate
             reaches it.
-        caps: None for a model without ``DReLU`` and ``SReLU``, or with caps in batch norms too.
+        caps: None for a model without capped modules.
         cw: accuracy under CW-L2 within each of the L2 bounds, by the bound; cw_median: of what it found.
         l2_worst: accuracy within the smallest of the bounds under CW-L2 and the adaptive attack in L2; None without.
         bounds: for each radius of the sweep ``apgd_ce`` and ``worst``, over it and the adaptive attacks.
@@ -118,8 +118,6 @@ def evaluate(
     attacked, std = with_widths(model, x[:MEASURED_SAMPLES] if measured_on is None else measured_on)
     standard, adaptive = standard_attacks(model, budget), adaptive_attacks(attacked, baseline, budget, std)
     left_out = _left_out(attacks, (*standard, *adaptive), budget, x, _classes(model, x, y))
-    if attacks is None and has_caps_in_batch_norms(model):
-        left_out |= _caps_stay()
     wanted = {*(NAMES if attacks is None else attacks)} - left_out.keys()
     run = _Run(model, x, y, eps, budget, outcomes)
     chosen, swept = _named(standard | adaptive, wanted), _named({"apgd_ce": standard["apgd_ce"], **adaptive}, wanted)
@@ -244,12 +242,6 @@ def _left_out(
     if found:
         warnings.warn(f"attacks left out: {'; '.join(dict.fromkeys(found.values()))}", stacklevel=3)
     return found
-
-
-def _caps_stay() -> dict[str, str]:
-    reason = "uncapped: nothing can remove the caps inside a batch norm"
-    warnings.warn(f"attacks left out: {reason}", stacklevel=3)
-    return {"uncapped": reason}
 
 
 def _named(attacks: Mapping[str, Attack], names: Collection[str]) -> dict[str, Attack]:
