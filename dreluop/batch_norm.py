@@ -66,7 +66,11 @@ def capped_batch_norm(
     return batch_norm.run(batch_norm.NormCall.checked(x, cap, parameters, residual, training, momentum, eps))
 
 
-class _BatchNormDReLU(nn.modules.batchnorm._BatchNorm, cap_state.LearnedCap):
+class BatchNormActivation(nn.modules.batchnorm._BatchNorm):
+    """A batch norm that is called with a residual, and computes an activation too."""
+
+
+class _BatchNormDReLU(BatchNormActivation, cap_state.LearnedCap):
     """Batch norm and then ``DReLU``: batch norm's state and a parameter ``cap``.
 
     Called as ``module(x, residual=None)``. It is a batch norm of torch: what fuses or replaces those by their class,

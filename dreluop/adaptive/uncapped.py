@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
-from dreluop.batch_norm import _BatchNormDReLU
+from dreluop.batch_norm import BatchNormActivation, _BatchNormDReLU
 from dreluop.caps.statistics import CappedLayer
 from dreluop.modules import SReLU
 from dreluop.ops.composite import fused_sum
@@ -56,7 +56,7 @@ class UncappedResidualReLU(UncappedReLU):
         return super().forward(x, residual, bias=bias)
 
 
-class UncappedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class UncappedBatchNorm(BatchNormActivation):
     """In the place of a batch norm with caps: batch norm, a residual and a ReLU."""
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

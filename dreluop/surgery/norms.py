@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreluop._internal.cap_state import LearnedCap
+from dreluop.batch_norm import BatchNormActivation
 from dreluop.surgery import calls, kinds, sums
 from dreluop.surgery.calls import Call, Found
 from dreluop.surgery.copies import parts
@@ -120,7 +119,6 @@ def _why_apart(call: Call, norm: Norm, uses: Uses) -> str:
         "the forward of its batch norm is set on the instance": "forward" in vars(module),
         "its batch norm has hooks": calls.has_hooks(module),
         "the activation has hooks": calls.has_hooks(calls.held(call.slot)),
-        "the eps of its batch norm is not finite and > 0": not 0 < module.eps < math.inf,  # type: ignore[operator]
         "its batch norm is held in more than one place": uses.held[id(module)] > 1,
         "other code uses its batch norm": used != own or id(module) in uses.others,
         "the call of the activation has other arguments, which may change": not _takes_only_x(call),
@@ -147,8 +145,8 @@ def _in_sequential(call: Call, uses: Uses, whole: set[int]) -> Norm | str | None
 
 
 def is_batch_norm(module: Any) -> bool:
-    """Whether it is a batch norm without caps."""
-    return isinstance(module, _BatchNorm) and not isinstance(module, LearnedCap)
+    """Whether it is a batch norm without an activation."""
+    return isinstance(module, _BatchNorm) and not isinstance(module, BatchNormActivation)
 
 
 def _in_code(call: Call, total: Sum | None, x: ast.expr, residual: ast.expr | None) -> Norm | str | None:

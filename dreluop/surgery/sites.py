@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreluop.batch_norm import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, _BatchNormDReLU
+from dreluop.batch_norm import BatchNormActivation, BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, _BatchNormDReLU
 from dreluop.functional import capped_relu
 from dreluop.modules import DReLU
 from dreluop.surgery import kinds
@@ -124,8 +124,8 @@ def call_norm(norm: Any, called: Any, x: Any, residual: Any = None) -> Any:
         called: the activation; where the code names a function, its bound.
     """
     is_bound = called is None or isinstance(called, float)
-    if isinstance(norm, _BatchNormDReLU) and (is_bound or is_relu(called)):
+    if isinstance(norm, BatchNormActivation) and (is_bound or is_relu(called)):
         return norm(x) if residual is None else norm(x, residual)
-    y = _BatchNorm.forward(norm, x) if isinstance(norm, _BatchNormDReLU) else norm(x)
+    y = _BatchNorm.forward(norm, x) if isinstance(norm, BatchNormActivation) else norm(x)
     y = y if residual is None else y + residual
     return y.clamp(0, called) if is_bound else called(y)

@@ -65,21 +65,25 @@ def _call_activation(graph: fx.Graph, node: fx.Node, name: str) -> None:
 def activation_of(norm: _BatchNormDReLU) -> DReLU:
     """A D-ReLU with the caps of a batch norm."""
     activation = DReLU(1, device="meta").train(norm.training)
-    is_parameter = isinstance(norm.cap, nn.Parameter)
-    activation.cap = norm.cap if is_parameter else nn.Parameter(norm.cap.detach().clone(), norm.cap.requires_grad)
+    activation._parameters["cap"] = _parameter(norm.cap)
     return activation
 
 
 def without_caps(norm: _BatchNormDReLU) -> nn.Module:
-    """Torch's batch norm with the same state and hooks."""
-    if parametrize.is_parametrized(norm):
-        for name in list(norm.parametrizations):
-            parametrize.remove_parametrizations(norm, name)
+    """Torch's batch norm with the same state and hooks; what is parametrized holds its value."""
     kind: Any = next(kind for kind in WITH_CAPS if isinstance(norm, kind))
     plain: nn.Module = kind.__new__(kind)
     vars(plain).update((name, value) for name, value in vars(norm).items() if name not in ("init", ACTIVATION))
-    vars(plain)["_parameters"] = {name: value for name, value in norm._parameters.items() if name != "cap"}
+    made = list(norm.parametrizations) if parametrize.is_parametrized(norm) else []
+    parameters = {name: _parameter(getattr(norm, name)) for name in [*norm._parameters, *made] if name != "cap"}
+    vars(plain).update(_parameters=parameters, _modules={})
     return plain
+
+
+def _parameter(value: torch.Tensor | None) -> nn.Parameter | None:
+    if value is None or isinstance(value, nn.Parameter):
+        return value
+    return nn.Parameter(value.detach().clone(), value.requires_grad)
 
 
 def in_one_module(norm: nn.Module, activation: nn.Module) -> fx.GraphModule:

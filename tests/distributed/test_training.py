@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 import dreluop
+from dreluop.surgery import replace_activations
 from tests.distributed.processes import on_processes
 from tests.distributed.tensors import full_tensor, mesh_of
 
@@ -99,6 +100,36 @@ def test_data_parallel(fused: bool) -> None:
     model = DistributedDataParallel(copy.deepcopy(network))
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     assert_as_in_one_process(model, network, shard_of_batch(ranks, rank))
+
+
+class Normalized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bn1 = nn.Linear(INPUTS, HIDDEN, dtype=torch.float64), nn.BatchNorm1d(HIDDEN, dtype=torch.float64)
+        self.second, self.bn2 = nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64), nn.BatchNorm1d(HIDDEN, dtype=torch.float64)
+        self.last = nn.Linear(HIDDEN, OUTPUTS, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.bn1(self.first(x)))
+        return self.last(F.relu(self.bn2(self.second(x)) + x))
+
+
+@on_processes(2)
+def test_data_parallel_with_caps_in_batch_norms() -> None:
+    torch.manual_seed(0)
+    apart = Normalized()
+    fused = copy.deepcopy(apart)
+    replace_activations(apart, init=0.5)
+    assert len(replace_activations(fused, init=0.5, fuse="batch_norm").in_batch_norms) == 2
+    rank = torch.distributed.get_rank()
+    trained_models = [DistributedDataParallel(model) for model in (apart, fused)]
+    results = [trained(model, shard_of_batch(2, rank)) for model in trained_models]
+    # The caps stand in another order among the parameters.
+    for got, want in zip(*results, strict=True):
+        assert sorted(t.double().norm().item() for t in got) == pytest.approx(
+            sorted(t.double().norm().item() for t in want), rel=1e-8
+        )
+    torch.testing.assert_close(fused.bn2.running_var, apart.bn2.running_var, rtol=1e-9, atol=1e-12)
 
 
 def sharded_fully(network: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from dreluop import BatchNormDReLU2d, DReLU
-from dreluop.surgery import Report, load_float_state_dict, replace_activations, to_torch
+from dreluop.surgery import Report, freeze_caps, load_float_state_dict, replace_activations, to_torch
 from tests.surgery.helpers import d_relus, open_caps
 
 
@@ -236,3 +236,338 @@ def d_relus_reached(model: nn.Module, x: Tensor) -> list[str]:
         module.register_forward_hook(lambda *_, name=name: found.append(name))
     model(x)
     return found
+
+
+def block(norm: nn.Module | None = None, activation: nn.Module | None = None) -> nn.Module:
+    """A convolution, a batch norm and an activation, in code."""
+    made = with_forward("nested")
+    made.bn, made.act = norm or made.bn, activation or made.act
+    return made
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class MyNorm(nn.BatchNorm2d):
+    pass
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+def parametrized() -> nn.Module:
+    return parametrize.register_parametrization(nn.BatchNorm2d(4), "weight", Doubled())
+
+
+def with_own_forward() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    norm.forward = norm.forward
+    return norm
+
+
+def held_twice() -> nn.Module:
+    model = block()
+    model.all = [model.bn]
+    return model
+
+
+MODULES = {
+    "SyncBatchNorm": (lambda: block(nn.SyncBatchNorm(4)), "its batch norm is a SyncBatchNorm; expected exactly"),
+    "subclass": (lambda: block(MyNorm(4)), "its batch norm is a MyNorm; expected exactly"),
+    "parametrized": (lambda: block(parametrized()), "its batch norm is a ParametrizedBatchNorm2d; expected exactly"),
+    "forward": (lambda: block(with_own_forward()), "the forward of its batch norm is set on the instance"),
+    "hooks": (lambda: block(hooked(nn.BatchNorm2d(4))), "its batch norm has hooks"),
+    "hooks after": (lambda: block(activation=hooked(nn.ReLU())), "the activation has hooks"),
+    "held twice": (held_twice, "its batch norm is held in more than one place"),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_modules_that_are_kept_apart(kind: str) -> None:
+    make, reason = MODULES[kind]
+    original = make()
+    x = torch.randn(3, 4, 5, 5)
+    model, report = operated(original, example_input=x if kind == "forward" else None)
+    (site,) = report.sites
+    assert site.action == "replaced"
+    assert site.reason.startswith(f"kept apart: {reason}")
+    assert type(model.bn) is type(original.bn)
+    open_caps(model, report)
+    assert torch.equal(model.eval()(x), original.eval()(x))
+
+
+def test_caps_that_a_batch_norm_cannot_have() -> None:
+    x = torch.randn(3, 4, 5, 5)
+    for options in ({"granularity": "neuron"}, {"dim": 2}):
+        _, report = operated(block(), example_input=x, **options)
+        assert report.sites[0].reason == (
+            "kept apart: its caps are not one for all or one per channel of the batch norm"
+        )
+    model, report = operated(block(), granularity="layer")
+    assert report.in_batch_norms
+    assert model.bn.cap.shape == (1,)
+
+
+def arguments_of_a_function(self: Any, x: Tensor) -> Tensor:
+    return self.function(self.bn(self.conv(x)), 0.0, 0.5)
+
+
+def test_arguments_that_a_function_in_an_attribute_gets() -> None:
+    made = type("Made", (Parts,), {"forward": arguments_of_a_function, "__module__": __name__})()
+    del made.act
+    made.function = functional.hardtanh
+    _, report = operated(made)
+    reason = "kept apart: the call of the activation has other arguments, which may change"
+    assert [site.reason for site in report.sites] == [reason]
+
+
+class TwoMethods(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+def test_calls_that_share_a_d_relu() -> None:
+    model, report = operated(TwoMethods())
+    assert "kept apart: another call has its D-ReLU too" in [site.reason for site in report.sites]
+    assert isinstance(model.act, DReLU)
+
+
+# Sequentials.
+
+
+def layers(channels: int = 4) -> list[nn.Module]:
+    return [nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU6(inplace=True)]
+
+
+class Holder(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if self.body is not None else x
+
+
+class Iterates(Holder):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.body:
+            x = layer(x)
+        return x
+
+
+class Indexes(Holder):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.body[1](x)
+
+
+class Reversed(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+class Unpacks(Holder):
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = self.body
+        return first(x) + self.body(x)
+
+
+NOT_WHOLE = "kept apart: their Sequential is not seen to be called only as a whole"
+SEQUENTIALS = {
+    "root": (lambda: nn.Sequential(*layers(), *layers()), 2, ""),
+    "nested": (lambda: Holder(nn.Sequential(nn.Sequential(*layers()), nn.Sequential(*layers()))), 2, ""),
+    "parallel": (lambda: nn.DataParallel(nn.Sequential(*layers())), 1, ""),
+    "iterated": (lambda: Iterates(nn.Sequential(*layers())), 0, NOT_WHOLE),
+    "indexed": (lambda: Indexes(nn.Sequential(*layers())), 0, NOT_WHOLE),
+    "unpacked": (lambda: Unpacks(nn.Sequential(*layers())), 0, NOT_WHOLE),
+    "iterated outside": (lambda: Iterates(nn.Sequential(nn.Sequential(*layers()))), 1, ""),
+    "own forward": (lambda: Reversed(*layers()[::-1]), 0, ""),
+    "list": (lambda: Iterates(nn.ModuleList(layers())), 0, ""),
+    "pool between": (
+        lambda: nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(1), nn.ReLU()),
+        0,
+        "kept apart: its batch norm is not called right before it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENTIALS)
+def test_sequentials(kind: str) -> None:
+    make, fused, reason = SEQUENTIALS[kind]
+    original, x = make(), torch.randn(3, 4, 5, 5)
+    model, report = operated(original, example_input=x)
+    assert len(report.in_batch_norms) == fused
+    assert {site.reason for site in report.sites} == {reason}
+    open_caps(model, report)
+    assert_equal_in_training_and_eval(original, model, x)
+    kept = {key for key in model.state_dict() if not key.endswith(".cap")}
+    assert kept == set(original.state_dict())
+
+
+def test_a_sequential_that_no_code_is_seen_to_call() -> None:
+    class Hidden(Holder):
+        def forward(self, x: Tensor) -> Tensor:
+            (name,) = self._modules
+            return self.get_submodule(name)(x)  # type: ignore[no-any-return]
+
+    _, report = operated(Hidden(nn.Sequential(*layers())))
+    assert report.sites[0].reason == NOT_WHOLE
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "options", [{"momentum": None}, {"track_running_stats": False}, {"affine": False}, {"momentum": 0.3}], ids=str
+)
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_options_of_batch_norms(dimensions: int, options: dict[str, Any], training: bool) -> None:
+    kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
+    original = nn.Sequential(nn.Identity(), kind(4, **options), nn.ReLU()).train(training)
+    model, report = operated(original)
+    assert report.in_batch_norms
+    assert model[1].training == training
+    open_caps(model, report)
+    for _ in range(2):
+        assert_equal_in_training_and_eval(original, model, torch.randn(5, 4, *[3] * dimensions))
+
+
+# What comes afterwards.
+
+
+class Users(nn.Module):
+    """In code and in a Sequential, with a sum, a fixed bound, and an activation that is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*layers())
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        out = self.relu(out)
+        return self.last(self.relu(out.mean((2, 3)) - 0.1))
+
+
+def users(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return operated(Users(), example_input=torch.randn(2, 4, 5, 5), **options)[0]
+
+
+def test_the_report_names_the_batch_norms() -> None:
+    torch.manual_seed(0)
+    model, report = operated(Users(), example_input=torch.randn(2, 4, 5, 5), init=0.5)
+    assert [(site.name, site.action, site.cap_shape) for site in report.sites] == [
+        ("bn1", "batch_norm", (4,)), ("bn2", "batch_norm", (4,)), ("relu_2", "replaced", (4,)),
+        ("stem.1", "batch_norm", (4,)),
+    ]  # fmt: skip
+    assert "4 of 4 sites replaced, 0 of them fused with a sum, 3 with a batch norm" in str(report)
+    assert model.stem[1].cap.tolist() == [6.0] * 4
+    assert model.bn1.cap.tolist() == [0.5] * 4
+    report.verify(model, torch.randn(2, 4, 5, 5))
+    assert not report.remaining
+    assert not report.unreached
+    assert list(model.bn2.state_dict()) == [
+        "weight", "bias", "cap", "running_mean", "running_var", "num_batches_tracked",
+    ]  # fmt: skip
+
+
+def test_a_second_surgery_finds_what_the_first_left() -> None:
+    model, report = operated(Users(), select="relu", example_input=torch.randn(2, 4, 5, 5))
+    assert [site.name for site in report.replaced] == ["bn1"]
+    again = replace_activations(model, fuse="batch_norm", example_input=torch.randn(2, 4, 5, 5))
+    assert [(site.name, site.action) for site in again.sites] == [
+        ("bn2", "batch_norm"), ("relu_1", "replaced"), ("stem.1", "batch_norm"),
+    ]  # fmt: skip
+    assert not replace_activations(model, fuse="batch_norm").sites
+    assert isinstance(model.relu, nn.ReLU)
+
+
+def test_what_the_user_sets_afterwards_is_called() -> None:
+    model, x = users(init=0.5), torch.randn(2, 4, 5, 5)
+    model.eval()
+    plain = Users().eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    model.bn1 = plain.bn1 = nn.GroupNorm(2, 4)
+    for name, norm in (("bn2", model.bn2), ("1", model.stem[1])):
+        assert norm.cap.min() > 0, name
+        nn.init.constant_(norm.cap, torch.inf)
+    nn.init.constant_(model.relu_2.cap, torch.inf)
+    torch.testing.assert_close(model(x), plain(x))
+    model.relu = plain.relu = nn.GELU()
+    torch.testing.assert_close(model(x), plain(x))
+
+
+def test_a_refusal_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Users()
+    before, text = list(model.state_dict()), repr(model)
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dreluop.surgery.replacing._change_methods", fails)
+    with pytest.raises(KeyboardInterrupt):
+        replace_activations(model, fuse="batch_norm", granularity="layer")
+    assert (list(model.state_dict()), repr(model)) == (before, text)
+    assert type(model.bn1) is nn.BatchNorm2d
+    assert vars(model.bn1).keys() == vars(nn.BatchNorm2d(4)).keys()
+
+
+def test_fuse_is_checked() -> None:
+    with pytest.raises(ValueError, match='fuse: got \'all\'; expected True, False or "batch_norm"'):
+        replace_activations(Users(), fuse="all")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fuse: got int"):
+        replace_activations(Users(), fuse=2)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_the_plain_network_loads() -> None:
+    plain, model = Users(), users()
+    loaded = load_float_state_dict(model, plain.state_dict())
+    assert loaded.caps == ("stem.1.cap", "bn1.cap", "bn2.cap", "relu_2.cap")
+    assert torch.equal(model.bn2.weight, plain.bn2.weight)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_to_torch_splits_them_again(granularity: Any, frozen: bool) -> None:
+    fused, apart, x = users(granularity=granularity, init=0.5), Users(), torch.randn(2, 4, 5, 5)
+    replace_activations(apart, granularity=granularity, init=0.5, example_input=x)
+    freeze_caps(fused, frozen), freeze_caps(apart, frozen)
+    plain = to_torch(fused)
+    assert plain.state_dict().keys() == to_torch(apart).state_dict().keys()
+    assert type(plain.bn2) is type(plain.stem[1]) is nn.BatchNorm2d
+    assert not [module for module in plain.modules() if "dreluop" in type(module).__module__]
+    assert_equal_in_training_and_eval(fused, plain, x, gradients=False)
+
+
+def test_to_torch_of_an_activation_that_others_call_too() -> None:
+    model, _ = operated(Users(), select="relu", example_input=torch.randn(2, 4, 5, 5), init=0.1)
+    x = torch.randn(2, 4, 5, 5)
+    assert_equal_in_training_and_eval(model, to_torch(model), x, gradients=False)
+
+
+def test_to_torch_of_batch_norms_that_surgery_did_not_make() -> None:
+    norm = BatchNormDReLU2d(4, init=0.5)
+    parametrize.register_parametrization(norm, "cap", Doubled())
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 1), norm), torch.randn(2, 4, 5, 5)
+    plain = to_torch(model)
+    assert type(plain[1].norm) is nn.BatchNorm2d
+    assert_equal_in_training_and_eval(model, plain, x, gradients=False)
+    residual = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(plain.eval()[1](x, residual), model.eval()[1](x, residual))

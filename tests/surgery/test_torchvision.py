@@ -112,6 +112,39 @@ def test_resnet_stays_a_resnet_that_reads_well() -> None:
     assert model.load_state_dict(before, strict=False).missing_keys == [f"{site.name}.cap" for site in report.sites]
 
 
+# All sites of each but the last of DenseNet: its batch norm is the last layer of a Sequential.
+IN_BATCH_NORMS = {"resnet18": 17, "resnet50": 49, "mobilenet_v2": 35, "densenet121": 120}
+
+
+@pytest.mark.parametrize("name", IN_BATCH_NORMS)
+def test_batch_norms_get_the_caps(name: str) -> None:
+    apart = sweep.make(name).double()
+    fused = copy.deepcopy(apart)
+    replace_activations(apart, init=2.0)
+    report = replace_activations(fused, init=2.0, fuse="batch_norm")
+    assert len(report.in_batch_norms) == IN_BATCH_NORMS[name]
+    assert {site.reason for site in report.sites if site.action != "batch_norm"} <= {
+        "kept apart: its batch norm is not called right before it"
+    }
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        results = []
+        for model in (apart.train(training), fused.train(training)):
+            torch.manual_seed(1)
+            model.zero_grad()
+            y = model(x)
+            y.square().mean().backward()
+            results.append(y)
+        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+        largest = max(float(weight.grad.abs().max()) for weight in apart.parameters())
+        theirs = dict(apart.named_parameters())
+        for key, weight in fused.named_parameters():
+            if key in theirs and not key.endswith("cap"):
+                torch.testing.assert_close(weight.grad, theirs[key].grad, rtol=1e-5, atol=1e-6 * largest, msg=key)
+    caps = [sorted(float(p.grad.sum()) for key, p in one.named_parameters() if key.endswith("cap")) for one in (apart, fused)]
+    assert caps[1] == pytest.approx(caps[0], rel=1e-5, abs=1e-6 * largest)
+
+
 def test_densenet_that_computes_its_layers_anew() -> None:
     """torch.utils.checkpoint takes functions that call modules: the modules are replaced, the code stays."""
     original = models.densenet121(weights=None, memory_efficient=True)

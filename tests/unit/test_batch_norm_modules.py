@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import dreluop
-from dreluop import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, adaptive, surgery
+from dreluop import BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, adaptive
 from dreluop.caps.inspection import freeze_caps, set_caps
-from dreluop.diagnostics import SaturationMonitor
 
 KINDS = {
     1: (BatchNormDReLU1d, nn.BatchNorm1d),
@@ -81,8 +81,6 @@ def test_is_a_batch_norm_with_a_cap_that_the_tools_find() -> None:
     freeze_caps(model, False)
     dreluop.project_caps(model, 0.25)
     assert model[0].cap.tolist() == [0.25] * 4
-    with pytest.raises(TypeError, match="model: got a BatchNormDReLU2d"):
-        adaptive.remove_caps(nn.Sequential(model, dreluop.DReLU()))
     assert repr(model[0]) == f"BatchNormDReLU2d({nn.BatchNorm2d(4).extra_repr()}, init=2)"
 
 
@@ -124,18 +122,38 @@ def test_refusals() -> None:
         BatchNormDReLU2d(4, init=0)
 
 
-@pytest.mark.parametrize("others", [[], [dreluop.DReLU(4)]])
-def test_tools_that_do_not_reach_its_caps_refuse(others: list[nn.Module]) -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), BatchNormDReLU2d(4), *others)
-    for tool in (
-        lambda: surgery.calibrate_caps(model, [batch(2)]),
-        lambda: surgery.cap_summary(model, [batch(2)]),
-        lambda: surgery.to_torch(model),
-        lambda: SaturationMonitor(model),
-        lambda: adaptive.remove_caps(model),
-    ):
-        with pytest.raises(TypeError, match="BatchNormDReLU2d, whose caps are inside its batch norm"):
-            tool()
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("other", [None, torch.float64], ids=str)
+def test_pre_activation(training: bool, other: torch.dtype | None) -> None:
+    module, norm = BatchNormDReLU2d(4).train(training), nn.BatchNorm2d(4).train(training)
+    before = copy.deepcopy(module.state_dict())
+    x, residual = batch(2), batch(2, 1).to(other or torch.float32)
+    torch.testing.assert_close(module.pre_activation(x), norm(x).detach())
+    torch.testing.assert_close(module.pre_activation(x, residual), (norm(x) + residual).detach())
+    assert not module.pre_activation(x).requires_grad
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_no_channels_as_in_torch() -> None:
+    assert BatchNormDReLU1d(0).cap.shape == nn.BatchNorm1d(0).weight.shape
+    with pytest.raises(ValueError, match="num_features: got -1; expected at least 0"):
+        BatchNormDReLU1d(-1)
+
+
+@pytest.mark.parametrize("how", ["parametrized", "subclass"])
+def test_remove_caps_refuses_what_it_does_not_know(how: str) -> None:
+    class Other(BatchNormDReLU2d):
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return super().forward(x) * 2
+
+    module = Other(4) if how == "subclass" else BatchNormDReLU2d(4)
+    if how == "parametrized":
+        parametrize.register_parametrization(module, "cap", nn.Identity())
+        adaptive.remove_caps(module)
+        parametrize.register_parametrization(module, "weight", nn.Identity())
+    message = "a forward of its own" if how == "subclass" else "parametrizations of more than its cap"
+    with pytest.raises(TypeError, match=message):
+        adaptive.remove_caps(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
