@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 import dreluop
 from benchmarks.harness import implementations as c
 from benchmarks.models.networks import NETWORKS
+from dreluop._internal.cap_state import LearnedCap
 from dreluop.caps.statistics import capped_layers
 from dreluop.surgery import insert_head, replace_activations
 
@@ -22,9 +24,10 @@ OURS = c.OURS.name  # out of platform, sums apart
 IN_PLACE = "dreluop, in place"  # where the original is in place
 FUSED = "dreluop, fused"  # in place likewise, and residual sums in the same pass: what replace_activations does
 FUSED_MASK = "dreluop, fused, packed mask"
+BATCH_NORM = "dreluop, batch norm"  # and batch norms with the activations and sums behind them in one operator
 # The activation by standard operators, out of platform.
 PLAIN: dict[str, c.Activation] = {c.RELU_MINIMUM.name: c.relu_minimum, c.CLAMP.name: c.clamp_tensor}
-IMPLEMENTATIONS = (RELU, *PLAIN, OURS, IN_PLACE, FUSED, FUSED_MASK)
+IMPLEMENTATIONS = (RELU, *PLAIN, OURS, IN_PLACE, FUSED, FUSED_MASK, BATCH_NORM)
 
 CAP = 2.0  # where caps start; batch normalization has made unit variance of what they cap
 BALANCER = 1e-4
@@ -64,7 +67,8 @@ def build(network: str, variant: str, implementation: str) -> nn.Module:
             headed.activation = nn.ReLU()
         return model
     if headed is None:
-        replace_activations(model, init=CAP, fuse=implementation in (FUSED, FUSED_MASK))
+        fuses: dict[str, bool | Literal["batch_norm"]] = {FUSED: True, FUSED_MASK: True, BATCH_NORM: "batch_norm"}
+        replace_activations(model, init=CAP, fuse=fuses.get(implementation, False))
     for name, layer in capped_layers(model).items():
         if implementation in PLAIN:
             model.set_submodule(name, PlainDReLU(layer, PLAIN[implementation]))
@@ -77,7 +81,7 @@ def build(network: str, variant: str, implementation: str) -> nn.Module:
 
 def caps(model: nn.Module) -> list[nn.Parameter]:
     """The caps of an implementation's network; none in one with plain ReLUs."""
-    return [layer.cap for layer in model.modules() if isinstance(layer, PlainDReLU | dreluop.DReLU)]
+    return [layer.cap for layer in model.modules() if isinstance(layer, PlainDReLU | LearnedCap)]
 
 
 def penalty(model: nn.Module, implementation: str) -> Callable[[], Tensor] | None:
