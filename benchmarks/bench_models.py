@@ -259,12 +259,13 @@ def _memory(row: Row) -> str | None:
 
 
 def _by_case(title: str, frame: pd.DataFrame, value: str | Callable[[Row], Any], form: str = "{}") -> Table:
+    known = [name for name in IMPLEMENTATIONS if name in set(frame["implementation"])]
     columns = [
         Column("case", lambda row: row["case"].rpartition(", ")[0]),
         Column("batch", lambda row: f"{row['batch']:.0f} x {row['image']:.0f} px"),
-        *(Column(name, value, form, {"implementation": name}) for name in IMPLEMENTATIONS),
+        *(Column(name, value, form, {"implementation": name}) for name in known),
     ]
-    return pivot(title, frame, ["case"], columns, known=IMPLEMENTATIONS)
+    return pivot(title, frame, ["case"], columns, known=known)
 
 
 LARGEST = (

@@ -128,7 +128,7 @@ class _BatchNormDReLU(BatchNormActivation, cap_state.LearnedCap):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if isinstance(x, fx.Proxy):
-            return self._as_node(x, residual)
+            return self._node(x, residual)
         self._check_input_dim(x)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -162,17 +162,19 @@ class _BatchNormDReLU(BatchNormActivation, cap_state.LearnedCap):
         by_batch = self._normalizes_by_batch()
         statistics = {} if by_batch else {"running_mean": self.running_mean, "running_var": self.running_var}
         parameters = {"running_mean": None, "running_var": None, "weight": self.weight, "bias": self.bias, **statistics}
-        added = residual if residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype) else None
-        total = batch_norm.before_cap(
-            batch_norm.NormCall.checked(x, self.cap, parameters, added, by_batch, 0.0, self.eps)
+        is_fused = residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype)
+        call = batch_norm.NormCall.checked(
+            x, self.cap, parameters, residual if is_fused else None, by_batch, 0.0, self.eps
         )
-        return total if added is residual else total + residual
+        total = batch_norm.before_cap(call)
+        return total if is_fused or residual is None else total + residual
 
-    def _as_node(self, x: fx.Proxy, residual: Any) -> Any:
-        # Traced, it would have the mode that it is in now.
+    def _node(self, x: fx.Proxy, residual: Any) -> Tensor:
+        # Traced, it would keep the mode that it is in now.
         tracer: Any = x.tracer
         args = (x,) if residual is None else (x, residual)
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+        node: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(self), args, {})
+        return node
 
     def penalty(self, balancer: float) -> Tensor:
         """``balancer * sum(cap ** 2)``; for a whole model ``dreluop.cap_penalty(model, balancer)`` is one call."""

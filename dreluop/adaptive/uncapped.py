@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from dreluop.batch_norm import BatchNormActivation, _BatchNormDReLU
 from dreluop.caps.statistics import CappedLayer
-from dreluop.modules import SReLU
+from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -79,7 +79,7 @@ def _stand_in_for(module: CappedLayer) -> nn.Module:
         if set(getattr(module, "parametrizations", ())) <= {"cap"}:
             return UncappedBatchNorm(0)
         raise TypeError(f"model: a {type(module).__name__} has parametrizations of more than its cap")
-    if forward is SReLU.forward:
+    if isinstance(module, DReLU | SReLU) and forward is SReLU.forward:
         return UncappedReLU(module.dim, module.inplace)
     if isinstance(module, ResidualDReLU) and forward is ResidualDReLU.forward:
         return UncappedResidualReLU(module.dim, module.inplace, module.sum_inplace)

@@ -65,7 +65,9 @@ class Uses:
 
     def _read(self, scope: Scope) -> None:
         for node in ast.walk(scope.method.tree):
-            value = scope.resolve(node) if isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Call) else 0
+            if not isinstance(node, ast.Name | ast.Attribute | ast.Subscript | ast.Call):
+                continue
+            value = scope.resolve(node)
             if id(value) not in self._wanted:
                 continue
             above = scope.method.parents.get(id(node))
@@ -100,14 +102,16 @@ def before(call: Call, total: Sum | None, uses: Uses, whole: set[int]) -> Norm |
         total: the sum that is fused with the activation.
         whole: the ids of the modules that code is seen to call.
     """
-    found: Norm | str | None = None
+    results: list[Norm | str | None] = []
     if call.node is None:
-        found = _in_sequential(call, uses, whole)
+        results = [_in_sequential(call, uses, whole)]
     elif call.x is not None:
         sides = [(call.x, None)] if total is None else [(total.x, total.residual), (total.residual, total.x)]
         results = [_in_code(call, total, x, residual) for x, residual in sides]
-        found = next((one for one in results if isinstance(one, Norm)), next(filter(None, results), None))
-    return _why_apart(call, found, uses) or found if isinstance(found, Norm) else found
+    norm = next((one for one in results if isinstance(one, Norm)), None)
+    if norm is None:
+        return next((one for one in results if one is not None), None)
+    return _why_apart(call, norm, uses) or norm
 
 
 def _why_apart(call: Call, norm: Norm, uses: Uses) -> str:
@@ -115,7 +119,7 @@ def _why_apart(call: Call, norm: Norm, uses: Uses) -> str:
     kind, used = type(module), uses.calls[id(module)]
     own = [] if norm.call is None else [(id(call.owner), id(norm.call))]
     reasons = {
-        f"its batch norm is a {kind.__name__}; expected exactly a BatchNorm1d, 2d or 3d of torch": kind not in WITH_CAPS,
+        f"its batch norm is a {kind.__name__}; expected just a BatchNorm1d, 2d or 3d of torch": kind not in WITH_CAPS,
         "the forward of its batch norm is set on the instance": "forward" in vars(module),
         "its batch norm has hooks": calls.has_hooks(module),
         "the activation has hooks": calls.has_hooks(calls.held(call.slot)),
@@ -172,9 +176,7 @@ def _norm_call(scope: Scope, node: ast.AST) -> tuple[nn.Module, ast.expr] | None
     return (module, node.args[0]) if is_batch_norm(module) else None
 
 
-def _by_name(
-    call: Call, scope: Scope, total: Sum | None, x: ast.Name, residual: ast.expr | None
-) -> Norm | str | None:
+def _by_name(call: Call, scope: Scope, total: Sum | None, x: ast.Name, residual: ast.expr | None) -> Norm | str | None:
     """``x = norm(...)`` in a statement before the one that reads x."""
     block, index = _place(call, total)
     made = next((i for i in reversed(range(index)) if sums.count(block[i], x.id)), None)

@@ -257,7 +257,7 @@ def described(one: Plan) -> Site:
 
 def caps_like(one: Plan, model: nn.Module) -> torch.Tensor:
     """A tensor with the device and dtype for the caps: from the layer before, else the owner, else the model."""
-    modules = (one.producer.module if one.producer is not None else one.call.owner, one.call.owner, model)
-    modules = modules if one.norm is None else (one.norm.module, *modules)
+    modules = [one.producer.module if one.producer is not None else one.call.owner, one.call.owner, model]
+    modules = modules if one.norm is None else [one.norm.module, *modules]
     tensors = (tensor for module in modules for tensor in module.parameters() if tensor.is_floating_point())
     return next(tensors, torch.empty(0))

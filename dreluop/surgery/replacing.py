@@ -25,6 +25,7 @@ from dreluop.surgery.resolving import Scope
 from dreluop.surgery.running import Observed
 from dreluop.surgery.sites import ACTIVATION, WAS, WITH_CAPS, InBatchNorm, PendingSite, ResidualDReLU, type_before
 
+Fuse = bool | Literal["batch_norm"]
 Select = Callable[[Site], bool] | str | Iterable[str]
 # The changed methods, by what their source depends on.
 _Made = dict[Any, NewMethod | None]
@@ -36,7 +37,7 @@ def replace_activations(
     granularity: Granularity = "channel",
     init: float = 100.0,
     select: Select | None = None,
-    fuse: bool | Literal["batch_norm"] = True,
+    fuse: Fuse = True,
     dim: Dim = None,
     example_input: Any = None,
 ) -> Report:
@@ -185,14 +186,17 @@ def _change_methods(code: calls.Code, plans: list[Plan], made: _Made) -> None:
         object.__setattr__(code.module, "__class__", class_of(Rewritten(before.base, tuple(methods.values()))))
 
 
-def _checked(model: Any, granularity: Any, init: Any, fuse: Any, dim: Any) -> tuple[float, bool | str]:
+def _checked(
+    model: Any, granularity: Any, init: Any, fuse: Any, dim: Any
+) -> tuple[float, bool | Literal["batch_norm"]]:
     check_model(model)
     if granularity not in GRANULARITIES:
         raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
     init = checks.initial_cap(init)
-    if isinstance(fuse, str) and fuse != "batch_norm":
-        raise ValueError(f'fuse: got {fuse!r}; expected True, False or "batch_norm"')
-    fuse = fuse if isinstance(fuse, str) else checks.flag("fuse", fuse)
+    if fuse != "batch_norm":
+        if isinstance(fuse, str):
+            raise ValueError(f'fuse: got {fuse!r}; expected True, False or "batch_norm"')
+        fuse = checks.flag("fuse", fuse)
     if dim is not None and not callable(dim):
         checks.integer("dim", dim)
     if kinds.of_module(model) is not None:

@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dreluop.batch_norm import BatchNormActivation, BatchNormDReLU1d, BatchNormDReLU2d, BatchNormDReLU3d, _BatchNormDReLU
+from dreluop.batch_norm import (
+    BatchNormActivation,
+    BatchNormDReLU1d,
+    BatchNormDReLU2d,
+    BatchNormDReLU3d,
+    _BatchNormDReLU,
+)
 from dreluop.functional import capped_relu
 from dreluop.modules import DReLU
 from dreluop.surgery import kinds

@@ -132,7 +132,7 @@ def makes_fresh_memory(module: Any) -> bool:
     if not isinstance(module, nn.Module):
         return False
     if kinds.forward_of(module) is nn.Sequential.forward:
-        return len(module) > 0 and makes_fresh_memory(module[-1])  # type: ignore[index]
+        return len(module) > 0 and makes_fresh_memory(module[-1])  # type: ignore[arg-type, index]
     return isinstance(module, _FRESH)
 
 

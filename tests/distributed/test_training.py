@@ -105,9 +105,10 @@ def test_data_parallel(fused: bool) -> None:
 class Normalized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.bn1 = nn.Linear(INPUTS, HIDDEN, dtype=torch.float64), nn.BatchNorm1d(HIDDEN, dtype=torch.float64)
-        self.second, self.bn2 = nn.Linear(HIDDEN, HIDDEN, dtype=torch.float64), nn.BatchNorm1d(HIDDEN, dtype=torch.float64)
-        self.last = nn.Linear(HIDDEN, OUTPUTS, dtype=torch.float64)
+        self.first, self.second = nn.Linear(INPUTS, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
+        self.bn1, self.bn2 = nn.BatchNorm1d(HIDDEN), nn.BatchNorm1d(HIDDEN)
+        self.last = nn.Linear(HIDDEN, OUTPUTS)
+        self.double()
 
     def forward(self, x: Tensor) -> Any:
         x = F.relu(self.bn1(self.first(x)))

@@ -141,8 +141,11 @@ def test_batch_norms_get_the_caps(name: str) -> None:
         for key, weight in fused.named_parameters():
             if key in theirs and not key.endswith("cap"):
                 torch.testing.assert_close(weight.grad, theirs[key].grad, rtol=1e-5, atol=1e-6 * largest, msg=key)
-    caps = [sorted(float(p.grad.sum()) for key, p in one.named_parameters() if key.endswith("cap")) for one in (apart, fused)]
-    assert caps[1] == pytest.approx(caps[0], rel=1e-5, abs=1e-6 * largest)
+    sums = [
+        sorted(float(weight.grad.sum()) for key, weight in one.named_parameters() if key.endswith("cap"))
+        for one in (apart, fused)
+    ]
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-6 * largest)
 
 
 def test_densenet_that_computes_its_layers_anew() -> None:

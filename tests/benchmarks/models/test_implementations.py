@@ -12,6 +12,7 @@ import dreluop
 from benchmarks.harness import implementations as c
 from benchmarks.models import implementations, networks
 from benchmarks.models.implementations import (
+    BATCH_NORM,
     FULL,
     FUSED,
     FUSED_MASK,
@@ -31,7 +32,8 @@ from dreluop.surgery import ResidualDReLU
 from tests.benchmarks.models.conftest import ACTIVATIONS, TINY, subject
 from tests.support.optional import torchvision_or_skip
 
-CAPPED = tuple(name for name in IMPLEMENTATIONS if name != RELU)
+# With caps, and the bits of the network with ReLU where these are infinite.
+CAPPED = tuple(name for name in IMPLEMENTATIONS if name not in (RELU, BATCH_NORM))
 REFERENCE = c.RELU_MINIMUM.name
 
 
@@ -83,6 +85,21 @@ def test_with_infinite_caps_it_is_the_network_with_relu(name: str, variant: str)
         for cap in caps(found.model):
             cap.fill_(math.inf)
     assert torch.equal(found.outputs(), expected.outputs())
+
+
+def test_batch_norms_with_caps_compute_the_same_but_for_rounding() -> None:
+    expected, found = subject(FUSED, FULL), subject(BATCH_NORM, FULL)
+    assert len(caps(found.model)) == ACTIVATIONS
+    assert sum(isinstance(module, dreluop.BatchNormDReLU2d) for module in found.model.modules()) > 1
+    for value in (math.inf, 0.4):
+        with torch.no_grad():
+            for cap in caps(expected.model) + caps(found.model):
+                cap.fill_(value)
+        torch.testing.assert_close(found.outputs(), expected.outputs(), rtol=1e-4, atol=1e-5)
+    of_found, of_expected = gradients(found), gradients(expected)
+    assert set(of_found) == {name for name, _ in found.model.named_parameters()}
+    for key in of_found.keys() & of_expected.keys():
+        torch.testing.assert_close(of_found[key], of_expected[key], rtol=1e-3, atol=1e-5, msg=key)
 
 
 def test_the_same_weights_whatever_was_drawn_before() -> None:
