@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dis
 import functools
+import itertools
 import linecache
 import types
 from collections import ChainMap
@@ -107,6 +109,13 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """The names and attributes in a function and in those inside it."""
     inner = (names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
     return frozenset(code.co_names).union(code.co_freevars, code.co_cellvars, code.co_varnames, *inner)
+
+
+def attributes_in(code: types.CodeType) -> list[str]:
+    """The attributes and globals that a function and those inside it name, as often as they do, and its strings."""
+    own = [str(one.argval) for one in dis.get_instructions(code) if one.opcode in dis.hasname]
+    inner = (attributes_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return [*own, *(const for const in code.co_consts if isinstance(const, str)), *itertools.chain(*inner)]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -53,8 +53,13 @@ def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
     done[id(value)] = value
     # Before its children change, as a rewritten forward asks whether they are D-ReLUs.
     traced = vars(type(value)).get("rewritten") is not None or isinstance(value, HeadedLinear | StemmedConv2d)
-    graph = _graph(value, names.get(id(value), "")) if traced else None
-    apart = list(split.in_sequential(value) if graph is None else split.in_graph(value, graph))
+    restored = split.in_authors_code(value)
+    graph = _graph(value, names.get(id(value), "")) if traced and restored is None else None
+    if restored is not None:
+        object.__setattr__(value, "__class__", restored[0])
+        apart = restored[1]
+    else:
+        apart = list(split.in_sequential(value) if graph is None else split.in_graph(value, graph))
     done |= {id(norm): split.without_caps(norm) for norm, _, _ in apart}
     substituted(vars(value), lambda part: _plain(part, done, names))
     value._modules.update((slot, _capped(activation)) for _, slot, activation in apart)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,9 @@ from torch.nn.utils import parametrize
 from dreluop.batch_norm import _BatchNormDReLU
 from dreluop.modules import DReLU
 from dreluop.surgery import kinds
-from dreluop.surgery.sites import ACTIVATION, WITH_CAPS, InBatchNorm
+from dreluop.surgery.classes import changes_of
+from dreluop.surgery.methods import NoSourceError, attributes_in, function_of, method, methods_of
+from dreluop.surgery.sites import ACTIVATION, WITH_CAPS, InBatchNorm, call_norm
 
 # A batch norm with caps, the name of its activation in the module that calls both, and the activation.
 Split = tuple[_BatchNormDReLU, str, DReLU]
@@ -36,6 +39,49 @@ def in_graph(module: nn.Module, graph: fx.Graph) -> Iterator[Split]:
             slot = _free_name(module, graph, name)
             _call_activation(graph, node, slot)
             yield norm, slot, activation_of(norm)
+
+
+def in_authors_code(module: nn.Module) -> tuple[type[nn.Module], list[Split]] | None:
+    """The author's class, if surgery changed no more in it than nested calls, each of an activation of its own."""
+    changes = changes_of(type(module))
+    if changes is None:
+        return None
+    apart = _Apart(module)
+    for one in changes.methods:
+        function = function_of(vars(one.cls)[one.name])
+        assert function is not None
+        try:
+            old = method(one.cls, one.name, function).tree
+        except NoSourceError:
+            return None
+        new = apart.visit(ast.parse(one.source).body[0])
+        if list(map(ast.unparse, new.body)) != list(map(ast.unparse, old.body)):
+            return None
+    names = [name for *_, function in methods_of(changes.base) for name in attributes_in(function.__code__)]
+    if any(names.count(slot) != 1 for _, slot, _ in apart.found):
+        return None
+    return changes.base, apart.found
+
+
+class _Apart(ast.NodeTransformer):
+    """Writes ``self.act(self.norm(x))`` for ``call_norm(self.norm, self.act, x)``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.found: list[Split] = []
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if not (isinstance(node.func, ast.Name) and node.func.id == call_norm.__name__ and len(node.args) == 3):
+            return node
+        norm, activation, x = node.args
+        if not isinstance(norm, ast.Attribute) or not isinstance(activation, ast.Attribute):
+            return node
+        module = self._module._modules.get(norm.attr)
+        if not isinstance(module, _BatchNormDReLU) or vars(module).get(ACTIVATION) != activation.attr:
+            return node
+        self.found.append((module, activation.attr, activation_of(module)))
+        return ast.Call(activation, [ast.Call(norm, [x], [])], [])
 
 
 def _free_name(module: nn.Module, graph: fx.Graph, name: str) -> str:

@@ -556,6 +556,35 @@ def test_to_torch_splits_them_again(granularity: Any, frozen: bool) -> None:
     assert_equal_in_training_and_eval(fused, plain, x, gradients=False)
 
 
+class Untraceable(nn.Module):
+    """As in DenseNet: torch.fx cannot trace it, but it calls each activation once, right around its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            x = [x]
+        return self.conv(self.act(self.bn(torch.cat(x, 1))))  # type: ignore[no-any-return]
+
+
+class CallsItAgain(Untraceable):
+    def forward(self, x: Any) -> Tensor:
+        return super().forward(x) + self.act(self.conv(x))
+
+
+def test_to_torch_gives_the_author_back_the_code_that_only_calls_batch_norms() -> None:
+    model, _ = operated(nn.Sequential(Untraceable()), init=0.5)
+    x = torch.randn(2, 4, 5, 5)
+    plain = to_torch(model)
+    assert type(plain[0]) is Untraceable
+    assert plain[0].act.cap.tolist() == [0.5] * 4
+    assert_equal_in_training_and_eval(model, plain, x, gradients=False)
+    with pytest.raises(ValueError, match="cannot become a torch.fx graph"):
+        to_torch(operated(CallsItAgain(), select="act")[0])
+
+
 def test_to_torch_of_an_activation_that_others_call_too() -> None:
     model, _ = operated(Users(), select="relu", example_input=torch.randn(2, 4, 5, 5), init=0.1)
     x = torch.randn(2, 4, 5, 5)
