@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dreluop import adaptive, cap_penalty, param_groups, project_caps
 from dreluop.diagnostics import SaturationMonitor
 from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, replace_activations, set_caps
-from tests.surgery.test_batch_norms import Users, users
+from tests.surgery.test_batch_norms import Users, operated, users, with_forward
 
 X = torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -179,6 +179,16 @@ def test_removed_caps(training: bool) -> None:
     before = copy.deepcopy(list(model.buffers()))
     torch.testing.assert_close(view(X), plain(X))
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
+
+
+def test_removed_caps_of_a_bound_in_the_code() -> None:
+    model, _ = operated(with_forward("other_names"), example_input=X)
+    nn.init.constant_(model.bn.bias, 10.0)
+    h = model.conv(X)
+    torch.testing.assert_close(
+        adaptive.remove_caps(model)(X),
+        nn.functional.batch_norm(h, None, None, model.bn.weight, model.bn.bias, training=True) + h,
+    )
 
 
 def test_surrogates_reach_every_cap() -> None:

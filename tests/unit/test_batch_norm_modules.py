@@ -131,6 +131,8 @@ def test_pre_activation(training: bool, other: torch.dtype | None) -> None:
     torch.testing.assert_close(module.pre_activation(x), norm(x).detach())
     torch.testing.assert_close(module.pre_activation(x, residual), (norm(x) + residual).detach())
     assert not module.pre_activation(x).requires_grad
+    # Not even by 0 times what is infinite.
+    module.pre_activation(torch.full_like(x, torch.inf))
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
