@@ -43,7 +43,7 @@ class Norm:
 
 
 class Uses:
-    """How the code of a model uses its batch norms and Sequentials.
+    """How the code of a model uses its batch norms and its Sequential modules.
 
     Attributes:
         calls: of each, by id: the ids of the module that makes the call, and of the node.

@@ -343,7 +343,7 @@ def test_calls_that_share_a_d_relu() -> None:
     assert isinstance(model.act, DReLU)
 
 
-# Sequentials.
+# In a Sequential.
 
 
 def layers(channels: int = 4) -> list[nn.Module]:
