@@ -24,6 +24,7 @@ from benchmarks import (
     bench_profile,
     bench_road,
     bench_scaling,
+    bench_sites,
     bench_surgery,
     bench_triton_op,
 )
@@ -183,6 +184,7 @@ REPORTS: dict[str, Report] = {
     "traced": _report(bench_triton_op.BENCH, bench_triton_op.tables, titles=True),
     "road": _road(bench_road.call_table),
     "derivatives": _road(bench_road.derivative_table),
+    "sites": _of_file(bench_sites.FILE_NAME, bench_sites.headline, bench_sites.table),
     "batch-norm": _of_file(bench_batch_norm.FILE_NAME, bench_batch_norm.headline, bench_batch_norm.table),
     "pictures": pictures,
     **statistics_tables.REPORTS,
