@@ -29,6 +29,7 @@ COMMANDS = {
     "road": "benchmarks.bench_road",
     "batch-norm": "benchmarks.bench_batch_norm",
     "sites": "benchmarks.bench_sites",
+    "pages": "benchmarks.bench_pages",
 }
 
 
