@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
 from dreluop.batch_norm import BatchNormActivation, _BatchNormDReLU
+from dreluop.caps import flat
 from dreluop.caps.statistics import CappedLayer
 from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
@@ -133,11 +134,13 @@ def remove_caps(model: Model) -> Model:
     for module in capped:
         shared[id(module)].__dict__.update(copy.deepcopy(_state_without_cap(module), shared))
     view: Model = copy.deepcopy(model, shared)
+    for owner in flat.owners_of(capped):
+        del shared[id(owner)]._parameters[flat.NAME]
     return view
 
 
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
-    mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap")
+    mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap", "_place")
     state = {name: value for name, value in vars(module).items() if name not in mine}
     if isinstance(module, _BatchNormDReLU):
         kept = {name: parameter for name, parameter in module._parameters.items() if name != "cap"}

@@ -119,7 +119,9 @@ def without_caps(norm: _BatchNormDReLU) -> nn.Module:
     """Torch's batch norm with the same state and hooks; what is parametrized holds its value."""
     kind: Any = next(kind for kind in WITH_CAPS if isinstance(norm, kind))
     plain: nn.Module = kind.__new__(kind)
-    vars(plain).update((name, value) for name, value in vars(norm).items() if name not in ("init", ACTIVATION))
+    vars(plain).update(
+        (name, value) for name, value in vars(norm).items() if name not in ("init", "_place", ACTIVATION)
+    )
     made = list(norm.parametrizations) if parametrize.is_parametrized(norm) else []  # type: ignore[arg-type]
     parameters = {name: _parameter(getattr(norm, name)) for name in [*norm._parameters, *made] if name != "cap"}
     vars(plain).update(_parameters=parameters, _modules={})

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dreluop import adaptive, cap_penalty, param_groups, project_caps
+from dreluop.caps import flatten
 from dreluop.diagnostics import SaturationMonitor
-from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, replace_activations, set_caps
+from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, replace_activations, set_caps, to_torch
 from tests.surgery.test_batch_norms import Users, operated, users, with_forward
 
 X = torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -189,6 +190,18 @@ def test_removed_caps_of_a_bound_in_the_code() -> None:
         adaptive.remove_caps(model)(X),
         nn.functional.batch_norm(h, None, None, model.bn.weight, model.bn.bias, training=True) + h,
     )
+
+
+def test_caps_in_one_parameter() -> None:
+    model = users(init=0.3)
+    apart = copy.deepcopy(model)
+    flatten(model)
+    torch.testing.assert_close(model(X), apart(X))
+    for given in (adaptive.remove_caps, to_torch):
+        one, other = given(model), given(apart)
+        assert one.state_dict().keys() == other.state_dict().keys()
+        torch.testing.assert_close(one(X), other(X))
+    assert b"dreluop" not in pickle.dumps(to_torch(model).bn2)
 
 
 def test_surrogates_reach_every_cap() -> None:
