@@ -16,7 +16,7 @@ from dreluop import adaptive, cap_penalty, param_groups, project_caps
 from dreluop.caps import flatten
 from dreluop.diagnostics import SaturationMonitor
 from dreluop.surgery import calibrate_caps, cap_summary, freeze_caps, replace_activations, set_caps, to_torch
-from tests.surgery.test_batch_norms import Users, operated, users, with_forward
+from tests.surgery.batch_norms import Users, operated, users, with_forward
 
 X = torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -182,8 +182,14 @@ def test_removed_caps(training: bool) -> None:
     assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
 
 
+def relu6_of_a_name(self: Any, x: Tensor) -> Tensor:
+    h = self.conv(x)
+    n = self.bn(h)
+    return nn.functional.relu6(n) + h
+
+
 def test_removed_caps_of_a_bound_in_the_code() -> None:
-    model, _ = operated(with_forward("other_names"), example_input=X)
+    model, _ = operated(with_forward(relu6_of_a_name), example_input=X)
     nn.init.constant_(model.bn.bias, 10.0)
     h = model.conv(X)
     torch.testing.assert_close(
