@@ -3,7 +3,7 @@
 Forward and backward of `capped_relu` on a large fp32 x, with every choice of `DRELUOP_HUGE_PAGES`, each in a process of
 its own. "As it comes" is a loop as users have it: outputs are fresh memory, whose large pages the host of a virtual
 machine may have taken back, and to get them again takes many times longer than a step. "Claimed" is after
-`fresh_memory`, which gets them before the clock starts, as the other benchmarks do: it hides that tail. "Kept" is in a
+`fresh_memory`, which gets them before the clock starts, as the other benchmarks do: it hides that tail. The last is a
 process whose memory glibc does not give back (`KEPT`), which a user can do too.
 """
 

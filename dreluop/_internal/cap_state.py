@@ -70,12 +70,12 @@ def held(layer: Any) -> tuple[Tensor, ...]:
 
 def is_flat(layer: Any) -> bool:
     """Whether ``dreluop.caps.flatten`` put the layer's cap into one parameter with those of others."""
-    return "_place" in vars(layer)
+    return "_flat_position" in vars(layer)
 
 
 def key(layer: Any) -> tuple[int, ...]:
     """The same for layers that share their cap. The cap of a parametrized layer is a new tensor each time."""
-    return (id(layer.trained), layer._place.index) if is_flat(layer) else tuple(map(id, held(layer)))
+    return (id(layer.trained), layer._flat_position.index) if is_flat(layer) else tuple(map(id, held(layer)))
 
 
 def of_layer(what: str, name: str) -> str:
@@ -160,8 +160,8 @@ def set_trainable(layers: Mapping[str, Any], trainable: bool) -> None:
 def _check_trained_together(layers: Mapping[str, Any]) -> None:
     flat = {name: layer for name, layer in layers.items() if is_flat(layer)}
     for name, layer in flat.items():
-        together = {other._place.index for other in flat.values() if other.trained is layer.trained}
-        if len(together) < layer._place.count:
+        together = {other._flat_position.index for other in flat.values() if other.trained is layer.trained}
+        if len(together) < layer._flat_position.count:
             raise ValueError(
                 f"model: {_cap_of(name)} is in one parameter with those of other layers (dreluop.caps.flatten), which "
                 "can be frozen only together"

@@ -43,10 +43,10 @@ def flatten(model: nn.Module) -> nn.Parameter:
     values = _joined(list(caps.values()))
     places = {key: index for index, key in enumerate(caps)}
     for layer in set(layers.values()):
-        place = Place(flat, places[id(layer.cap)])
+        place = FlatPosition(flat, places[id(layer.cap)])
         del layer._parameters["cap"]
         layer.__class__ = _flat_class(type(layer))  # type: ignore[arg-type]
-        layer.__dict__["_place"] = place
+        layer.__dict__["_flat_position"] = place
     model.register_parameter(NAME, values)
     model.register_state_dict_post_hook(_leave_out)
     model.register_load_state_dict_pre_hook(_find_unchanged)
@@ -87,7 +87,7 @@ def _check(model: nn.Module, layers: dict[str, Any]) -> None:
 
 def owners_of(layers: Iterable[Any]) -> set[nn.Module]:
     """The models that hold the parameters of these layers."""
-    return {layer._place.flat.owner for layer in layers if cap_state.is_flat(layer)}
+    return {layer._flat_position.flat.owner for layer in layers if cap_state.is_flat(layer)}
 
 
 class FlatCaps:
@@ -132,7 +132,7 @@ class FlatCaps:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class FlatPosition:
     """Where a layer's caps lie."""
 
     flat: FlatCaps
@@ -157,22 +157,22 @@ def _find_unchanged(model: nn.Module, state: dict[str, Any], prefix: str, *_: An
 class _FlatLayer(cap_state.LearnedCap):
     """What ``flatten`` adds to the class of a layer."""
 
-    _place: Place
+    _flat_position: FlatPosition
     _parameters: dict[str, Any]
 
     @property
     def cap(self) -> Tensor:  # type: ignore[override]
-        return self._place.flat.view(self._place.index)
+        return self._flat_position.flat.view(self._flat_position.index)
 
     @property
     def trained(self) -> Tensor:
-        return self._place.flat.values
+        return self._flat_position.flat.values
 
     @contextmanager
     def _own_cap(self) -> Iterator[None]:
         """The cap as a parameter for the time of the block, in the same memory; one that is put there is copied."""
         view = self.cap.detach()
-        own = self._parameters["cap"] = nn.Parameter(view, self._place.flat.values.requires_grad)
+        own = self._parameters["cap"] = nn.Parameter(view, self._flat_position.flat.values.requires_grad)
         try:
             yield
         finally:

@@ -120,7 +120,7 @@ def without_caps(norm: _BatchNormDReLU) -> nn.Module:
     kind: Any = next(kind for kind in WITH_CAPS if isinstance(norm, kind))
     plain: nn.Module = kind.__new__(kind)
     vars(plain).update(
-        (name, value) for name, value in vars(norm).items() if name not in ("init", "_place", ACTIVATION)
+        (name, value) for name, value in vars(norm).items() if name not in ("init", "_flat_position", ACTIVATION)
     )
     made = list(norm.parametrizations) if parametrize.is_parametrized(norm) else []  # type: ignore[arg-type]
     parameters = {name: _parameter(getattr(norm, name)) for name in [*norm._parameters, *made] if name != "cap"}

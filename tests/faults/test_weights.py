@@ -106,7 +106,7 @@ def test_small_tensors_are_restored_bit_for_bit(hit: str):
 
 
 @pytest.mark.parametrize("row", range(3), ids=["low", "high", "mean"])
-def test_limits_are_voted_before_they_judge(row: int):
+def test_limits_are_voted_before_they_are_used(row: int):
     model = network()
     protected = protect_weights(model)
     limits = protected.limits[0].detach()

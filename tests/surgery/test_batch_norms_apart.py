@@ -161,7 +161,7 @@ class Unpacks(Holder):
 
 
 NOT_WHOLE = "kept apart: their Sequential is not seen to be called only as a whole"
-SEQUENTIALS = {
+CONTAINERS = {
     "root": (lambda: nn.Sequential(*layers(), *layers()), 2, ""),
     "nested": (lambda: Holder(nn.Sequential(nn.Sequential(*layers()), nn.Sequential(*layers()))), 2, ""),
     "parallel": (lambda: nn.DataParallel(nn.Sequential(*layers())), 1, ""),
@@ -179,9 +179,9 @@ SEQUENTIALS = {
 }
 
 
-@pytest.mark.parametrize("kind", SEQUENTIALS)
-def test_sequentials(kind: str) -> None:
-    make, fused, reason = SEQUENTIALS[kind]
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_containers(kind: str) -> None:
+    make, fused, reason = CONTAINERS[kind]
     original, x = make(), torch.randn(3, 4, 5, 5)
     model, report = operated(original, example_input=x)
     assert len(report.in_batch_norms) == fused

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from dreluop import BatchNormDReLU2d, DReLU, LazyDReLU, SReLU
 from dreluop.surgery import HeadedLinear, insert_head, insert_stem, replace_activations
+from tests.support.optional import torchvision_or_skip
 from tests.surgery.models import ResidualBlock
 
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    first, flat, second = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(first, str(GUIDE), "exec"), names)
     cap = names["model"][3].cap.detach()
@@ -31,6 +32,9 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
         names["model"][3].cap.fill_(-1.0)
     names["optimizer"].step()
     assert (cap == torch.tensor(1e-3)).all()
+    torchvision_or_skip()
+    exec(compile(flat, str(GUIDE), "exec"), names)
+    assert [len(group["params"]) for group in names["optimizer"].param_groups] == [161, 1]
     exec(compile(second, str(GUIDE), "exec"), names)
     assert capsys.readouterr().out == "4 keys loaded\n1 not in the state, values kept: caps 1.cap\n"
     assert (names["network"][1].cap < 5).all()
