@@ -5,7 +5,7 @@ namespace {
 
 constexpr int kGradientSums = 3;
 
-BatchNormWalk walk_of_sums(const Problem& problem, const BatchNormBackward& pass) {
+StepPlan step_of_sums(const Problem& problem, const BatchNormBackward& pass) {
   return {problem, {pass.x, pass.grad}, pass.mask};
 }
 
@@ -19,7 +19,7 @@ bool has_sums(const BatchNormBackward& pass) {
 Workspace batch_norm_backward_workspace(const Problem& problem, const BatchNormBackward& pass) {
   check_batch_norm(problem, pass.cap, pass.mean, pass.var);
   if (!has_sums(pass) || problem.numel() == 0) return {};
-  const BatchNormSpace space(walk_of_sums(problem, pass), kGradientSums);
+  const BatchNormSpace space(step_of_sums(problem, pass), kGradientSums);
   return {space.bytes, space.counter_bytes};
 }
 
@@ -36,16 +36,16 @@ Status batch_norm_backward(const Problem& problem, const BatchNormBackward& pass
   arguments.wants_residual = pass.dresidual.data != nullptr;
   Status status;
   if (has_sums(pass)) {
-    const BatchNormWalk walk = walk_of_sums(problem, pass);
-    const BatchNormSpace space(walk, kGradientSums);
-    space.give(walk, workspace, &arguments);
+    const StepPlan step = step_of_sums(problem, pass);
+    const BatchNormSpace space(step, kGradientSums);
+    space.give(step, workspace, &arguments);
     status = zero(workspace, space.counter_bytes, problem.stream);
     if (status.ok())
-      status = launch_batch_norm<Step::kGradientSums>("dreluop batch norm backward, sums", problem, walk, arguments);
+      status = launch_batch_norm<Step::kGradientSums>("dreluop batch norm backward, sums", problem, step, arguments);
   }
   if (!status.ok() || (!arguments.wants_x && !arguments.wants_residual)) return status;
-  const BatchNormWalk walk(problem, {pass.x, pass.grad, pass.dx, pass.dresidual}, pass.mask);
-  return launch_batch_norm<Step::kGradients>("dreluop batch norm backward", problem, walk, arguments);
+  const StepPlan step(problem, {pass.x, pass.grad, pass.dx, pass.dresidual}, pass.mask);
+  return launch_batch_norm<Step::kGradients>("dreluop batch norm backward", problem, step, arguments);
 }
 
 }  // namespace dreluop::cuda

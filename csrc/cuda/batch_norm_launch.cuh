@@ -14,8 +14,8 @@ inline void check_batch_norm(const Problem& problem, const PerCap& cap, const Pe
 }
 
 // How a step goes over its operands. `mask`: what it reads, if anything.
-struct BatchNormWalk {
-  BatchNormWalk(const Problem& problem, std::initializer_list<Operand> list, const uint8_t* mask = nullptr)
+struct StepPlan {
+  StepPlan(const Problem& problem, std::initializer_list<Operand> list, const uint8_t* mask = nullptr)
       : operands(problem, list), layout(merged(problem.layout)) {
     const int64_t vec = vec_of(problem.dtype);
     const bool by_rows = goes_by_rows(problem.dtype, layout);
@@ -44,20 +44,20 @@ struct BatchNormWalk {
 
 // Workspace of a step with sums: counters, partial sums, totals of channels, slopes.
 struct BatchNormSpace {
-  BatchNormSpace(const BatchNormWalk& walk, int sums) {
-    const int64_t caps = walk.layout.caps;
-    cap_tiles = walk.plan.by_rows ? caps : walk.plan.columns.tiles;
+  BatchNormSpace(const StepPlan& step, int sums) {
+    const int64_t caps = step.layout.caps;
+    cap_tiles = step.plan.by_rows ? caps : step.plan.columns.tiles;
     counter_bytes = (static_cast<size_t>(cap_tiles + 1) * sizeof(unsigned) + 15) / 16 * 16;
-    partial_bytes = static_cast<size_t>(sums * walk.plan.partials) *
-                    (walk.vector ? sizeof(Partial<float>) : sizeof(Partial<double>));
+    partial_bytes = static_cast<size_t>(sums * step.plan.partials) *
+                    (step.vector ? sizeof(Partial<float>) : sizeof(Partial<double>));
     total_bytes = static_cast<size_t>(sums * caps) * sizeof(double);
     bytes = counter_bytes + partial_bytes + total_bytes + static_cast<size_t>(2 * caps) * sizeof(double);
   }
 
-  void give(const BatchNormWalk& walk, void* workspace, BatchNormArguments* to) const {
+  void give(const StepPlan& step, void* workspace, BatchNormArguments* to) const {
     auto* memory = static_cast<unsigned char*>(workspace);
     to->sums.cap_tiles = cap_tiles;
-    to->sums.cap_blocks = walk.plan.cap_blocks;
+    to->sums.cap_blocks = step.plan.cap_blocks;
     to->sums.counters = static_cast<unsigned*>(workspace);
     to->sums.partials = memory + counter_bytes;
     to->sums.totals = reinterpret_cast<double*>(memory + counter_bytes + partial_bytes);
@@ -87,16 +87,16 @@ BatchNormArguments batch_norm_arguments(const Problem& problem, const Pass& pass
 }
 
 template <class Traits>
-typename Traits::Parameters batch_norm_parameters(const Problem& problem, const BatchNormWalk& walk,
+typename Traits::Parameters batch_norm_parameters(const Problem& problem, const StepPlan& step,
                                                   const BatchNormArguments& arguments) {
-  const BackwardPlan& plan = walk.plan;
-  const CapLayout& layout = walk.layout;
+  const BackwardPlan& plan = step.plan;
+  const CapLayout& layout = step.layout;
   typename Traits::Parameters p{};
   static_cast<BatchNormArguments&>(p) = arguments;
   if constexpr (Traits::kGeneral)
-    walk.operands.fill(&p.operands, plan.by_rows || plan.columns.aligned);
+    step.operands.fill(&p.operands, plan.by_rows || plan.columns.aligned);
   else
-    walk.operands.fill(&p.operands);
+    step.operands.fill(&p.operands);
   p.numel = problem.numel();
   p.layout = layout;
   p.map = cap_map(layout);
@@ -107,44 +107,44 @@ typename Traits::Parameters batch_norm_parameters(const Problem& problem, const 
   const int64_t many = plan.rows.packed ? plan.rows.vecs : plan.rows.segments;
   p.runs = {FastDivmod::of(plan.rows.packed ? plan.rows.run_vecs : std::max<int64_t>(1, plan.rows.segments_per_run)),
             many < INT32_MAX / 2};
-  p.head = Traits::kGeneral ? 0 : static_cast<int>(walk.operands.head());
+  p.head = Traits::kGeneral ? 0 : static_cast<int>(step.operands.head());
   p.columns = plan.columns;
   return p;
 }
 
 template <class Traits>
-Status launch_batch_norm_as(const char* name, const Problem& problem, const BatchNormWalk& walk,
+Status launch_batch_norm_as(const char* name, const Problem& problem, const StepPlan& step,
                             const BatchNormArguments& arguments) {
   using P = Partial<typename Traits::SumType>;
   constexpr size_t kScratch = Traits::kGeneral ? kScratchOfBlock : 0;
   // Of the widest tile, all of whose columns are channels.
   static_assert(sizeof(Channel<Traits>) * kColumnThreads * Traits::kVec <= 49152);
-  const ColumnPlan& columns = walk.plan.columns;
-  const auto p = batch_norm_parameters<Traits>(problem, walk, arguments);
-  const size_t channels = walk.plan.by_rows ? 1 : static_cast<size_t>(columns.tile_caps);
-  const size_t terms = walk.plan.by_rows ? kRowThreads : size_t{1} * columns.width * columns.height * Traits::kVec;
+  const ColumnPlan& columns = step.plan.columns;
+  const auto p = batch_norm_parameters<Traits>(problem, step, arguments);
+  const size_t channels = step.plan.by_rows ? 1 : static_cast<size_t>(columns.tile_caps);
+  const size_t terms = step.plan.by_rows ? kRowThreads : size_t{1} * columns.width * columns.height * Traits::kVec;
   const size_t shared = std::max(
       {kScratch, channels * sizeof(Channel<Traits>), Traits::kSums > 0 ? kTicketBytes + terms * sizeof(P) : size_t{0}});
-  if (!walk.plan.by_rows)
-    return launch(name, batch_norm_columns_kernel<Traits>, walk.plan.blocks, kColumnThreads, shared, problem.stream, p);
+  if (!step.plan.by_rows)
+    return launch(name, batch_norm_columns_kernel<Traits>, step.plan.blocks, kColumnThreads, shared, problem.stream, p);
   auto kernel = batch_norm_rows_kernel<Traits>;
   if constexpr (!Traits::kGeneral)
-    if (walk.plan.rows.packed)
+    if (step.plan.rows.packed)
       kernel = batch_norm_rows_kernel<
           BatchNormTraits<typename Traits::Number, Traits::kAccess, Traits::kStep, /*kPackedRows=*/true>>;
-  return launch(name, kernel, walk.plan.blocks, kRowThreads, shared, problem.stream, p);
+  return launch(name, kernel, step.plan.blocks, kRowThreads, shared, problem.stream, p);
 }
 
 template <Step kStep>
-Status launch_batch_norm(const char* name, const Problem& problem, const BatchNormWalk& walk,
+Status launch_batch_norm(const char* name, const Problem& problem, const StepPlan& step,
                          const BatchNormArguments& arguments) {
   return with_dtype_traits(problem.dtype, [&](auto traits) {
     using DTypeTraits = decltype(traits);
     if constexpr (!std::is_same_v<DTypeTraits, Float64>)
-      if (walk.vector)
-        return launch_batch_norm_as<BatchNormTraits<DTypeTraits, Access::kVector, kStep>>(name, problem, walk,
+      if (step.vector)
+        return launch_batch_norm_as<BatchNormTraits<DTypeTraits, Access::kVector, kStep>>(name, problem, step,
                                                                                           arguments);
-    return launch_batch_norm_as<BatchNormTraits<DTypeTraits, Access::kGeneral, kStep>>(name, problem, walk, arguments);
+    return launch_batch_norm_as<BatchNormTraits<DTypeTraits, Access::kGeneral, kStep>>(name, problem, step, arguments);
   });
 }
 

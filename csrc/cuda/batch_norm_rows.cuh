@@ -16,8 +16,8 @@ struct BatchNormRows {
   Sum<Real>* sums;
 
   // Vectors g, g + stride, ... below `vecs`, of which place(g) is the first element.
-  template <class Place>
-  DRELUOP_DEVICE void batch(int64_t g, int stride, int64_t vecs, const Place& place) const {
+  template <class Position>
+  DRELUOP_DEVICE void batch(int64_t g, int stride, int64_t vecs, const Position& place) const {
     typename StepOfKernel::Loaded loaded[kVecs];
     int64_t at[kVecs];
 #pragma unroll
