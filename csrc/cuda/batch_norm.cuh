@@ -110,7 +110,7 @@ DRELUOP_DEVICE Channel<Traits> channel_of(const typename Traits::Parameters& p, 
     channel.scale = static_cast<Real>(p.weight.at_or(c, 1) * inverse_deviation<Traits>(p, c));
     channel.shift = static_cast<Real>(p.bias.at_or(c, 0));
     channel.cap = Traits::Number::round(p.cap.at(c));
-    if (Traits::kStep == Step::kGradients && p.trains) {
+    if (Traits::kStep == Step::kGradients && p.trains && p.wants_x) {
       const auto* slopes = static_cast<const Real*>(p.slopes);
       channel.slope = slopes[c];
       channel.offset = slopes[p.layout.caps + c];

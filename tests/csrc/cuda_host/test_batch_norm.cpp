@@ -26,10 +26,10 @@ Options variant_of(int variant) {
   if (variant >= 4) o.channel_dtype = kDTypes[variant % 4];
   o.weight = variant != 5;
   o.bias = variant != 6;
-  o.dx = variant != 7;
-  o.dweight = variant != 8 && o.weight;
-  o.dbias = variant != 8 && o.bias;
-  o.dcap = variant != 8 && variant != 11;
+  o.dx = variant != 7 && variant != 13;
+  o.dweight = variant != 8 && variant != 13 && o.weight;
+  o.dbias = variant != 8 && variant != 13 && o.bias;
+  o.dcap = variant != 8 && variant != 11 && variant != 13;
   o.gap = variant == 10 ? 2 : 0;
   o.shift = variant == 9 || variant == 12 ? 1 : 0;
   o.channel_gap = variant == 6 ? 3 : 0;
