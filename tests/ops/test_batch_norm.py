@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -213,6 +214,21 @@ def test_infinite_gradients_stay_in_their_region(ops: SimpleNamespace) -> None:
     assert dweight.isfinite().all()
     assert dbias.isfinite().all()
     assert torch.equal(dcap, torch.full_like(dcap, math.inf))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", ["rows", "columns"])
+def test_a_gradient_does_not_depend_on_what_else_is_needed(
+    ops: SimpleNamespace, shape: str, training: bool, residual: bool
+) -> None:
+    d = Data(SHAPES[shape], torch.float32, "contiguous")
+    _, mean, var, packed = run(ops, d, residual)
+    arguments = (d.grad, d.x, d.cap, d.weight, d.bias, mean, var, packed if residual else None, EPS, training)
+    every = ops.capped_batch_norm_backward(*arguments, *[True] * 5)
+    for needed in itertools.product((True, False), repeat=5):
+        for got, want, need in zip(ops.capped_batch_norm_backward(*arguments, *needed), every, needed, strict=True):
+            assert torch.equal(got, want) if need else got.numel() == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
