@@ -17,6 +17,7 @@ MODULES = {
     "compiled": "benchmarks.bench_compile",
     "triton-op": "benchmarks.bench_triton_op",
     "scaling": "benchmarks.bench_scaling",
+    "batch-norm-gpu": "benchmarks.bench_batch_norm_gpu",
     "memory": "benchmarks.bench_depth",
     "profile": "benchmarks.bench_profile",
     "surgery-sweep": "benchmarks.bench_surgery",

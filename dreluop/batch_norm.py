@@ -30,11 +30,12 @@ def capped_batch_norm(
     eps: float = 1e-5,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``capped_relu(batch_norm(x) + residual, cap)``, on a CPU by one operator for training and inference.
+    """``capped_relu(batch_norm(x) + residual, cap)``, by one operator for training and inference.
 
     Saves x and the statistics for backward, but neither the normalized x nor y; with a residual two bits per element.
-    Other devices, transforms, compilers, second derivatives and neuron caps use torch's batch norm and ``capped_relu``,
-    whose last bits differ. Source: Ioffe & Szegedy, arXiv 1502.03167, and ``capped_relu``.
+    Where the compiled kernels do not serve, and for transforms, compilers, second derivatives and neuron caps, torch's
+    batch norm and ``capped_relu`` run, whose last bits differ. Source: Ioffe & Szegedy, arXiv 1502.03167, and
+    ``capped_relu``.
 
     Args:
         x: activations of shape ``(N, C, ...)``, any strides; float32, float64, float16 or bfloat16.

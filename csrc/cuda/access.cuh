@@ -21,7 +21,7 @@ DRELUOP_DEVICE void write_words(typename Traits::T* to, const typename Traits::V
   for (size_t k = 0; k < sizeof(vec) / sizeof(uint4); ++k) store_word(reinterpret_cast<uint4*>(to) + k, vec.v[k]);
 }
 
-constexpr int kOperands = 3;
+constexpr int kOperands = 4;
 
 // Scratch space for one vector at the calling thread's disposal: what is indexed at run time would cost registers
 // tenfold.

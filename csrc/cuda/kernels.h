@@ -1,8 +1,9 @@
 // The passes over an activation on a CUDA device. No CUDA header is needed to include this.
 //
-// Every launcher is asynchronous on the given stream, safe under CUDA-graph capture, and launches one kernel (before it
-// a memset of the counters where there are any). What it cannot serve it refuses with std::invalid_argument before any
-// launch; what CUDA refuses is in the Status. Two runs on one device give the same bits.
+// Every launcher is asynchronous on the given stream, safe under CUDA-graph capture, and launches one kernel (before
+// it a memset of the counters where there are any), but for those of batch norm. What it cannot serve it refuses
+// with std::invalid_argument before any launch; what CUDA refuses is in the Status. Two runs on one device give the
+// same bits.
 #pragma once
 
 #include "dreluop/passes.h"
@@ -41,6 +42,14 @@ Status backward(const Problem& problem, const Backward& pass, void* workspace);
 Status jvp(const Problem& problem, const Jvp& pass);
 Status surrogate(const Problem& problem, const Surrogate& pass);
 Status saturation(const Problem& problem, const Saturation& pass);
+
+// A kernel for the moments of x or the sums of gradients, where they are wanted, and one for y or the gradients;
+// forward launches one more where several vectors share a byte of the mask. Caps of one dimension only, that of the
+// channels.
+Workspace batch_norm_workspace(const Problem& problem, const BatchNorm& pass);
+Status batch_norm(const Problem& problem, const BatchNorm& pass, void* workspace);
+Workspace batch_norm_backward_workspace(const Problem& problem, const BatchNormBackward& pass);
+Status batch_norm_backward(const Problem& problem, const BatchNormBackward& pass, void* workspace);
 
 // balancer * sum of squares over all tensors. One kernel for up to kCapsPerLaunch tensors, one more for every further
 // kCapsPerLaunch.

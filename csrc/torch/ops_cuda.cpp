@@ -32,6 +32,14 @@ class Cuda {
   void run(const Problem& problem, const Jvp& pass) const { OnDevice::check(cuda::jvp(problem, pass)); }
   void run(const Problem& problem, const Surrogate& pass) const { OnDevice::check(cuda::surrogate(problem, pass)); }
   void run(const Problem& problem, const Saturation& pass) const { OnDevice::check(cuda::saturation(problem, pass)); }
+  void run(const Problem& problem, const BatchNorm& pass) const {
+    launch(cuda::batch_norm_workspace(problem, pass),
+           [&](void* memory) { return cuda::batch_norm(problem, pass, memory); });
+  }
+  void run(const Problem& problem, const BatchNormBackward& pass) const {
+    launch(cuda::batch_norm_backward_workspace(problem, pass),
+           [&](void* memory) { return cuda::batch_norm_backward(problem, pass, memory); });
+  }
 
   void penalty(const std::vector<CapTensor>& caps, double balancer, Scalar result) const {
     launch(cuda::penalty_workspace(caps),
@@ -65,6 +73,7 @@ extern "C" __attribute__((visibility("default"))) void dreluop_register_cuda() {
   // Never freed: what is registered ends with it.
   static auto* const library =
       new StableLibrary(StableLibrary::Kind::IMPL, "dreluop", dreluop::kDeviceKey, __FILE__, __LINE__);
-  static const bool registered = (dreluop::implement<dreluop::Cuda>(*library), true);
+  static const bool registered =
+      (dreluop::implement<dreluop::Cuda>(*library), dreluop::implement_batch_norm<dreluop::Cuda>(*library), true);
   (void)registered;
 }

@@ -20,8 +20,7 @@ from dreluop.autograd.base import (
     save_for_backward,
     saved_for_backward,
 )
-from dreluop.backends import native
-from dreluop.backends.selection import by_default_rule
+from dreluop.backends.selection import by_default_rule, unavailable_reason
 from dreluop.ops.batch_norm import DIM, Normalization, gradients, regions, statistics
 from dreluop.ops.composite import accumulation_dtype
 
@@ -117,9 +116,9 @@ def run(call: NormCall) -> Tensor:
 def _is_served(call: NormCall) -> bool:
     """Whether the compiled kernels serve, and nothing but plain autograd watches the call."""
     return (
-        call.x.device.type == "cpu"
-        and native.is_loaded()
+        call.x.device.type in ("cpu", "cuda")
         and by_default_rule(call.x)
+        and unavailable_reason("native", call.x.device.type) is None
         and not surrogate.active
         and call.cap.ndim <= 1
         and call.x.numel() > 0

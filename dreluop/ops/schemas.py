@@ -73,7 +73,7 @@ SCHEMAS: dict[str, str] = {
     "cap_penalty_backward": "(Tensor grad, Tensor[] caps, float balancer) -> Tensor[]",
 }
 
-# Of the compiled kernels of a CPU alone, and of the reference: only the default overload, and no derivatives.
+# Of the compiled kernels and of the reference, not of Triton: only the default overload, and no derivatives.
 # ``autograd.batch_norm`` calls them where nothing but plain autograd watches, and differentiable torch everywhere else.
 BATCH_NORM: dict[str, str] = {
     "capped_batch_norm": "(Tensor x, Tensor cap, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var,"

@@ -14,23 +14,26 @@ import dreluop
 from dreluop import adaptive, capped_batch_norm
 from dreluop.autograd import batch_norm
 from dreluop.backends import native
+from tests.support.backends import native_cuda_or_skip, native_or_skip
 
 SHAPE = (4, 6, 5, 7)
 NAMES = ("x", "weight", "bias", "cap", "residual")
 
 
-def leaves(dtype: torch.dtype = torch.float64, residual: bool = True) -> dict[str, Tensor]:
+def leaves(
+    dtype: torch.dtype = torch.float64, residual: bool = True, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes: dict[str, tuple[int, ...]] = {"x": SHAPE, "weight": (6,), "bias": (6,), "cap": (6,)}
     if residual:
         shapes["residual"] = SHAPE
     made = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     made["cap"] = made["cap"].abs() + 0.3
-    return {name: t.to(dtype).requires_grad_() for name, t in made.items()}
+    return {name: t.to(device, dtype).requires_grad_() for name, t in made.items()}
 
 
-def running(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    return torch.linspace(-1, 1, 6, dtype=dtype), torch.linspace(0.5, 2, 6, dtype=dtype)
+def running(dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    return torch.linspace(-1, 1, 6, dtype=dtype, device=device), torch.linspace(0.5, 2, 6, dtype=dtype, device=device)
 
 
 def ours(given: dict[str, Tensor], statistics: tuple[Any, Any] = (None, None), training: bool = True) -> Tensor:
@@ -48,24 +51,26 @@ def expected(given: dict[str, Tensor], statistics: tuple[Any, Any] = (None, None
 
 
 @pytest.fixture(params=[True, False], ids=["operator", "composite"])
-def by_operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def by_operator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> bool:
     served: bool = request.param
-    if served and not native.is_loaded():
-        pytest.skip("the compiled kernels are not built")
-    if not served:
+    if served:
+        native_or_skip() if device.type == "cpu" else native_cuda_or_skip()
+    else:
         monkeypatch.setattr(batch_norm, "_is_served", lambda call: False)
     return served
 
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_values_gradients_and_running_statistics(by_operator: bool, training: bool, residual: bool) -> None:
-    given, want = leaves(residual=residual), leaves(residual=residual)
-    statistics, wanted_statistics = running(), running()
+def test_values_gradients_and_running_statistics(
+    by_operator: bool, training: bool, residual: bool, device: torch.device
+) -> None:
+    given, want = (leaves(residual=residual, device=device) for _ in range(2))
+    statistics, wanted_statistics = (running(device=device) for _ in range(2))
     y, wanted = ours(given, statistics, training), expected(want, wanted_statistics, training)
     torch.testing.assert_close(y, wanted)
     torch.testing.assert_close(statistics, wanted_statistics)
-    grad = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(SHAPE)
+    grad = torch.linspace(-1, 2, y.numel(), dtype=y.dtype, device=device).reshape(SHAPE)
     y.backward(grad)
     wanted.backward(grad)
     for name in given:
@@ -74,24 +79,28 @@ def test_values_gradients_and_running_statistics(by_operator: bool, training: bo
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_second_derivatives(by_operator: bool, training: bool) -> None:
+def test_second_derivatives(by_operator: bool, training: bool, device: torch.device) -> None:
     given = {
-        name: t.detach()[:3, :, :2, :2].clone().requires_grad_() if t.ndim > 1 else t for name, t in leaves().items()
+        name: t.detach()[:3, :, :2, :2].clone().requires_grad_() if t.ndim > 1 else t
+        for name, t in leaves(device=device).items()
     }
 
     def function(*tensors: Tensor) -> Tensor:
-        return ours(dict(zip(given, tensors, strict=True)), running(), training)
+        return ours(dict(zip(given, tensors, strict=True)), running(device=device), training)
 
     assert torch.autograd.gradcheck(function, tuple(given.values()), fast_mode=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(function, tuple(given.values()), fast_mode=True)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_that_can_be_differentiated_are_the_same(by_operator: bool, training: bool) -> None:
-    given, want = leaves(), leaves()
-    grad = torch.randn(SHAPE, dtype=torch.float64)
-    found = torch.autograd.grad(ours(given, running(), training), list(given.values()), grad, create_graph=True)
-    exact = torch.autograd.grad(expected(want, running(), training), list(want.values()), grad)
+def test_gradients_that_can_be_differentiated_are_the_same(
+    by_operator: bool, training: bool, device: torch.device
+) -> None:
+    given, want = (leaves(device=device) for _ in range(2))
+    grad = torch.randn(SHAPE, dtype=torch.float64, device=device)
+    y = ours(given, running(device=device), training)
+    found = torch.autograd.grad(y, list(given.values()), grad, create_graph=True)
+    exact = torch.autograd.grad(expected(want, running(device=device), training), list(want.values()), grad)
     for name, a, b in zip(given, found, exact, strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
@@ -123,10 +132,10 @@ def test_memory_saved_is_x_and_numbers_per_channel() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_types_round_once(by_operator: bool, dtype: torch.dtype) -> None:
-    given = {name: t.detach().to(dtype) for name, t in leaves(torch.float32).items()}
+def test_half_types_round_once(by_operator: bool, dtype: torch.dtype, device: torch.device) -> None:
+    given = {name: t.detach().to(dtype) for name, t in leaves(torch.float32, device=device).items()}
     wide = {name: t.float() for name, t in given.items()}
-    statistics, wanted_statistics = running(dtype), running(torch.float32)
+    statistics, wanted_statistics = running(dtype, device), running(torch.float32, device)
     y, wanted = ours(given, statistics), expected(wide, wanted_statistics).to(dtype)
     # Sums in another order may lie at the border between two numbers.
     assert (y != wanted).float().mean() < 0.01
@@ -190,15 +199,16 @@ def test_neuron_caps_empty_tensors_and_numbers_go_through_torch() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_infinite_inputs_of_inference_have_the_gradient_of_their_region(
-    value: float, residual: bool, layout: torch.memory_format
+    value: float, residual: bool, layout: torch.memory_format, device: torch.device
 ) -> None:
     def gradients(backend: str) -> tuple[Tensor, ...]:
         x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
         x[1, 2, 3, 4] = value
-        x = x.to(memory_format=layout).requires_grad_()
+        x = x.to(device, memory_format=layout).requires_grad_()
         more = torch.ones_like(x).requires_grad_() if residual else None
+        mean, var, cap = (t.to(device) for t in (torch.zeros(3), torch.ones(3), torch.tensor(2.0)))
         with dreluop.use_backend(backend):
-            y = capped_batch_norm(x, torch.zeros(3), torch.ones(3), None, None, torch.tensor(2.0), residual=more)
+            y = capped_batch_norm(x, mean, var, None, None, cap, residual=more)
         y.nan_to_num().sum().backward()
         return (x.grad, more.grad) if more is not None else (x.grad,)
 
@@ -211,11 +221,11 @@ def test_infinite_inputs_of_inference_have_the_gradient_of_their_region(
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("place", [0, 7, -1])
-def test_an_outlier_anywhere_costs_no_digits(place: int, layout: torch.memory_format) -> None:
+def test_an_outlier_anywhere_costs_no_digits(place: int, layout: torch.memory_format, device: torch.device) -> None:
     x = torch.rand(64, 2, 32, 32, generator=torch.Generator().manual_seed(0)).lt(0.5).float() * 0.1
     x[0 if place >= 0 else -1].flatten(1)[:, place] = 100.3
-    x = x.to(memory_format=layout)
-    y = capped_batch_norm(x, None, None, None, None, torch.tensor(10.0), training=True)
+    x = x.to(device, memory_format=layout)
+    y = capped_batch_norm(x, None, None, None, None, torch.tensor(10.0, device=device), training=True)
     wide = x.double()
     var, mean = torch.var_mean(wide, (0, 2, 3), correction=0, keepdim=True)
     exact = ((wide - mean) / (var + 1e-5).sqrt()).clamp(0, 10)
@@ -230,13 +240,18 @@ MIXED = [
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("of_x", "of_parameters"), MIXED)
-def test_every_road_takes_the_same_dtypes(of_x: torch.dtype, of_parameters: torch.dtype, training: bool) -> None:
+def test_every_road_takes_the_same_dtypes(
+    of_x: torch.dtype, of_parameters: torch.dtype, training: bool, device: torch.device
+) -> None:
     def run(backend: str) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(6, 4, 5, generator=generator).to(of_x)
-        weight, bias, mean, var = (torch.rand(4, generator=generator).add(0.5).to(of_parameters) for _ in range(4))
+        x = torch.randn(6, 4, 5, generator=generator).to(device, of_x)
+        weight, bias, mean, var = (
+            torch.rand(4, generator=generator).add(0.5).to(device, of_parameters) for _ in range(4)
+        )
+        cap = torch.tensor(1.0, device=device)
         with dreluop.use_backend(backend):
-            y = capped_batch_norm(x, mean, var, weight, bias.float(), torch.tensor(1.0), training=training)
+            y = capped_batch_norm(x, mean, var, weight, bias.float(), cap, training=training)
         return y, mean, var
 
     for got, expected in zip(run("native"), run("reference"), strict=True):

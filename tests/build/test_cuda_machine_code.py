@@ -33,6 +33,8 @@ LIBRARY = ROOT / "dreluop" / "_ops.abi3.so"
 FORMATS = ("Native<float>", "Float16", "BFloat16")
 MODES = (0, 1)  # CapMode: kSpan, kAligned
 WAYS = ("false", "true")  # by segments, packed
+# Of batch norm: Step, of which the first and the third only sum.
+STEPS = MOMENTS, ACTIVATION, GRADIENT_SUMS, GRADIENTS = range(4)
 WITHOUT_SUMS = ("jvp", "surrogate")
 # Kernels of a training step, by the arguments of their traits (Access 0 is kVector, 1 kGeneral), with the threads of a
 # block and the blocks that a multiprocessor must hold at once.
@@ -49,7 +51,18 @@ HOT = {
     # Two sums of doubles for each of eight columns.
     **{f"backward_columns_kernel<{f}, 1, 2, false>": (256, 1) for f in FORMATS[1:]},
     **{f"{name}_kernel<{f}, 1, 2>": (256, 4) for name in WITHOUT_SUMS for f in (*FORMATS, "Native<double>")},
+    **{f"batch_norm_rows_kernel<{f}, 0, {step}, {w}>": (256, 3) for f in FORMATS for step in STEPS for w in WAYS},
+    **{f"batch_norm_columns_kernel<{f}, 0, {step}, false>": (256, 2) for f in FORMATS for step in STEPS},
 }
+# Three sums for each of eight columns: one block at once, which asks for eight vectors in place of four.
+ALONE = {f"batch_norm_columns_kernel<{f}, 0, {GRADIENT_SUMS}, false>": (256, 1) for f in FORMATS[1:]}
+HOT |= ALONE
+
+
+def sums(name: str) -> bool:
+    """Whether blocks leave partial sums."""
+    step = re.search(r"batch_norm.*, 0, (\d), \w+>", name)
+    return int(step[1]) in (MOMENTS, GRADIENT_SUMS) if step else not name.startswith(WITHOUT_SUMS)
 
 
 def inspected() -> list[Path]:
@@ -60,7 +73,7 @@ def inspected() -> list[Path]:
 def readable(mangled: str) -> str:
     """``forward_kernel<BFloat16, 0, 1, false>`` of the mangled name of ``forward_kernel<ForwardTraits<...>>``."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    name = re.sub(r"\((Access|CapMode)\)", "", re.sub(r"dreluop::(cuda::)?", "", name))
+    name = re.sub(r"\((Access|CapMode|Step)\)", "", re.sub(r"dreluop::(cuda::)?", "", name))
     name = re.sub(r"^void (.*?)\((?!.*>\().*$", r"\1", name).replace("> >", ">>")
     return re.sub(r"<\w+Traits<(.*)>>$", r"<\1>", name)
 
@@ -95,7 +108,8 @@ def test_every_hot_kernel_is_found(kernels):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", HOT)
 def test_reads_and_writes_are_wide(kernels, arch, name):
-    for access in ("LDG", "STG"):
+    only_sums = name.startswith("batch_norm") and sums(name)
+    for access in ("LDG",) if only_sums else ("LDG", "STG"):
         assert wide_accesses(kernels[arch][name].code, access), f"{name} on {arch} has no 128-bit {access}"
 
 
@@ -120,14 +134,15 @@ def test_several_loads_are_in_flight(kernels, arch, name):
     assert max(waits, default=0) >= 4, f"{name} on {arch} asks for {waits} vectors, each time before it waits"
     if name.startswith("forward"):
         return  # which waits for the caps of its elements too
-    of_batch = 0
+    of_batch, batch = 0, 8 if name in ALONE else 4
     for asked in waits:
-        assert of_batch > 0 or asked >= 3, f"{name} on {arch} asks for {waits} vectors: it waits for too few of four"
-        of_batch = of_batch + asked if of_batch + asked < 4 else 0
+        few = f"{name} on {arch} asks for {waits} vectors: it waits for too few of {batch}"
+        assert of_batch > 0 or asked >= 3, few
+        of_batch = of_batch + asked if of_batch + asked < batch else 0
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", [name for name in HOT if not name.startswith(WITHOUT_SUMS)])
+@pytest.mark.parametrize("name", [name for name in HOT if sums(name)])
 def test_the_last_block_sees_the_sums_of_the_others(kernels, arch, name):
     # The host shim has no memory order to test.
     check_fences_around_counts(kernels[arch][name].code)

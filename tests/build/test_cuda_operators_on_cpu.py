@@ -33,6 +33,11 @@ def test_operators_agree_with_the_oracle(library: Path, request: pytest.FixtureR
     assert passed > {"full": 4000}.get(request.config.option.tier, 1800)
 
 
+def test_batch_norm_agrees_with_its_reference(library: Path, request: pytest.FixtureRequest) -> None:
+    files = ("tests/ops/test_batch_norm.py", "tests/autograd/test_batch_norm.py")
+    assert passed_in_own_process(request.config, *files, "-k", "not opcheck", **environment(library)) > 150
+
+
 def test_in_place_and_its_derivatives(library: Path, request: pytest.FixtureRequest) -> None:
     assert passed_in_own_process(request.config, "tests/autograd/test_inplace.py", **environment(library)) > 100
 
@@ -58,21 +63,34 @@ calls = {
     "penalty": lambda: ops.cap_penalty([cap, bias], 0.5),
     "penalty backward": lambda: ops.cap_penalty_backward(one, [cap, bias], 0.5),
 }
+images, caps = torch.randn(4, 5, 8, 8), torch.rand(5) + 0.5
+_, mean, var, mask_of_images = ops.capped_batch_norm(images, caps, None, None, None, None, images, 1e-5, True)
+calls |= {
+    "batch norm": lambda: ops.capped_batch_norm(images, caps, None, None, mean, var, None, 1e-5, False),
+    "batch norm ": lambda: ops.capped_batch_norm(images, caps, None, None, None, None, images, 1e-5, True),
+    "batch norm backward": lambda: ops.capped_batch_norm_backward(
+        images, images, caps, None, None, mean, var, mask_of_images, 1e-5, True, *[True] * 5),
+    "batch norm backward ": lambda: ops.capped_batch_norm_backward(
+        images, images, caps, None, None, mean, var, None, 1e-5, False, True, *[False] * 4),
+}
+launches = {"batch norm ": 2, "batch norm backward": 2}
 for name, call in calls.items():
     before = shim.host_cuda_launches()
     call()
-    assert shim.host_cuda_launches() == before + 1, f"{name}: not one launch"
-    result = None
-    shim.host_cuda_fail_launch(719, 0)
-    try:
-        result = call()
-    except RuntimeError as error:
-        assert f"dreluop {name.strip()}" in str(error), error
-        assert "719" in str(error), error
-    else:
-        raise AssertionError(f"{name}: a failed launch went unnoticed")
-    assert result is None
-    call()
+    expected = launches.get(name, 1)
+    assert shim.host_cuda_launches() == before + expected, f"{name}: not {expected} launches"
+    for after in range(expected):
+        result = None
+        shim.host_cuda_fail_launch(719, after)
+        try:
+            result = call()
+        except RuntimeError as error:
+            assert f"dreluop {name.strip()}" in str(error), error
+            assert "719" in str(error), error
+        else:
+            raise AssertionError(f"{name}: a failed launch went unnoticed")
+        assert result is None
+        call()
 shim.host_cuda_fail_memset(2)
 try:
     ops.capped_relu_backward(x, y, cap, 1, [], True, True, None, None)
@@ -111,7 +129,7 @@ print("ok")
 """
 
 
-def test_every_operator_is_one_launch_and_a_failed_one_raises(library: Path) -> None:
+def test_every_operator_has_its_launches_and_a_failed_one_raises(library: Path) -> None:
     own = os.environ | environment(library) | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FAILED_LAUNCHES]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)

@@ -26,6 +26,8 @@ CASES = (
     Case((), ()),
     Case((0, 4), (4,)),
     Case((4, 0), (0,)),
+    # Long runs of whole vectors.
+    Case((4, 3, 64, 64), (3,)),
     # Short and long runs, rows that are no whole groups, more columns than a tile holds.
     Case((1025, 5, 3), (5,)),
     Case((3, 13, 9, 29), (13,)),

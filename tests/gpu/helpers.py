@@ -37,7 +37,7 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device | str = "cuda") 
 def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1, *, soft: bool = True) -> list[Tensor]:
     """What all operators give, on the current stream; nothing here waits for the device.
 
-    ``soft``: with the soft surrogate, whose exponential has other last bits on another device.
+    ``soft``: with what has other last bits on another device: batch norm, and the exponential of the soft surrogate.
     """
     y, mask, penalty = ops.capped_relu_with_aux(x, cap, dim, True, 0.5)
     results = [y, mask, penalty, ops.capped_relu(x, cap, dim)]
@@ -51,10 +51,32 @@ def every_result(x: Tensor, cap: Tensor, grad: Tensor, dim: int = 1, *, soft: bo
         results.append(ops.capped_relu_surrogate_backward(grad, saved, cap, dim, order, None))
     if soft:
         results.append(ops.capped_relu_surrogate_backward(grad, x, cap, dim, [], torch.full_like(cap, 0.5)))
+        results += batch_norm_results(x, cap, grad)
     if x.ndim:
         results += ops.cap_saturation(x, cap, dim)
     results.append(ops.cap_penalty([cap, cap], 0.5))
     return [*results, *ops.cap_penalty_backward(weight, [cap, cap], 0.5)]
+
+
+def batch_norm_results(x: Tensor, cap: Tensor, grad: Tensor) -> list[Tensor]:
+    """What batch norm gives in training and inference, without and with a residual, where it takes x and cap."""
+    if x.ndim < 2 or x.numel() == 0 or cap.ndim > 1 or cap.numel() not in (1, x.shape[1]):
+        return []
+    weight, bias = (torch.full(x.shape[1:2], number, device=x.device) for number in (1.5, 0.5))
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    results: list[Tensor] = []
+    for training in (True, False):
+        for residual in (None, grad):
+            masked = residual is not None
+            found = ops.capped_batch_norm(x, cap, weight, bias, mean, var, residual, 1e-5, masked)
+            used = found[1:3] if training else (mean, var)
+            packed = found[3] if masked else None
+            needs = [True] * 4 + [masked]
+            results += found
+            results += ops.capped_batch_norm_backward(grad, x, cap, weight, bias, *used, packed, 1e-5, training, *needs)
+        mean, var = used
+    return results
 
 
 def assert_all_same_bits(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:

@@ -16,7 +16,7 @@ from tests.support import oracle
 from tests.support.cases import FEW_CASES, Case
 
 
-@pytest.mark.parametrize("name", schemas.SCHEMAS)
+@pytest.mark.parametrize("name", [*schemas.SCHEMAS, *schemas.BATCH_NORM])
 def test_every_operator_has_a_native_kernel(name: str) -> None:
     assert native.cuda_reason() is None
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dreluop::{name}", "CUDA")
@@ -44,6 +44,21 @@ def test_forward_and_backward_are_one_kernel_each() -> None:
     ):
         (kernel,) = kernels_of(call)
         assert "dreluop" in kernel
+
+
+def test_batch_norm_is_two_kernels_each_way() -> None:
+    x, grad = (torch.randn(8, 16, 8, 8, device="cuda") for _ in range(2))
+    cap = torch.tensor(1.0, device="cuda")
+    _, mean, var, _ = torch.ops.dreluop.capped_batch_norm(x, cap, None, None, None, None, None, 1e-5, False)
+    for call in (
+        lambda: torch.ops.dreluop.capped_batch_norm(x, cap, None, None, None, None, None, 1e-5, False),
+        lambda: torch.ops.dreluop.capped_batch_norm_backward(
+            grad, x, cap, None, None, mean, var, None, 1e-5, True, True, False, False, True, False
+        ),
+    ):
+        kernels = kernels_of(call)
+        assert len(kernels) == 2
+        assert all("batch_norm" in kernel for kernel in kernels)
 
 
 def test_kernels_run_on_the_current_stream() -> None:

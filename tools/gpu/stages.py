@@ -144,6 +144,7 @@ STAGES: dict[str, Stage] = {
     "large": Stage(tests("--tier=full", "-m", "large", "-k", "cuda", "tests/unit/test_large.py")),
     "bench": Stage(benchmark("kernels")),
     "scaling": Stage(benchmark("scaling"), limit=60 + END),
+    "batch-norm": Stage(benchmark("batch-norm-gpu"), limit=60 + END),
     # Its limit is what its cases take together.
     "compiled": Stage(benchmark("compiled"), needs=("torchvision",), limit=165 + END),
     "models": Stage(benchmark("models"), needs=("torchvision",)),

@@ -50,7 +50,9 @@ def test_exit_code_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_unknown_stage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(["--stage", "build,fly"])
-    expected = "--stage: got 'fly'; expected some of build, smoke, tests, sanitize, graphs, large, bench, scaling"
+    expected = (
+        "--stage: got 'fly'; expected some of build, smoke, tests, sanitize, graphs, large, bench, scaling, batch-norm"
+    )
     assert expected in capsys.readouterr().err
 
 

@@ -120,7 +120,7 @@ def test_the_program_under_the_sanitizer_calls_every_operator(monkeypatch: pytes
     monkeypatch.setattr(exercise, "CASES", exercise.CASES[6:9])
     with Watch():
         exercise.main(torch.device("cpu"), few=few)
-    assert called == set(schemas.SCHEMAS)
+    assert called == {*schemas.SCHEMAS, *schemas.BATCH_NORM}
 
 
 TESTS = """
@@ -295,6 +295,7 @@ Commands = list[tuple[list[str], dict[str, str]]]
 BENCHMARKS = {
     "bench": ("kernels", "85"),
     "scaling": ("scaling", "60"),
+    "batch-norm": ("batch-norm-gpu", "60"),
     "compiled": ("compiled", "85"),
     "models": ("models", "85"),
 }
@@ -408,7 +409,9 @@ def test_the_compiled_networks_fit_the_limit_of_their_stage() -> None:
     assert sum(case.seconds for case in CASES["cuda"]) <= stages.STAGES["compiled"].limit - stages.END
 
 
-@pytest.mark.parametrize(("name", "limit"), [("scaling", "60"), ("compiled", "165"), ("models", "485")])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("scaling", "60"), ("batch-norm", "60"), ("compiled", "165"), ("models", "485")]
+)
 def test_some_benchmarks_leave_time_for_others(
     tmp_path: Path, gpu: Gpu, commands: Commands, name: str, limit: str
 ) -> None:
