@@ -122,7 +122,7 @@ def remove_caps(model: Model) -> Model:
 
 
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
-    mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap")
+    mine = ("_parameters", "_buffers", "_modules", "init", "save", "above", "nan", "cap")
     state = {name: value for name, value in vars(module).items() if name not in mine}
     hooks = module._forward_pre_hooks
     state["_forward_pre_hooks"] = type(hooks)((key, hook) for key, hook in hooks.items() if not _computes_cap(hook))

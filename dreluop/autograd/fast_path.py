@@ -29,8 +29,8 @@ from dreluop.ops.handles import DEFAULT, Operators
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
-# Called with x, cap, dim, inplace, save, balancer, bias and residual: what `dreluop.capped_relu` returns, or None for
-# any call but a common eager one. None where it is not available.
+# Called with the arguments of `dreluop.capped_relu` in their order, by position: what that returns, or None
+# for any call but a common eager one. None where it is not available.
 capped_relu: Callable[..., Any] | None = None
 # Why it is not available; None if it is.
 reason: str | None
@@ -62,7 +62,7 @@ def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor
             y: Tensor = _apply(x, cap, dim, inplace)
             return y
         with BelowAutograd():
-            return chosen.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+            return chosen.activate(Call(x, cap, dim, inplace=inplace))[0]
     except (RuntimeError, TypeError, ValueError) as error:
         raise_in_our_words(error, x, cap, dim)
         raise
@@ -84,7 +84,7 @@ class PlainActivation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
         ctx.operators = operators()
         with BelowAutograd():
-            y: Tensor = ctx.operators.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+            y: Tensor = ctx.operators.activate(Call(x, cap, dim, inplace=inplace))[0]
         if inplace:
             ctx.mark_dirty(x)
         ctx.dim = dim
