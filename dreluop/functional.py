@@ -119,8 +119,7 @@ def capped_relu(
         )  # fmt: skip
         return result
     plain = save == "output" and balancer is None and bias is None and residual is None
-    plain = plain and above == "cap" and nan == "propagate"
-    if eager and plain and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
+    if eager and plain and (y := fast_path.in_python(x, cap, dim, inplace, above, nan)) is not None:
         return y
     return route.check_and_run(x, cap, dim, inplace, save, balancer, bias, residual, above, nan)
 

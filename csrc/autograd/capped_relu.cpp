@@ -147,8 +147,8 @@ bool read(PyObject* object, std::optional<double>* to) {
 // Which of two words it is.
 bool read(PyObject* object, const char* no, const char* yes, bool* is_yes) {
   if (!PyUnicode_CheckExact(object)) return false;
-  *is_yes = PyUnicode_CompareWithASCIIString(object, yes) == 0;
-  return *is_yes || PyUnicode_CompareWithASCIIString(object, no) == 0;
+  *is_yes = PyUnicode_CompareWithASCIIString(object, no) != 0;
+  return !*is_yes || PyUnicode_CompareWithASCIIString(object, yes) == 0;
 }
 
 bool read_zeroed(PyObject* above, PyObject* nan, int64_t* zeroed) {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dreluop._internal import torch_private
 from dreluop._internal.errors import raise_as_of_torch
+from dreluop._internal.zeroed import zeroed
 from dreluop.autograd import vmap
 from dreluop.autograd.base import (
     BelowAutograd,
@@ -154,6 +155,8 @@ class CappedReLUFunction(KernelActivation):
         balancer: float | None = None,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
+        above: Literal["cap", "zero"] = "cap",
+        nan: Literal["propagate", "zero"] = "propagate",
     ) -> Tensor | tuple[Tensor, ...]:
         """The activation of checked arguments, which are those of ``dreluop.capped_relu``.
 
@@ -161,7 +164,8 @@ class CappedReLUFunction(KernelActivation):
             y, or a tuple: y, then the packed mask with ``save="mask"`` (under ``torch.vmap`` y again), then the penalty
             if ``balancer`` is a number.
         """
-        results = KernelActivation.run(Call(x, cap, dim, save == "mask", balancer, bias, residual, inplace=inplace))
+        call = Call(x, cap, dim, save == "mask", balancer, bias, residual, zeroed(above, nan), inplace)
+        results = KernelActivation.run(call)
         found = tuple(result for result in results if result is not None)
         return found if len(found) > 1 else results.y
 
@@ -254,16 +258,16 @@ def activated(call: Call, rule: Rule, forward_mode: bool) -> Activated:
 
 def activated_in_transforms(call: Call, rule: Rule) -> Activated:
     """``KernelActivation`` where plain torch has the derivatives of all but the rule itself: sum, write and penalty."""
-    x, cap, dim, mask, balancer, bias, residual, zeroed, inplace = call
+    x, cap, dim, mask, balancer, bias, residual, number, inplace = call
     t = fused_sum(x, dim, bias, residual)
     packed: Tensor | None = None
     if rule is EXACT and torch_private.transforms_active() and (operators().plain_derivatives or functionalizing()):
         # No autograd.Function of ours for functionalize, nor in what a compiler is to fuse.
-        y = inductor.differentiable(t, cap, dim, zeroed)
-        packed = packed_mask(y, cap, dim, zeroed) if mask else None
+        y = inductor.differentiable(t, cap, dim, number)
+        packed = packed_mask(y, cap, dim, number) if mask else None
     else:
         # functorch does not let a mask be saved that is neither an argument nor a result.
-        wanted = Call(t, cap, dim, mask and rule is EXACT, zeroed=zeroed)
+        wanted = Call(t, cap, dim, mask and rule is EXACT, zeroed=number)
         result = TransformedActivation.apply(wanted, rule, None, rule is EXACT, t, cap)
         y, packed = result if wanted.mask else (result, None)
     penalty = None if balancer is None else penalty_of([cap], balancer)

@@ -128,7 +128,7 @@ def test_options_and_fixed_caps() -> None:
         "infinite": SReLU(math.inf),
         "half_caps": layer_of("channel").half(),
         "above": layer_of("channel", above="zero"),
-        "nan": SReLU(math.nan, nan="zero"),
+        "zeroed_nan": SReLU(math.nan, nan="zero"),
         "above_nan": layer_of("neuron", above="zero", nan="zero", save="mask"),
     }
     x = samples(torch.float32)

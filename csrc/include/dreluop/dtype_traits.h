@@ -65,7 +65,7 @@ struct Native {
   static DRELUOP_INLINE Real nan() { return static_cast<Real>(bit_cast<float>(0x7fc00000u)); }
   static DRELUOP_INLINE bool is_nan(Real a) { return a != a; }
   static DRELUOP_INLINE bool less(Real a, Real b) { return a < b; }
-  // a < b for a positive number a; true under NaN.
+  // a < b where one of them is a positive number; true where the other is NaN.
   static DRELUOP_INLINE bool below(Real a, Real b) { return !(a >= b); }
   static DRELUOP_INLINE bool equal(Real a, Real b) { return a == b; }
   static DRELUOP_INLINE bool positive(Real a) { return a > Real(0); }

@@ -26,10 +26,13 @@ constexpr int kElementsPerByte = 4;
 template <class Traits>
 DRELUOP_INLINE typename Traits::Storage capped_value(typename Traits::Storage x, typename Traits::Storage m,
                                                      Zeroed zeroed = kZeroNothing) {
-  auto y = Traits::minimum(x, m);
-  if (zeroed & kZeroAbove) y = select(Traits::less(m, x), Traits::zero(), y);
-  if (zeroed & kZeroNaN) return select(Traits::positive(y), y, Traits::zero());
-  return Traits::positive_part(y);
+  if (zeroed & kZeroAbove) {
+    const auto t = select(Traits::is_nan(m), m, x);
+    const bool stays = Traits::positive(t) & !Traits::below(m, t);
+    return select(zeroed & kZeroNaN ? stays : stays | Traits::is_nan(t), t, Traits::zero());
+  }
+  const auto y = Traits::minimum(x, m);
+  return zeroed & kZeroNaN ? select(Traits::positive(y), y, Traits::zero()) : Traits::positive_part(y);
 }
 
 template <class Traits>
