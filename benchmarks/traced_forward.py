@@ -63,7 +63,7 @@ def few_arguments(
 ):  # fmt: skip
     forward_kernel(
         x, y, None, cap, None, None, numel, full, inner, caps, cap_stride, 0, (), (), (), (), None, 0, None, None, 0.0,
-        TILE, VEC, MODE, 0, WIDE, 0, 1024,
+        TILE, VEC, MODE, 0, WIDE, 0, 1024, False, False,
     )  # fmt: skip
 
 

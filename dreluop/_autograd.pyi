@@ -13,6 +13,8 @@ def capped_relu(
     balancer: float | None,
     bias: Tensor | None,
     residual: Tensor | None,
+    above: str,
+    nan: str,
     /,
 ) -> Tensor | tuple[Tensor, Tensor] | None:
     """``dreluop.capped_relu``; None for what is not a common call, which Python then serves or refuses."""

@@ -16,6 +16,8 @@ from dreluop.autograd import fast_path, route, surrogate
 from dreluop.backends.selection import by_default_rule, operators_for
 
 SaveMode = Literal["output", "mask"]
+Above = Literal["cap", "zero"]
+NaN = Literal["propagate", "zero"]
 
 
 @overload
@@ -29,6 +31,8 @@ def capped_relu(
     balancer: None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    above: Above = "cap",
+    nan: NaN = "propagate",
 ) -> Tensor: ...
 @overload
 def capped_relu(
@@ -41,6 +45,8 @@ def capped_relu(
     balancer: float,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    above: Above = "cap",
+    nan: NaN = "propagate",
 ) -> tuple[Tensor, Tensor]: ...
 def capped_relu(
     x: Tensor,
@@ -52,6 +58,8 @@ def capped_relu(
     balancer: float | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
+    above: Above = "cap",
+    nan: NaN = "propagate",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``y = max(0, min(x, cap))``: D-ReLU with a cap that learns, S-ReLU with one that does not.
 
@@ -76,6 +84,10 @@ def capped_relu(
         bias: added to x in the same pass: shape ``(x.shape[dim],)``, or the cap's with a neuron cap; any of the dtypes.
         residual: added after the bias, x's shape and dtype, any strides. The sum is taken in float32 (float64 for
             float64) and rounded once to x's dtype, where eager additions of half types round twice.
+        above: what an element above its cap gives: ``"cap"``, or ``"zero"``, which drops a value out of range, as a bit
+            flip makes it: y is x where ``0 < x <= cap``, else 0, and the gradient goes to x where y is positive, never
+            to the cap (through the penalty only). The sum with bias and residual counts as x.
+        nan: what NaN in x or cap gives: ``"propagate"`` gives NaN, ``"zero"`` 0 without a gradient.
 
     Numbers and flags may be of numpy, or 0-dimensional tensors without a gradient. A type with ``__torch_function__``
     gets the call, as with ``torch.nn.functional.prelu``.
@@ -87,14 +99,15 @@ def capped_relu(
     Raises:
         TypeError: x, cap, bias or residual is no float tensor or of another layout than ``torch.strided``, residual has
             not x's dtype, dim is no int, inplace no bool, balancer no number.
-        ValueError: the shape or device of cap, bias or residual does not fit x, dim is out of range, save is unknown,
-            balancer is negative or not finite, or x cannot be written in place.
+        ValueError: the shape or device of cap, bias or residual does not fit x, dim is out of range, save, above or nan
+            is unknown, above is "zero" inside ``surrogate_backward`` or ``smooth_forward``, balancer is negative or not
+            finite, or x cannot be written in place.
         RuntimeError: the backend of ``use_backend`` cannot serve x.
     """
     eager = not torch.compiler.is_compiling() and not surrogate.active
     if eager and (by_node := fast_path.capped_relu) is not None and by_default_rule(x):
         by_fast_path: Tensor | tuple[Tensor, Tensor] | None = by_node(
-            x, cap, dim, inplace, save, balancer, bias, residual
+            x, cap, dim, inplace, save, balancer, bias, residual, above, nan
         )
         if by_fast_path is not None:
             return by_fast_path
@@ -102,13 +115,13 @@ def capped_relu(
         given = [one for one in (x, cap, bias, residual) if one is not None]
         result: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
-            bias=bias, residual=residual,
+            bias=bias, residual=residual, above=above, nan=nan,
         )  # fmt: skip
         return result
     plain = save == "output" and balancer is None and bias is None and residual is None
-    if eager and plain and (y := fast_path.in_python(x, cap, dim, inplace)) is not None:
+    if eager and plain and (y := fast_path.in_python(x, cap, dim, inplace, above, nan)) is not None:
         return y
-    return route.check_and_run(x, cap, dim, inplace, save, balancer, bias, residual)
+    return route.check_and_run(x, cap, dim, inplace, save, balancer, bias, residual, above, nan)
 
 
 def cap_penalty(caps: Tensor | Iterable[Tensor] | nn.Module, balancer: float) -> Tensor:
@@ -174,8 +187,8 @@ def saturation(x: Tensor, cap: Tensor | float, dim: int = 1) -> Saturation:
     """Count the elements off, inside and capped, per cap, and find the samples without a live unit. No gradient.
 
     Args:
-        x: pre-activations, or outputs of the activation (both give the same counts), with at least one dimension; the
-            first is the sample.
+        x: pre-activations, or outputs of the activation (both give the same counts, but for ``above="zero"``), with at
+            least one dimension; the first is the sample.
         cap, dim: as in ``capped_relu``.
 
     Raises:

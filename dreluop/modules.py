@@ -11,7 +11,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from dreluop._internal import cap_state, checks
-from dreluop.functional import SaveMode, cap_penalty, capped_relu
+from dreluop._internal.zeroed import zeroed
+from dreluop.functional import Above, NaN, SaveMode, cap_penalty, capped_relu
 
 Granularity = Literal["layer", "channel", "neuron"]
 GRANULARITIES = ("layer", "channel", "neuron")
@@ -19,17 +20,23 @@ GRANULARITIES = ("layer", "channel", "neuron")
 
 class _CappedActivation(nn.Module):
     cap: Tensor
+    # Also of modules from pickles that are older than these.
+    above: Above = "cap"
+    nan: NaN = "propagate"
 
-    def __init__(self, dim: int, inplace: bool, save: SaveMode) -> None:
+    def __init__(self, dim: int, inplace: bool, save: SaveMode, above: Above, nan: NaN) -> None:
         super().__init__()
         self.dim = checks.integer("dim", dim)
         self.inplace = checks.flag("inplace", inplace)
         self.save: SaveMode = "mask" if checks.save_mode(save) == "mask" else "output"
+        zeroed(above, nan)
+        self.above, self.nan = above, nan
 
     def forward(self, x: Tensor, residual: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
         return capped_relu(
-            x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save, bias=bias, residual=residual
-        )
+            x, self.cap, dim=self.dim, inplace=self.inplace, save=self.save, bias=bias, residual=residual,
+            above=self.above, nan=self.nan,
+        )  # fmt: skip
 
     def __prepare_scriptable__(self) -> Any:
         # torch.jit.script calls this first; its own error names an annotation.
@@ -39,6 +46,8 @@ class _CappedActivation(nn.Module):
         options = [f"dim={self.dim}"] if self.cap.ndim == 1 and self.cap.numel() != 1 else []
         options += ["inplace=True"] if self.inplace else []
         options += ['save="mask"'] if self.save == "mask" else []
+        options += ['above="zero"'] if self.above == "zero" else []
+        options += ['nan="zero"'] if self.nan == "zero" else []
         return "".join(f", {option}" for option in options)
 
 
@@ -48,15 +57,24 @@ class SReLU(_CappedActivation):
     Args:
         cap: a number, or a tensor of one of the shapes of ``capped_relu``; kept as the buffer ``cap``. As in
             ``capped_relu``, an infinite cap is plain ReLU, one <= 0 gives 0, and NaN gives NaN.
-        dim, inplace, save: as in ``capped_relu``.
+        dim, inplace, save, above, nan: as in ``capped_relu``.
 
     Raises:
         TypeError: cap is neither, dim is no int, inplace no bool.
-        ValueError: the default dtype rounds the number to 0 or infinity; save is unknown.
+        ValueError: the default dtype rounds the number to 0 or infinity; save, above or nan is unknown.
     """
 
-    def __init__(self, cap: float | Tensor, *, dim: int = 1, inplace: bool = False, save: SaveMode = "output") -> None:
-        super().__init__(dim, inplace, save)
+    def __init__(
+        self,
+        cap: float | Tensor,
+        *,
+        dim: int = 1,
+        inplace: bool = False,
+        save: SaveMode = "output",
+        above: Above = "cap",
+        nan: NaN = "propagate",
+    ) -> None:
+        super().__init__(dim, inplace, save, above, nan)
         if isinstance(cap, Tensor):
             self._made_of: float | Tensor = checks.float_tensor("cap", cap).detach().clone()
             self.register_buffer("cap", self._made_of.clone())
@@ -103,12 +121,14 @@ class DReLU(_CappedActivation, cap_state.LearnedCap):
             one per neuron (the paper's case).
         init: initial value of every cap, > 0 (a cap <= 0 gives 0, and its gradient is 0). With ``inf`` it is plain ReLU
             until its caps are set: an infinite cap never learns, and its penalty is infinite.
-        dim, inplace, save: as in ``capped_relu``.
+        dim, inplace, save, above, nan: as in ``capped_relu``. With ``above="zero"`` the cap learns from its penalty
+            alone.
         device, dtype: of the parameter ``cap``, which always has at least one dimension.
 
     Raises:
         TypeError: num_parameters is no int or shape, init no number, dim no int, inplace no bool, dtype no float type.
-        ValueError: a size is not positive; init is not > 0, or dtype rounds it to 0 or infinity; save is unknown.
+        ValueError: a size is not positive; init is not > 0, or dtype rounds it to 0 or infinity; save, above
+            or nan is unknown.
     """
 
     cap: nn.Parameter
@@ -121,10 +141,12 @@ class DReLU(_CappedActivation, cap_state.LearnedCap):
         inplace: bool = False,
         *,
         save: SaveMode = "output",
+        above: Above = "cap",
+        nan: NaN = "propagate",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, inplace, save)
+        super().__init__(dim, inplace, save, above, nan)
         self.init = checks.initial_cap(init)
         sizes = checks.shape("num_parameters", num_parameters)
         checks.float_dtype("dtype", dtype)
@@ -157,7 +179,7 @@ class LazyDReLU(LazyModuleMixin, DReLU):
 
     Args:
         granularity: ``"layer"``: one cap; ``"channel"``: ``x.shape[dim]``; ``"neuron"``: ``x.shape[1:]``.
-        init, dim, inplace, save, device, dtype: as in ``DReLU``.
+        init, dim, inplace, save, above, nan, device, dtype: as in ``DReLU``.
     """
 
     cls_to_become = DReLU
@@ -171,12 +193,14 @@ class LazyDReLU(LazyModuleMixin, DReLU):
         inplace: bool = False,
         *,
         save: SaveMode = "output",
+        above: Above = "cap",
+        nan: NaN = "propagate",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise ValueError(f'granularity: got {granularity!r}; expected "layer", "channel" or "neuron"')
-        super().__init__(1, init, dim, inplace, save=save, device="meta", dtype=dtype)
+        super().__init__(1, init, dim, inplace, save=save, above=above, nan=nan, device="meta", dtype=dtype)
         self.granularity = granularity
         self.cap = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
 

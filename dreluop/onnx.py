@@ -11,6 +11,7 @@ from onnxscript import opset18
 
 from dreluop._internal import torch_private
 from dreluop._internal.shapes import bias_view, broadcast_shape
+from dreluop._internal.zeroed import ABOVE, NAN
 from dreluop.ops.handles import BY_OVERLOAD
 
 
@@ -18,9 +19,10 @@ def translations() -> dict[torch_private.OpOverload, Callable[..., Any]]:
     """A new table for ``torch.onnx.export(..., dynamo=True, custom_translation_table=...)``.
 
     ``y = Max(0, Min(x, cap))``, with the cap cast to x's type and in a shape that broadcasts. Not ``Clip``, which gives
-    cap where cap <= 0 and leaves x as it is where cap is NaN. A bias and a residual are added before, in float32
-    (float64 for float64); the penalty is a ``ReduceSumSquare`` in float64. Of ``save="mask"`` there is y only, and an
-    empty tensor for the mask, which nothing but a backward pass reads.
+    cap where cap <= 0 and leaves x as it is where cap is NaN. A ``Where`` each for ``above="zero"`` and ``nan="zero"``.
+    A bias and a residual are added before, in float32 (float64 for float64); the penalty is a ``ReduceSumSquare`` in
+    float64. Of ``save="mask"`` there is y only, and an empty tensor for the mask, which nothing but a backward pass
+    reads.
     """
     return {
         getattr(operators, function.__name__): function
@@ -32,7 +34,7 @@ def translations() -> dict[torch_private.OpOverload, Callable[..., Any]]:
 # Tensors are values of a graph that is being built, their types those of onnx_ir; the rest is as in ops.schemas.
 
 
-def capped_relu(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Any:
+def capped_relu(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None, zeroed: int = 0) -> Any:
     shape, total = tuple(x.shape), x
     if bias is not None or residual is not None:
         wide = _accumulation_type(x)
@@ -46,15 +48,25 @@ def capped_relu(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any 
     bound = _viewed(_cast(cap, x.dtype), cap, broadcast_shape(shape, tuple(cap.shape), dim))
     # The zero comes first: of Max(Min(x, cap), 0) with one constant cap, onnxscript's optimizer makes a Clip, which
     # loses a NaN, and of two with the same x a graph that cannot be loaded.
-    return opset18.Max(_constant(0, x.dtype), opset18.Min(total, bound))
+    y = opset18.Max(_constant(0, x.dtype), opset18.Min(total, bound))
+    if zeroed & ABOVE:
+        y = opset18.Where(opset18.Greater(total, bound), _constant(0, x.dtype), y)
+    return opset18.Where(opset18.IsNaN(y), _constant(0, x.dtype), y) if zeroed & NAN else y
 
 
 def capped_relu_with_aux(
-    x: Any, cap: Any, dim: int, mask: bool, balancer: float | None, bias: Any = None, residual: Any = None
+    x: Any,
+    cap: Any,
+    dim: int,
+    mask: bool,
+    balancer: float | None,
+    bias: Any = None,
+    residual: Any = None,
+    zeroed: int = 0,
 ) -> tuple[Any, Any, Any]:
     no_penalty = _constant([], _accumulation_type(cap))
     return (
-        capped_relu(x, cap, dim, bias, residual),
+        capped_relu(x, cap, dim, bias, residual, zeroed),
         _constant([], DataType.UINT8),
         no_penalty if balancer is None else cap_penalty([cap], balancer),
     )

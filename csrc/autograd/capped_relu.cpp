@@ -65,6 +65,7 @@ NodePointer node_for(const Arguments& a) {
   node->numbers.balancer = a.balancer;
   node->numbers.has_bias = a.bias.has_value();
   node->numbers.has_residual = a.residual.has_value();
+  node->numbers.zeroed = a.zeroed;
   return owner;
 }
 
@@ -143,13 +144,21 @@ bool read(PyObject* object, std::optional<double>* to) {
   return **to >= 0 && std::isfinite(**to);
 }
 
-bool read_save(PyObject* object, bool* mask) {
+// Which of two words it is.
+bool read(PyObject* object, const char* no, const char* yes, bool* is_yes) {
   if (!PyUnicode_CheckExact(object)) return false;
-  *mask = PyUnicode_CompareWithASCIIString(object, "mask") == 0;
-  return *mask || PyUnicode_CompareWithASCIIString(object, "output") == 0;
+  *is_yes = PyUnicode_CompareWithASCIIString(object, no) != 0;
+  return !*is_yes || PyUnicode_CompareWithASCIIString(object, yes) == 0;
 }
 
-enum : Py_ssize_t { kX, kCap, kDim, kInplace, kSave, kBalancer, kBias, kResidual, kCount };
+bool read_zeroed(PyObject* above, PyObject* nan, int64_t* zeroed) {
+  bool zero_above = false, zero_nan = false;
+  if (!read(above, "cap", "zero", &zero_above) || !read(nan, "propagate", "zero", &zero_nan)) return false;
+  *zeroed = (zero_above ? kZeroAbove : 0) | (zero_nan ? kZeroNaN : 0);
+  return true;
+}
+
+enum : Py_ssize_t { kX, kCap, kDim, kInplace, kSave, kBalancer, kBias, kResidual, kAbove, kNaN, kCount };
 
 // y, or (y, penalty); None for what is not a common call.
 PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -160,9 +169,10 @@ PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const Tensor &x = THPVariable_Unpack(given[kX]), &cap = THPVariable_Unpack(given[kCap]);
   int overflow = 0;
   Arguments a{
-      x, cap, PyLong_AsLongLongAndOverflow(given[kDim], &overflow), false, {}, {}, {}, given[kInplace] == Py_True};
+      x, cap, PyLong_AsLongLongAndOverflow(given[kDim], &overflow), false, {}, {}, {}, 0, given[kInplace] == Py_True};
   const at::Device device = x.device();
-  if (overflow != 0 || !strided(x) || !strided(cap) || cap.device() != device || !read_save(given[kSave], &a.mask) ||
+  if (overflow != 0 || !strided(x) || !strided(cap) || cap.device() != device ||
+      !read(given[kSave], "output", "mask", &a.mask) || !read_zeroed(given[kAbove], given[kNaN], &a.zeroed) ||
       !read(given[kBalancer], &a.balancer) || !read(given[kBias], device, &a.bias) ||
       !read(given[kResidual], device, &a.residual))
     Py_RETURN_NONE;
@@ -218,8 +228,8 @@ PyObject* set_cpu_kernels(PyObject*, PyObject* address) {
 
 PyMethodDef functions[] = {
     {"capped_relu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
-     "capped_relu(x, cap, dim, inplace, save, balancer, bias, residual): what dreluop.capped_relu returns, or None for "
-     "what is not a common call."},
+     "capped_relu(x, cap, dim, inplace, save, balancer, bias, residual, above, nan): what dreluop.capped_relu returns, "
+     "or None for what is not a common call."},
     {"set_python", set_python, METH_VARARGS,
      "set_python(backward, raise_as_of_torch): what backward asks where it is not the usual one (called with the "
      "fields of BackwardCall), and where it failed (called with a RuntimeError)."},

@@ -26,6 +26,7 @@ struct Arguments {
   bool mask;
   std::optional<double> balancer;
   Optional bias, residual;
+  int64_t zeroed;
   bool inplace;
 };
 
@@ -42,6 +43,7 @@ struct BackwardArguments {
   bool need_x, need_cap;
   std::optional<double> balancer;
   Optional grad_penalty, bias;
+  int64_t zeroed;
 };
 
 struct Gradients {
@@ -79,19 +81,19 @@ c10::TypedOperatorHandle<Signature> found(const char* name) {
 }
 
 struct Dispatched {
-  c10::TypedOperatorHandle<Tensor(const Tensor&, const Tensor&, int64_t, const Optional&, const Optional&)> forward =
-      found<Tensor(const Tensor&, const Tensor&, int64_t, const Optional&, const Optional&)>("dreluop::capped_relu");
-  c10::TypedOperatorHandle<void(Tensor&, const Tensor&, int64_t, const Optional&, const Optional&)> in_place =
-      found<void(Tensor&, const Tensor&, int64_t, const Optional&, const Optional&)>("dreluop::capped_relu_");
+  using Forward = Tensor(const Tensor&, const Tensor&, int64_t, const Optional&, const Optional&, int64_t);
+  c10::TypedOperatorHandle<Forward> forward = found<Forward>("dreluop::capped_relu");
+  using InPlace = void(Tensor&, const Tensor&, int64_t, const Optional&, const Optional&, int64_t);
+  c10::TypedOperatorHandle<InPlace> in_place = found<InPlace>("dreluop::capped_relu_");
   using WithAux = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, bool, std::optional<double>,
-                                                     const Optional&, const Optional&);
+                                                     const Optional&, const Optional&, int64_t);
   c10::TypedOperatorHandle<WithAux> with_aux = found<WithAux>("dreluop::capped_relu_with_aux");
   using WithAuxInPlace = std::tuple<Tensor, Tensor>(Tensor&, const Tensor&, int64_t, bool, std::optional<double>,
-                                                    const Optional&, const Optional&);
+                                                    const Optional&, const Optional&, int64_t);
   c10::TypedOperatorHandle<WithAuxInPlace> with_aux_in_place = found<WithAuxInPlace>("dreluop::capped_relu_with_aux_");
   using Backward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, int64_t,
                                                       at::IntArrayRef, bool, bool, std::optional<double>,
-                                                      const Optional&, const Optional&);
+                                                      const Optional&, const Optional&, int64_t);
   c10::TypedOperatorHandle<Backward> backward = found<Backward>("dreluop::capped_relu_backward");
 };
 
@@ -124,13 +126,15 @@ inline Results by_dispatcher(const Arguments& a) {
   Tensor y = a.x, mask, penalty;
   if (a.mask || a.balancer.has_value()) {
     if (a.inplace)
-      std::tie(mask, penalty) = call.with_aux_in_place.call(y, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual);
+      std::tie(mask, penalty) =
+          call.with_aux_in_place.call(y, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual, a.zeroed);
     else
-      std::tie(y, mask, penalty) = call.with_aux.call(a.x, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual);
+      std::tie(y, mask, penalty) =
+          call.with_aux.call(a.x, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual, a.zeroed);
   } else if (a.inplace) {
-    call.in_place.call(y, a.cap, a.dim, a.bias, a.residual);
+    call.in_place.call(y, a.cap, a.dim, a.bias, a.residual, a.zeroed);
   } else {
-    y = call.forward.call(a.x, a.cap, a.dim, a.bias, a.residual);
+    y = call.forward.call(a.x, a.cap, a.dim, a.bias, a.residual, a.zeroed);
   }
   return {std::move(y), a.mask ? mask : Tensor(), a.balancer.has_value() ? penalty : Tensor()};
 }
@@ -139,7 +143,7 @@ inline Results forward(const Arguments& a) {
   if (past_dispatcher(a.x, a.cap, a.bias, a.residual)) {
     try {
       auto [y, mask, penalty] =
-          Operators<Cpu>::activate(a.x, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual, a.inplace);
+          Operators<Cpu>::activate(a.x, a.cap, a.dim, a.mask, a.balancer, a.bias, a.residual, a.zeroed, a.inplace);
       return {std::move(y), or_undefined(std::move(mask)), or_undefined(std::move(penalty))};
     } catch (const NoMemory&) {
     }
@@ -151,14 +155,14 @@ inline Gradients backward(const BackwardArguments& a) {
   if (past_dispatcher(a.grad, a.saved, a.cap, a.grad_penalty, a.bias)) {
     try {
       auto [x, cap, bias] = Operators<Cpu>::gradients(a.grad, a.saved, a.cap, a.dim, a.order, a.need_x, a.need_cap,
-                                                      a.balancer, a.grad_penalty, a.bias);
+                                                      a.balancer, a.grad_penalty, a.bias, a.zeroed);
       return {or_undefined(std::move(x)), or_undefined(std::move(cap)), or_undefined(std::move(bias))};
     } catch (const NoMemory&) {
     }
   }
   const at::AutoDispatchBelowAutograd below;
   auto [x, cap, bias] = dispatched().backward.call(a.grad, a.saved, a.cap, a.dim, a.order, a.need_x, a.need_cap,
-                                                   a.balancer, a.grad_penalty, a.bias);
+                                                   a.balancer, a.grad_penalty, a.bias, a.zeroed);
   return {a.need_x ? x : Tensor(), a.need_cap ? cap : Tensor(), a.bias.has_value() ? bias : Tensor()};
 }
 

@@ -40,6 +40,7 @@ struct Numbers {
   bool is_mask = false;  // what is saved
   std::vector<int64_t> order;
   bool has_bias = false, has_residual = false;
+  int64_t zeroed = 0;
 
   // With nothing but x and the cap, a gradient that is absent counts as zero (torch.autograd.Function's default).
   bool absent_is_zero() const { return !has_bias && !has_residual && !balancer.has_value() && !is_mask; }
@@ -71,8 +72,8 @@ inline variable_list to_edges(const variable_list& grads, variable_list saved, c
   Gradients found;
   if (grads[0].defined() || (grad_penalty.defined() && needs.cap)) {
     BackwardArguments arguments{
-        grads[0],  saved[0],         saved[1],     numbers.dim, numbers.order, needs.x || needs.residual,
-        needs.cap, numbers.balancer, std::nullopt, std::nullopt};
+        grads[0],  saved[0],         saved[1],     numbers.dim,  numbers.order, needs.x || needs.residual,
+        needs.cap, numbers.balancer, std::nullopt, std::nullopt, numbers.zeroed};
     if (grad_penalty.defined()) arguments.grad_penalty = grad_penalty;
     if (needs.bias) arguments.bias = saved[2];
     found = gradients(arguments);
@@ -121,6 +122,7 @@ class CappedReLUNode : public torch::autograd::Node {
     args.collect(numbers.order);
     args.collect(numbers.has_bias);
     args.collect(numbers.has_residual);
+    args.collect(numbers.zeroed);
   }
 
   variable_list apply_with_saved(const variable_list& grads,
@@ -167,6 +169,7 @@ inline variable_list apply_functional(const variable_list& grads, const std::vec
   numbers.order = args.unpack<std::vector<int64_t>>();
   numbers.has_bias = args.unpack<bool>();
   numbers.has_residual = args.unpack<bool>();
+  numbers.zeroed = args.unpack<int64_t>();
   const auto needs = args.unpack<std::vector<bool>>();
   variable_list given = grads;
   if (!given[0].defined() && numbers.absent_is_zero()) given[0] = at::zeros_like(saved[0]);
@@ -187,6 +190,7 @@ inline variable_list CappedReLUNode::apply_with_saved(const variable_list& grads
   args.pack(numbers.order);
   args.pack(numbers.has_bias);
   args.pack(numbers.has_residual);
+  args.pack(numbers.zeroed);
   args.pack(std::vector<bool>{wanted.x, wanted.cap, wanted.bias, wanted.residual});
   std::vector<at::TypePtr> schema;
   for (const c10::IValue& value : args.vec())

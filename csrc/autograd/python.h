@@ -43,10 +43,10 @@ inline Gradients gradients_in_python(const BackwardArguments& a) {
   for (size_t i = 0; i < a.order.size(); ++i)
     PyTuple_SET_ITEM(order.get(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(a.order[i]));
   const THPObjectPtr balancer(a.balancer.has_value() ? PyFloat_FromDouble(*a.balancer) : Py_NewRef(Py_None));
-  THPObjectPtr result(PyObject_CallFunction(backward_in_python, "NNNLOOOONN", wrapped(a.grad), wrapped(a.saved),
-                                            wrapped(a.cap), static_cast<long long>(a.dim), order.get(),
-                                            a.need_x ? Py_True : Py_False, a.need_cap ? Py_True : Py_False,
-                                            balancer.get(), wrapped(a.grad_penalty), wrapped(a.bias)));
+  THPObjectPtr result(PyObject_CallFunction(
+      backward_in_python, "NNNLOOOONNL", wrapped(a.grad), wrapped(a.saved), wrapped(a.cap),
+      static_cast<long long>(a.dim), order.get(), a.need_x ? Py_True : Py_False, a.need_cap ? Py_True : Py_False,
+      balancer.get(), wrapped(a.grad_penalty), wrapped(a.bias), static_cast<long long>(a.zeroed)));
   PyObject *dx = nullptr, *dcap = nullptr, *dbias = nullptr;
   if (!result || !PyArg_ParseTuple(result.get(), "OOO", &dx, &dcap, &dbias)) throw_python_error();
   return {unwrapped(dx), unwrapped(dcap), unwrapped(dbias)};

@@ -56,7 +56,7 @@ class BackwardPass {
       loops_.route_regions(g, regions, dx, to_cap, s.n);
     } else {
       T y_buffer[kBlock];
-      loops_.route(g, y_.read(s.i, s.n, y_buffer), caps_.at(s), dx, to_cap, s.n);
+      loops_.route(g, y_.read(s.i, s.n, y_buffer), caps_.for_regions(s, pass_.zeroed), dx, to_cap, s.n);
     }
     if (dx_.present()) dx_.write(s.i, s.n, dx, buffers->dx);
     return {to_cap, dx};

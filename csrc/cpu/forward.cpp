@@ -23,8 +23,8 @@ void forward_as(const Problem& problem, const Forward& pass) {
         loops.add(from, bias.at(s), residual.present() ? residual.read(s.i, s.n, residual_buffer) : nullptr, to, s.n);
         from = to;
       }
-      loops.forward(from, caps.at(s), to, s.n);
-      if (pass.mask != nullptr) loops.regions(to, caps.at(s), regions + s.i % kBlock, s.n);
+      loops.forward(from, caps.at(s), to, s.n, pass.zeroed);
+      if (pass.mask != nullptr) loops.regions(to, caps.for_regions(s, pass.zeroed), regions + s.i % kBlock, s.n);
       y.write(s.i, s.n, to, y_buffer);
     };
     if (x.is_linear() && y.is_linear() && pass.mask == nullptr && !adds) {

@@ -18,7 +18,7 @@ void jvp_as(const Problem& problem, const Jvp& pass) {
       if (pass.mask != nullptr)
         loops.unpack(pass.mask, s.i, s.n, regions);
       else
-        loops.regions(y.read(s.i, s.n, y_buffer), caps.at(s), regions, s.n);
+        loops.regions(y.read(s.i, s.n, y_buffer), caps.for_regions(s, pass.zeroed), regions, s.n);
       T* to = out.target(s.i, s.n, out_buffer);
       loops.jvp(u.read(s.i, s.n, u_buffer), v.at(s), regions, to, s.n);
       out.write(s.i, s.n, to, out_buffer);

@@ -42,7 +42,7 @@ struct Primitives {
 
   // t = (x + bias) + residual, rounded once; residual may be null, t may be x.
   void (*add)(const T* x, Values<Wide<Traits>> bias, const T* residual, T* t, int64_t n);
-  void (*forward)(const T* x, Values<T> m, T* y, int64_t n);
+  void (*forward)(const T* x, Values<T> m, T* y, int64_t n, Zeroed zeroed);
   void (*regions)(const T* y, Values<T> m, uint8_t* regions, int64_t n);
   // dx = g where inside, to_cap = g where capped, else 0. Either may be null.
   void (*route)(const T* g, const T* y, Values<T> m, T* dx, T* to_cap, int64_t n);

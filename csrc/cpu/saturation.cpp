@@ -63,7 +63,7 @@ class SaturationPass {
         const int64_t i = r * plan_.row + c;
         const Stretch s{i, std::min({kBlock, tile.last_column - c, plan_.numel - i}), cap, c};
         if (s.n <= 0) break;
-        loops_.forward(x_.read(i, s.n, x_buffer), caps_.at(s), y, s.n);
+        loops_.forward(x_.read(i, s.n, x_buffer), caps_.at(s), y, s.n, kZeroNothing);
         loops_.regions(y, caps_.at(s), regions, s.n);
         f(regions, s.n);
         mark_has_gradient(regions, i, s.n, plan_.numel, pass_);

@@ -95,10 +95,14 @@ class CapValues {
     if (!present_) return {&zero_, true};
     return {values_ + (shared_ ? s.cap : s.column), shared_};
   }
+  // As regions are decided with them.
+  Values<T> for_regions(const Stretch& s, Zeroed zeroed) const {
+    return zeroed & kZeroAbove ? Values<T>{&nan_, true} : at(s);
+  }
 
  private:
   const bool shared_, present_;
-  const T zero_ = Traits::zero();
+  const T zero_ = Traits::zero(), nan_ = Traits::nan();
   const T* values_ = nullptr;
   std::unique_ptr<T[]> rounded_, expanded_;
 };

@@ -28,6 +28,9 @@ inline void check_saved(const Problem& problem, const Operand& y, const uint8_t*
   if (cap.data == nullptr) refuse("cap: needed to tell regions from y");
 }
 
+// The caps that regions are decided with: none where nothing is capped.
+inline PerCap region_caps(const PerCap& cap, Zeroed zeroed) { return zeroed & kZeroAbove ? PerCap{} : cap; }
+
 inline bool is_dense(int rank, const int64_t* sizes, const int64_t* strides) {
   int64_t expected = 1;
   for (int d = rank - 1; d >= 0; --d) {

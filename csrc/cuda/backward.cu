@@ -8,7 +8,7 @@ namespace {
 // What both the workspace and the launch follow from.
 struct Choice {
   Choice(const Problem& problem, const Backward& pass)
-      : operands(problem, {pass.grad, pass.y, pass.dx}), cap(problem, pass.cap) {
+      : operands(problem, {pass.grad, pass.y, pass.dx}), cap(problem, region_caps(pass.cap, pass.zeroed)) {
     const CapLayout layout = merged(problem.layout);
     const int64_t multiprocessors = std::max(1, problem.multiprocessors);
     const bool wide = wants_double(pass.dcap) || wants_double(pass.dbias),

@@ -34,6 +34,7 @@ Status launch_as(void (*kernel)(typename Traits::Parameters), const Problem& pro
   reading.cap.fill(&p.cap);
   reading.bias.fill(&p.bias);
   p.has_residual = pass.residual.data != nullptr;
+  p.zeroed = pass.zeroed;
   p.mask = pass.mask;
   p.penalty = penalty_of(problem, pass, reading.cap, workspace);
   return launch("dreluop forward", kernel, checked_blocks(p.plan.blocks + p.penalty.blocks), kFlatThreads,

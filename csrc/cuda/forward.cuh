@@ -15,6 +15,7 @@ struct ForwardParameters {
   CapMap map;
   CapSource<kAccess> cap, bias;
   bool has_residual;
+  Zeroed zeroed;
   uint8_t* mask;
   Penalty penalty;
 };
@@ -72,9 +73,10 @@ struct ForwardPass {
                               const Values& cap) const {
     Values t = unpack<Traits>(x);
     if constexpr (Traits::kFused) fuse(caps, unpack<Traits>(residual), &t);
-    const Values y = capped_values<Traits>(t, cap);
+    const Values y = capped_values<Traits>(t, cap, p.zeroed);
     p.operands.template store<Traits>(kY, i, n, y);
-    if (p.mask != nullptr) write_mask<Traits>(p.mask, i, n, packed_regions_of<Traits>(y, cap));
+    if (p.mask == nullptr) return;
+    write_mask<Traits>(p.mask, i, n, packed_regions_of<Traits>(y, region_caps<Traits>(cap, p.zeroed)));
   }
 
   DRELUOP_DEVICE void fuse(const Caps& caps, const Values& residual, Values* x) const {
@@ -120,9 +122,9 @@ struct ForwardPass {
       x = Traits::round(sum);
     }
     const T cap = Traits::round(p.cap.template number<Traits>(c));
-    const T y = capped_value<Number>(x, cap);
+    const T y = capped_value<Number>(x, cap, p.zeroed);
     p.operands.template at<Traits>(kY, i) = y;
-    return region_of<Number>(y, cap);
+    return region_of<Number>(y, region_cap<Number>(cap, p.zeroed));
   }
 };
 

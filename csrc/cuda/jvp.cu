@@ -12,10 +12,10 @@ struct JvpParameters {
 };
 
 template <class Traits>
-DRELUOP_DEVICE void read_or_zero(const CapsOfVec<Traits>& caps, const CapSource<Access::kGeneral>& source,
-                                 typename Traits::Values* to) {
+DRELUOP_DEVICE void read_or(const CapsOfVec<Traits>& caps, const CapSource<Access::kGeneral>& source,
+                            typename Traits::T absent, typename Traits::Values* to) {
 #pragma unroll
-  for (int e = 0; e < Traits::kVec; ++e) to->v[e] = Traits::Number::zero();
+  for (int e = 0; e < Traits::kVec; ++e) to->v[e] = absent;
   if (source.data != nullptr) caps.read_as(source, to->v);
 }
 
@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(kFlatThreads) jvp_kernel(const __grid_constant
     const auto u = p.saved.operands.load<Traits>(kU, i, n);
     const CapsOfVec<Traits> caps(p.map, i);
     typename Traits::Values cap, v;
-    read_or_zero(caps, p.cap, &cap);
-    read_or_zero(caps, p.v, &v);
+    read_or(caps, p.cap, Traits::Number::nan(), &cap);
+    read_or(caps, p.v, Traits::Number::zero(), &v);
     const auto where = SavedVec<Traits, Saved::kEither>::load(p.saved, i, n, cap).where(cap);
     const auto at_cap = only<Traits>(where.capped, bit_cast<typename Traits::Vec>(v));
     p.saved.operands.store<Traits>(kOut, i, n, unpack<Traits>(chosen<Traits>(where.inside, u, at_cap)));
@@ -44,7 +44,7 @@ Status jvp(const Problem& problem, const Jvp& pass) {
   p.saved.mask = pass.mask;
   p.plan = flat_plan(problem.dtype, numel, 0, kInFlightOfTwo);
   p.map = cap_map(merged(problem.layout));
-  CapReading(problem, pass.cap).fill(&p.cap);
+  CapReading(problem, region_caps(pass.cap, pass.zeroed)).fill(&p.cap);
   CapReading(problem, pass.v).fill(&p.v);
   return with_dtype_traits(problem.dtype, [&](auto traits) {
     return launch("dreluop jvp", jvp_kernel<GeneralTraits<decltype(traits)>>, p.plan.blocks, kFlatThreads,

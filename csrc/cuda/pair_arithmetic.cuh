@@ -13,21 +13,29 @@ constexpr bool kInPairs = sizeof(typename Traits::T) == 2;
 
 template <class Traits>
 DRELUOP_DEVICE typename Traits::Values capped_values(const typename Traits::Values& x,
-                                                     const typename Traits::Values& cap) {
+                                                     const typename Traits::Values& cap, Zeroed zeroed) {
   using Number = typename Traits::Number;
   constexpr int kVec = Traits::kVec;
   if constexpr (kInPairs<Traits>) {
     auto words = bit_cast<Pairs<Traits>>(x);
     const auto caps = bit_cast<Pairs<Traits>>(cap);
 #pragma unroll
-    for (int w = 0; w < kVec / 2; ++w) words.v[w] = capped_values_of_two<Number>(words.v[w], caps.v[w]);
+    for (int w = 0; w < kVec / 2; ++w) words.v[w] = capped_values_of_two<Number>(words.v[w], caps.v[w], zeroed);
     return bit_cast<typename Traits::Values>(words);
   } else {
     typename Traits::Values y;
 #pragma unroll
-    for (int e = 0; e < kVec; ++e) y.v[e] = capped_value<Number>(x.v[e], cap.v[e]);
+    for (int e = 0; e < kVec; ++e) y.v[e] = capped_value<Number>(x.v[e], cap.v[e], zeroed);
     return y;
   }
+}
+
+template <class Traits>
+DRELUOP_DEVICE typename Traits::Values region_caps(const typename Traits::Values& cap, Zeroed zeroed) {
+  typename Traits::Values caps;
+#pragma unroll
+  for (int e = 0; e < Traits::kVec; ++e) caps.v[e] = region_cap<typename Traits::Number>(cap.v[e], zeroed);
+  return caps;
 }
 
 // The packed regions of a vector's outputs.

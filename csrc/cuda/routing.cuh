@@ -58,9 +58,9 @@ struct Routing {
 
   DRELUOP_DEVICE static Real upcast(T a) { return static_cast<Real>(Traits::upcast(a)); }
 
-  // Rounded to x's dtype, as it was compared with.
+  // Rounded to x's dtype, as it was compared with; NaN where nothing is capped.
   DRELUOP_DEVICE T cap_of(int64_t c) const {
-    if (p.cap.data == nullptr) return Traits::Number::zero();
+    if (p.cap.data == nullptr) return Traits::Number::nan();
     return Traits::round(p.cap.template number<Traits>(c));
   }
 

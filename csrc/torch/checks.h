@@ -45,6 +45,12 @@ inline void check_writable(const Tensor& x) {
          " has several elements at one address; use inplace=False");
 }
 
+inline Zeroed check_zeroed(int64_t zeroed) {
+  if (zeroed < kZeroNothing || zeroed > kZeroBoth)
+    fail("zeroed: got " + std::to_string(zeroed) + "; expected one of 0 to 3");
+  return static_cast<Zeroed>(zeroed);
+}
+
 inline ScalarType penalty_dtype(const Tensor& cap) {
   return cap.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -19,7 +19,7 @@ struct Operators {
   };
 
   static Results activate(const Tensor& x, const Tensor& cap, int64_t dim, bool mask, std::optional<double> balancer,
-                          const Optional& bias, const Optional& residual, bool inplace) {
+                          const Optional& bias, const Optional& residual, int64_t zeroed, bool inplace) {
     dtype_of(x, "x");
     if (inplace) check_writable(x);
     Results results{inplace ? x : Device::fresh(empty_as(x)), {}, {}};
@@ -27,6 +27,7 @@ struct Operators {
     CallOnDevice call(x, "x", cap, dim, memory_order(strides_of(y)), bias);
     if (residual.has_value()) check_residual(*residual, x);
     Forward pass;
+    pass.zeroed = check_zeroed(zeroed);
     pass.y = call.output(y);
     pass.x = call.operand(x);
     pass.cap = call.readable_cap(cap, "cap");
@@ -46,26 +47,27 @@ struct Operators {
   }
 
   static Tensor capped_relu(const Tensor& x, const Tensor& cap, int64_t dim, const Optional& bias,
-                            const Optional& residual) {
-    return activate(x, cap, dim, false, std::nullopt, bias, residual, false).y;
+                            const Optional& residual, int64_t zeroed) {
+    return activate(x, cap, dim, false, std::nullopt, bias, residual, zeroed, false).y;
   }
 
   static void capped_relu_(const Tensor& x, const Tensor& cap, int64_t dim, const Optional& bias,
-                           const Optional& residual) {
-    activate(x, cap, dim, false, std::nullopt, bias, residual, true);
+                           const Optional& residual, int64_t zeroed) {
+    activate(x, cap, dim, false, std::nullopt, bias, residual, zeroed, true);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> capped_relu_with_aux(const Tensor& x, const Tensor& cap, int64_t dim,
                                                                  bool mask, std::optional<double> balancer,
-                                                                 const Optional& bias, const Optional& residual) {
-    const Results results = activate(x, cap, dim, mask, balancer, bias, residual, false);
+                                                                 const Optional& bias, const Optional& residual,
+                                                                 int64_t zeroed) {
+    const Results results = activate(x, cap, dim, mask, balancer, bias, residual, zeroed, false);
     return std::tuple_cat(std::make_tuple(results.y), aux(results, cap));
   }
 
   static std::tuple<Tensor, Tensor> capped_relu_with_aux_(const Tensor& x, const Tensor& cap, int64_t dim, bool mask,
                                                           std::optional<double> balancer, const Optional& bias,
-                                                          const Optional& residual) {
-    return aux(activate(x, cap, dim, mask, balancer, bias, residual, true), cap);
+                                                          const Optional& residual, int64_t zeroed) {
+    return aux(activate(x, cap, dim, mask, balancer, bias, residual, zeroed, true), cap);
   }
 
   struct Gradients {
@@ -74,10 +76,11 @@ struct Operators {
 
   static Gradients gradients(const Tensor& grad, const Tensor& saved, const Tensor& cap, int64_t dim,
                              const DimVector& order, bool need_x, bool need_cap, std::optional<double> balancer,
-                             const Optional& grad_penalty, const Optional& bias) {
+                             const Optional& grad_penalty, const Optional& bias, int64_t zeroed) {
     const SavedInfo info(grad, "grad", saved, order);
     CallOnDevice call(grad, "grad", cap, dim, info.order, bias);
     Backward pass;
+    pass.zeroed = check_zeroed(zeroed);
     call.give_saved(&pass, info, saved);
     pass.grad = call.operand(grad);
     pass.cap = call.readable_cap(cap, "cap");
@@ -107,19 +110,21 @@ struct Operators {
                                                                  const Tensor& cap, int64_t dim,
                                                                  const std::vector<int64_t>& order, bool need_x,
                                                                  bool need_cap, std::optional<double> balancer,
-                                                                 const Optional& grad_penalty, const Optional& bias) {
+                                                                 const Optional& grad_penalty, const Optional& bias,
+                                                                 int64_t zeroed) {
     const auto [dx, dcap, dbias] =
-        gradients(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias);
+        gradients(grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias, zeroed);
     return {or_nothing(dx, grad.scalar_type(), grad), or_nothing(dcap, cap.scalar_type(), cap),
             or_nothing(dbias, grad.scalar_type(), grad)};
   }
 
   static Tensor capped_relu_jvp(const Tensor& u, const Optional& v, const Tensor& saved, const Tensor& cap, int64_t dim,
-                                const std::vector<int64_t>& order) {
+                                const std::vector<int64_t>& order, int64_t zeroed) {
     const SavedInfo info(u, "u", saved, order);
     CallOnDevice call(u, "u", cap, dim, info.order);
     if (v.has_value()) check_tangent_of_cap(*v, cap, u);
     Jvp pass;
+    pass.zeroed = check_zeroed(zeroed);
     call.give_saved(&pass, info, saved);
     const Tensor out = Device::fresh(empty_as_saved(info, u, saved));
     pass.u = call.operand(u);

@@ -11,11 +11,19 @@ from torch import Tensor
 from dreluop._internal import torch_private
 from dreluop._internal.checks import bias_for, float_tensor, residual_for
 from dreluop._internal.shapes import granularity_of, has_unknown_sizes, may_be
+from dreluop._internal.zeroed import MOST
 
 ELEMENTS_PER_BYTE = 4
 
 
-def inputs(x: Tensor, cap: Tensor, dim: int, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
+def inputs(
+    x: Tensor,
+    cap: Tensor,
+    dim: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
+) -> None:
     float_tensor("x", x)
     float_tensor("cap", cap)
     granularity_of(x.shape, cap.shape, dim)
@@ -23,6 +31,12 @@ def inputs(x: Tensor, cap: Tensor, dim: int, bias: Tensor | None = None, residua
         bias_for(x, cap, bias, dim)
     if residual is not None:
         residual_for(x, residual)
+    _known(zeroed)
+
+
+def _known(zeroed: int) -> None:
+    if not 0 <= zeroed <= MOST:
+        raise ValueError(f"zeroed: got {zeroed}; expected one of 0 to {MOST}")
 
 
 def writable(x: Tensor) -> None:
@@ -33,7 +47,9 @@ def writable(x: Tensor) -> None:
         )
 
 
-def saved(name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> None:
+def saved(
+    name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> None:
     """`like`, a tensor of x's shape called `name`, must fit the cap and what forward saved."""
     float_tensor(name, like)
     float_tensor("cap", cap)
@@ -49,12 +65,13 @@ def saved(name: str, like: Tensor, tensor: Tensor, cap: Tensor, dim: int, order:
         )
     elif tensor.dtype != like.dtype:
         raise ValueError(f"{name}: got dtype {like.dtype}; expected that of the saved output, {tensor.dtype}")
+    _known(zeroed)
     granularity_of(like.shape, cap.shape, dim)
 
 
 def backward(call: Any) -> None:
     """``call``: a ``BackwardCall``."""
-    saved("grad", call.grad, call.saved, call.cap, call.dim, call.order)
+    saved("grad", call.grad, call.saved, call.cap, call.dim, call.order, call.zeroed)
     if call.bias is not None:
         bias_for(call.grad, call.cap, call.bias, call.dim)
     if call.grad_penalty is not None:

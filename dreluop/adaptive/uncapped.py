@@ -140,7 +140,7 @@ def remove_caps(model: Model) -> Model:
 
 
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
-    mine = ("_parameters", "_buffers", "_modules", "init", "save", "cap", "_flat_position")
+    mine = ("_parameters", "_buffers", "_modules", "init", "save", "above", "nan", "cap", "_flat_position")
     state = {name: value for name, value in vars(module).items() if name not in mine}
     if isinstance(module, _BatchNormDReLU):
         kept = {name: parameter for name, parameter in module._parameters.items() if name != "cap"}

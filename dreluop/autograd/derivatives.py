@@ -43,8 +43,9 @@ class CappedReLUBackwardFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty, *bias = inputs
-        ctx.bias = bias[0] if bias else None
+        call = BackwardCall(*inputs)
+        grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, ctx.balancer, grad_penalty, *_ = call
+        ctx.bias, ctx.zeroed = call.bias, call.zeroed
         ctx.arguments = len(inputs)
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
@@ -67,13 +68,13 @@ class CappedReLUBackwardFunction(Function):
         if ctx.needs_input_grad[0] and not (grad_dx is None and grad_dcap is None and grad_dbias is None):
             # dbias is a sum over dx.
             u = fused_sum(_or_zeros(grad_dx, ctx, saved), ctx.dim, grad_dbias, None)
-            dgrad = tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order)
+            dgrad = tangent(u, grad_dcap, saved, cap, ctx.dim, ctx.order, ctx.zeroed)
         if ctx.has_penalty and grad_dcap is not None:
             if ctx.needs_input_grad[2]:
                 dcap = penalty_gradient(rest[0], (grad_dcap,), ctx.balancer)[0].to(cap.dtype)
             if ctx.needs_input_grad[8]:
                 dpenalty = penalty_tangent((cap,), (grad_dcap,), ctx.balancer).to(rest[0].dtype)
-        return (dgrad, None, dcap, None, None, None, None, None, dpenalty, None)[: ctx.arguments]
+        return (dgrad, None, dcap, None, None, None, None, None, dpenalty, None, None)[: ctx.arguments]
 
     @staticmethod
     @jvp_on_backend_of_forward
@@ -81,7 +82,9 @@ class CappedReLUBackwardFunction(Function):
         grad_tangent, cap_tangent, penalty_tangent = tangents[0], tangents[2], tangents[8]
         saved, cap, *rest = ctx.saved_for_forward
         grad = _or_zeros(grad_tangent, ctx, saved)
-        call = BackwardCall(grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, bias=ctx.bias)
+        call = BackwardCall(
+            grad, saved, cap, ctx.dim, ctx.order, ctx.need_x, ctx.need_cap, bias=ctx.bias, zeroed=ctx.zeroed
+        )
         dx, dcap, dbias = gradients(call)
         if ctx.has_penalty:
             if cap_tangent is not None:
@@ -92,8 +95,8 @@ class CappedReLUBackwardFunction(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        grad, saved, cap, dim, _, need_x, need_cap, balancer, _, *bias = args
-        if balancer is not None or any(b is not None for b in bias):
+        grad, saved, cap, dim, _, need_x, need_cap, balancer, _, bias, zeroed = BackwardCall(*args)
+        if balancer is not None or bias is not None:
             raise RuntimeError("backward: neither balancer nor bias can be batched; use penalty_backward, and sum dx")
         if saved.dtype == torch.uint8:
             return _of_mask_under_vmap(decompose.capped_relu_backward, info, in_dims, args)
@@ -108,6 +111,8 @@ class CappedReLUBackwardFunction(Function):
             need_cap,
             None,
             None,
+            None,
+            zeroed,
         )
         dx, dx_dim = fold.restore_x(dx) if need_x else (dx, None)
         dcap, dcap_dim = fold.restore_cap(dcap) if need_cap else (dcap, None)
@@ -118,13 +123,17 @@ class CappedReLUTangentFunction(Function):
     """u where the element is inside, v (cast to u's dtype) where it is capped, 0 elsewhere; linear in (u, v)."""
 
     @staticmethod
-    def forward(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+    def forward(
+        u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+    ) -> Tensor:
         with below_autograd():
-            return operators().capped_relu_jvp(u, v, saved, cap, dim, order)
+            return operators().capped_relu_jvp(u, v, saved, cap, dim, order, *((zeroed,) if zeroed else ()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        u, v, saved, cap, ctx.dim, ctx.order = inputs
+        u, v, saved, cap, ctx.dim, ctx.order, *zeroed = inputs
+        ctx.zeroed = zeroed[0] if zeroed else 0
+        ctx.arguments = len(inputs)
         ctx.has_v = v is not None
         ctx.operators = operators()
         ctx.set_materialize_grads(False)
@@ -137,21 +146,22 @@ class CappedReLUTangentFunction(Function):
     def backward(ctx: Any, saved_tensors: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
-            return None, None, None, None, None, None
+            return tuple([None] * ctx.arguments)
         saved, cap = saved_tensors
         need_u, need_v = ctx.needs_input_grad[:2]
-        du, dv, _ = gradients(BackwardCall(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v))
-        return du if need_u else None, dv if need_v else None, None, None, None, None
+        call = BackwardCall(grad, saved, cap, ctx.dim, ctx.order, need_u, need_v, zeroed=ctx.zeroed)
+        du, dv, _ = gradients(call)
+        return (du if need_u else None, dv if need_v else None, *(None,) * (ctx.arguments - 2))
 
     @staticmethod
     @jvp_on_backend_of_forward
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         saved, cap = ctx.saved_for_forward
-        return tangent(_or_zeros(tangents[0], ctx, saved), tangents[1], saved, cap, ctx.dim, ctx.order)
+        return tangent(_or_zeros(tangents[0], ctx, saved), tangents[1], saved, cap, ctx.dim, ctx.order, ctx.zeroed)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        u, v, saved, cap, dim, _ = args
+        u, v, saved, cap, dim, _, *zeroed = args
         if saved.dtype == torch.uint8:
             return _of_mask_under_vmap(decompose.capped_relu_jvp, info, in_dims, args)
         per_sample = v is not None and in_dims[1] is not None
@@ -163,6 +173,7 @@ class CappedReLUTangentFunction(Function):
             fold.cap(cap, in_dims[3]),
             fold.dim,
             (),
+            *zeroed,
         )
         return fold.restore_x(out)
 
@@ -186,7 +197,7 @@ def gradients_by(chosen: Operators, call: BackwardCall) -> tuple[Tensor, Tensor,
         with using(chosen):
             return gradients(call)
     with below_autograd():
-        return chosen.capped_relu_backward(*(call[:9] if call.bias is None else call))
+        return chosen.capped_relu_backward(*call.of_operator)
 
 
 def gradients(call: BackwardCall) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +212,7 @@ def gradients(call: BackwardCall) -> tuple[Tensor, Tensor, Tensor]:
         if call.need_cap and call.grad_penalty is not None and balancer is not None:
             dcap = dcap + penalty_gradient(call.grad_penalty, (call.cap,), balancer)[0]
         return dx, dcap, dbias if bias is None else bias_gradient(dx, bias, call.dim)
-    arguments = call[:9] if bias is None else call
+    arguments = call.of_operator
     result: tuple[Tensor, Tensor, Tensor]
     if derivative_may_be_asked(call.grad, call.cap):
         result = CappedReLUBackwardFunction.apply(*arguments)
@@ -211,11 +222,13 @@ def gradients(call: BackwardCall) -> tuple[Tensor, Tensor, Tensor]:
     return result
 
 
-def tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def tangent(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> Tensor:
     if operators().plain_derivatives or functionalizing():
         by_plain_torch = operators().capped_relu_jvp if operators().plain_derivatives else decompose.capped_relu_jvp
-        return by_plain_torch(u, v, saved, cap, dim, order)
-    out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order)
+        return by_plain_torch(u, v, saved, cap, dim, order, zeroed)
+    out: Tensor = CappedReLUTangentFunction.apply(u, v, saved, cap, dim, order, *((zeroed,) if zeroed else ()))
     return out
 
 

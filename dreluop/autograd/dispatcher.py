@@ -23,12 +23,16 @@ from dreluop.ops.schemas import FORWARDS, FUSED, IN_PLACE, library, overload, ov
 Given = Tensor | None
 
 
-def _forward(x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None) -> Tensor:
-    return KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual)).y
+def _forward(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None, zeroed: int = 0
+) -> Tensor:
+    return KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual, zeroed=zeroed)).y
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None) -> None:
-    KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual, inplace=True))
+def _forward_(
+    x: Tensor, cap: Tensor, dim: int = 1, bias: Given = None, residual: Given = None, zeroed: int = 0
+) -> None:
+    KernelActivation.run(Call(x, cap, dim, bias=bias, residual=residual, zeroed=zeroed, inplace=True))
 
 
 def _with_aux(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +76,8 @@ def _transformed_with_aux(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Call(*arguments)
     y, _, penalty = KernelActivation.run(call._replace(mask=False))
     # Packed by plain torch: what a Function saves under vmap is no mask.
-    return _tensors(Activated(y, packed_mask(y, call.cap, call.dim) if call.mask else None, penalty), call.cap)
+    packed = packed_mask(y, call.cap, call.dim, call.zeroed) if call.mask else None
+    return _tensors(Activated(y, packed, penalty), call.cap)
 
 
 def _transformed_with_aux_(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -97,8 +102,8 @@ TRANSFORMED: dict[str, Callable[..., Any]] = {
 
 
 def _check_forward(name: str, x: Tensor, cap: Tensor, dim: int = 1, *rest: Any) -> None:
-    bias_and_residual = rest[2:] if name in ("capped_relu_with_aux", "capped_relu_with_aux_") else rest
-    operator_checks.inputs(x, cap, dim, *bias_and_residual)
+    others = rest[2:] if name in ("capped_relu_with_aux", "capped_relu_with_aux_") else rest
+    operator_checks.inputs(x, cap, dim, *others)
     if name in IN_PLACE:
         operator_checks.writable(x)
 

@@ -14,7 +14,7 @@ from dreluop.ops.call import Call
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """y, or y and the penalty."""
-    x, cap, _, _, _, bias, residual, inplace = call
+    x, cap, _, _, _, bias, residual, _, inplace = call
     operators = operators_for(x)
     if inplace:
         checks.writable_in_place(x, cap=cap, bias=bias, residual=residual)

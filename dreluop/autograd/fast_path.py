@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dreluop._internal import checks, torch_private
 from dreluop._internal.errors import raise_as_of_torch
 from dreluop._internal.interrupts import left_for_certain
+from dreluop._internal.zeroed import zeroed
 from dreluop.autograd.base import BelowAutograd, in_transform_or_forward_mode, save_for_backward, saved_for_backward
 from dreluop.autograd.derivatives import exact_gradients, gradients_by
 from dreluop.backends import native
@@ -29,15 +30,15 @@ from dreluop.ops.handles import DEFAULT, Operators
 ENVIRONMENT_VARIABLE = "DRELUOP_AUTOGRAD"
 CHOICES = ("auto", "python", "compiled")
 
-# Called with x, cap, dim, inplace, save, balancer, bias and residual: what `dreluop.capped_relu` returns, or None for
-# any call but a common eager one. None where it is not available.
+# Called with the arguments of `dreluop.capped_relu` in their order, by position: what that returns, or None
+# for any call but a common eager one. None where it is not available.
 capped_relu: Callable[..., Any] | None = None
 # Why it is not available; None if it is.
 reason: str | None
 _TENSORS = frozenset({Tensor, nn.Parameter})
 
 
-def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor | None:
+def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool, above: str, nan: str) -> Tensor | None:
     """y, or None for any call but a common eager one.
 
     Small tensors feel every microsecond, so the operator is asked at once. It refuses whatever the checks would, which
@@ -54,15 +55,16 @@ def in_python(x: Tensor, cap: Tensor | float, dim: int, inplace: bool) -> Tensor
         or torch_private.is_tracing()
     ):
         return None
+    number = 0 if above == "cap" and nan == "propagate" else zeroed(above, nan)
     try:
         chosen = operators_for(x)
         if inplace:
             checks.writable_in_place(x, cap=cap)
         if torch.is_grad_enabled() and (x.requires_grad or cap.requires_grad):
-            y: Tensor = _apply(x, cap, dim, inplace)
+            y: Tensor = _apply(x, cap, dim, inplace, number)
             return y
         with BelowAutograd():
-            return chosen.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+            return chosen.activate(Call(x, cap, dim, zeroed=number, inplace=inplace))[0]
     except (RuntimeError, TypeError, ValueError) as error:
         raise_in_our_words(error, x, cap, dim)
         raise
@@ -75,34 +77,36 @@ def raise_in_our_words(error: Exception, x: Tensor, cap: Tensor | float, dim: in
 
 
 class PlainActivation(torch.autograd.Function):
-    """``KernelActivation`` for these calls alone: ``apply(x, cap, dim, inplace)``, y and the cap saved.
+    """``KernelActivation`` for these calls alone: ``apply(x, cap, dim, inplace, zeroed)``, y and the cap saved.
 
     Small tensors feel what ``KernelActivation`` does besides (docs/kernels.md). Not for transforms and forward mode.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool, zeroed: int) -> Tensor:
         ctx.operators = operators()
         with BelowAutograd():
-            y: Tensor = ctx.operators.activate(Call(x, cap, dim, False, None, None, None, inplace))[0]
+            y: Tensor = ctx.operators.activate(Call(x, cap, dim, zeroed=zeroed, inplace=inplace))[0]
         if inplace:
             ctx.mark_dirty(x)
-        ctx.dim = dim
+        ctx.dim, ctx.zeroed = dim, zeroed
         save_for_backward(ctx, y, cap)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         y, cap = saved_for_backward(ctx)
-        return *plain_backward(ctx.operators, grad, y, cap, ctx.dim, *ctx.needs_input_grad[:2]), None, None
+        need_x, need_cap = ctx.needs_input_grad[:2]
+        gradients = plain_backward(ctx.operators, grad, y, cap, ctx.dim, need_x, need_cap, ctx.zeroed)
+        return *gradients, None, None, None
 
 
 def plain_backward(
-    chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool
+    chosen: Operators, grad: Tensor, y: Tensor, cap: Tensor, dim: int, need_x: bool, need_cap: bool, zeroed: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Backward of ``PlainActivation``, by these operators."""
     try:
-        dx, dcap, _ = gradients_by(chosen, BackwardCall(grad, y, cap, dim, (), need_x, need_cap))
+        dx, dcap, _ = gradients_by(chosen, BackwardCall(grad, y, cap, dim, (), need_x, need_cap, zeroed=zeroed))
     except RuntimeError as error:
         raise_as_of_torch(error)
         raise

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dreluop._internal import torch_private
 from dreluop._internal.errors import raise_as_of_torch
+from dreluop._internal.zeroed import zeroed
 from dreluop.autograd import vmap
 from dreluop.autograd.base import (
     BelowAutograd,
@@ -131,7 +132,7 @@ class KernelActivation(Function):
             raise RuntimeError("capped_relu: no tangents of bias and residual here; add them to x before")
         y, cap = ctx.saved_for_forward
         u = x_tangent if x_tangent is not None else y.new_zeros(()).expand(y.shape)
-        y_tangent = tangent(u, cap_tangent, y, cap, ctx.dim, ())
+        y_tangent = tangent(u, cap_tangent, y, cap, ctx.dim, (), ctx.zeroed)
         if ctx.inplace:
             # autograd requires the tangent of an in-place function to be written in place too.
             y_tangent = x_tangent.copy_(y_tangent) if x_tangent is not None else y_tangent
@@ -154,6 +155,8 @@ class CappedReLUFunction(KernelActivation):
         balancer: float | None = None,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
+        above: Literal["cap", "zero"] = "cap",
+        nan: Literal["propagate", "zero"] = "propagate",
     ) -> Tensor | tuple[Tensor, ...]:
         """The activation of checked arguments, which are those of ``dreluop.capped_relu``.
 
@@ -161,7 +164,8 @@ class CappedReLUFunction(KernelActivation):
             y, or a tuple: y, then the packed mask with ``save="mask"`` (under ``torch.vmap`` y again), then the penalty
             if ``balancer`` is a number.
         """
-        results = KernelActivation.run(Call(x, cap, dim, save == "mask", balancer, bias, residual, inplace))
+        call = Call(x, cap, dim, save == "mask", balancer, bias, residual, zeroed(above, nan), inplace)
+        results = KernelActivation.run(call)
         found = tuple(result for result in results if result is not None)
         return found if len(found) > 1 else results.y
 
@@ -189,7 +193,7 @@ class TransformedActivation(KernelActivation):
         call, rule, _, _, x, cap = inputs
         x_dim, cap_dim = in_dims[4:]
         fold = vmap.Fold(info.batch_size, x_dim, x, cap_dim, cap, call.dim, per_sample_cap=False)
-        folded = Call(fold.like_x(x, x_dim), fold.cap(cap, cap_dim), fold.dim)
+        folded = Call(fold.like_x(x, x_dim), fold.cap(cap, cap_dim), fold.dim, zeroed=call.zeroed)
         y = TransformedActivation.apply(folded, rule, None, True, folded.x, folded.cap)
         y, y_dim = fold.restore_x(y)
         if not call.mask:
@@ -211,6 +215,7 @@ def _remember(
     """Save for the derivatives what they need. Not the call, which would keep x."""
     ctx.operators = operators()
     ctx.dim, ctx.inplace, ctx.balancer, ctx.rule, ctx.order = call.dim, call.inplace, call.balancer, rule.name, ()
+    ctx.zeroed = call.zeroed
     ctx.set_materialize_grads(False)
     needs = ctx.needs_input_grad
     if rule.width is not None:
@@ -237,7 +242,7 @@ _apply_in_eager_mode = super(torch.autograd.Function, KernelActivation).apply
 
 def activated(call: Call, rule: Rule, forward_mode: bool) -> Activated:
     """``KernelActivation`` outside transforms. ``forward_mode``: whether a tangent may be asked."""
-    x, cap, _, mask, balancer, bias, residual, inplace = call
+    x, cap, _, mask, balancer, bias, residual, _, inplace = call
     # autograd refuses a second result of a function that writes over a view.
     apart = balancer is not None and inplace and x._is_view()
     if apart:
@@ -253,16 +258,16 @@ def activated(call: Call, rule: Rule, forward_mode: bool) -> Activated:
 
 def activated_in_transforms(call: Call, rule: Rule) -> Activated:
     """``KernelActivation`` where plain torch has the derivatives of all but the rule itself: sum, write and penalty."""
-    x, cap, dim, mask, balancer, bias, residual, inplace = call
+    x, cap, dim, mask, balancer, bias, residual, number, inplace = call
     t = fused_sum(x, dim, bias, residual)
     packed: Tensor | None = None
     if rule is EXACT and torch_private.transforms_active() and (operators().plain_derivatives or functionalizing()):
         # No autograd.Function of ours for functionalize, nor in what a compiler is to fuse.
-        y = inductor.differentiable(t, cap, dim)
-        packed = packed_mask(y, cap, dim) if mask else None
+        y = inductor.differentiable(t, cap, dim, number)
+        packed = packed_mask(y, cap, dim, number) if mask else None
     else:
         # functorch does not let a mask be saved that is neither an argument nor a result.
-        wanted = Call(t, cap, dim, mask and rule is EXACT)
+        wanted = Call(t, cap, dim, mask and rule is EXACT, zeroed=number)
         result = TransformedActivation.apply(wanted, rule, None, rule is EXACT, t, cap)
         y, packed = result if wanted.mask else (result, None)
     penalty = None if balancer is None else penalty_of([cap], balancer)
@@ -282,8 +287,9 @@ def _exact(
     saved, cap, *bias = saved_tensors
     grad_penalty = others[-1] if ctx.balancer is not None else None
     return exact_gradients(
-        ctx.operators, grad, saved, cap, ctx.dim, ctx.order, needs[0], needs[1], ctx.balancer, grad_penalty, *bias
-    )
+        ctx.operators, grad, saved, cap, ctx.dim, ctx.order, needs[0], needs[1], ctx.balancer, grad_penalty,
+        bias[0] if bias else None, ctx.zeroed,
+    )  # fmt: skip
 
 
 def _by_surrogate(

@@ -14,7 +14,7 @@ from dreluop.ops.call import Call
 
 def run(call: Call, run_locally: Callable[[Call], Any]) -> Tensor | tuple[Tensor, Tensor]:
     def local(x: Tensor, cap: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        y: Tensor = run_locally(Call(x, cap, call.dim, True, bias=bias, residual=residual))
+        y: Tensor = run_locally(Call(x, cap, call.dim, True, bias=bias, residual=residual, zeroed=call.zeroed))
         return y
 
     assert dtensor.on_local_tensors is not None  # since the sharding rules are registered

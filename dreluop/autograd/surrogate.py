@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from dreluop._internal import checks, dtensor, torch_private
 from dreluop._internal.interrupts import left_for_certain
 from dreluop._internal.shapes import granularity_of
+from dreluop._internal.zeroed import ABOVE, NAN
 from dreluop.autograd.base import derivative_may_be_asked, in_backward
 from dreluop.autograd.function import STRAIGHT_THROUGH, KernelActivation, soft
 from dreluop.autograd.penalty import penalty_of
@@ -143,6 +144,11 @@ def run(call: Call) -> Tensor | tuple[Tensor, Tensor] | None:
     if wanted.form != "smooth" and not derivative_may_be_asked(call.x, call.bias, call.residual):
         return None
     _refuse_transforms(wanted.entered_by)
+    if call.zeroed & ABOVE:
+        raise ValueError(
+            f'above: got "zero" inside {wanted.entered_by}; expected "cap", as the gradient of what is zeroed has no '
+            "surrogate"
+        )
     operators_for(call.x)
     if call.inplace:
         checks.writable_in_place(call.x, cap=call.cap, bias=call.bias, residual=call.residual)
@@ -159,27 +165,38 @@ def _sum(call: Call) -> Tensor:
     return fused_sum(call.x, call.dim, call.bias, call.residual)
 
 
+def _with_nan_as_zero(call: Call) -> tuple[Tensor, Tensor]:
+    """What is capped and the cap; 0 in place of a NaN that is zeroed, of which neither has a gradient then."""
+    total, cap = _sum(call), call.cap
+    if not call.zeroed & NAN:
+        return total, cap
+    return total.masked_fill(total.isnan(), 0), cap.masked_fill(cap.isnan(), 0)
+
+
 def _straight_through(call: Call, _: Surrogate) -> Tensor:
     without_penalty = call if call.balancer is None else call._replace(balancer=None)
     return KernelActivation.run(without_penalty, STRAIGHT_THROUGH).y
 
 
 def _soft(call: Call, wanted: Surrogate) -> Tensor:
-    x, cap, dim = call.x, call.cap, call.dim
-    total = _sum(call)
+    x, dim = call.x, call.dim
+    total, cap = _with_nan_as_zero(call)
     if total is x and call.inplace:
         total = x.clone()
     if total is not x:
         # y has the strides of what it is computed from.
         like = torch.empty_like(x, device="meta").stride()
         total = total if total.stride() == like else torch.empty_like(x).copy_(total)
-    y = KernelActivation.run(Call(total, cap, dim), soft(wanted.width(total, cap, dim))).y
+    y = KernelActivation.run(Call(total, cap, dim), soft(wanted.width(total, call.cap, dim))).y
     return x.copy_(y) if call.inplace else y
 
 
 def _smooth(call: Call, wanted: Surrogate) -> Tensor:
-    x, total = call.x, _sum(call)
-    y = smooth_values(total, call.cap, call.dim, wanted.width(total, call.cap, call.dim).detach())
+    x = call.x
+    total, cap = _with_nan_as_zero(call)
+    y = smooth_values(total, cap, call.dim, wanted.width(total, call.cap, call.dim).detach())
+    if call.zeroed & NAN:
+        y = y.masked_fill(_sum(call).isnan(), 0)
     return x.copy_(y) if call.inplace else torch.empty_like(x).copy_(y)
 
 

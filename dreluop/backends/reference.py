@@ -44,44 +44,56 @@ __all__ = [
 
 
 def capped_relu(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> Tensor:
-    operator_checks.inputs(x, cap, dim, bias, residual)
-    return value(fused_sum(x, dim, bias, residual), effective_cap(cap, x, dim), torch.empty_like(x))
+    operator_checks.inputs(x, cap, dim, bias, residual, zeroed)
+    return value(fused_sum(x, dim, bias, residual), effective_cap(cap, x, dim), torch.empty_like(x), zeroed)
 
 
 def capped_relu_(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> None:
     operator_checks.writable(x)
-    x.copy_(capped_relu(x, cap, dim, bias, residual))
+    x.copy_(capped_relu(x, cap, dim, bias, residual, zeroed))
 
 
 def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Call(*arguments, **keywords)
-    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual)
+    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual, call.zeroed)
     return y, *mask_and_penalty(y, call)
 
 
 def capped_relu_with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
     call = Call(*arguments, **keywords)
-    capped_relu_(call.x, call.cap, call.dim, call.bias, call.residual)
+    capped_relu_(call.x, call.cap, call.dim, call.bias, call.residual, call.zeroed)
     return mask_and_penalty(call.x, call)
 
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = BackwardCall(*arguments, **keywords)
     operator_checks.backward(call)
-    regions = regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape)
+    regions = regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape, call.zeroed)
     out = empty_as_saved(call.grad, call.saved, call.order) if call.need_x else None
     return gradients(call, regions, out)
 
 
-def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    operator_checks.saved("u", u, saved, cap, dim, order)
+def capped_relu_jvp(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> Tensor:
+    operator_checks.saved("u", u, saved, cap, dim, order, zeroed)
     if v is not None and v.shape != cap.shape:
         raise ValueError(f"v: got shape {tuple(v.shape)}; expected the cap's, {tuple(cap.shape)}")
-    regions = regions_of_saved(saved, cap, dim, order, u.shape)
+    regions = regions_of_saved(saved, cap, dim, order, u.shape, zeroed)
     return tangent_of(u, v, regions, dim, empty_as_saved(u, saved, order))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dreluop._internal import env
 from dreluop._internal.checks import FLOAT_DTYPES
+from dreluop._internal.zeroed import ABOVE, MOST, NAN
 from dreluop.backends import reference, selection
 from dreluop.ops import composite
 
@@ -80,6 +81,14 @@ def _compare(backend: str, device: str) -> Iterator[Result]:
                 backend, "capped_relu_with_aux", text, _same(got[:2], expected[:2]) and _near(got[2], expected[2])
             )
             yield Result(backend, "capped_relu", text, _same(calls.capped_relu(x, cap, 1), expected[0]))
+            for zeroed in (ABOVE, NAN, MOST):
+                values = [f(x, cap, 1, None, None, zeroed) for f in (calls.capped_relu, reference.capped_relu)]
+                yield Result(backend, "capped_relu", text, _same(*values))
+                backwards = [
+                    f(grad, values[1], cap, 1, [], True, False, None, None, None, zeroed)[0]
+                    for f in (calls.capped_relu_backward, reference.capped_relu_backward)
+                ]
+                yield Result(backend, "capped_relu_backward", text, _same(*backwards))
             y, mask = expected[:2]
             for saved, order in ((y, []), (mask, composite.mask_order(y, cap))):
                 arguments = (grad, saved, cap, 1, order, True, True, 0.1, weight)

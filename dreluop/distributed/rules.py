@@ -31,18 +31,27 @@ from dreluop.ops.schemas import IN_PLACE, NAMESPACE, OVERLOADS, library, overloa
 Rule = tuple[list[Placement], dict[str, Placement]]
 
 
-def _forward(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Iterator[Rule]:
+def _forward(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None, zeroed: int = 0) -> Iterator[Rule]:
     for strategy in _strategies(x, cap, dim, bias):
         yield [strategy.x], _arguments_of_forward(strategy)
 
 
-def _forward_(x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None) -> Iterator[Rule]:
+def _forward_(
+    x: Any, cap: Any, dim: int = 1, bias: Any = None, residual: Any = None, zeroed: int = 0
+) -> Iterator[Rule]:
     for strategy in _strategies(x, cap, dim, bias):
         yield [], _arguments_of_forward(strategy)
 
 
 def _with_aux(
-    x: Any, cap: Any, dim: int, mask: bool, balancer: float | None, bias: Any = None, residual: Any = None
+    x: Any,
+    cap: Any,
+    dim: int,
+    mask: bool,
+    balancer: float | None,
+    bias: Any = None,
+    residual: Any = None,
+    zeroed: int = 0,
 ) -> Iterator[Rule]:
     if mask and not all(placement.is_replicate() for placement in x.placements):
         raise ValueError(
@@ -69,7 +78,7 @@ def _backward(*given: Any, **keywords: Any) -> Iterator[Rule]:
         yield _results_of_backward(strategy, call), arguments
 
 
-def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int]) -> Iterator[Rule]:
+def _tangent(u: Any, v: Any, saved: Any, cap: Any, dim: int, order: Sequence[int], zeroed: int = 0) -> Iterator[Rule]:
     for strategy in [REPLICATED] if _is_mask(saved) else _strategies(u, cap, dim):
         yield [strategy.x], {"u": strategy.x, "v": strategy.cap, "saved": strategy.x, "cap": strategy.cap}
 
@@ -154,11 +163,11 @@ def _with_aux_in_place(which: str) -> Callable[..., Any]:
     operators = handles.BY_OVERLOAD[which]
 
     def run(
-        x: DTensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *bias_and_residual: Tensor | None
+        x: DTensor, cap: Tensor, dim: int, mask: bool, balancer: float | None, *others: Any
     ) -> tuple[Tensor, Tensor]:
         if mask:
             refuse_mask_in_place()
-        operators.capped_relu_(x, cap, dim, *bias_and_residual)
+        operators.capped_relu_(x, cap, dim, *others)
         nothing = x.new_empty((0,), dtype=torch.uint8)
         if balancer is None:
             return nothing, cap.new_empty((0,), dtype=accumulation_dtype(cap))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dreluop._internal import checks, dtensor
+from dreluop._internal.zeroed import zeroed
 
 
 class Call(NamedTuple):
@@ -16,6 +17,7 @@ class Call(NamedTuple):
     Attributes:
         mask: whether the packed mask is wanted, to be saved for backward in place of y.
         balancer: the weight of the penalty, if that is wanted.
+        zeroed: what else becomes +0 (``ops.schemas``).
     """
 
     x: Tensor
@@ -25,7 +27,13 @@ class Call(NamedTuple):
     balancer: float | None = None
     bias: Tensor | None = None
     residual: Tensor | None = None
+    zeroed: int = 0
     inplace: bool = False
+
+    @property
+    def of_operator(self) -> tuple[Any, ...]:
+        """Those of the operator, without a last one that has its default."""
+        return self[:8] if self.zeroed else self[:7]
 
     @classmethod
     def checked(
@@ -38,6 +46,8 @@ class Call(NamedTuple):
         balancer: float | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        above: str = "cap",
+        nan: str = "propagate",
     ) -> Call:
         """What ``dreluop.capped_relu`` was given, or the error that names what is wrong with it."""
         checks.float_tensor("x", x)
@@ -57,7 +67,7 @@ class Call(NamedTuple):
             cap = dtensor.checked_cap(x, cap, bias=bias, residual=residual)
             if inplace and save == "mask":
                 dtensor.refuse_mask_in_place()
-        return cls(x, cap, dim, save == "mask", balancer, bias, residual, inplace)
+        return cls(x, cap, dim, save == "mask", balancer, bias, residual, zeroed(above, nan), inplace)
 
 
 class BackwardCall(NamedTuple):
@@ -68,6 +78,7 @@ class BackwardCall(NamedTuple):
         saved, order: what forward saved, y or the packed mask, and the order of the mask's dimensions.
         need_x, need_cap: which gradients are wanted; that of the bias where ``bias`` is given.
         balancer, grad_penalty: of the penalty that forward returned, and its gradient.
+        zeroed: as forward was given it.
     """
 
     grad: Tensor
@@ -80,3 +91,11 @@ class BackwardCall(NamedTuple):
     balancer: float | None = None
     grad_penalty: Tensor | None = None
     bias: Tensor | None = None
+    zeroed: int = 0
+
+    @property
+    def of_operator(self) -> tuple[Any, ...]:
+        """All, without the last ones that have their defaults."""
+        if self.zeroed:
+            return self
+        return self[:9] if self.bias is None else self[:10]

@@ -15,6 +15,7 @@ from torch import Tensor
 from dreluop._internal import operator_checks, torch_private
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
 from dreluop._internal.shapes import bias_view, broadcast_shape, has_unknown_sizes, may_be
+from dreluop._internal.zeroed import ABOVE, NAN
 from dreluop.ops.call import BackwardCall, Call
 
 OFF, INSIDE, CAPPED = 0, 1, 2
@@ -70,22 +71,31 @@ def fused_sum(x: Tensor, dim: int, bias: Tensor | None, residual: Tensor | None)
     return total.to(x.dtype)
 
 
-def value(t: Tensor, m: Tensor, out: Tensor | None = None) -> Tensor:
-    """``max(0, min(t, m))`` for an m that broadcasts against t."""
+def value(t: Tensor, m: Tensor, out: Tensor | None = None, zeroed: int = 0) -> Tensor:
+    """``max(0, min(t, m))`` for an m that broadcasts against t, and 0 where ``zeroed`` says so."""
     y = torch.minimum(t, m, out=out)
+    off = off_of(y, t, m, zeroed)
+    return torch.where(off, 0, y) if out is None else y.masked_fill_(off, 0)
+
+
+def off_of(y: Tensor, t: Tensor, m: Tensor, zeroed: int) -> Tensor:
+    """Where an activation is 0, for the minimum y of t and m."""
     # `<=` is false for NaN, which stays, and true for -0.0, which becomes +0.0.
-    return torch.where(y <= 0, 0, y) if out is None else y.masked_fill_(y <= 0, 0)
+    off = y <= 0
+    if zeroed & ABOVE:
+        off = off | (t > m)
+    return off | y.isnan() if zeroed & NAN else off
 
 
 def mask_and_penalty(y: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Both of a call whose result is y; each is an empty tensor when not asked for."""
     cap, balancer = call.cap, call.balancer
-    packed = packed_mask(y, cap, call.dim) if call.mask else _nothing(y, torch.uint8)
+    packed = packed_mask(y, cap, call.dim, call.zeroed) if call.mask else _nothing(y, torch.uint8)
     return packed, cap_penalty([cap], balancer) if balancer is not None else _nothing(cap, accumulation_dtype(cap))
 
 
-def packed_mask(y: Tensor, cap: Tensor, dim: int) -> Tensor:
-    return pack(*regions_of_output(y, effective_cap(cap, y, dim)), mask_order(y, cap))
+def packed_mask(y: Tensor, cap: Tensor, dim: int, zeroed: int = 0) -> Tensor:
+    return pack(*regions_of_output(y, effective_cap(cap, y, dim), zeroed), mask_order(y, cap))
 
 
 def gradients(
@@ -217,19 +227,21 @@ def _shifts(device: torch.device) -> Tensor:
     return torch.arange(0, 8, BITS_PER_REGION, dtype=torch.uint8, device=device)
 
 
-def regions_of_output(y: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+def regions_of_output(y: Tensor, m: Tensor, zeroed: int = 0) -> tuple[Tensor, Tensor]:
     """The masks (inside, capped) from y and the effective cap."""
     # Both false for NaN, which is inside.
     off, reached = y <= 0, y >= m
+    if zeroed & ABOVE:
+        return ~off, torch.zeros_like(off)
     return ~(off | reached), reached & ~off
 
 
 def regions_of_saved(
-    saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], shape: Sequence[int]
+    saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], shape: Sequence[int], zeroed: int = 0
 ) -> tuple[Tensor, Tensor]:
     if saved.dtype == torch.uint8:
         return unpack(saved, shape, order)
-    return regions_of_output(saved, effective_cap(cap, saved, dim))
+    return regions_of_output(saved, effective_cap(cap, saved, dim), zeroed)
 
 
 def empty_as_saved(like: Tensor, saved: Tensor, order: Sequence[int]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dreluop._internal import torch_private
 from dreluop._internal.shapes import broadcast_shape
+from dreluop._internal.zeroed import ABOVE
 from dreluop.ops import composite
 from dreluop.ops.call import BackwardCall, Call
 from dreluop.ops.composite import (
@@ -21,6 +22,7 @@ from dreluop.ops.composite import (
     fused_sum,
     gradients,
     mask_and_penalty,
+    off_of,
     regions_of_saved,
     sum_dtype,
     tangent_of,
@@ -29,21 +31,27 @@ from dreluop.ops.schemas import NAMESPACE, overloads_of
 
 
 def capped_relu(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> Tensor:
     m = effective_cap(cap, x, dim)
-    return differentiable_value(fused_sum(x, dim, bias, residual), m, m)
+    return differentiable_value(fused_sum(x, dim, bias, residual), m, m, zeroed)
 
 
-def differentiable_value(t: Tensor, m: Tensor, per_element: Tensor) -> Tensor:
+def differentiable_value(t: Tensor, m: Tensor, per_element: Tensor, zeroed: int = 0) -> Tensor:
     """``value(t, m)`` with all derivatives of the rule, at ties and NaN too; those of the cap go to ``per_element``.
 
     ``torch.minimum`` would divide the gradient at a tie between t and m.
     """
     y = torch.minimum(t, m).detach()
+    off = off_of(y, t, m, zeroed)
     # Adding NaN passes the gradient on to t. Both comparisons are false for NaN.
     t = t + torch.where(m.isnan(), m, 0).detach()
-    return torch.where(y <= 0, 0, torch.where(y >= m, per_element, t))
+    return torch.where(off, 0, t if zeroed & ABOVE else torch.where(y >= m, per_element, t))
 
 
 def cap_per_element(cap: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -54,17 +62,19 @@ def cap_per_element(cap: Tensor, x: Tensor, dim: int) -> Tensor:
 
 def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Call(*arguments, **keywords)
-    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual)
+    y = capped_relu(call.x, call.cap, call.dim, call.bias, call.residual, call.zeroed)
     return y, *mask_and_penalty(y, call)
 
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = BackwardCall(*arguments, **keywords)
-    return gradients(call, regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape))
+    return gradients(call, regions_of_saved(call.saved, call.cap, call.dim, call.order, call.grad.shape, call.zeroed))
 
 
-def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    return tangent_of(u, v, regions_of_saved(saved, cap, dim, order, u.shape), dim)
+def capped_relu_jvp(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> Tensor:
+    return tangent_of(u, v, regions_of_saved(saved, cap, dim, order, u.shape, zeroed), dim)
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -16,27 +16,39 @@ from dreluop.ops.schemas import NAMESPACE, library, overload, overloads_of
 
 
 def _forward(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> Tensor:
-    operator_checks.inputs(x, cap, dim, bias, residual)
+    operator_checks.inputs(x, cap, dim, bias, residual, zeroed)
     return torch.empty_like(x)
 
 
-def _forward_(x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None) -> None:
-    operator_checks.inputs(x, cap, dim, bias, residual)
+def _forward_(
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
+) -> None:
+    operator_checks.inputs(x, cap, dim, bias, residual, zeroed)
     # No kernel of ours looks at what is fused.
     operator_checks.writable(x)
 
 
 def _with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = Call(*arguments, **keywords)
-    return torch.empty_like(call.x), *_with_aux_(*call[:7])
+    return torch.empty_like(call.x), *_with_aux_(*call.of_operator)
 
 
 def _with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
     call = Call(*arguments, **keywords)
     x, cap = call.x, call.cap
-    operator_checks.inputs(x, cap, call.dim, call.bias, call.residual)
+    operator_checks.inputs(x, cap, call.dim, call.bias, call.residual, call.zeroed)
     size = (x.numel() + ELEMENTS_PER_BYTE - 1) // ELEMENTS_PER_BYTE if call.mask else 0
     shape = () if call.balancer is not None else (0,)
     return x.new_empty((size,), dtype=torch.uint8), cap.new_empty(shape, dtype=accumulation_dtype(cap))
@@ -51,8 +63,10 @@ def _backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]
     return dx, cap.new_empty(cap.shape if call.need_cap else (0,)), dbias
 
 
-def _tangent(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    operator_checks.saved("u", u, saved, cap, dim, order)
+def _tangent(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> Tensor:
+    operator_checks.saved("u", u, saved, cap, dim, order, zeroed)
     return empty_as_saved(u, saved, order)
 
 

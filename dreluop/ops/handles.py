@@ -6,6 +6,7 @@ Their arguments are those of `dreluop.ops.schemas`; optional ones may be left ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Operators:
     capped_relu_with_aux: Callable[..., tuple[Tensor, Tensor, Tensor]]
     capped_relu_with_aux_: Callable[..., tuple[Tensor, Tensor]]
     capped_relu_backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    capped_relu_jvp: Callable[[Tensor, Tensor | None, Tensor, Tensor, int, Sequence[int]], Tensor]
+    capped_relu_jvp: Callable[..., Tensor]
     capped_relu_surrogate_backward: Callable[..., Tensor]
     cap_saturation: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
     cap_penalty: Callable[[Sequence[Tensor], float], Tensor]
@@ -50,16 +51,20 @@ class Operators:
 
         The one place that chooses among out of place and in place, with and without the other two.
         """
-        x, cap, dim, mask, balancer, bias, residual, inplace = call
+        x, cap, dim, mask, balancer, bias, residual, zeroed, inplace = call
         if mask or balancer is not None:
             if inplace:
-                packed, penalty = self.capped_relu_with_aux_(*call[:7])
+                packed, penalty = self.capped_relu_with_aux_(*call.of_operator)
                 y = x
             else:
-                y, packed, penalty = self.capped_relu_with_aux(*call[:7])
+                y, packed, penalty = self.capped_relu_with_aux(*call.of_operator)
             return y, packed if mask else None, penalty if balancer is not None else None
         # Torch handles fewer arguments faster.
-        arguments = (x, cap, dim) if bias is None and residual is None else (x, cap, dim, bias, residual)
+        arguments: tuple[Any, ...] = (x, cap, dim)
+        if zeroed:
+            arguments = (x, cap, dim, bias, residual, zeroed)
+        elif bias is not None or residual is not None:
+            arguments = (x, cap, dim, bias, residual)
         if not inplace:
             return self.capped_relu(*arguments), None, None
         self.capped_relu_(*arguments)

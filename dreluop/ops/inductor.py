@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
+from dreluop._internal.zeroed import ABOVE
 from dreluop.ops import handles
 from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
@@ -26,32 +27,44 @@ def rounded_cap(cap: Tensor, x: Tensor, dim: int) -> Tensor:
 
     That code leaves out a rounding to a half type between two operators that it fuses (``to_dtype`` in inductor's
     ``codegen/triton.py``). Then y, which lies rounded in memory, would not equal its cap, and the cap would get no
-    gradient. It does round what is to be read as integers. Inductor's C++ code rounds by itself.
+    gradient.
     """
     m = effective_cap(cap, x, dim)
-    if m.is_cpu or m.element_size() > 2 or cap.dtype == m.dtype:
-        return m
-    return m.view(_BITS_OF_HALF).view(m.dtype)
+    return m if cap.dtype == m.dtype else _rounded(m)
+
+
+def _rounded(t: Tensor) -> Tensor:
+    """Inductor rounds what is to be read as integers. Its C++ code rounds by itself."""
+    return t if t.is_cpu or t.element_size() > 2 else t.view(_BITS_OF_HALF).view(t.dtype)
 
 
 def capped_relu(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> Tensor:
-    return value(fused_sum(x, dim, bias, residual), rounded_cap(cap, x, dim))
+    t = fused_sum(x, dim, bias, residual)
+    # By a rounding, a sum may reach its cap, and stay.
+    return value(_rounded(t) if zeroed & ABOVE else t, rounded_cap(cap, x, dim), zeroed=zeroed)
 
 
-def differentiable(t: Tensor, cap: Tensor, dim: int) -> Tensor:
+def differentiable(t: Tensor, cap: Tensor, dim: int, zeroed: int) -> Tensor:
     """The activation of t inside transforms, which find the derivatives in it."""
-    return differentiable_value(t, rounded_cap(cap, t, dim), cap_per_element(cap, t, dim))
+    return differentiable_value(t, rounded_cap(cap, t, dim), cap_per_element(cap, t, dim), zeroed)
 
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = BackwardCall(*arguments, **keywords)
-    return gradients(call, regions_of_output(call.saved, rounded_cap(call.cap, call.saved, call.dim)))
+    return gradients(call, regions_of_output(call.saved, rounded_cap(call.cap, call.saved, call.dim), call.zeroed))
 
 
-def capped_relu_jvp(u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
-    return tangent_of(u, v, regions_of_output(saved, rounded_cap(cap, saved, dim)), dim)
+def capped_relu_jvp(
+    u: Tensor, v: Tensor | None, saved: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0
+) -> Tensor:
+    return tangent_of(u, v, regions_of_output(saved, rounded_cap(cap, saved, dim), zeroed), dim)
 
 
 def _traced(mode: Any, _op: Any, _types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:

@@ -35,7 +35,8 @@
     Its gradients, from x and the mean and variance that were used, which count as constants unless ``training``; the
     region is found again from x, or read from the mask, which a residual needs.
 
-csrc/include/dreluop/semantics.h holds the scalar rule.
+csrc/include/dreluop/semantics.h holds the scalar rule. ``zeroed`` says what else becomes +0, and then has no gradient
+(``dreluop._internal.zeroed``): 1 for what is above the cap, which leaves nothing capped, 2 for NaN, 3 for both.
 
 ``saved`` is y (any strides) or the packed mask (uint8, one dimension). ``order`` lists the dimensions of y from the
 outermost to the innermost in the mask (``composite.mask_order``); it is read only with a mask. A result that is not
@@ -57,15 +58,18 @@ from dreluop.version import __version__
 NAMESPACE = "dreluop"
 
 SCHEMAS: dict[str, str] = {
-    "capped_relu": "(Tensor x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None) -> Tensor",
-    "capped_relu_": "(Tensor(a!) x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None) -> ()",
+    "capped_relu": "(Tensor x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None, int zeroed=0)"
+    " -> Tensor",
+    "capped_relu_": "(Tensor(a!) x, Tensor cap, int dim=1, Tensor? bias=None, Tensor? residual=None, int zeroed=0)"
+    " -> ()",
     "capped_relu_with_aux": "(Tensor x, Tensor cap, int dim, bool mask, float? balancer, Tensor? bias=None,"
-    " Tensor? residual=None) -> (Tensor y, Tensor mask, Tensor penalty)",
+    " Tensor? residual=None, int zeroed=0) -> (Tensor y, Tensor mask, Tensor penalty)",
     "capped_relu_with_aux_": "(Tensor(a!) x, Tensor cap, int dim, bool mask, float? balancer, Tensor? bias=None,"
-    " Tensor? residual=None) -> (Tensor mask, Tensor penalty)",
+    " Tensor? residual=None, int zeroed=0) -> (Tensor mask, Tensor penalty)",
     "capped_relu_backward": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order, bool need_x, bool need_cap,"
-    " float? balancer, Tensor? grad_penalty, Tensor? bias=None) -> (Tensor dx, Tensor dcap, Tensor dbias)",
-    "capped_relu_jvp": "(Tensor u, Tensor? v, Tensor saved, Tensor cap, int dim, int[] order) -> Tensor",
+    " float? balancer, Tensor? grad_penalty, Tensor? bias=None, int zeroed=0)"
+    " -> (Tensor dx, Tensor dcap, Tensor dbias)",
+    "capped_relu_jvp": "(Tensor u, Tensor? v, Tensor saved, Tensor cap, int dim, int[] order, int zeroed=0) -> Tensor",
     "capped_relu_surrogate_backward": "(Tensor grad, Tensor saved, Tensor cap, int dim, int[] order,"
     " Tensor? width=None) -> Tensor",
     "cap_saturation": "(Tensor x, Tensor cap, int dim=1) -> (Tensor counts, Tensor has_gradient)",

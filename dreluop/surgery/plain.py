@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ def to_torch(model: nn.Module) -> nn.Module:
 
     A fixed layer cap > 0 (SReLU, or a frozen DReLU) becomes ``nn.Hardtanh(0, cap)``, any other
     ``relu(minimum(x, cap))``, whose cap stays a parameter (a buffer, for SReLU) of the same name; a parametrized cap
-    becomes one that holds its value. Modules that surgery rewrote become a ``torch.fx.GraphModule`` of their forward
-    with the same children. Outputs are equal (``torch.equal``); the gradient at ties is torch's.
+    becomes one that holds its value. What ``above`` or ``nan`` makes zero is ``masked_fill``. Modules that surgery
+    rewrote become a ``torch.fx.GraphModule`` of their forward with the same children. Outputs are equal
+    (``torch.equal``); the gradient at ties is torch's.
 
     A batch norm that ``replace_activations`` gave caps becomes torch's again, and the activation goes where it was: the
     names are those of ``fuse=True``. Any other one becomes a module with a ``norm`` and an ``activation``. Both compute
@@ -79,7 +81,8 @@ def _plain(value: Any, done: dict[int, Any], names: dict[int, str]) -> Any:
 
 def _capped(layer: DReLU | SReLU) -> nn.Module:
     cap = layer.cap.detach()
-    fixed = not layer.cap.requires_grad and cap.numel() == 1 and checks.has_values(cap) and cap.item() > 0
+    plain = layer.above == "cap" and layer.nan == "propagate"
+    fixed = plain and not layer.cap.requires_grad and cap.numel() == 1 and checks.has_values(cap) and cap.item() > 0
     root = nn.Module()
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -106,8 +109,19 @@ def _capped(layer: DReLU | SReLU) -> nn.Module:
         root.register_buffer("cap", cap if layer.cap.grad_fn is not None else layer.cap)
     bound = graph.call_method("type_as", (graph.get_attr("cap"), x))
     by_channel = layer.cap.ndim == 1 and layer.cap.numel() != 1
+    inplace = layer.inplace and not (isinstance(layer, ResidualDReLU) and not layer.sum_inplace)
     view = graph.call_method("transpose", (x, layer.dim, -1)) if by_channel else x
-    if layer.inplace and not (isinstance(layer, ResidualDReLU) and not layer.sum_inplace):
+    if layer.nan == "zero":
+        bound = graph.call_method("nan_to_num", (bound, 0.0, math.inf, -math.inf))
+        view = _filled(graph, view, graph.call_function(torch.isnan, (view,)), 0.0, inplace)
+    if layer.above == "zero":
+        off = graph.call_function(torch.le, (view, 0.0))
+        off = graph.call_function(torch.logical_or, (off, graph.call_function(torch.gt, (view, bound))))
+        view = _filled(graph, view, off, 0.0, inplace)
+        view = _filled(graph, view, graph.call_function(torch.isnan, (bound,)), math.nan, inplace)
+        back = graph.call_method("transpose", (view, layer.dim, -1)) if by_channel and not inplace else view
+        graph.output(x if inplace else back)
+    elif inplace:
         graph.call_method("clamp_", (view,), {"max": bound})
         graph.output(graph.call_method("relu_", (x,)))
     else:
@@ -115,6 +129,10 @@ def _capped(layer: DReLU | SReLU) -> nn.Module:
         least = graph.call_method("transpose", (least, layer.dim, -1)) if by_channel else least
         graph.output(graph.call_function(torch.relu, (least,)))
     return _with_state_of(layer, fx.GraphModule(root, graph, PLAIN_NAME))
+
+
+def _filled(graph: fx.Graph, t: fx.Node, where: fx.Node, value: float, inplace: bool) -> fx.Node:
+    return graph.call_method("masked_fill_" if inplace else "masked_fill", (t, where, value))
 
 
 def _graph(module: nn.Module, name: str) -> fx.Graph:

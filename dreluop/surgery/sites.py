@@ -38,7 +38,10 @@ class ResidualDReLU(DReLU):
         elif residual is not None and not self.sum_inplace:
             # x + residual left x alone, so the fused pass must too.
             inplace = False
-        return capped_relu(x, self.cap, dim=self.dim, inplace=inplace, save=self.save, bias=bias, residual=residual)
+        return capped_relu(
+            x, self.cap, dim=self.dim, inplace=inplace, save=self.save, bias=bias, residual=residual,
+            above=self.above, nan=self.nan,
+        )  # fmt: skip
 
 
 def _alike(x: Any, residual: Any) -> bool:

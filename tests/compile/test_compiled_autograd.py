@@ -33,6 +33,10 @@ FORMS: dict[str, Form] = {
     "balancer": lambda x, cap, bias, residual: capped_relu(x, cap, balancer=0.1),
     "bias and residual": lambda x, cap, bias, residual: capped_relu(x, cap, bias=bias, residual=residual),
     "everything": everything,
+    "zero above": lambda x, cap, bias, residual: capped_relu(x, cap, above="zero"),
+    "zero above, everything": lambda x, cap, bias, residual: capped_relu(
+        x, cap, bias=bias, residual=residual, balancer=0.1, above="zero", nan="zero"
+    ),
     "in place on a view": lambda x, cap, bias, residual: on_a_view(x, cap),
     "in place on a view, mask": lambda x, cap, bias, residual: on_a_view(x, cap, save="mask"),
     "penalty": lambda x, cap, bias, residual: cap_penalty([cap, bias], 0.1) * x,

@@ -81,6 +81,54 @@ void test_rule() {
     }
 }
 
+// The same with what is above the cap, or NaN, made zero. Regions are those under `region_cap`.
+template <class Traits>
+void test_zeroed() {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  const double values[] = {nan, -inf, -2, -1, -0.0, 0.0, 0.5, 1, 2, inf};
+  for (const Zeroed zeroed : {kZeroNothing, kZeroAbove, kZeroNaN, kZeroBoth})
+    for (const double xd : values)
+      for (const double md : values) {
+        const auto x = Traits::round(xd), m = Traits::round(md);
+        const auto y = capped_value<Traits>(x, m, zeroed);
+        const std::string which =
+            std::to_string(xd) + " capped at " + std::to_string(md) + ", zeroed " + std::to_string(zeroed);
+        const uint8_t region = region_of<Traits>(y, region_cap<Traits>(m, zeroed));
+        if (std::isnan(xd) || std::isnan(md)) {
+          CHECK(zeroed & kZeroNaN ? Traits::equal(y, Traits::zero()) : Traits::is_nan(y), which);
+          CHECK(region == (zeroed & kZeroNaN ? kOff : kInside), which);
+          continue;
+        }
+        const bool on = xd > 0 && md > 0, cut = zeroed & kZeroAbove ? xd > md : false;
+        const double expected = on && !cut ? std::min(xd, md) : 0.0;
+        CHECK(Traits::upcast(y) == expected && !std::signbit(Traits::upcast(y)), which);
+        const bool at_cap = !(zeroed & kZeroAbove) && xd >= md;
+        CHECK(region == (expected == 0 ? kOff : at_cap ? kCapped : kInside), which);
+      }
+}
+
+// What a GPU does with two numbers at once to zero those above their caps.
+template <class Traits>
+void test_cut() {
+  std::mt19937 random(0);
+  for (int i = 0; i < 2000000; ++i) {
+    const uint32_t word = random(), near = random() % 4;
+    const auto x = static_cast<uint16_t>(word), m = static_cast<uint16_t>(near == 0   ? x
+                                                                          : near == 1 ? x + 1
+                                                                                      : word >> 16);
+    const uint32_t other = random() & 0xffff, y = Traits::minimum(x, m);
+    for (const int shift : {0, 16}) {
+      const uint32_t cut = masks_if_cut<Traits>(x << shift | other << (16 - shift), y << shift | other << (16 - shift));
+      const uint16_t mask = static_cast<uint16_t>(cut >> shift);
+      const auto got = Traits::positive_part(static_cast<uint16_t>(y & ~mask));
+      const auto expected = capped_value<Traits>(x, m, kZeroAbove);
+      CHECK((mask == 0 || mask == 0xffff) && (got == expected || (Traits::is_nan(got) && Traits::is_nan(expected))),
+            std::to_string(x) + " capped at " + std::to_string(m));
+      CHECK(static_cast<uint16_t>(cut >> (16 - shift)) == 0);
+    }
+  }
+}
+
 uint32_t mask_of(uint32_t signs) { return (signs & 0x8000 ? 0xffffu : 0) | (signs >> 31 ? 0xffff0000u : 0); }
 
 // Eight packed regions, from all values of the two in question and what is around them.
@@ -136,6 +184,12 @@ int main() {
   test_rule<Float64>();
   test_rule<Float16>();
   test_rule<BFloat16>();
+  test_zeroed<Float32>();
+  test_zeroed<Float64>();
+  test_zeroed<Float16>();
+  test_zeroed<BFloat16>();
+  test_cut<Float16>();
+  test_cut<BFloat16>();
   test_regions_of_two<Float16>();
   test_regions_of_two<BFloat16>();
   test_masks_of_packed_regions();

@@ -56,6 +56,10 @@ def _bias_and_residual(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor) -
     return dreluop.capped_relu(x, cap, bias=_bias_for(cap, bias), residual=residual)
 
 
+def _zero_above(x: Tensor, cap: Tensor, bias: Tensor, residual: Tensor, **options: Any) -> Tensor:
+    return dreluop.capped_relu(x, cap, residual=residual, above="zero", nan="zero", **options)
+
+
 def _bias_for(cap: Tensor, bias: Tensor) -> Tensor:
     return cap * 0.5 if cap.ndim > 1 else bias
 
@@ -70,6 +74,9 @@ PLAIN: dict[str, Loss] = {
     "in-place": lambda *args: _weighted(_in_place(*args)),
     "mask": lambda *args: _weighted(_mask(*args)),
     "bias_and_residual": lambda *args: _weighted(_bias_and_residual(*args)),
+    "zero_above": lambda *args: _weighted(_zero_above(*args)),
+    "zero_above-mask": lambda *args: _weighted(_zero_above(*args, save="mask")),
+    "zero_above-in-place": lambda *args: _weighted(_zero_above(args[0] * 1, *args[1:], inplace=True)),
 }
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 OFF, INSIDE, CAPPED = 0, 1, 2
+# What is +0 besides: bits of `zeroed`.
+ABOVE, NAN = 1, 2
 # The bound that the project promises for every sum: this many eps of the accumulator times the sum of magnitudes.
 SUM_BOUND = 8
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -33,23 +35,26 @@ def spread(per_cap: Tensor, x: Tensor, dim: int) -> Tensor:
     return per_cap.reshape([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)]).expand(x.shape)
 
 
-def regions(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    """OFF, INSIDE or CAPPED for every element; NaN counts as inside."""
+def regions(x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> Tensor:
+    """OFF, INSIDE or CAPPED for every element; NaN counts as inside where it is not zeroed."""
     value, m = x.double(), spread(cap.to(x.dtype).double(), x, dim)
     region = torch.full(x.shape, OFF)
     region[(value > 0) & (value < m)] = INSIDE
-    region[(m > 0) & (value >= m)] = CAPPED
-    region[value.isnan() | m.isnan()] = INSIDE
+    if zeroed & ABOVE:
+        region[(value > 0) & (value == m)] = INSIDE
+    else:
+        region[(m > 0) & (value >= m)] = CAPPED
+    region[value.isnan() | m.isnan()] = OFF if zeroed & NAN else INSIDE
     return region
 
 
-def forward(x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+def forward(x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> Tensor:
     value, m = x.double(), spread(cap.to(x.dtype).double(), x, dim)
-    region = regions(x, cap, dim)
+    region = regions(x, cap, dim, zeroed)
     y = torch.zeros(x.shape, dtype=torch.float64)
     y[region == INSIDE] = value[region == INSIDE]
     y[region == CAPPED] = m[region == CAPPED]
-    y[value.isnan() | m.isnan()] = math.nan
+    y[(value.isnan() | m.isnan()) & (region != OFF)] = math.nan
     return y.to(x.dtype)
 
 
@@ -68,17 +73,17 @@ def spread_channels(bias: Tensor, x: Tensor, dim: int) -> Tensor:
     return bias.reshape([-1 if d == dim % x.ndim else 1 for d in range(x.ndim)]).expand(x.shape)
 
 
-def grad_x(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
+def grad_x(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> Tensor:
     dx = torch.zeros(x.shape, dtype=grad.dtype)
-    inside = regions(x, cap, dim) == INSIDE
+    inside = regions(x, cap, dim, zeroed) == INSIDE
     dx[inside] = grad[inside]
     return dx
 
 
-def tangent(u: Tensor, v: Tensor | None, x: Tensor, cap: Tensor, dim: int = 1) -> Tensor:
-    out = grad_x(u, x, cap, dim)
+def tangent(u: Tensor, v: Tensor | None, x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> Tensor:
+    out = grad_x(u, x, cap, dim, zeroed)
     if v is not None:
-        capped = regions(x, cap, dim) == CAPPED
+        capped = regions(x, cap, dim, zeroed) == CAPPED
         out[capped] = spread(v.to(u.dtype), x, dim)[capped]
     return out
 
@@ -112,18 +117,20 @@ def assert_soft(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, width: Tensor
     assert_between(got, want, slack, accumulator(x))
 
 
-def grad_cap(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+def grad_cap(grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> tuple[Tensor, Tensor]:
     """The gradient of every cap in fp64, and the sum of magnitudes that its bound is relative to."""
-    capped = regions(x, cap, dim) == CAPPED
+    capped = regions(x, cap, dim, zeroed) == CAPPED
     owner = spread(torch.arange(cap.numel()).reshape(cap.shape), x, dim)
     return _sums(grad, capped, owner, cap)
 
 
-def grad_bias(grad: Tensor, x: Tensor, cap: Tensor, bias: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
+def grad_bias(
+    grad: Tensor, x: Tensor, cap: Tensor, bias: Tensor, dim: int = 1, zeroed: int = 0
+) -> tuple[Tensor, Tensor]:
     """As grad_cap: the sum of the gradient of t, for x = t = (x + bias) + residual."""
     numbers = torch.arange(bias.numel()).reshape(bias.shape)
     owner = numbers.expand(x.shape) if bias.ndim > 1 else spread_channels(numbers, x, dim)
-    return _sums(grad, regions(x, cap, dim) == INSIDE, owner, bias)
+    return _sums(grad, regions(x, cap, dim, zeroed) == INSIDE, owner, bias)
 
 
 def sum_to_bias(dx: Tensor, bias: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -171,9 +178,9 @@ def mask_order(y: Tensor, cap: Tensor) -> list[int]:
     return order
 
 
-def mask(x: Tensor, cap: Tensor, dim: int, order: Sequence[int]) -> Tensor:
+def mask(x: Tensor, cap: Tensor, dim: int, order: Sequence[int], zeroed: int = 0) -> Tensor:
     """Two bits per element in this order, four to a byte from the low bits up, the rest of the last byte zero."""
-    in_memory = regions(x, cap, dim).permute(tuple(order)).flatten().tolist()
+    in_memory = regions(x, cap, dim, zeroed).permute(tuple(order)).flatten().tolist()
     packed = [0] * -(-len(in_memory) // 4)
     for i, region in enumerate(in_memory):
         packed[i // 4] |= region << 2 * (i % 4)
@@ -222,9 +229,9 @@ def assert_between(got: Tensor, want: Tensor, slack: Tensor, accumulated_in: tor
         )
 
 
-def assert_grad_cap(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1) -> None:
+def assert_grad_cap(got: Tensor, grad: Tensor, x: Tensor, cap: Tensor, dim: int = 1, zeroed: int = 0) -> None:
     assert got.dtype == cap.dtype
-    total, magnitude = grad_cap(grad, x, cap, dim)
+    total, magnitude = grad_cap(grad, x, cap, dim, zeroed)
     assert_sum(got, total, magnitude, accumulator(grad, cap))
 
 

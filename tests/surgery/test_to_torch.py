@@ -21,6 +21,9 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 
 from dreluop import DReLU, SReLU
 from dreluop.surgery import freeze_caps, insert_head, insert_stem, replace_activations, set_caps, to_torch
+from dreluop.surgery.sites import ResidualDReLU
+from tests.support import oracle
+from tests.support.cases import special_values
 from tests.support.patience import PATIENCE
 from tests.surgery.models import OptionalArgument, SharedBlock, TwoModes, Users
 
@@ -67,6 +70,39 @@ def test_every_kind_of_cap_rounds_and_ties_alike(dtype: torch.dtype, cap_dtype: 
         assert got.dtype is dtype
         assert torch.equal(got.nan_to_num(9), want.nan_to_num(9)), layer
         assert torch.equal(got.isnan(), want.isnan())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("options", [("zero", "propagate"), ("cap", "zero"), ("zero", "zero")], ids="-".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_zeroed_stays_zeroed(dtype: torch.dtype, options: tuple[Any, Any], inplace: bool) -> None:
+    more: dict[str, Any] = {"inplace": inplace, "above": options[0], "nan": options[1]}
+    caps = torch.tensor([1.0, 0.5, -1.0, torch.nan, torch.inf])
+    values = special_values(dtype)
+    x = values.repeat(5, 1).T.reshape(-1, 5, 1).repeat(1, 1, 3)
+    x[0, :, 1] = caps.to(dtype)
+    layers = [
+        SReLU(caps, **more), SReLU(1.0, **more), SReLU(torch.nan, **more), SReLU(torch.rand(5, 3), **more),
+        DReLU(3, init=0.7, dim=-1, **more), ResidualDReLU(init=0.7, **more),
+        ResidualDReLU(5, init=0.7, sum_inplace=True, **more),
+    ]  # fmt: skip
+    for layer in layers:
+        plain = to_torch(nn.Sequential(layer))[0]
+        assert not reachable(plain, set())
+        residual = [torch.randn(x.shape).to(dtype)] if isinstance(layer, ResidualDReLU) else []
+        results = []
+        for module in (plain, layer):
+            leaf = x.clone().requires_grad_()
+            given = leaf * 1
+            y = module(given, *residual)
+            assert (y is given) == (inplace and (not residual or layer.sum_inplace)) or module is plain
+            # Neither at ties nor for NaN does torch promise a gradient.
+            (gradient,) = torch.autograd.grad(y.nan_to_num(0, 0, 0).float().sum(), leaf)
+            results.append((y.detach(), gradient))
+        oracle.assert_same_bits(results[0][0] + 0.0, results[1][0])
+        if options[0] == "zero" and layer.cap.isfinite().all():
+            finite = results[1][0].isfinite()
+            assert torch.equal(results[0][1][finite], results[1][1][finite])
 
 
 def test_a_root_that_was_rewritten_becomes_a_graph_module() -> None:

@@ -33,6 +33,9 @@ def test_repr() -> None:
         DReLU(save="mask"),
         LazyDReLU(),
         LazyDReLU("channel", init=0.5),
+        SReLU(2, above="zero", nan="zero"),
+        DReLU(save="mask", above="zero"),
+        DReLU(nan="zero"),
     ]
     assert_expected_inline(
         "\n".join(map(repr, modules)),
@@ -46,8 +49,44 @@ DReLU(64, init=6, dim=-1)
 DReLU((3, 4), init=100, inplace=True)
 DReLU(1, init=100, save="mask")
 LazyDReLU("layer", init=100)
-LazyDReLU("channel", init=0.5)""",
+LazyDReLU("channel", init=0.5)
+SReLU(cap=2, above="zero", nan="zero")
+DReLU(1, init=100, save="mask", above="zero")
+DReLU(1, init=100, nan="zero")""",
     )
+
+
+FAULTY = torch.tensor([[0.5, 1.0, 1.5, -1.0, torch.inf, torch.nan]])
+RESULTS = {
+    ("cap", "propagate"): [0.5, 1, 1, 0, 1, torch.nan],
+    ("zero", "propagate"): [0.5, 1, 0, 0, 0, torch.nan],
+    ("cap", "zero"): [0.5, 1, 1, 0, 1, 0],
+    ("zero", "zero"): [0.5, 1, 0, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("options", RESULTS, ids="-".join)
+@pytest.mark.parametrize(
+    "make",
+    [SReLU, lambda cap, **more: DReLU(6, cap, **more), lambda cap, **more: LazyDReLU("channel", cap, **more)],
+    ids=["SReLU", "DReLU", "LazyDReLU"],
+)
+def test_what_is_above_and_nan(make: Any, options: tuple[str, str]) -> None:
+    module = make(1.0, above=options[0], nan=options[1])
+    expected = torch.tensor([RESULTS[options]])
+    oracle.assert_same_bits(module(FAULTY), expected)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        oracle.assert_same_bits(other(FAULTY), expected)
+        assert repr(other) == repr(module)
+
+
+@pytest.mark.parametrize("make", [SReLU, DReLU], ids=["SReLU", "DReLU"])
+def test_a_pickle_older_than_above_and_nan(make: Any) -> None:
+    old = make(1.0) if make is SReLU else make(init=1.0)
+    del old.above, old.nan
+    loaded = pickle.loads(pickle.dumps(old))
+    assert torch.equal(loaded(FAULTY[:, :5]), torch.tensor([[0.5, 1, 1, 0, 1]]))
+    assert repr(loaded) == repr(make(1.0) if make is SReLU else make(init=1.0))
 
 
 def test_repr_of_a_lazy_module_after_its_first_input() -> None:

@@ -127,6 +127,9 @@ def test_options_and_fixed_caps() -> None:
         "zero": SReLU(0.0),
         "infinite": SReLU(math.inf),
         "half_caps": layer_of("channel").half(),
+        "above": layer_of("channel", above="zero"),
+        "zeroed_nan": SReLU(math.nan, nan="zero"),
+        "above_nan": layer_of("neuron", above="zero", nan="zero", save="mask"),
     }
     x = samples(torch.float32)
     check(Side(*layers.values()), x, (len(x),))

@@ -19,6 +19,9 @@ namespace dreluop {
 
 enum class DType : uint8_t { kFloat32, kFloat64, kFloat16, kBFloat16 };
 
+// What an activation makes +0 that it otherwise would not: one bit each, as in dreluop/_internal/zeroed.py.
+enum Zeroed : uint8_t { kZeroNothing = 0, kZeroAbove = 1, kZeroNaN = 2, kZeroBoth = 3 };
+
 template <class To, class From>
 DRELUOP_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
@@ -59,8 +62,11 @@ struct Native {
   using Storage = Real;
   static constexpr DType kDType = sizeof(Real) == sizeof(float) ? DType::kFloat32 : DType::kFloat64;
   static DRELUOP_INLINE Real zero() { return Real(0); }
+  static DRELUOP_INLINE Real nan() { return static_cast<Real>(bit_cast<float>(0x7fc00000u)); }
   static DRELUOP_INLINE bool is_nan(Real a) { return a != a; }
   static DRELUOP_INLINE bool less(Real a, Real b) { return a < b; }
+  // a < b where one of them is a positive number; true where the other is NaN.
+  static DRELUOP_INLINE bool below(Real a, Real b) { return !(a >= b); }
   static DRELUOP_INLINE bool equal(Real a, Real b) { return a == b; }
   static DRELUOP_INLINE bool positive(Real a) { return a > Real(0); }
   static DRELUOP_INLINE Real minimum(Real a, Real b) {
@@ -106,11 +112,13 @@ template <class Self, int16_t kInfinity, class Cuda>
 struct Bits16 {
   using Storage = uint16_t;
   static DRELUOP_INLINE uint16_t zero() { return 0; }
+  static DRELUOP_INLINE uint16_t nan() { return 0x7fff; }
   static constexpr uint32_t kInfinityBits = kInfinity;
 #if defined(__CUDA_ARCH__)
   // A GPU upcasts in one instruction, and its comparisons know NaN.
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return Self::to_float(a) != Self::to_float(a); }
   static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) { return Self::to_float(a) < Self::to_float(b); }
+  static DRELUOP_INLINE bool below(uint16_t a, uint16_t b) { return !(Self::to_float(a) >= Self::to_float(b)); }
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return Self::to_float(a) == Self::to_float(b); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return Self::to_float(a) > 0.0f; }
   static DRELUOP_INLINE typename Cuda::One one(uint16_t a) { return bit_cast<typename Cuda::One>(a); }
@@ -125,6 +133,10 @@ struct Bits16 {
   static DRELUOP_INLINE uint32_t positive_part_of_two(uint32_t a) {
     return bit_cast<uint32_t>(__hmax2_nan(two(a), two(0)));
   }
+  // +0 for NaN.
+  static DRELUOP_INLINE uint32_t positive_number_of_two(uint32_t a) {
+    return bit_cast<uint32_t>(__hmax2(two(a), two(0)));
+  }
 #else
   static DRELUOP_INLINE bool is_nan(uint16_t a) { return static_cast<int16_t>(a & 0x7fff) > kInfinity; }
   // As integers, 16-bit floats ascend with their value from -0 up; below that they descend. The rule never depends on
@@ -132,6 +144,7 @@ struct Bits16 {
   static DRELUOP_INLINE bool less(uint16_t a, uint16_t b) {
     return (static_cast<int16_t>(a) < static_cast<int16_t>(b)) & !is_nan(a) & !is_nan(b);
   }
+  static DRELUOP_INLINE bool below(uint16_t a, uint16_t b) { return static_cast<int16_t>(a) < static_cast<int16_t>(b); }
   // Never asked about -0 against +0: the rule compares outputs, which are +0 or positive.
   static DRELUOP_INLINE bool equal(uint16_t a, uint16_t b) { return (a == b) & !is_nan(a); }
   static DRELUOP_INLINE bool positive(uint16_t a) { return (static_cast<int16_t>(a) > 0) & !is_nan(a); }

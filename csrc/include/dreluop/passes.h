@@ -48,25 +48,28 @@ struct Scalar {
 };
 
 // t = (x + bias) + residual in fp32 (fp64 for fp64; the bias is rounded to that first), rounded once to x's dtype;
-// y = max(0, min(t, cap)). y may be x, and may be residual. The mask has ceil(numel / 4) bytes. The penalty is
-// balancer * sum of squares of the caps.
+// y = max(0, min(t, cap)), with what `zeroed` names made +0. y may be x, and may be residual. The mask has ceil(numel /
+// 4) bytes. The penalty is balancer * sum of squares of the caps.
 struct Forward {
   Operand x, y, residual;
   PerCap cap, bias;
   uint8_t* mask = nullptr;
   Scalar penalty;
   double balancer = 0;
+  Zeroed zeroed = kZeroNothing;
 };
 
 // From grad and y or the mask: dx, the gradient of the cap and that of the bias (the sum of dx), each left out where
 // its data is null. dx may be grad, if they have the same strides. Where grad_penalty is given,
-// 2 * balancer * grad_penalty * cap is added to dcap. `cap` may be left out with a mask and no grad_penalty.
+// 2 * balancer * grad_penalty * cap is added to dcap. `cap` may be left out with a mask and no grad_penalty. `zeroed`
+// is that of forward.
 struct Backward {
   Operand grad, y, dx;
   const uint8_t* mask = nullptr;
   PerCap cap, dcap, dbias;
   Scalar grad_penalty;
   double balancer = 0;
+  Zeroed zeroed = kZeroNothing;
 };
 
 // out = u where inside, v where capped, else 0; v is rounded to x's dtype, and zero where absent.
@@ -74,6 +77,7 @@ struct Jvp {
   Operand u, y, out;
   const uint8_t* mask = nullptr;
   PerCap cap, v;
+  Zeroed zeroed = kZeroNothing;
 };
 
 // The derivatives of attacks (dreluop/surrogate.h). Without a width, dx = grad where the saved output, or the mask, is

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dreluop._internal import operator_checks
+from dreluop._internal.zeroed import ABOVE
 from dreluop.backends.triton import plan, tuning
 from dreluop.backends.triton.call import KernelCall, SavedInfo, nothing, same_device
 from dreluop.backends.triton.kernels.backward import backward_columns_kernel, backward_rows_kernel
@@ -21,7 +22,7 @@ from dreluop.ops.composite import empty_as_saved
 
 def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     given = BackwardCall(*arguments, **keywords)
-    grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias = given
+    grad, saved, cap, dim, order, need_x, need_cap, balancer, grad_penalty, bias, zeroed = given
     operator_checks.backward(given)
     same_device(grad, "grad", saved=saved, cap=cap, grad_penalty=grad_penalty)
     dx = empty_as_saved(grad, saved, order) if need_x else nothing(grad, grad.dtype)
@@ -43,7 +44,7 @@ def capped_relu_backward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tens
         weight = grad_penalty if balancer is not None and need_cap else None
         # Without channels there is a single cap and no bias to write.
         to_bias = dbias if bias is not None and bias.numel() > 0 else None
-        Backward(call, info, cap, dcap if need_cap else None, to_bias, weight, balancer).run(
+        Backward(call, info, cap, dcap if need_cap else None, to_bias, weight, balancer, zeroed).run(
             grad, dx if need_x else None
         )
     return dx, dcap, dbias
@@ -61,7 +62,9 @@ class Backward:
         dbias: Tensor | None,
         grad_penalty: Tensor | None,
         balancer: float | None,
+        zeroed: int,
     ) -> None:
+        self.nothing_capped = bool(zeroed & ABOVE)
         self.call, self.info, self.cap, self.dcap, self.dbias = call, info, cap, dcap, dbias
         self.grad_penalty = grad_penalty
         self.factor = 2 * (balancer or 0.0)
@@ -117,8 +120,8 @@ class Backward:
         )  # fmt: skip
 
     def _caps(self) -> tuple[Tensor | None, int]:
-        """The packed mask says all about regions."""
-        if self.info.packed is not None:
+        """The packed mask says all about regions, and y alone where nothing is capped."""
+        if self.info.packed is not None or self.nothing_capped:
             return None, 0
         caps = self.call.readable(self.cap)
         return caps, self.call.stride_of(caps)

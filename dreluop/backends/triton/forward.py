@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dreluop._internal import operator_checks
 from dreluop._internal.operator_checks import ELEMENTS_PER_BYTE
+from dreluop._internal.zeroed import ABOVE, NAN
 from dreluop.backends.triton import plan
 from dreluop.backends.triton.call import KernelCall, nothing, same_device
 from dreluop.backends.triton.kernels.forward import forward_kernel
@@ -18,15 +19,25 @@ from dreluop.ops.composite import accumulation_dtype, mask_order
 
 
 def capped_relu(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> Tensor:
-    return _activate(Call(x, cap, dim, bias=bias, residual=residual))[0]
+    return _activate(Call(x, cap, dim, bias=bias, residual=residual, zeroed=zeroed))[0]
 
 
 def capped_relu_(
-    x: Tensor, cap: Tensor, dim: int = 1, bias: Tensor | None = None, residual: Tensor | None = None
+    x: Tensor,
+    cap: Tensor,
+    dim: int = 1,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    zeroed: int = 0,
 ) -> None:
-    _activate(Call(x, cap, dim, bias=bias, residual=residual, inplace=True))
+    _activate(Call(x, cap, dim, bias=bias, residual=residual, zeroed=zeroed, inplace=True))
 
 
 def capped_relu_with_aux(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,8 +49,8 @@ def capped_relu_with_aux_(*arguments: Any, **keywords: Any) -> tuple[Tensor, Ten
 
 
 def _activate(given: Call) -> tuple[Tensor, Tensor, Tensor]:
-    x, cap, dim, wants_mask, balancer, bias, residual, inplace = given
-    operator_checks.inputs(x, cap, dim, bias, residual)
+    x, cap, dim, wants_mask, balancer, bias, residual, zeroed, inplace = given
+    operator_checks.inputs(x, cap, dim, bias, residual, zeroed)
     if inplace:
         operator_checks.writable(x)
     same_device(x, cap=cap)
@@ -64,6 +75,6 @@ def _activate(given: Call) -> tuple[Tensor, Tensor, Tensor]:
         penalty if programs else None, cap.numel(), partials, counter, balancer or 0.0,
         warps=call.tuning.flat_warps, TILE=flat.tile, VEC=call.vec, MODE=call.mode(caps),
         BIAS_MODE=0 if biases is None else call.mode(biases), WIDE=call.wide, PENALTY_PROGRAMS=programs,
-        PENALTY_TILE=plan.PENALTY_TILE,
+        PENALTY_TILE=plan.PENALTY_TILE, ZERO_ABOVE=bool(zeroed & ABOVE), ZERO_NAN=bool(zeroed & NAN),
     )  # fmt: skip
     return y, packed, penalty

@@ -7,11 +7,10 @@ from dreluop.backends.triton.kernels.elements import (
     CAPPED,
     INSIDE,
     cap_of,
-    is_capped,
-    is_inside,
     load,
     offset_of,
     region_of_packed,
+    regions_of_output,
     regions_of_vecs,
     round_to,
     upcast,
@@ -43,8 +42,7 @@ def _fetch(
 def _route(g, saved, packed, dx, i, mask, m, sizes, dx_strides, ACCUMULATE: tl.constexpr):
     """Writes dx; gives the gradient where it belongs to the cap, and where it belongs to x, else 0, to be summed."""
     if packed is None:
-        inside = is_inside(saved, m)
-        capped = is_capped(saved, m)
+        inside, capped = regions_of_output(saved, m)
     else:
         inside = saved == INSIDE
         capped = saved == CAPPED

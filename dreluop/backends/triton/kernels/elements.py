@@ -48,25 +48,35 @@ def round_to(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def capped_value(x, m):
-    """max(0, min(x, m)), NaN where either is; +0 wherever it is off. A selection: nothing is rounded."""
+def capped_value(x, m, ZERO_ABOVE: tl.constexpr, ZERO_NAN: tl.constexpr):
+    """max(0, min(x, m)), NaN where either is; +0 wherever it is off. A selection: nothing is rounded.
+
+    +0 also for ``x > m`` with ZERO_ABOVE, and where it would be NaN with ZERO_NAN.
+    """
     wide_x = upcast(x)
     smaller = tl.where((wide_x < upcast(m)) | (wide_x != wide_x), x, m)
     wide = upcast(smaller)
     # Not `> 0 or NaN` selecting the value: -0.0 must not pass.
-    return tl.where(wide <= 0, tl.zeros_like(smaller), smaller)
+    off = wide <= 0
+    if ZERO_ABOVE:
+        off = off | (wide_x > upcast(m))
+    if ZERO_NAN:
+        off = off | (wide != wide)
+    return tl.where(off, tl.zeros_like(smaller), smaller)
 
 
 @triton.jit
-def is_inside(y, m):
+def regions_of_output(y, m):
+    """Where y is inside, and where it is capped: nowhere for None in place of caps."""
     wide = upcast(y)
-    return ((wide > 0) & (wide < upcast(m))) | (wide != wide)
-
-
-@triton.jit
-def is_capped(y, m):
-    wide = upcast(m)
-    return (upcast(y) == wide) & (wide > 0)
+    if m is None:
+        inside = (wide > 0) | (wide != wide)
+        capped = wide < wide
+    else:
+        wide_m = upcast(m)
+        inside = ((wide > 0) & (wide < wide_m)) | (wide != wide)
+        capped = (wide == wide_m) & (wide_m > 0)
+    return inside, capped
 
 
 @triton.jit

@@ -5,11 +5,10 @@ import triton.language as tl
 
 from dreluop.backends.triton.kernels.elements import (
     capped_value,
-    is_capped,
-    is_inside,
     load,
     offset_of,
     read_per_cap,
+    regions_of_output,
     round_to,
     store_packed,
     upcast,
@@ -22,6 +21,7 @@ def _tile(
     x, y, residual, cap, bias, packed, vec, numel, inner, caps, cap_stride, bias_stride,
     sizes, x_strides, y_strides, residual_strides,
     TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, BIAS_MODE: tl.constexpr, MASKED: tl.constexpr,
+    ZERO_ABOVE: tl.constexpr, ZERO_NAN: tl.constexpr,
 ):  # fmt: skip
     first = vec * VEC
     i = first[:, None] + tl.arange(0, VEC)[None, :]
@@ -40,10 +40,13 @@ def _tile(
         if residual is not None:
             total += upcast(added)
         values = round_to(total, dtype)
-    result = capped_value(values, m)
+    result = capped_value(values, m, ZERO_ABOVE, ZERO_NAN)
     tl.store(y + offset_of(i, sizes, y_strides), result, mask=mask)
     if packed is not None:
-        regions = is_inside(result, m).to(tl.int32) + is_capped(result, m).to(tl.int32) * 2
+        if ZERO_ABOVE:
+            m = None
+        inside, capped = regions_of_output(result, m)
+        regions = inside.to(tl.int32) + capped.to(tl.int32) * 2
         if MASKED:
             regions = tl.where(mask, regions, 0)
         store_packed(packed, first, regions, numel, VEC, TILE, MASKED)
@@ -56,7 +59,7 @@ def forward_kernel(
     sizes, x_strides, y_strides, residual_strides,
     penalty, penalty_caps, penalty_partials, penalty_counter, balancer: tl.float64,
     TILE: tl.constexpr, VEC: tl.constexpr, MODE: tl.constexpr, BIAS_MODE: tl.constexpr, WIDE: tl.constexpr,
-    PENALTY_PROGRAMS: tl.constexpr, PENALTY_TILE: tl.constexpr,
+    PENALTY_PROGRAMS: tl.constexpr, PENALTY_TILE: tl.constexpr, ZERO_ABOVE: tl.constexpr, ZERO_NAN: tl.constexpr,
 ):  # fmt: skip
     """Programs 0 to PENALTY_PROGRAMS sum squares, the next `full` take whole tiles, the last one the rest."""
     program = tl.program_id(0) - PENALTY_PROGRAMS
@@ -73,9 +76,11 @@ def forward_kernel(
         _tile(
             x, y, residual, cap, bias, packed, vec, numel, inner, caps, cap_stride, bias_stride,
             sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, False,
+            ZERO_ABOVE, ZERO_NAN,
         )  # fmt: skip
     if program >= full:
         _tile(
             x, y, residual, cap, bias, packed, vec, numel, inner, caps, cap_stride, bias_stride,
             sizes, x_strides, y_strides, residual_strides, TILE, VEC, MODE, BIAS_MODE, True,
+            ZERO_ABOVE, ZERO_NAN,
         )  # fmt: skip

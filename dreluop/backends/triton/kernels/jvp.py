@@ -6,12 +6,11 @@ import triton.language as tl
 from dreluop.backends.triton.kernels.elements import (
     CAPPED,
     INSIDE,
-    is_capped,
-    is_inside,
     load,
     offset_of,
     read_per_cap,
     region_of_packed,
+    regions_of_output,
     regions_of_vecs,
     round_to,
 )
@@ -32,9 +31,10 @@ def _jvp_tile(
     given = load(u + offset_of(i, sizes, u_strides), mask)
     if packed is None:
         saved = load(y + offset_of(i, sizes, y_strides), mask)
-        m = round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype)
-        inside = is_inside(saved, m)
-        capped = is_capped(saved, m)
+        m = None
+        if cap is not None:
+            m = round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), dtype)
+        inside, capped = regions_of_output(saved, m)
     else:
         if AT_ONCE:
             region = regions_of_vecs(packed, vec, None, VEC)

@@ -7,11 +7,10 @@ from dreluop.backends.triton.kernels.elements import (
     ONE,
     cap_of,
     capped_value,
-    is_capped,
-    is_inside,
     load,
     offset_of,
     read_per_cap,
+    regions_of_output,
     round_to,
 )
 
@@ -31,9 +30,9 @@ def saturation_kernel(
     mask = i < numel
     values = load(x + offset_of(i, sizes, x_strides), mask)
     m = round_to(read_per_cap(cap, cap_stride, first, inner, caps, VEC, MODE), x.dtype.element_ty)
-    y = capped_value(values, m)
-    inside = is_inside(y, m) & mask
-    capped = is_capped(y, m) & mask
+    inside, capped = regions_of_output(capped_value(values, m, False, False), m)
+    inside = inside & mask
+    capped = capped & mask
     off = mask & (inside == 0) & (capped == 0)
     # All write the same.
     tl.store(has_gradient + (i // sample_inner) % samples, tl.full((TILE, VEC), 1, tl.uint8), mask=inside)
