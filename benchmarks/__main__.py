@@ -25,7 +25,12 @@ MODULES = {
 }
 
 # Those that start processes have a command line of their own.
-COMMANDS = {"road": "benchmarks.bench_road", "batch-norm": "benchmarks.bench_batch_norm"}
+COMMANDS = {
+    "road": "benchmarks.bench_road",
+    "batch-norm": "benchmarks.bench_batch_norm",
+    "sites": "benchmarks.bench_sites",
+    "pages": "benchmarks.bench_pages",
+}
 
 
 def bench_of(name: str) -> Bench:

@@ -27,25 +27,20 @@ import dreluop
 from benchmarks.harness import machine, records
 from benchmarks.harness.activations import BOTH, PASSES
 from benchmarks.harness.entry import exit_with
-from benchmarks.harness.interleave import Budget, Timed, fresh_memory, interleave, sample, threads
+from benchmarks.harness.interleave import KEPT, Budget, Timed, fresh_memory, interleave, sample, threads
 from benchmarks.harness.records import Record
 from benchmarks.harness.table import MISSING, Table, software
 
 FILE_NAME = "batch-norm.jsonl"
 SHAPES = ((32, 64, 112, 112), (64, 256, 36, 36))
 FORMATS = {"NCHW": torch.contiguous_format, "channels last": torch.channels_last}
-KEPT = {
-    "MALLOC_MMAP_THRESHOLD_": "4000000000",
-    "MALLOC_TRIM_THRESHOLD_": "16000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
+KEPT_LARGE = {**KEPT, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # Environment of the process, and threads; 0 is one thread by processor time.
 MEMORY: dict[str, tuple[dict[str, str], int]] = {
     "as it is": ({}, 2),
     "large pages": ({"THP_MEM_ALLOC_ENABLE": "1"}, 2),
-    "kept": (KEPT, 2),
-    "kept, processor time": (KEPT, 0),
+    "kept": (KEPT_LARGE, 2),
+    "kept, processor time": (KEPT_LARGE, 0),
 }
 
 

@@ -227,6 +227,13 @@ def release_free_memory() -> None:
         _malloc_trim(ctypes.c_size_t(0))
 
 
+# The environment of a process whose glibc keeps what it is given back, so that no large tensor is fresh for long.
+KEPT = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "16000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
 # Of a processor with 4 kB pages; elsewhere it is merely a stride.
 LARGE_PAGE = 2**21
 

@@ -18,6 +18,11 @@ class LearnedCap:
 
     cap: Tensor
 
+    @property
+    def trained(self) -> Tensor:
+        """What an optimizer has: the cap, or after ``dreluop.caps.flatten`` the parameter of all layers."""
+        return self.cap
+
 
 def settle(model: nn.Module) -> None:
     """Make sure that a write to a cap of this model is not lost.
@@ -49,10 +54,12 @@ def reshard(model: nn.Module) -> None:
 
 
 def held(layer: Any) -> tuple[Tensor, ...]:
-    """The parameters or buffers that hold a layer's cap: itself, or the originals of its parametrization.
+    """The parameters or buffers that hold a layer's cap: itself, part of one, or the originals of its parametrization.
 
     Empty where the cap is only an attribute, which a hook or a wrapper makes anew.
     """
+    if is_flat(layer):
+        return (layer.cap.detach(),)
     if parametrize.is_parametrized(layer, "cap"):
         made = layer.parametrizations["cap"]
         names = ["original"] if made.is_tensor else [f"original{index}" for index in range(made.ntensors)]
@@ -61,9 +68,14 @@ def held(layer: Any) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor in found if tensor is not None)
 
 
-def key(layer: nn.Module) -> tuple[int, ...]:
+def is_flat(layer: Any) -> bool:
+    """Whether ``dreluop.caps.flatten`` put the layer's cap into one parameter with those of others."""
+    return "_place" in vars(layer)
+
+
+def key(layer: Any) -> tuple[int, ...]:
     """The same for layers that share their cap. The cap of a parametrized layer is a new tensor each time."""
-    return tuple(map(id, held(layer)))
+    return (id(layer.trained), layer._place.index) if is_flat(layer) else tuple(map(id, held(layer)))
 
 
 def of_layer(what: str, name: str) -> str:
@@ -120,10 +132,12 @@ def set_trainable(layers: Mapping[str, Any], trainable: bool) -> None:
     Raises:
         ValueError: the cap of a layer does not follow.
     """
+    _check_trained_together(layers)
     before: list[tuple[Tensor, bool]] = []
     try:
         for name, layer in layers.items():
-            parts = [part for tensor in (_held(name, layer), _parameters(layer)) for part in tensor]
+            held_by = (layer.trained,) if is_flat(layer) else _held(name, layer)
+            parts = [part for tensor in (held_by, _parameters(layer)) for part in tensor]
             before += [(part, part.requires_grad) for part in parts]
             for part in parts:
                 _require_grad(part, trainable)
@@ -141,6 +155,17 @@ def set_trainable(layers: Mapping[str, Any], trainable: bool) -> None:
     if not trainable:
         for part, _ in before:
             part.grad = None
+
+
+def _check_trained_together(layers: Mapping[str, Any]) -> None:
+    flat = {name: layer for name, layer in layers.items() if is_flat(layer)}
+    for name, layer in flat.items():
+        together = {other._place.index for other in flat.values() if other.trained is layer.trained}
+        if len(together) < layer._place.count:
+            raise ValueError(
+                f"model: {_cap_of(name)} is in one parameter with those of other layers (dreluop.caps.flatten), which "
+                "can be frozen only together"
+            )
 
 
 def keys_of(prefix: str, layer: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import prune
 
 from dreluop._internal.cap_state import LearnedCap
+from dreluop.caps import flat
 from dreluop.modules import DReLU, SReLU
 from dreluop.ops.composite import fused_sum
 
@@ -118,11 +119,13 @@ def remove_caps(model: Model) -> Model:
     for module in capped:
         shared[id(module)].__dict__.update(copy.deepcopy(_state_without_cap(module), shared))
     view: Model = copy.deepcopy(model, shared)
+    for owner in flat.owners_of(capped):
+        del shared[id(owner)]._parameters[flat.NAME]
     return view
 
 
 def _state_without_cap(module: nn.Module) -> dict[str, Any]:
-    mine = ("_parameters", "_buffers", "_modules", "init", "save", "above", "nan", "cap")
+    mine = ("_parameters", "_buffers", "_modules", "init", "save", "above", "nan", "cap", "_place")
     state = {name: value for name, value in vars(module).items() if name not in mine}
     hooks = module._forward_pre_hooks
     state["_forward_pre_hooks"] = type(hooks)((key, hook) for key, hook in hooks.items() if not _computes_cap(hook))

@@ -1,1 +1,5 @@
-"""The caps of a model: optimizer groups, calibration, statistics."""
+"""The caps of a model: optimizer groups, calibration, statistics, all in one parameter."""
+
+from dreluop.caps.flat import flatten
+
+__all__ = ["flatten"]

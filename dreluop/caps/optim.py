@@ -57,12 +57,12 @@ def param_groups(
     parameters = list(model.parameters())
     known = {id(parameter) for parameter in parameters}
     for name, layer in layers.items():
-        if id(layer.cap) not in known:
+        if id(layer.trained) not in known:
             raise ValueError(
                 f"model: the cap of {name!r} is none of its parameters but made of one (parametrized, or flattened by "
                 "FSDP; use fully_shard, or use_orig_params=True)"
             )
-    caps = {id(layer.cap) for layer in layers.values()}
+    caps = {id(layer.trained) for layer in layers.values()}
     return [
         {
             "name": "weights",

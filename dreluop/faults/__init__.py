@@ -2,5 +2,14 @@
 
 from dreluop.faults.curve import fault_curve, plot
 from dreluop.faults.injection import Injection, bit_flips
+from dreluop.faults.weights import ProtectedWeights, Repair, protect_weights
 
-__all__ = ["Injection", "bit_flips", "fault_curve", "plot"]
+__all__ = [
+    "Injection",
+    "ProtectedWeights",
+    "Repair",
+    "bit_flips",
+    "fault_curve",
+    "plot",
+    "protect_weights",
+]

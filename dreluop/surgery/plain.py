@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dreluop._internal import checks
+from dreluop.caps import flat
 from dreluop.caps.statistics import CappedLayer, capped_layers
 from dreluop.modules import DReLU, SReLU
 from dreluop.surgery import exact
@@ -39,7 +40,10 @@ def to_torch(model: nn.Module) -> nn.Module:
     """
     capped_layers(model)
     copy = copied(model)
+    owners = flat.owners_of(copy.modules())
     plain: nn.Module = _plain(copy, {}, {id(module): name for name, module in copy.named_modules()})
+    for owner in owners:
+        del owner._parameters[flat.NAME]
     return plain
 
 

@@ -78,10 +78,10 @@ def _by_engine(jobs: Sequence[Job], folders: Folders, options: argparse.Namespac
 
 def _distributed(jobs: Sequence[Job], folders: Folders) -> list[engines.Failure]:
     """Every process of torchrun does the same jobs in the same order, each its share of every batch."""
-    processes = parallel.of_torchrun()
-    if folders.device == "cuda":
-        torch.cuda.set_device(processes.local)
-    return engines.serial(jobs, partial(do, folders=folders, processes=processes))
+    with parallel.of_torchrun() as processes:
+        if folders.device == "cuda":
+            torch.cuda.set_device(processes.local)
+        return engines.serial(jobs, partial(do, folders=folders, processes=processes))
 
 
 def show(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dreluop import DReLU, cap_penalty, project_caps, project_caps_after_step
+from dreluop._internal.caps_given import modules_of
 
 CONTAINERS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
     "ParameterList": nn.ParameterList,
@@ -32,6 +33,13 @@ def test_penalty(name: str) -> None:
     penalty.backward()
     assert penalty.item() == 7.0
     assert [cap.grad.tolist() for cap in caps if cap.grad is not None] == [[1.0, -2.0], [[3.0]]]
+
+
+def test_modules_are_those_of_torch_in_its_order() -> None:
+    shared = nn.Sequential(DReLU(), nn.Sequential(DReLU(2), nn.ReLU()))
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "b": shared, "c": nn.ModuleList([DReLU(), shared[1]])})
+    model["c"].register_module("none", None)
+    assert list(modules_of(model)) == list(model.modules())
 
 
 @by_container

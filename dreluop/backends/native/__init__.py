@@ -14,6 +14,8 @@ from dreluop.backends.native.cuda import CudaKernels
 LIBRARY = Path(__file__).parent.parent.parent / "_ops.abi3.so"
 CPU_CAPABILITY_VARIABLE = "DRELUOP_CPU_CAPABILITY"  # read by csrc/cpu/capability.h
 CPU_CAPABILITIES = ("default", "avx2", "avx512")
+HUGE_PAGES_VARIABLE = "DRELUOP_HUGE_PAGES"  # read by csrc/torch/huge_pages.h
+HUGE_PAGES = ("auto", "never", "always")
 
 # Why the compiled operators do not serve, in the words of whatever failed; None when they do.
 load_error: str | None
@@ -23,11 +25,10 @@ def _load() -> str | None:
     wanted = requested()
     if wanted == "reference":
         return f"not loaded: {ENVIRONMENT_VARIABLE}=reference asks for the reference"
-    capability = os.environ.get(CPU_CAPABILITY_VARIABLE, "")
-    if capability not in ("", *CPU_CAPABILITIES):
-        raise ValueError(
-            f'{CPU_CAPABILITY_VARIABLE}: got "{capability}"; expected one of {", ".join(CPU_CAPABILITIES)}'
-        )
+    for variable, known in ((CPU_CAPABILITY_VARIABLE, CPU_CAPABILITIES), (HUGE_PAGES_VARIABLE, HUGE_PAGES)):
+        given = os.environ.get(variable, "")
+        if given not in ("", *known):
+            raise ValueError(f'{variable}: got "{given}"; expected one of {", ".join(known)}')
     error = _load_library()
     if error is not None and wanted == "native":
         raise ImportError(f"{ENVIRONMENT_VARIABLE}=native, but the compiled operators do not load: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -71,10 +73,16 @@ class Processes:
             distributed.barrier()
 
 
-def of_torchrun() -> Processes:
-    """Join the process group that torchrun describes."""
+@contextmanager
+def of_torchrun() -> Iterator[Processes]:
+    """Join the process group that torchrun describes, and leave it at the end of the block.
+
+    A process that ends without leaving aborts now and then, as the group's threads still run.
+    """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         raise RuntimeError("no RANK and WORLD_SIZE in the environment; start with torchrun, or without --distributed")
-    if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
-    return Processes(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+    finally:
+        distributed.destroy_process_group()

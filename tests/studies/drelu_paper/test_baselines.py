@@ -154,41 +154,47 @@ from studies.drelu_paper.models import dense_drelu
 from studies.drelu_paper.training import TrainingConfig, loop, train
 from studies.drelu_paper.training.parallel import of_torchrun
 torch.set_num_threads(1)
-parts = [Split(s.x[:n], s.y[:n]) for s, n in zip(load_digits(), (319, 100, 200))]
-model, processes = dense_drelu(0, init=2.0), of_torchrun()
-history = train(model, parts[0], parts[1], TrainingConfig(epochs=2, balancer=0.1), processes=processes,
-                progress=False)
-alike = model.state_dict(), history.column("train_loss"), history.column("validation_loss")
 
-record_of = loop.record_of
+def compare(processes):
+    parts = [Split(s.x[:n], s.y[:n]) for s, n in zip(load_digits(), (319, 100, 200))]
+    model = dense_drelu(0, init=2.0)
+    history = train(model, parts[0], parts[1], TrainingConfig(epochs=2, balancer=0.1), processes=processes,
+                    progress=False)
+    alike = model.state_dict(), history.column("train_loss"), history.column("validation_loss")
 
-def unlike(model, batches, balancer, train_loss):
-    # As by rounding, or by running statistics of its own: only the first process still improves.
-    found = record_of(model, batches, balancer, train_loss)
-    return replace(found, validation_loss=-train_loss if processes.rank else train_loss)
+    record_of = loop.record_of
 
-loop.record_of = unlike
-x, y = torch.rand(24, 1, 4, 4), torch.arange(24) % 10
-model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), DReLU(num_parameters=4), nn.Flatten(), nn.Linear(16, 10))
-found = {}
-for method in ("natural", "at", "trades"):
-    config = TrainingConfig(epochs=3, stop_patience=1, batch_size=8, method=method, attack_steps=1)
-    found[method] = train(model, Split(x, y), Split(x, y), config, processes=processes, progress=False)
+    def unlike(model, batches, balancer, train_loss):
+        # As by rounding, or by running statistics of its own: only the first process still improves.
+        found = record_of(model, batches, balancer, train_loss)
+        return replace(found, validation_loss=-train_loss if processes.rank else train_loss)
 
-# The first process fails at evaluating; the other must not be left waiting for it, nor take a later step for its end.
+    loop.record_of = unlike
+    x, y = torch.rand(24, 1, 4, 4), torch.arange(24) % 10
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), DReLU(num_parameters=4), nn.Flatten(), nn.Linear(16, 10)
+    )
+    found = {}
+    for method in ("natural", "at", "trades"):
+        config = TrainingConfig(epochs=3, stop_patience=1, batch_size=8, method=method, attack_steps=1)
+        found[method] = train(model, Split(x, y), Split(x, y), config, processes=processes, progress=False)
+
+    # The first process fails at evaluating; the other must not wait for it, nor take a later step for its end.
+    jobs._evaluate = fails
+    try:
+        do(Job("evaluate", None), Folders(Path(), Path()), processes)
+    except ValueError:
+        assert processes.rank == 0
+    losses = {name: history.column("validation_loss")[1:] for name, history in found.items()}
+    assert processes.of_first(losses) == losses
+    if processes.rank == 0:
+        torch.save({"alike": alike, "unlike": losses}, sys.argv[1])
+
 def fails(*_):
     raise ValueError("no")
 
-jobs._evaluate = fails
-try:
-    do(Job("evaluate", None), Folders(Path(), Path()), processes)
-except ValueError:
-    assert processes.rank == 0
-losses = {name: history.column("validation_loss")[1:] for name, history in found.items()}
-assert processes.of_first(losses) == losses
-if processes.rank == 0:
-    torch.save({"alike": alike, "unlike": losses}, sys.argv[1])
-processes.wait()
+with of_torchrun() as processes:
+    compare(processes)
 """
 
 
@@ -226,5 +232,5 @@ def test_torchrun_is_needed_for_several_processes(monkeypatch: pytest.MonkeyPatc
     from studies.drelu_paper.training.parallel import of_torchrun  # noqa: PLC0415
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(RuntimeError, match="start with torchrun"):
-        of_torchrun()
+    with pytest.raises(RuntimeError, match="start with torchrun"), of_torchrun():
+        pass
