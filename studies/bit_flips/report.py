@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from benchmarks.harness import records
 from benchmarks.harness.records import Record
-from benchmarks.harness.table import MISSING, Table, software
+from benchmarks.harness.table import MISSING, Table, software, titled
 
 FILE_NAME = "bit-flips.jsonl"
 
@@ -40,8 +41,5 @@ def headline(record: Record) -> str:
 
 def page(folder: Path) -> str:
     """All tables, for the document that marks them."""
-    from benchmarks.harness import records  # noqa: PLC0415 (only where there is a record)
-    from benchmarks.harness.table import titled  # noqa: PLC0415
-
     found = [records.load(path) for path in sorted(folder.glob(f"*/{FILE_NAME}"))]
     return "\n\n".join(f"{headline(one)}.\n\n" + "\n\n".join(titled(t, "") for t in tables(one)) for one in found)
