@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dreluop.caps.statistics import pre_activation
+from dreluop.caps.statistics import dropped_by_cap, pre_activation
 from dreluop.functional import Above, NaN
 from dreluop.modules import DReLU, SReLU
 
@@ -103,9 +103,7 @@ def guarded_elements(model: nn.Module) -> Iterator[dict[str, int]]:
 
     def of_layer(name: str) -> Callable[..., None]:
         def look(layer: Any, args: Any, kwargs: Any) -> None:
-            x = pre_activation(layer, args, kwargs)
-            caps = layer.cap if layer.cap.numel() == 1 else _per_element(layer, x)
-            add(name, (x > caps) | x.isnan())
+            add(name, dropped_by_cap(layer, pre_activation(layer, args, kwargs)))
 
         return look
 
@@ -124,13 +122,3 @@ def guarded_elements(model: nn.Module) -> Iterator[dict[str, int]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _per_element(layer: Any, x: Tensor) -> Tensor:
-    """The caps in a shape that broadcasts with x."""
-    cap: Tensor = layer.cap
-    if cap.ndim > 1 or x.ndim == 1:
-        return cap
-    shape = [1] * x.ndim
-    shape[layer.dim] = -1
-    return cap.view(shape)
