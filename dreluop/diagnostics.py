@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dreluop._internal import checks
+from dreluop._internal import checks, torch_private
 from dreluop._internal.text_table import text_table
 from dreluop.caps.statistics import (
     HEADER,
@@ -21,6 +21,7 @@ from dreluop.caps.statistics import (
     LayerStatistics,
     LayerSums,
     capped_layers,
+    dropped_by_cap,
     is_compiled,
     is_measurable,
     outside_graphs,
@@ -59,6 +60,10 @@ class Snapshot:
         )
 
 
+def _drops(layer: CappedLayer) -> bool:
+    return layer.above == "zero" or layer.nan == "zero"
+
+
 class SaturationMonitor:
     """Hooks on a model that measure every ``every``-th training step where the elements of its capped layers lie.
 
@@ -69,12 +74,15 @@ class SaturationMonitor:
     - masking: more than 5 % of the samples have no live unit in a layer: their gradient through it is exactly zero;
     - idle: after ``patience`` measured steps no cap has capped anything: the network is a plain ReLU network still;
     - dead caps: a cap is <= 0: its layer's output is 0 there, and it gets no gradient;
-    - step regime: the median cap / std(x) of a layer is below 0.1: the layer is a step function.
+    - step regime: the median cap / std(x) of a layer is below 0.1: the layer is a step function;
+    - faults: in eval mode, a layer with ``above="zero"`` or ``nan="zero"`` (``dreluop.surgery.protect``) dropped
+      elements: they are out of the range of clean data, as a flipped bit makes them.
 
     Args:
         model: with at least one DReLU or SReLU; not yet compiled. Compiled afterwards, it has a graph break at each
             hook (an error with ``fullgraph=True``).
-        every: measure steps 1, 1 + every, 1 + 2 every, ...: forward passes of the model in training mode. What a
+        every: measure steps 1, 1 + every, 1 + 2 every, ...: forward passes of the model in training mode, and by a
+            count of their own those in eval mode, where only faults are looked for. What a
             checkpoint recomputes in the backward pass is no step, nor is a trace (export, fake tensors).
         writer: a TensorBoard ``SummaryWriter``, or anything with its ``add_scalar(tag, value, step)``.
         tag: what the tags begin with: ``tag/layer/capped``.
@@ -116,11 +124,14 @@ class SaturationMonitor:
                 "together; use DistributedDataParallel and monitor its .module"
             )
         layers = capped_layers(model)
+        self._layers = list(layers.values())
         self._every, self._writer, self._tag, self._log, self._patience = every, writer, tag, log, patience
-        self.step = 0
+        self.step = self._inferences = 0
         self.history: deque[Snapshot] = deque(maxlen=HISTORY)
         self._sums: dict[str, LayerSums] | None = None
         self._warned: set[str] = set()
+        # Elements that were dropped in a pass in eval mode that is looked at.
+        self._dropped: dict[str, Tensor] | None = None
         self._measured = 0
         self._has_capped = False
         # The model's own hook opens the step, so it comes first, also where the model is a layer itself.
@@ -162,8 +173,10 @@ class SaturationMonitor:
         return "nothing measured yet" if self.latest is None else f"step {self.latest.step}\n{self.latest}"
 
     def _begin(self, model: nn.Module, args: Any) -> None:
+        self._dropped = None
         if not model.training:
             self._sums = None
+            self._begin_in_eval()
             return
         if is_measurable("SaturationMonitor"):
             if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
@@ -176,8 +189,19 @@ class SaturationMonitor:
             if (self.step - 1) % self._every == 0:
                 self._sums = {}
 
+    def _begin_in_eval(self) -> None:
+        if torch_private.transforms_active() or not any(map(_drops, self._layers)):
+            return
+        if is_measurable("SaturationMonitor"):
+            self._inferences += 1
+            if (self._inferences - 1) % self._every == 0:
+                self._dropped = {}
+
     def _looker(self, name: str) -> Callable[[Any, Any, Any], None]:
         def look(layer: CappedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._dropped is not None and _drops(layer):
+                count = dropped_by_cap(layer, pre_activation(layer, args, kwargs)).sum()
+                self._dropped[name] = self._dropped.get(name, 0) + count
             if self._sums is None or layer.cap.is_meta or not is_measurable("SaturationMonitor"):
                 return
             if name not in self._sums:
@@ -187,6 +211,10 @@ class SaturationMonitor:
         return outside_graphs(look)
 
     def _end(self, model: nn.Module, args: Any, result: Tensor) -> None:
+        dropped, self._dropped = self._dropped, None
+        if dropped:
+            hit = [f"{name or 'the model'} {int(count)}" for name, count in dropped.items() if count]
+            self._once("faults", hit, "elements out of the range of clean data were dropped, as faults make them")
         if self._sums is None or not is_measurable("SaturationMonitor"):
             return
         sums, self._sums = self._sums, None
@@ -232,4 +260,5 @@ class SaturationMonitor:
             return
         self._warned.add(kind)
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        warnings.warn(f"step {self.step}: {message}: {listed}", SaturationWarning, stacklevel=2)
+        when = f"step {self.step}" if kind != "faults" else f"pass {self._inferences} in eval mode"
+        warnings.warn(f"{when}: {message}: {listed}", SaturationWarning, stacklevel=2)

@@ -35,6 +35,7 @@ from benchmarks.harness.entry import exit_with
 from benchmarks.harness.files import load_document
 from benchmarks.harness.records import Record
 from benchmarks.harness.table import Table, markdown, titled
+from studies.bit_flips import report as bit_flip_study
 from studies.drelu_paper.report import pages as studies
 from studies.drelu_paper.statistics import tables as statistics_tables
 from studies.drelu_paper.statistics.document import FILE_NAME as STATISTICS_FILE_NAME
@@ -96,6 +97,11 @@ def _of_file(file_name: str, headline: Callable[[Record], str], table: Callable[
         return "\n\n".join(f"{headline(one)}.\n\n{markdown(table(one))}" for one in found) or NOTHING
 
     return report
+
+
+def bit_flips(folder: Path) -> str:
+    """The study of bit flips."""
+    return bit_flip_study.page(folder) or NOTHING
 
 
 def wheels(folder: Path) -> str:
@@ -188,6 +194,7 @@ REPORTS: dict[str, Report] = {
     "sites": _of_file(bench_sites.FILE_NAME, bench_sites.headline, bench_sites.table),
     "batch-norm": _of_file(bench_batch_norm.FILE_NAME, bench_batch_norm.headline, bench_batch_norm.table),
     "pages": _of_file(bench_pages.FILE_NAME, bench_pages.headline, bench_pages.table),
+    "bit-flips": bit_flips,
     "pictures": pictures,
     **statistics_tables.REPORTS,
     "surgery": surgery,

@@ -117,6 +117,15 @@ def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, An
     return result
 
 
+def dropped_by_cap(layer: CappedLayer, x: Tensor) -> Tensor:
+    """Where a capped layer drops what comes in, by ``above="zero"`` and ``nan="zero"``: bool, of x's shape."""
+    cap = layer.cap.detach()
+    if cap.ndim == 1 and cap.numel() != 1 and x.ndim > 1:
+        cap = cap.view([-1 if d == layer.dim % x.ndim else 1 for d in range(x.ndim)])
+    above = x > cap if layer.above == "zero" else torch.zeros_like(x, dtype=torch.bool)
+    return above | (x.isnan() | cap.isnan()) if layer.nan == "zero" else above
+
+
 def watched(layers: dict[str, Any], look: Callable[[str, Any, Tensor], None]) -> AbstractContextManager[None]:
     """Call ``look(name, layer, pre-activation)`` before every call of a layer, within the context."""
     handles: list[RemovableHandle] = []

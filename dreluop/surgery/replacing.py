@@ -79,6 +79,22 @@ def replace_activations(
             names all of them), or the model cannot run on ``example_input``.
             The model is then as it was.
     """
+    return replaced(
+        model, granularity=granularity, init=init, select=select, fuse=fuse, dim=dim, example_input=example_input
+    )[0]
+
+
+def replaced(
+    model: nn.Module,
+    *,
+    granularity: Granularity = "channel",
+    init: float = 100.0,
+    select: Select | None = None,
+    fuse: bool = True,
+    dim: Dim = None,
+    example_input: Any = None,
+) -> tuple[Report, _Undo]:
+    """``replace_activations``, and what puts the model back."""
     init, fuse = _checked(model, granularity, init, fuse, dim)
     patterns = _patterns(select)
     chosen = select if callable(select) else lambda site: any(fnmatch.fnmatchcase(site.name, one) for one in patterns)
@@ -108,7 +124,7 @@ def replace_activations(
         undo.restore()
         raise
     done = tuple(map(planning.described, plans))
-    return Report(done, remaining(done, found.unread, observed), tuple(observed.ran), observed.failed)
+    return Report(done, remaining(done, found.unread, observed), tuple(observed.ran), observed.failed), undo
 
 
 def _install(undo: _Undo, found: Found, plans: list[Plan], make: Callable[[Plan], nn.Module], made: _Made) -> None:

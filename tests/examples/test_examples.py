@@ -21,6 +21,7 @@ EXAMPLES = {
     "surgery_torchvision": ((), (), "the network without dreluop gives the same outputs"),
     "compile_and_export": ((), (), "exported: the program from the file gives the model's outputs"),
     "fixed_caps_from_data": ((), (), "capped: accuracy 100.0%"),
+    "protect_against_bit_flips": ((), (), "protected, flipped, repaired: 9"),
     "honest_evaluation": ((), (), "accuracy under straight through the cap"),
     "distributed_fsdp2": (TORCHRUN, (), "fsdp2, 2 processes: the same as one process"),
     "distributed_fsdp2, ddp": (TORCHRUN, ("--engine", "ddp"), "ddp, 2 processes: the same as one process"),

@@ -1,0 +1,1 @@
+"""How networks with different activations stand flipped bits in their weights and values (docs/faults.md)."""
