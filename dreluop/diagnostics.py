@@ -61,7 +61,8 @@ class Snapshot:
 
 
 def _drops(layer: CappedLayer) -> bool:
-    return layer.above == "zero" or layer.nan == "zero"
+    # A batch norm with caps has no such options.
+    return getattr(layer, "above", "cap") == "zero" or getattr(layer, "nan", "propagate") == "zero"
 
 
 class SaturationMonitor:

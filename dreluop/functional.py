@@ -113,9 +113,11 @@ def capped_relu(
             return by_fast_path
     if has_override((x, cap, bias, residual)):
         given = [one for one in (x, cap, bias, residual) if one is not None]
+        # A handler that was written before these options gets the call as it knows it.
+        form = {name: value for name, value in (("above", above), ("nan", nan)) if value not in ("cap", "propagate")}
         result: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
-            bias=bias, residual=residual, above=above, nan=nan,
+            bias=bias, residual=residual, **form,
         )  # fmt: skip
         return result
     plain = save == "output" and balancer is None and bias is None and residual is None

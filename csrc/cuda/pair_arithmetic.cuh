@@ -13,7 +13,7 @@ constexpr bool kInPairs = sizeof(typename Traits::T) == 2;
 
 template <class Traits>
 DRELUOP_DEVICE typename Traits::Values capped_values(const typename Traits::Values& x,
-                                                     const typename Traits::Values& cap, Zeroed zeroed) {
+                                                     const typename Traits::Values& cap, Zeroed zeroed = kZeroNothing) {
   using Number = typename Traits::Number;
   constexpr int kVec = Traits::kVec;
   if constexpr (kInPairs<Traits>) {

@@ -90,7 +90,7 @@ def replaced(
     granularity: Granularity = "channel",
     init: float = 100.0,
     select: Select | None = None,
-    fuse: bool = True,
+    fuse: bool | Literal["batch_norm"] = True,
     dim: Dim = None,
     example_input: Any = None,
 ) -> tuple[Report, _Undo]:

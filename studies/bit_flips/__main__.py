@@ -21,7 +21,7 @@ from studies.bit_flips.networks import NETWORKS, Recipe, trained
 from studies.bit_flips.variants import ACTIVATIONS, LEARNED, RELU, VARIANTS
 from studies.drelu_paper.data import load_digits
 
-WORK = Path("runs/bit_flips")
+WORK = Path("build/bit_flips")
 SEEDS, TRIALS, INPUTS, EPOCHS = 3, 50, 500, {"CNN": 6, "ResNet": 6}
 BALANCER = 1e-3
 RATES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)

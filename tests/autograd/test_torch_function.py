@@ -93,7 +93,7 @@ def test_a_handler_gets_every_argument() -> None:
     x, bias = Wrapped(X), CAP.cos()
     capped_relu(x, CAP, dim=-1, save="mask", balancer=0.5, bias=bias, above="zero")
     expected = {"dim": -1, "inplace": False, "save": "mask", "balancer": 0.5, "bias": bias, "residual": None}
-    expected |= {"above": "zero", "nan": "propagate"}
+    expected |= {"above": "zero"}
     _, args, kwargs = Wrapped.calls[0]
     assert args[0] is x and args[1] is CAP and kwargs == expected
 
