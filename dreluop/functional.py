@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function
 from dreluop._internal import checks, dtensor
 from dreluop._internal.caps_given import check_caps, check_devices, tensors_of
 from dreluop._internal.overrides import has_override
+from dreluop._internal.zeroed import NOTHING, zeroed
 from dreluop.autograd import fast_path, route, surrogate
 from dreluop.backends.selection import by_default_rule, operators_for
 
@@ -114,7 +115,7 @@ def capped_relu(
     if has_override((x, cap, bias, residual)):
         given = [one for one in (x, cap, bias, residual) if one is not None]
         # A handler that was written before these options gets the call as it knows it.
-        form = {name: value for name, value in (("above", above), ("nan", nan)) if value not in ("cap", "propagate")}
+        form = {} if zeroed(above, nan) == NOTHING else {"above": above, "nan": nan}
         result: Tensor | tuple[Tensor, Tensor] = handle_torch_function(
             capped_relu, given, x, cap, dim=dim, inplace=inplace, save=save, balancer=balancer,
             bias=bias, residual=residual, **form,

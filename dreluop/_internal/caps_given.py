@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -40,7 +41,11 @@ def check_devices(tensors: list[Tensor]) -> None:
 
 def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """``model.modules()``, in a third of its time."""
-    seen, waiting = set[nn.Module](), [model]
+    if torch.compiler.is_compiling():
+        yield from model.modules()
+        return
+    seen: set[nn.Module] = set()
+    waiting = [model]
     while waiting:
         module = waiting.pop()
         if module not in seen:

@@ -17,7 +17,7 @@ def zeroed(above: Any, nan: Any) -> int:
     Raises:
         ValueError: one of them is unknown.
     """
-    if above == "cap" and nan == "propagate":
+    if type(above) is str and type(nan) is str and above == "cap" and nan == "propagate":
         return NOTHING
     _check("above", above, ABOVE_CHOICES)
     _check("nan", nan, NAN_CHOICES)
@@ -25,5 +25,5 @@ def zeroed(above: Any, nan: Any) -> int:
 
 
 def _check(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f'{name}: got {value!r}; expected "{choices[0]}" or "{choices[1]}"')

@@ -20,7 +20,7 @@ from dreluop.ops.handles import FUSED, Operators
 
 def run(call: Call) -> Tensor | tuple[Tensor, Tensor]:
     """What torch.compile sees."""
-    fuses = compile_policy.fuses(call.x, call.cap, call.mask)
+    fuses = compile_policy.fuses(call.x, call.cap, call.mask, call.zeroed)
     operators = FUSED if fuses else operators_for(call.x)
     y, _, _ = operators.activate(call._replace(balancer=None))
     return y if call.balancer is None else (y, penalty(operators, [call.cap], call.balancer))

@@ -7,6 +7,7 @@ it fuses with what comes before and after (``ops.inductor``): a convolution's bi
 call                                                           form
 =============================================================  ==========================================
 ``save="mask"``                                                opaque: the mask is packed in the same pass
+``above="zero"`` of a half type                                opaque: fused code compares before it rounds
 traced by ``torch.export``                                     opaque: ``ops.decompositions`` takes it apart
 x or cap of a subclass of Tensor (DTensor)                     opaque: rules of a subclass are per operator
 ``compile_mode("opaque")`` or ``compile_mode("decompose")``     as asked
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from dreluop._internal import torch_private
+from dreluop._internal.zeroed import ABOVE
 from dreluop.backends import selection
 
 _TENSORS = frozenset({Tensor, nn.Parameter})
@@ -37,8 +39,11 @@ def exporting() -> bool:
 torch_private.constant_when_compiled(exporting)
 
 
-def fuses(x: Tensor, cap: Tensor, mask: bool) -> bool:
+def fuses(x: Tensor, cap: Tensor, mask: bool, zeroed: int) -> bool:
     """Whether a traced call becomes standard operators."""
+    # Inductor leaves out the rounding of what it fuses: what reaches its cap by it would be dropped.
+    if zeroed & ABOVE and x.element_size() == 2:
+        return False
     if mask or exporting() or type(x) not in _TENSORS or type(cap) not in _TENSORS:
         return False
     form = selection.chosen_form()

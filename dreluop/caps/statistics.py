@@ -23,7 +23,7 @@ from dreluop.autograd.base import in_backward
 from dreluop.batch_norm import _BatchNormDReLU
 from dreluop.functional import saturation
 from dreluop.modules import DReLU, SReLU
-from dreluop.ops.composite import fused_sum
+from dreluop.ops.composite import effective_cap, fused_sum
 
 CappedLayer = DReLU | SReLU | _BatchNormDReLU
 
@@ -119,9 +119,8 @@ def pre_activation(layer: CappedLayer, args: Sequence[Any], kwargs: dict[str, An
 
 def dropped_by_cap(layer: CappedLayer, x: Tensor) -> Tensor:
     """Where a capped layer drops what comes in, by ``above="zero"`` and ``nan="zero"``: bool, of x's shape."""
-    cap = layer.cap.detach()
-    if cap.ndim == 1 and cap.numel() != 1 and x.ndim > 1:
-        cap = cap.view([-1 if d == layer.dim % x.ndim else 1 for d in range(x.ndim)])
+    # As the activation compares it: in x's dtype.
+    cap = effective_cap(layer.cap.detach(), x, layer.dim)
     above = x > cap if layer.above == "zero" else torch.zeros_like(x, dtype=torch.bool)
     return above | (x.isnan() | cap.isnan()) if layer.nan == "zero" else above
 

@@ -29,8 +29,8 @@ data = "mynet:test_data"       # one that gives inputs and labels, or a file .np
 rates = [1e-6, 1e-5, 1e-4]     # bit error rates
 trials = 50
 where = "weights"              # or "caps", "activations", "inputs_of_activations"
-dtype = "bfloat16"             # in which weights are stored; left out: the one they have
 protect_weights = true         # dreluop.faults.protect_weights, and a repair before each evaluation
+# dtype = "bfloat16"           # instead: in which weights are stored; left out: the one they have
 records = "curve.jsonl"        # trials that are in it are not run again
 picture = "curve.png"
 """
@@ -76,6 +76,11 @@ def run(config: dict[str, Any]) -> None:
     dtype = config.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f'dtype: got "{dtype}"; expected {", ".join(DTYPES)}')
+    if dtype is not None and config.get("protect_weights", False):
+        raise ValueError(
+            "protect_weights: not with dtype, which would round the check bits away; let the network's function give "
+            "it in that dtype"
+        )
     device = torch.device(config.get("device", "cpu"))
     model: nn.Module = sources.model_of("model", config["model"]).to(device)
     x, labels = sources.inputs_and_labels("data", config["data"])

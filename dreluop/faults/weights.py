@@ -15,8 +15,9 @@ from dreluop.faults.bits import as_words, width_of
 CHECKED_BITS = {torch.float16: 6, torch.bfloat16: 9, torch.float32: 9, torch.float64: 12}
 # Three numbers stand for a whole tensor: its limits are kept so many times, small tensors three times.
 LIMITS_COPIES, SMALL_COPIES = 5, 3
-# Where more weights than this fail their check, they were changed by something else than faults.
-MOST_FAULTY = 0.25
+# Where more of a tensor's weights fail their check, or more of a small tensor's differ from their copies, they were
+# changed by something else than faults. Of a few weights half may be hit.
+MOST_FAULTY, MOST_RESTORED, FEW = 0.25, 0.75, 32
 
 
 @dataclass(frozen=True)
@@ -67,25 +68,36 @@ class ProtectedWeights(nn.Module):
         weights = _weights_of(model)
         self._check(weights)
         limits = [_vote(copies) for copies in self.limits]
+        for (name, t), own in zip(weights.items(), limits, strict=True):
+            self._check_untouched(name, t, own)
         total = sum(t.numel() for t in weights.values())
-        faulty = sum(int((~_fits(t, own)).sum()) for t, own in zip(weights.values(), limits, strict=True))
-        if faulty > MOST_FAULTY * total:
-            raise ValueError(
-                f"model: {faulty:,} of {total:,} weights fail their check; they were changed since protect_weights, "
-                "by training or loading, say: call it again"
-            )
         restored = dropped = 0
         for (name, t), own, copies in zip(weights.items(), limits, self.limits, strict=True):
             copies.copy_(own.expand_as(copies))
             if name in self.small:
-                restored += self._restore(t, self.copies[self.small.index(name)])
+                restored += self._restore(name, t)
             wrong = ~_fits(t, own)
             dropped += int(wrong.sum())
             t.masked_fill_(wrong, _coded(own[2]).item())
         return Repair(restored, dropped, total)
 
-    def _restore(self, t: Tensor, copies: Tensor) -> int:
-        voted = _vote(torch.cat([t[None], copies.to(t.device)]))
+    def _check_untouched(self, name: str, t: Tensor, limits: Tensor) -> None:
+        if name in self.small:
+            voted = self._voted(name, t)
+            faulty, most = int((as_words(voted) != as_words(t)).sum()), MOST_RESTORED
+        else:
+            faulty, most = int((~_fits(t, limits)).sum()), MOST_FAULTY
+        if t.numel() >= FEW and faulty > most * t.numel():
+            raise ValueError(
+                f"{name}: {faulty:,} of {t.numel():,} weights fail their check; they were changed since "
+                "protect_weights, by training or loading, say: call it again"
+            )
+
+    def _voted(self, name: str, t: Tensor) -> Tensor:
+        return _vote(torch.cat([t[None], self.copies[self.small.index(name)].to(t.device)]))
+
+    def _restore(self, name: str, t: Tensor) -> int:
+        voted, copies = self._voted(name, t), self.copies[self.small.index(name)]
         changed = int((as_words(voted) != as_words(t)).sum())
         t.copy_(voted)
         copies.copy_(voted.expand_as(copies))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 
-from dreluop._internal.zeroed import ABOVE
 from dreluop.ops import handles
 from dreluop.ops.call import BackwardCall
 from dreluop.ops.composite import effective_cap, fused_sum, gradients, regions_of_output, tangent_of, value
@@ -46,9 +45,7 @@ def capped_relu(
     residual: Tensor | None = None,
     zeroed: int = 0,
 ) -> Tensor:
-    t = fused_sum(x, dim, bias, residual)
-    # By a rounding, a sum may reach its cap, and stay.
-    return value(_rounded(t) if zeroed & ABOVE else t, rounded_cap(cap, x, dim), zeroed=zeroed)
+    return value(fused_sum(x, dim, bias, residual), rounded_cap(cap, x, dim), zeroed=zeroed)
 
 
 def differentiable(t: Tensor, cap: Tensor, dim: int, zeroed: int) -> Tensor:

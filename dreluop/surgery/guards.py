@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +62,16 @@ def each_tensor(value: Any, change: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(each_tensor(one, change) for one in value)
     if isinstance(value, dict):
-        return {key: each_tensor(one, change) for key, one in value.items()}
+        # A copy, which may be of a class with attributes too.
+        result = copy.copy(value)
+        for key, one in value.items():
+            result[key] = each_tensor(one, change)
+        return result
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        other = copy.copy(value)
+        for part in dataclasses.fields(value):
+            object.__setattr__(other, part.name, each_tensor(getattr(value, part.name), change))
+        return other
     return value
 
 

@@ -91,11 +91,12 @@ class Protection:
         return [name for name, *_ in changed]
 
     def _compared(self, model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
-        buffers = dict(model.named_buffers())
+        tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         for name, set_to in self._bounds.items():
-            if name not in buffers:
+            if name not in tensors:
                 raise ValueError(f"model: got one without {name!r}; expected the one that was protected")
-            yield name, buffers[name], set_to.to(buffers[name].device, buffers[name].dtype)
+            now = tensors[name].detach()
+            yield name, now, set_to.to(now.device, now.dtype)
 
 
 def protect(
@@ -106,7 +107,7 @@ def protect(
     above: Above = "zero",
     nan: NaN = "zero",
     quantile: float = 1.0,
-    margin: float = 0.0,
+    margin: float = 0.1,
     outputs: bool = True,
     example_input: Any = None,
     forward: Forward | None = None,
@@ -133,7 +134,8 @@ def protect(
         above: what becomes of a value beyond its bound: ``"zero"``, or ``"cap"``, the bound (Ranger).
         nan: what becomes of NaN: ``"zero"``, or ``"propagate"``.
         quantile: of the values that come into a ReLU that is its cap, in (0, 1]; ranges are those of all values.
-        margin: how far bounds lie beyond the clean values, as a share of the range, >= 0.
+        margin: how far bounds lie beyond the clean values, as a share of the range, >= 0. With 0 the largest clean
+            values are dropped wherever another batch size, dtype or kernel rounds them up.
         outputs: guard the model's own output too.
         example_input: as in ``replace_activations``.
         forward, progress: as in ``calibrate_caps``.
@@ -245,20 +247,22 @@ class _Plan:
         self._changes: list[Callable[[], None]] = []
 
     def make(self) -> None:
-        names = self.measured.names
+        names: dict[Any, str] = dict(self.measured.names)
         layers = set(self.flow.layers())
         for module, name in names.items():
             if isinstance(module, CAPPED):
                 self._cap(module, name)
             elif isinstance(module, LearnedCap):
-                self.unguarded.append((name, "a batch norm with caps, which drops neither NaN nor what is above them"))
+                # A batch norm with caps: what is above them, or NaN, is only seen behind it.
+                self._range(module, name)
             elif isinstance(module, ACTIVATIONS):
                 self._range(module, name)
             elif module in layers and not self.flow.ends_in_activations(module):
                 self._layer(module, name)
         model = next(iter(names))
         if self.outputs and self.flow.has_loose_output:
-            self._range(_last_of(model), names[_last_of(model)])
+            last = _last_of(model)
+            self._range(last, names[last])
         for name, function in self.flow.called:
             self.unguarded.append((name, f"calls {function} as a function, whose output has no guard"))
         if not self.guards:
@@ -306,6 +310,10 @@ class _Plan:
         if found is None:
             self.unguarded.append((name, "no clean input reached it"))
             return
+        if isinstance(module, nn.Sequential):
+            reason = "a Sequential with a forward or parameters of its own, which would call a guard as a layer"
+            self.unguarded.append((name, reason))
+            return
         low, high = found
         more = self.margin * (high - low)
         self._changes.append(
@@ -316,7 +324,7 @@ class _Plan:
 
 def _last_of(model: nn.Module) -> nn.Module:
     """What gives a model's output: a Sequential calls its children, so a guard must hang in the last one."""
-    while isinstance(model, nn.Sequential) and len(model):
+    while isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward and len(model):
         model = model[-1]
     return model
 
@@ -332,13 +340,13 @@ def _set_options(layer: Any, above: Above, nan: NaN) -> None:
 
 
 def bounds_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers that hold caps and ranges."""
+    """Copies of the buffers, and parameters, that hold caps and ranges."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, (*CAPPED, RangeGuard)):
             prefix = f"{name}." if name else ""
-            buffers = {key: value for key, value in module._buffers.items() if value is not None}
-            found |= {f"{prefix}{key}": value.detach().clone() for key, value in buffers.items()}
+            held = {**module._buffers, **module._parameters}
+            found |= {f"{prefix}{key}": value.detach().clone() for key, value in held.items() if value is not None}
     return found
 
 

@@ -31,6 +31,12 @@ STANDARD = ("fgsm", "pgd", "apgd_ce", "apgd_dlr", "square")
 AWARE = ("straight_through", "soft", "margin", "uncapped", "transfer")
 
 
+def test_a_protected_network_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), dreluop.DReLU(above="zero"), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match=r"model: 2 has above=.zero.*evaluate the network as it was before"):
+        evaluate(model, torch.rand(3, 1, 2, 2), torch.arange(3), 0.1)
+
+
 @pytest.fixture(scope="module")
 def evaluated(
     masked: DenseNetwork, relu: DenseNetwork, some: Split, images: Digits

@@ -93,9 +93,16 @@ def test_a_handler_gets_every_argument() -> None:
     x, bias = Wrapped(X), CAP.cos()
     capped_relu(x, CAP, dim=-1, save="mask", balancer=0.5, bias=bias, above="zero")
     expected = {"dim": -1, "inplace": False, "save": "mask", "balancer": 0.5, "bias": bias, "residual": None}
-    expected |= {"above": "zero"}
+    expected |= {"above": "zero", "nan": "propagate"}
     _, args, kwargs = Wrapped.calls[0]
     assert args[0] is x and args[1] is CAP and kwargs == expected
+
+
+@pytest.mark.parametrize("options", [{"above": "propagate"}, {"nan": "cap"}, {"above": ["zero"]}])
+def test_a_wrong_option_is_refused_for_any_type(options: dict[str, Any]) -> None:
+    for x in (X, Wrapped(X), X.as_subclass(Subclass)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: got"):
+            capped_relu(x, CAP, dim=-1, **options)
 
 
 def test_a_type_that_handles_nothing_is_a_type_error() -> None:

@@ -56,6 +56,25 @@ def test_inductor(device: torch.device, mode: Any, form: str, dtype: torch.dtype
     oracle.assert_grad_cap(leaves[1].grad.cpu(), grad, x, cap, 1, zeroed)
 
 
+@by_mode
+@pytest.mark.parametrize(("dtype", "little"), [(torch.bfloat16, 0.0019), (torch.float16, 0.0002)], ids=str)
+@pytest.mark.parametrize("reached", ["cap", "residual", "bias", "before"])
+def test_what_reaches_its_cap_by_a_rounding_stays(mode: Any, dtype: torch.dtype, little: float, reached: str) -> None:
+    x = torch.ones(4, 4, dtype=dtype, requires_grad=True)
+    cap = torch.full((4,), 1 - little if reached == "cap" else 1.0)
+    more = torch.full((4, 4), little, dtype=dtype)
+    options: dict[str, Any] = {"residual": more} if reached == "residual" else {}
+    options |= {"bias": torch.full((4,), little)} if reached == "bias" else {}
+
+    def call(x: Tensor) -> Tensor:
+        return dreluop.capped_relu(x + more if reached == "before" else x, cap, above="zero", **options)
+
+    with dreluop.compile_mode(mode):
+        y = torch.compile(call, fullgraph=True)(x)
+    y.backward(torch.ones_like(y))
+    assert (y == 1).all() and (x.grad == 1).all()
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "output": {},
     "mask": {"save": "mask"},

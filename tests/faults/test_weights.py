@@ -161,6 +161,18 @@ def test_trained_weights_are_refused_and_left_alone():
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("name", ["3.weight", "1.weight"])
+def test_one_trained_tensor_is_enough(name: str):
+    model = network()
+    protected = protect_weights(model, copies_below=41)
+    with torch.no_grad():
+        model.get_parameter(name).add_(0.01)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"{name}: .* weights fail their check"):
+        protected.repair(model)
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+
+
 REFUSED: dict[str, tuple[Callable[[nn.Sequential], Any], dict[str, Any], type[Exception], str]] = {
     "no module": (lambda _: 3, {}, TypeError, "model: got int"),
     "no parameters": (lambda _: nn.ReLU(), {}, ValueError, "has no parameters"),

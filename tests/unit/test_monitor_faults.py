@@ -40,6 +40,12 @@ def test_what_a_cap_drops(above: Any, nan: Any, dropped: list[int], per: str):
     assert not mine[dropped].any()
 
 
+def test_an_element_that_equals_its_rounded_cap_is_kept():
+    layer = SReLU(torch.tensor([0.999]), above="zero", nan="zero")
+    x = torch.ones(4, 1).bfloat16()
+    assert (layer(x) == 1).all() and not dropped_by_cap(layer, x).any()
+
+
 def test_one_warning_in_eval_mode():
     model = nn.Sequential(nn.Identity(), SReLU(1.0, above="zero", nan="zero"), DReLU(init=5.0)).eval()
     with SaturationMonitor(model, every=2) as monitor:

@@ -28,6 +28,7 @@ from dreluop.adaptive.evaluation.columns import (
     with_widths,
 )
 from dreluop.adaptive.evaluation.outcomes import L2, Outcomes
+from dreluop.modules import DReLU, SReLU
 
 # A share of inputs without any gradient above which attacks say nothing about a model.
 BLIND = 0.05
@@ -211,6 +212,12 @@ def _check_inputs(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
         got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y: got {got}; expected torch.int64 of shape ({len(x)},)")
     check_arguments(x, checks.number("eps", eps))
+    for name, module in model.named_modules():
+        if isinstance(module, DReLU | SReLU) and module.above == "zero":
+            raise ValueError(
+                f'model: {name or "it"} has above="zero" (dreluop.surgery.protect), which no surrogate gradient '
+                "passes; evaluate the network as it was before"
+            )
 
 
 def _classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
