@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -247,16 +247,14 @@ class _Plan:
         self._changes: list[Callable[[], None]] = []
 
     def make(self) -> None:
-        names: dict[Any, str] = dict(self.measured.names)
+        names = self.measured.names
         layers = set(self.flow.layers())
         for module, name in names.items():
             if isinstance(module, CAPPED):
                 self._cap(module, name)
-            elif isinstance(module, LearnedCap):
-                # A batch norm with caps: what is above them, or NaN, is only seen behind it.
-                self._range(module, name)
-            elif isinstance(module, ACTIVATIONS):
-                self._range(module, name)
+            elif isinstance(module, (LearnedCap, *ACTIVATIONS)):
+                # Of a batch norm with caps too: NaN, or what is far above its caps, is only seen behind it.
+                self._range(cast(nn.Module, module), name)
             elif module in layers and not self.flow.ends_in_activations(module):
                 self._layer(module, name)
         model = next(iter(names))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import dreluop
-from dreluop.ops import inductor
 from tests.support import oracle
 from tests.support.cases import special_values
 
@@ -122,16 +119,6 @@ def test_transforms_inside_what_is_compiled(mode: Any, form: str) -> None:
         with dreluop.compile_mode(mode):
             got = torch.compile(function, backend="aot_eager", fullgraph=True)(*arguments)
         torch.testing.assert_close(got, function(*arguments))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_off_the_cpu_what_is_compared_with_its_cap_is_rounded(dtype: torch.dtype) -> None:
-    """A sum that rounds to its cap stays, so it must be rounded, which inductor does for integers only."""
-    x, cap = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((4, 3), (3,)))
-    for zeroed in (0, oracle.NAN, oracle.ABOVE):
-        call = functools.partial(inductor.capped_relu, dim=1, zeroed=zeroed)
-        code = make_fx(lambda x, cap: call(x, cap, bias=cap, residual=x))(x, cap).code  # noqa: B023
-        assert ("view.dtype" in code) == (zeroed == oracle.ABOVE and dtype != torch.float32)
 
 
 class Network(nn.Module):
