@@ -83,7 +83,7 @@ class PlainActivation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool, zeroed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: Tensor, dim: int, inplace: bool, zeroed: int = 0) -> Tensor:
         ctx.operators = operators()
         with BelowAutograd():
             y: Tensor = ctx.operators.activate(Call(x, cap, dim, zeroed=zeroed, inplace=inplace))[0]
