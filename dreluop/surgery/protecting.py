@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dreluop._internal import checks
 from dreluop._internal.cap_state import LearnedCap
 from dreluop._internal.text_table import text_table
+from dreluop._internal.zeroed import zeroed
 from dreluop.caps.batches import Forward, run_over
 from dreluop.caps.quantiles import StreamingQuantiles
 from dreluop.caps.statistics import pre_activation, row_per_cap
@@ -172,10 +173,7 @@ def _checked(model: Any, above: Any, nan: Any, quantile: Any, margin: Any, outpu
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
     if any(isinstance(module, RangeGuard) for module in model.modules()):
         raise ValueError("model: got one that is protected already")
-    if above not in ("cap", "zero"):
-        raise ValueError(f'above: got {above!r}; expected "cap" or "zero"')
-    if nan not in ("propagate", "zero"):
-        raise ValueError(f'nan: got {nan!r}; expected "propagate" or "zero"')
+    zeroed(above, nan)  # Raises for a word that is unknown.
     if not 0 < checks.number("quantile", quantile) <= 1:
         raise ValueError(f"quantile: got {quantile}; expected a number in (0, 1]")
     return float(quantile), checks.at_least_zero("margin", margin), checks.flag("outputs", outputs)
